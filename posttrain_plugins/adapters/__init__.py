@@ -1,0 +1,1 @@
+"""Adapter plugins: what is trainable. Reached by name only."""

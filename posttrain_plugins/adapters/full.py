@@ -1,0 +1,18 @@
+"""Full fine-tuning: every parameter is trained. No paper."""
+
+from __future__ import annotations
+
+__all__ = ["full"]
+
+
+def full() -> None:
+    """Trains every parameter; TRL gets no PEFT config.
+
+    Returns:
+        None, which is what TRL's `peft_config` means by full fine-tuning.
+
+    Example:
+        >>> full() is None
+        True
+    """
+    return None

@@ -1,0 +1,37 @@
+"""LoRA: Low-Rank Adaptation of Large Language Models (Hu et al., 2021, arXiv:2106.09685), by PEFT.
+
+One deviation from PEFT's defaults: `target_modules` is `all-linear` where nothing is given, as in QLoRA (Dettmers et
+al., 2023, arXiv:2305.14314, section 4), because PEFT's own default is a table of model types that knows few new ones.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+__all__ = ["lora"]
+
+
+def lora(target_modules: str | list[str] = "all-linear", task_type: str = "CAUSAL_LM", **params: Any) -> LoraConfig:
+    """A `peft.LoraConfig`; every other parameter is PEFT's own (`r`, `lora_alpha`, `lora_dropout`, `use_dora` ...).
+
+    Args:
+        target_modules: which modules get an adapter; PEFT's forms.
+        task_type: PEFT's task type; the stage `reward` sets its own.
+        **params: fields of `peft.LoraConfig`.
+
+    Returns:
+        The PEFT config that TRL's trainers take.
+
+    Example:
+        >>> lora(r=4).r
+        4
+    """
+    from peft import LoraConfig
+
+    return LoraConfig(target_modules=target_modules, task_type=task_type, **params)
+
+
+lora.params_of = "peft:LoraConfig"  # type: ignore[attr-defined]

@@ -1,0 +1,128 @@
+"""Every exception that posttrain-plugins raises.
+
+```
+PosttrainError                  base; carries `hint`, one action that mends it
+├── InputError                  your input is wrong                       (exit 2)
+│   ├── RecipeErrors            all mistakes of one recipe, in one report
+│   ├── PluginNotFound          no plugin of that kind and name
+│   ├── PluginConflict          two distributions give the same name
+│   └── HandoffError            a stage's input is not what it was made for
+├── PluginBroken                a plugin failed to import or to be built  (exit 1)
+├── StageFailed                 a stage could not finish                  (exit 1)
+│   └── NonFiniteLoss           the loss became NaN or infinite
+├── Interrupted                 stopped by the user, a checkpoint stands  (exit 130)
+├── BudgetExhausted             thrown into a strategy at its yield; never reaches the user
+└── GateNotMet                  an evaluation missed what `require:` asks (exit 3)
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = [
+    "BudgetExhausted",
+    "GateNotMet",
+    "HandoffError",
+    "InputError",
+    "Interrupted",
+    "Mistake",
+    "NonFiniteLoss",
+    "PluginBroken",
+    "PluginConflict",
+    "PluginNotFound",
+    "PosttrainError",
+    "RecipeErrors",
+    "StageFailed",
+]
+
+
+class PosttrainError(Exception):
+    """Base of all our errors: what failed, and a hint that says what to do.
+
+    Args:
+        message: `<what failed>: <found>[, expected <what>]`.
+        hint: one action that mends it, best a command.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n\nhint: {self.hint}" if self.hint else self.message
+
+
+class InputError(PosttrainError):
+    """Something that the user gave cannot be used."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, order=True)
+class Mistake:
+    """One mistake in a recipe: where it stands, what is wrong, what to do."""
+
+    file: str
+    line: int
+    column: int
+    message: str
+    hint: str | None = None
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        return f"{where}: {self.message}" + (f" (hint: {self.hint})" if self.hint else "")
+
+
+class RecipeErrors(InputError):
+    """All mistakes of a recipe at once, in the order in which they stand in the file."""
+
+    def __init__(self, mistakes: Sequence[Mistake]) -> None:
+        self.mistakes = sorted(set(mistakes), key=lambda m: (m.file, m.line, m.column, m.message))
+        count = len(self.mistakes)
+        lines = "\n".join(str(mistake) for mistake in self.mistakes)
+        super().__init__(f"{count} mistake{'s' if count != 1 else ''} in the recipe\n\n{lines}")
+
+
+class PluginNotFound(InputError):
+    """No plugin of that kind has that name."""
+
+
+class PluginConflict(InputError):
+    """The same name is given by two distributions."""
+
+
+class HandoffError(InputError):
+    """A stage's input does not match what it was made for."""
+
+
+class PluginBroken(PosttrainError):
+    """A plugin is installed, but its module fails to import or its object cannot be built."""
+
+
+class StageFailed(PosttrainError):
+    """A stage could not finish; nothing stands where its result would be."""
+
+
+class NonFiniteLoss(StageFailed):
+    """The training loss became NaN or infinite."""
+
+
+class Interrupted(PosttrainError):
+    """The user stopped the run; what was reached is saved."""
+
+    exit_code = 130
+
+
+class BudgetExhausted(PosttrainError):
+    """A strategy's budget is spent. Thrown at its yield; it may return its best answer so far."""
+
+
+class GateNotMet(PosttrainError):
+    """An evaluation's figures miss what the recipe requires."""
+
+    exit_code = 3

@@ -1,0 +1,1 @@
+"""YAML -> checked, frozen dataclasses -> plan -> run -> artifact store."""

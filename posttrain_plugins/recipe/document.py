@@ -1,0 +1,256 @@
+"""YAML text -> plain values, with the place of every key and value, so that each mistake can be told with its line.
+
+Numbers and booleans are YAML 1.2's (`1e-5` is a float, `on` and `yes` are strings). A key that stands twice is a
+mistake. `extends:` builds on another recipe and `-o a.b=c` overrides: dicts merge, lists replace.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import yaml
+
+from posttrain_plugins.errors import InputError, Mistake, RecipeErrors
+
+__all__ = ["Document", "Place", "load"]
+
+Keys: TypeAlias = tuple[str | int, ...]
+PREV = "${prev}"
+_PREV_SAFE = "$<prev>"  # `{` may not stand in a plain scalar of a flow mapping; of equal length, so columns stay true
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something stands: file as the user named it, line and column from 1 (0 for an override)."""
+
+    file: str
+    line: int = 0
+    column: int = 0
+
+    def mistake(self, message: str, hint: str | None = None) -> Mistake:
+        return Mistake(self.file, self.line, self.column, message, hint)
+
+
+@dataclass
+class Document:
+    """A recipe's values and where each of them stands.
+
+    Args:
+        file: the recipe's file.
+        data: plain values.
+        keys: path of keys -> place of the key.
+        values: path of keys -> place of the value.
+        mistakes: what was wrong with the YAML itself.
+    """
+
+    file: Path
+    data: dict[str, Any] = field(default_factory=dict)
+    keys: dict[Keys, Place] = field(default_factory=dict)
+    values: dict[Keys, Place] = field(default_factory=dict)
+    mistakes: list[Mistake] = field(default_factory=list)
+
+    def place(self, path: Keys, of_key: bool = False) -> Place:
+        """The place of a value (or its key); of its nearest ancestor where it has none of its own."""
+        table = self.keys if of_key else self.values
+        while path:
+            if path in table:
+                return table[path]
+            if path in self.values:
+                return self.values[path]
+            path = path[:-1]
+        return self.values.get((), Place(str(self.file), 1, 1))
+
+    def merge(self, path: Keys, value: Any, other: Document | Place) -> None:
+        """Puts `value` at `path`: mappings merge, all else replaces, with places taken from `other`."""
+        if isinstance(value, Mapping) and isinstance(self.get(path), dict):
+            for name, item in value.items():
+                self.merge((*path, name), item, other)
+            return
+        for table in (self.keys, self.values):
+            for stale in [p for p in table if p[: len(path)] == path]:
+                del table[stale]
+        if isinstance(other, Place):
+            self.keys[path] = self.values[path] = other
+        else:
+            self.keys.update({p: at for p, at in other.keys.items() if p[: len(path)] == path})
+            self.values.update({p: at for p, at in other.values.items() if p[: len(path)] == path})
+        self._set(path, value)
+
+    def get(self, path: Keys) -> Any:
+        value: Any = self.data
+        for part in path:
+            if not isinstance(value, dict) or part not in value:
+                return None
+            value = value[part]
+        return value
+
+    def _set(self, path: Keys, value: Any) -> None:
+        target = self.data
+        for part in path[:-1]:
+            if not isinstance(target.get(str(part)), dict):
+                target[str(part)] = {}
+            target = target[str(part)]
+        target[str(path[-1])] = value
+
+
+def load(file: Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Document:
+    """Reads a recipe, what it extends, and the overrides.
+
+    Args:
+        file: the recipe.
+        overrides: `{"stages.dpo.args.beta": 0.1}` or `["stages.dpo.args.beta=0.1"]`; values of the second form are YAML.
+
+    Raises:
+        InputError: no such file, or it is not text.
+        RecipeErrors: the YAML cannot be read at all.
+    """
+    document = _load_extended(file, ())
+    for path, value, place in _overrides(overrides):
+        document.merge(path, value, place)
+    return document
+
+
+def _load_extended(file: Path, seen: tuple[Path, ...]) -> Document:
+    document = _read(file)
+    parent = document.data.pop("extends", None)
+    if parent is None:
+        return document
+    place = document.place(("extends",))
+    if not isinstance(parent, str):
+        raise RecipeErrors([place.mistake(f"'extends' names a recipe file, found {parent!r}")])
+    base_file = (file.parent / parent).resolve()
+    if base_file in (*seen, file.resolve()):
+        raise RecipeErrors([place.mistake(f"'{parent}' extends itself")])
+    if not base_file.is_file():
+        raise RecipeErrors([place.mistake(f"'extends': no file {base_file}")])
+    base = _load_extended(base_file, (*seen, file.resolve()))
+    _anchor_paths(base, file.parent.resolve())
+    for name, value in document.data.items():
+        base.merge((name,), value, document)
+    base.keys.setdefault((), document.place(()))
+    return Document(file, base.data, base.keys, base.values, base.mistakes + document.mistakes)
+
+
+def _anchor_paths(base: Document, folder: Path) -> None:
+    """Relative paths of an extended recipe stay relative to its own folder."""
+    home = base.file.parent.resolve()
+    if home != folder:
+        base.data = _anchored(base.data, home)
+
+
+def _anchored(value: Any, home: Path) -> Any:
+    if isinstance(value, dict):
+        return {k: _anchored(v, home) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_anchored(v, home) for v in value]
+    if isinstance(value, str) and value.startswith(("./", "../")):
+        head, colon, attr = value.partition(".py:")
+        return str(home / head) + colon + attr
+    return value
+
+
+def _overrides(given: Mapping[str, Any] | Sequence[str]) -> Iterator[tuple[Keys, Any, Place]]:
+    if isinstance(given, Mapping):
+        for name, value in given.items():
+            yield tuple(name.split(".")), value, Place(f"override {name}")
+        return
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise InputError(f"override '{text}' is not KEY=VALUE", hint="for instance -o stages.dpo.args.beta=0.1")
+        yield tuple(name.strip().split(".")), parse_value(value), Place(f"-o {text}")
+
+
+def parse_value(text: str) -> Any:
+    """One YAML 1.2 value."""
+    try:
+        node = yaml.compose(text.replace(PREV, _PREV_SAFE), Loader=_Loader)
+    except yaml.YAMLError as cause:
+        raise InputError(f"'{text}' is not a YAML value: {_problem(cause)}") from cause
+    return None if node is None else _Builder("").build(node, ())
+
+
+def _read(file: Path) -> Document:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"no recipe file {file}") from None
+    except (OSError, UnicodeDecodeError) as cause:
+        raise InputError(f"recipe {file} cannot be read: {cause}") from cause
+    try:
+        node = yaml.compose(text.replace(PREV, _PREV_SAFE), Loader=_Loader)
+    except yaml.YAMLError as cause:
+        mark = getattr(cause, "problem_mark", None)
+        place = Place(str(file), mark.line + 1, mark.column + 1) if mark else Place(str(file), 1, 1)
+        raise RecipeErrors([place.mistake(f"not YAML: {_problem(cause)}")]) from cause
+    if not isinstance(node, yaml.MappingNode):
+        raise RecipeErrors([Place(str(file), 1, 1).mistake("a recipe is a mapping with 'model' and 'stages'")])
+    builder = _Builder(str(file))
+    data = builder.build(node, ())
+    return Document(file, data, builder.keys, builder.values, builder.mistakes)
+
+
+def _problem(cause: yaml.YAMLError) -> str:
+    return str(getattr(cause, "problem", None) or cause).splitlines()[0]
+
+
+_Loader = type("_Loader", (getattr(yaml, "CSafeLoader", yaml.SafeLoader),), {"yaml_implicit_resolvers": {}})
+
+# YAML 1.2 core schema, https://yaml.org/spec/1.2.2/#1032-tag-resolution
+_INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_WORDS = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf"), float("inf")),
+    **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
+    "-.inf": float("-inf"),
+}
+
+
+def _scalar(text: str) -> Any:
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INT.fullmatch(text):
+        return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+    return float(text) if _FLOAT.fullmatch(text) else text
+
+
+class _Builder:
+    """Turns composed nodes into values and notes where each stands."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.keys: dict[Keys, Place] = {}
+        self.values: dict[Keys, Place] = {}
+        self.mistakes: list[Mistake] = []
+
+    def build(self, node: yaml.Node, path: Keys) -> Any:
+        self.values[path] = self._place(node)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.build(item, (*path, i)) for i, item in enumerate(node.value)]
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path)
+        text = node.value.replace(_PREV_SAFE, PREV)
+        return text if node.style else _scalar(text)  # quoted and block scalars stay text
+
+    def _mapping(self, node: yaml.MappingNode, path: Keys) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            name = str(key_node.value)
+            if name in values:
+                first = self.keys[(*path, name)]
+                message = f"duplicate id '{name}', first at line {first.line}"
+                self.mistakes.append(self._place(key_node).mistake(message, "rename one of them"))
+                continue
+            self.keys[(*path, name)] = self._place(key_node)
+            values[name] = self.build(value_node, (*path, name))
+        return values
+
+    def _place(self, node: yaml.Node) -> Place:
+        return Place(self.file, node.start_mark.line + 1, node.start_mark.column + 1)

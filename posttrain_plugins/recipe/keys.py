@@ -1,0 +1,271 @@
+"""What a stage's result depends on, as one flat table of named parts whose hash is the stage's key.
+
+Saving, logging and reporting options are not in it, nor is our own version. Source counts without comments and
+docstrings, and with what it imports from its own package (or from the recipe's folder).
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from posttrain_plugins.recipe.recipe import DataFile, External, FromStage, Object, Source, StageSpec, Use
+from posttrain_plugins.registry import Plugin
+
+__all__ = ["HashCache", "parts_of", "sha256_of", "source_hash"]
+
+VERSIONS = ("trl", "transformers", "peft", "torch")
+IRRELEVANT = (
+    "save_",
+    "logging_",
+    "log_",
+    "report_to",
+    "run_name",
+    "project",
+    "trackio_",
+    "disable_tqdm",
+    "push_to_hub",
+    "hub_",
+    "dataloader_num_workers",
+    "dataloader_pin_memory",
+    "dataloader_persistent_workers",
+    "dataloader_prefetch_factor",
+    "skip_memory_metrics",
+    "include_num_input_tokens_seen",
+    "num_completions_to_print",
+    "ddp_timeout",
+)
+CORE = ("errors.py", "types.py", "registry.py", "schema.py", "__init__.py", "recipe", "cli", "testing.py")
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")
+
+
+def sha256_of(value: Any) -> str:
+    """The hash of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+class HashCache:
+    """File hashes by path, size and mtime, kept beside the runs so that large weights are read once."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.known: dict[str, str] = {}
+        self.is_changed = False
+        try:
+            self.known = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            self.known = {}
+
+    def of_file(self, path: Path) -> str:
+        status = path.stat()
+        mark = f"{path}|{status.st_size}|{status.st_mtime_ns}"
+        if mark not in self.known:
+            with path.open("rb") as stream:
+                self.known[mark] = hashlib.file_digest(stream, "sha256").hexdigest()
+            self.is_changed = True
+        return self.known[mark]
+
+    def of_path(self, path: Path) -> str:
+        """A file, or a folder's files by name (a model's weights, configs and tokenizer)."""
+        if path.is_file():
+            return self.of_file(path)
+        files = sorted({file for pattern in WEIGHT_FILES for file in path.glob(pattern)})
+        return sha256_of({file.name: self.of_file(file) for file in files})
+
+    def save(self) -> None:
+        """Best effort: a folder that cannot be written costs time, not the run."""
+        if not self.is_changed:
+            return
+        try:
+            scratch = self.file.with_suffix(f".{os.getpid()}.tmp")
+            scratch.write_text(json.dumps(self.known), encoding="utf-8")
+            scratch.replace(self.file)
+        except OSError:
+            pass
+
+
+def parts_of(spec: StageSpec, seed: int, stage_keys: Mapping[str, str], hashes: HashCache) -> dict[str, str]:
+    """Every part of a stage's key, by a name that a person understands when it is the one that changed.
+
+    Args:
+        spec: the stage.
+        seed: the recipe's seed.
+        stage_keys: keys of the stages before it.
+        hashes: for files.
+    """
+    parts = {"stage": spec.plugin.target.rpartition("/")[2], "source": plugin_hash(spec.plugin), "world_size": "1"}
+    parts |= {f"version of {name}": version(name) for name in VERSIONS}
+    parts["seed"] = str(seed)
+    for name, value in spec.params.items():
+        if name in spec.configs:
+            parts |= {f"{name}.{k}": _text(v) for k, v in _relevant(value or {}).items()}
+        else:
+            parts[name] = _text(value)
+    named = spec.produces == "figures"
+    for name, source in _flat_inputs(spec):
+        found = source_parts(source, spec.loading, stage_keys, hashes)
+        parts |= {f"{name}{suffix}": value for suffix, value in found.items()}
+        if named and isinstance(source, FromStage | External):
+            parts[f"{name} name"] = source.stage if isinstance(source, FromStage) else source.name
+    return parts
+
+
+def source_parts(
+    source: Source, loading: Mapping[str, Any], stage_keys: Mapping[str, str], hashes: HashCache
+) -> dict[str, str]:
+    """The parts of one input: suffix -> value."""
+    if isinstance(source, FromStage):
+        return {"": stage_keys.get(source.stage, "?")} | ({".loading": _text(loading)} if loading else {})
+    if isinstance(source, External):
+        return {"": _model_identity(source, hashes)} | {f".{k}": _text(v) for k, v in source.loading.items()}
+    if isinstance(source, DataFile):
+        identity = hashes.of_path(Path(source.path)) if source.is_local else f"hub:{source.path}"
+        return {"": identity} | {f".{k}": _text(v) for k, v in source.options.items()}
+    if isinstance(source, Object):
+        return {"": _object_identity(source.target, hashes)}
+    if isinstance(source, Use):
+        parts = {".use": source.plugin.target.rpartition("/")[2], ".source": plugin_hash(source.plugin)}
+        parts |= {f".{k}": _text(v) for k, v in {**source.params, **source.reserved}.items()}
+        for name, inner in source.refs.items():
+            found = source_parts(inner, loading, stage_keys, hashes)
+            parts |= {f".{name}{suffix}": value for suffix, value in found.items()}
+        return parts
+    return {}
+
+
+def version(name: str) -> str:
+    """The installed version without its local label (`2.13.0+cpu` is `2.13.0`)."""
+    try:
+        return importlib.metadata.version(name).partition("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _flat_inputs(spec: StageSpec) -> Iterator[tuple[str, Source]]:
+    for name, value in spec.inputs.items():
+        if isinstance(value, tuple):
+            yield from ((f"{name}[{i}]", item) for i, item in enumerate(value))
+        else:
+            yield name, value
+
+
+def _relevant(args: Mapping[str, Any]) -> dict[str, Any]:
+    if args.get("load_best_model_at_end"):
+        return dict(args)
+    return {k: v for k, v in args.items() if not k.startswith(IRRELEVANT)}
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _model_identity(source: External, hashes: HashCache) -> str:
+    path = Path(source.path)
+    if path.is_absolute():
+        return hashes.of_path(path)
+    revision = str(source.loading.get("model_revision", "main"))
+    return f"hub:{source.path}@{_hub_commit(source.path, revision)}"
+
+
+def _hub_commit(repository: str, revision: str) -> str:
+    """The commit that the local Hub cache holds for a revision; the revision itself before the first download."""
+    home = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", "~/.cache/huggingface")) / "hub")
+    file = home.expanduser() / f"models--{repository.replace('/', '--')}" / "refs" / revision
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else revision
+
+
+def _object_identity(target: str, hashes: HashCache) -> str:
+    head, colon, attr = target.rpartition(":")
+    if not colon:
+        return hashes.of_path(Path(target)) if Path(target).exists() else f"hub:{target}"
+    file = Path(head) if head.endswith(".py") else module_file(head)
+    return f"{attr}@{source_hash(file) if file else 'unknown'}"
+
+
+# --- source ----------------------------------------------------------------------------------------------------------
+
+
+def plugin_hash(plugin: Plugin) -> str:
+    """The source of a plugin's module and of what it imports from its own package."""
+    file = plugin.file or module_file(plugin.target.partition(":")[0])
+    return source_hash(file) if file is not None else f"{plugin.distribution} {plugin.version}"
+
+
+def module_file(name: str) -> Path | None:
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
+
+
+@cache
+def source_hash(file: Path) -> str:
+    """The hash of a file and of what it imports from its own package or folder, comments and docstrings left out."""
+    root = _root(file)
+    pending, found = [file.resolve()], dict[str, str]()
+    while pending:
+        current = pending.pop()
+        name = os.path.relpath(current, root)
+        if name in found:
+            continue
+        tree = ast.parse(current.read_text(encoding="utf-8"))
+        pending.extend(path for path in _own_imports(tree, current, root) if not _is_core(path, root))
+        found[name] = hashlib.sha256(ast.unparse(_without_docstrings(tree)).encode()).hexdigest()
+    return sha256_of(found)
+
+
+def _root(file: Path) -> Path:
+    """The folder of the top-level package that a file belongs to, or its own folder."""
+    folder = file.resolve().parent
+    while (folder / "__init__.py").is_file() and (folder.parent / "__init__.py").is_file():
+        folder = folder.parent
+    return folder
+
+
+def _is_core(path: Path, root: Path) -> bool:
+    return root.name == "posttrain_plugins" and path.relative_to(root).parts[0] in CORE
+
+
+def _own_imports(tree: ast.Module, file: Path, root: Path) -> Iterator[Path]:
+    is_package = (root / "__init__.py").is_file()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            targets = [(0, alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            targets = [(node.level, node.module or "", alias.name) for alias in node.names]
+        else:
+            continue
+        for level, module, name in targets:
+            parts = module.split(".") if module else []
+            if level:
+                folder = file.parents[level - 1]
+            elif is_package and parts[:1] == [root.name]:
+                folder, parts = root, parts[1:]
+            elif not is_package:
+                folder = root
+            else:
+                continue
+            yield from (p for p in _candidates(folder.joinpath(*parts), name) if p.is_file() and p.is_relative_to(root))
+
+
+def _candidates(path: Path, name: str) -> list[Path]:
+    inner = [path / f"{name}.py", path / name / "__init__.py"] if name else []
+    return [*inner, path.with_suffix(".py"), path / "__init__.py"]
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body
+            if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+                node.body = body[1:] or [ast.Pass()]
+    return tree

@@ -1,0 +1,159 @@
+"""A recipe -> what would run: every stage with its key, what is done already, and why the others are not."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.recipe import keys
+from posttrain_plugins.recipe.recipe import Recipe, StageSpec
+from posttrain_plugins.recipe.store import Artifact, Store, has_checkpoint
+from posttrain_plugins.registry import suggest
+
+__all__ = ["Plan", "PlannedStage", "plan"]
+
+MAX_REASONS = 4
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage, its key and the parts of it, and where it stands.
+
+    Args:
+        spec: the stage.
+        key: sha256 of `parts`.
+        parts: name -> value of everything the result depends on.
+        artifact: the finished result, or None.
+        reasons: why it must run; empty where it need not.
+        is_wanted: False where `--until` or `--only` leaves it out.
+        can_resume: a complete checkpoint stands.
+    """
+
+    spec: StageSpec
+    key: str
+    parts: Mapping[str, str]
+    artifact: Artifact | None
+    reasons: tuple[str, ...]
+    is_wanted: bool
+    can_resume: bool
+
+    @property
+    def id(self) -> str:
+        return self.spec.id
+
+    @property
+    def must_run(self) -> bool:
+        return self.is_wanted and self.artifact is None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "stage": self.id,
+            "use": self.spec.plugin.name,
+            "makes": self.spec.produces,
+            "from": list(self.spec.parents()),
+            "key": self.key,
+            "cached": self.artifact is not None,
+            "runs": self.must_run,
+            "resumes": self.can_resume,
+            "reasons": list(self.reasons),
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages in the order in which they run."""
+
+    recipe: Recipe
+    store: Store
+    stages: tuple[PlannedStage, ...]
+
+    def __getitem__(self, id: str) -> PlannedStage:
+        return next(stage for stage in self.stages if stage.id == id)
+
+
+def plan(
+    recipe: Recipe,
+    runs_dir: Path,
+    *,
+    until: str | None = None,
+    only: Collection[str] = (),
+    force: Collection[str] = (),
+) -> Plan:
+    """Computes keys and compares them with what stands below `runs_dir`.
+
+    Args:
+        recipe: a checked recipe.
+        runs_dir: the runs folder; it need not exist.
+        until: leave out what this stage does not need.
+        only: leave out all but these stages; what they need must be done.
+        force: run these again.
+
+    Raises:
+        InputError: an unknown stage name.
+    """
+    for name in (*([until] if until else ()), *only, *force):
+        _known(recipe, name)
+    store = Store(runs_dir, recipe.name)
+    hashes = keys.HashCache(runs_dir / ".hashes.json")
+    wanted = set(only) or _needed(recipe, until)
+    done: dict[str, PlannedStage] = {}
+    for spec in recipe.stages:
+        parts = keys.parts_of(spec, recipe.seed, {id: stage.key for id, stage in done.items()}, hashes)
+        key = keys.sha256_of(parts)
+        reruns = [parent for parent in spec.parents() if done[parent].artifact is None and done[parent].is_wanted]
+        artifact = None if spec.id in force or reruns else store.get(spec.id, key)
+        reasons = () if artifact else _reasons(store, spec, parts, reruns, spec.id in force)
+        resumes = artifact is None and spec.id not in force and has_checkpoint(store.partial(spec.id, key))
+        done[spec.id] = PlannedStage(spec, key, parts, artifact, reasons, spec.id in wanted, resumes)
+    if runs_dir.is_dir():
+        hashes.save()
+    return Plan(recipe, store, tuple(done.values()))
+
+
+def _reasons(
+    store: Store, spec: StageSpec, parts: Mapping[str, str], reruns: list[str], is_forced: bool
+) -> tuple[str, ...]:
+    if is_forced:
+        return ("forced",)
+    if reruns:
+        return tuple(f"'{parent}' runs" for parent in reruns)
+    latest = store.latest(spec.id)
+    if latest is None:
+        return ("never run",)
+    before = latest.manifest.get("parts", {})
+    names = sorted(name for name in {*before, *parts} if before.get(name) != parts.get(name))
+    told = [_difference(name, before.get(name), parts.get(name)) for name in names[:MAX_REASONS]]
+    if len(names) > MAX_REASONS:
+        told.append(f"and {len(names) - MAX_REASONS} more")
+    return tuple(told) or ("its result was removed",)
+
+
+def _difference(name: str, before: str | None, now: str | None) -> str:
+    if any(value is not None and len(value) >= 60 for value in (before, now)):
+        return f"{name} changed"
+    if before is None:
+        return f"{name}: {now} is new"
+    return f"{name}: {before} is gone" if now is None else f"{name}: {before} -> {now}"
+
+
+def _known(recipe: Recipe, name: str) -> None:
+    ids = [stage.id for stage in recipe.stages]
+    if name not in ids:
+        raise InputError(
+            f"recipe '{recipe.name}' has no stage '{name}'", hint=suggest(name, ids) or "its stages: " + ", ".join(ids)
+        )
+
+
+def _needed(recipe: Recipe, until: str | None) -> set[str]:
+    if until is None:
+        return {stage.id for stage in recipe.stages}
+    needed, pending = set[str](), [until]
+    while pending:
+        id = pending.pop()
+        if id not in needed:
+            needed.add(id)
+            pending.extend(recipe.stage(id).parents())
+    return needed

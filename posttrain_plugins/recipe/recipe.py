@@ -1,0 +1,120 @@
+"""A checked recipe: frozen, with every default filled in and every name resolved to what it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from posttrain_plugins.registry import Plugin
+from posttrain_plugins.types import Kind
+
+__all__ = ["DataFile", "External", "FromStage", "Object", "Recipe", "Source", "StageSpec", "Use"]
+
+
+@dataclass(frozen=True)
+class Use:
+    """A plugin with its parameters. `refs` are the parameters that are references themselves (a strategy's scorer)."""
+
+    kind: Kind
+    name: str
+    plugin: Plugin
+    params: Mapping[str, Any] = field(default_factory=dict)
+    reserved: Mapping[str, Any] = field(default_factory=dict)
+    refs: Mapping[str, Source] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A data set by file or Hub id, with TRL `DatasetConfig`'s fields and our `limit`, `rename`, `system_prompt`."""
+
+    name: str
+    path: str
+    is_local: bool
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class External:
+    """A model that exists already: a folder or a Hub id, with the fields of TRL's `ModelConfig`."""
+
+    name: str
+    path: str
+    loading: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FromStage:
+    """What another stage of this recipe makes."""
+
+    stage: str
+    produces: str
+
+
+@dataclass(frozen=True)
+class Object:
+    """`package.module:attr`, `file.py:attr` or a path, absolute where it is a file."""
+
+    target: str
+
+
+Source: TypeAlias = Use | DataFile | External | FromStage | Object | None
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One stage: its plugin, its plain parameters, and what each reference field refers to (a list for list fields)."""
+
+    id: str
+    plugin: Plugin
+    produces: Literal["model", "dataset", "reward", "figures"]
+    params: Mapping[str, Any]
+    inputs: Mapping[str, Source | tuple[Source, ...]]
+    configs: Mapping[str, str] = field(default_factory=dict)  # field -> "trl:SFTConfig"
+    loading: Mapping[str, Any] = field(default_factory=dict)
+
+    def sources(self) -> Iterator[tuple[str, Source]]:
+        """Every source with its field; also those inside a strategy."""
+        for name, value in self.inputs.items():
+            for source in value if isinstance(value, tuple) else (value,):
+                yield name, source
+                if isinstance(source, Use):
+                    for ref, inner in source.refs.items():
+                        yield f"{name}.{ref}", inner
+
+    def parents(self) -> tuple[str, ...]:
+        """The stages that this one needs, each once, in the order of the fields."""
+        found = [source.stage for _, source in self.sources() if isinstance(source, FromStage)]
+        return tuple(dict.fromkeys(found))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe that passed every check.
+
+    Args:
+        name: names the folder below `runs/`.
+        seed: every stage's seed unless its `args` give one.
+        file: where it was read; relative paths start from its folder.
+        stages: in an order in which they can run.
+        data: the resolved plain values, written as `resolved.yaml`.
+    """
+
+    name: str
+    seed: int
+    file: Path
+    stages: tuple[StageSpec, ...]
+    data: Mapping[str, Any]
+
+    def stage(self, id: str) -> StageSpec:
+        return next(stage for stage in self.stages if stage.id == id)
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Loop name -> id of the stage that is its output."""
+        last: dict[str, str] = {}
+        for stage in self.stages:
+            if "." in stage.id:
+                last[stage.id.split(".")[0]] = stage.id
+        return last

@@ -1,0 +1,244 @@
+"""What a recipe names -> the objects that a stage is given, just before it runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain_plugins import registry
+from posttrain_plugins.errors import InputError, PosttrainError
+from posttrain_plugins.recipe import data_head, handoff
+from posttrain_plugins.recipe.recipe import DataFile, External, FromStage, Object, Recipe, Source, StageSpec, Use
+from posttrain_plugins.recipe.store import Artifact
+from posttrain_plugins.types import ModelArtifact, ResolvedAdapter, ResolvedReward, ResolvedStrategy
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["Resolver", "build", "load_data_file", "read_jsonl"]
+
+LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
+
+
+class Resolver:
+    """Resolves the inputs of a recipe's stages from the artifacts that stand so far."""
+
+    def __init__(self, recipe: Recipe, artifacts: Mapping[str, Artifact]) -> None:
+        self.recipe = recipe
+        self.artifacts = artifacts
+
+    def inputs(self, spec: StageSpec, required: Mapping[str, Any]) -> dict[str, Any]:
+        """Every reference field of a stage; `required` is its `requires_columns`.
+
+        Raises:
+            InputError: a data set is empty or lacks a column, a model has no weights, a plugin refuses its parameters.
+            HandoffError: a model is not what its maker recorded.
+        """
+        resolved: dict[str, Any] = {}
+        for name, value in spec.inputs.items():
+            if isinstance(value, tuple):
+                resolved[name] = [self._one(item, spec) for item in value]
+            else:
+                resolved[name] = self._one(value, spec)
+            if name in required:
+                _check_rows(resolved[name], required[name], _data_name(value))
+        return resolved
+
+    def model(self, source: Source, loading: Mapping[str, Any]) -> ModelArtifact:
+        """A model that exists, with its record checked and its ancestors' prompts at hand."""
+        if isinstance(source, External):
+            problem = data_head.model_problem(Path(source.path)) if Path(source.path).is_absolute() else None
+            if problem:
+                raise InputError(problem, hint="save_pretrained() writes such a folder")
+            return ModelArtifact(source.name, source.path, source.loading)
+        assert isinstance(source, FromStage)
+        artifact = self.artifacts[source.stage]
+        assert artifact.model_path is not None
+        recorded = artifact.manifest["handoff"]
+        handoff.check_unchanged(source.stage, artifact.model_path, recorded)
+        parent, seen = self._lineage(source.stage)
+        return ModelArtifact(source.stage, str(artifact.model_path), loading, recorded, parent, seen)
+
+    def _lineage(self, stage: str) -> tuple[str | None, tuple[Path, ...]]:
+        """The model it was made from, and the files of prompts that it and its ancestors were trained on."""
+        file = self.artifacts[stage].folder / "seen.txt"
+        own = (file,) if file.is_file() else ()
+        source = self.recipe.stage(stage).inputs.get("model")
+        if isinstance(source, FromStage):
+            return source.stage, own + self._lineage(source.stage)[1]
+        return (source.name if isinstance(source, External) else None), own
+
+    def _one(self, source: Source, spec: StageSpec) -> Any:
+        if source is None:
+            return None
+        if isinstance(source, Object):
+            return _object(source.target)
+        if isinstance(source, DataFile):
+            return load_data_file(source)
+        if isinstance(source, External) or (isinstance(source, FromStage) and source.produces == "model"):
+            return self.model(source, spec.loading)
+        if isinstance(source, FromStage):
+            return self._made(source, spec)
+        if source.kind == "strategy":
+            scorers = {source.params.get(k, _source_name(v)): self._one(v, spec) for k, v in source.refs.items()}
+            names = {k: _source_name(v) for k, v in source.refs.items()}
+            return ResolvedStrategy(source.name, build(source, names), scorers)
+        if source.kind == "dataset":
+            return _with_options(build(source), source.reserved, source.name)
+        if source.kind == "adapter":
+            return ResolvedAdapter(source.name, build(source))
+        return ResolvedReward(source.name, build(source), float(source.reserved.get("weight", 1.0)))
+
+    def _made(self, source: FromStage, spec: StageSpec) -> Any:
+        artifact = self.artifacts[source.stage]
+        if source.produces == "dataset":
+            assert artifact.data_path is not None
+            return read_jsonl(artifact.data_path)
+        model = self.model(source, spec.loading)
+        reward = registry.load("reward", "reward_model")(model_name_or_path=model.path)
+        return ResolvedReward(source.stage, reward, 1.0, model.path)
+
+
+def build(source: Use, refs: Mapping[str, str] | None = None) -> Any:
+    """A plugin's object: a class with its parameters, a function as it is, or called where its kind makes something.
+
+    Raises:
+        PluginBroken: it cannot be imported.
+        InputError: it refuses its parameters.
+    """
+    loaded = source.plugin.load()
+    params = {**source.params, **(refs or {})}
+    makes_something = source.kind in ("adapter", "dataset")
+    try:
+        if isinstance(loaded, type):
+            made = loaded(**_tuples(loaded, params))
+            return made() if makes_something else made
+        return loaded(**params) if makes_something else loaded
+    except PosttrainError:
+        raise
+    except (TypeError, ValueError) as cause:
+        raise InputError(
+            f"{source.kind} '{source.name}' refuses its parameters: {cause}",
+            hint=f"posttrain plugins show {source.plugin.name}",
+        ) from cause
+
+
+def read_jsonl(file: Path) -> Dataset:
+    """A stage's own data file as a data set."""
+    from datasets import Dataset
+
+    with file.open(encoding="utf-8") as lines:
+        return Dataset.from_list([json.loads(line) for line in lines if line.strip()])
+
+
+def load_data_file(source: DataFile) -> Dataset:
+    """A local file or a Hub data set, with its options applied.
+
+    Raises:
+        InputError: it is empty or cannot be read; a bad line is named.
+    """
+    from datasets import load_dataset
+
+    options = source.options
+    path = Path(source.path)
+    if source.is_local and path.is_file():
+        if path.stat().st_size == 0:
+            raise InputError(f"data set '{source.name}' is empty: {path}", hint="each line is one JSON object")
+        builder = LOADERS.get(path.suffix, "json")
+        extra = {"delimiter": "\t"} if path.suffix == ".tsv" else {}
+        try:
+            loaded = load_dataset(builder, data_files=str(path), split="train", **extra)
+        except Exception as cause:
+            raise InputError(f"data set '{source.name}' cannot be read: {_bad_line(path) or cause}") from cause
+    else:
+        keys = ("name", "data_dir", "data_files")
+        try:
+            loaded = load_dataset(source.path, split=options.get("split", "train"), **{k: options[k] for k in keys if k in options})
+        except Exception as cause:
+            raise InputError(f"data set '{source.path}' cannot be loaded: {cause}") from cause
+    return _with_options(loaded, options, source.name)
+
+
+def _with_options(loaded: Any, options: Mapping[str, Any], name: str) -> Dataset:
+    """`split`, `columns`, `rename`, `limit`, `system_prompt`, in this order."""
+    if isinstance(loaded, Mapping):  # a DatasetDict
+        split = options.get("split", "train")
+        if split not in loaded:
+            raise InputError(f"data set '{name}' has no split '{split}', it has {', '.join(loaded)}")
+        loaded = loaded[split]
+    if options.get("columns"):
+        loaded = loaded.select_columns([c for c in options["columns"] if c in loaded.column_names])
+    if options.get("rename"):
+        loaded = loaded.rename_columns({k: v for k, v in options["rename"].items() if k in loaded.column_names})
+    if options.get("limit"):
+        loaded = loaded.select(range(min(int(options["limit"]), len(loaded))))
+    if options.get("system_prompt"):
+        loaded = _with_system_prompt(loaded, options["system_prompt"])
+    if len(loaded) == 0:
+        raise InputError(f"data set '{name}' is empty")
+    return loaded
+
+
+def _with_system_prompt(dataset: Any, text: str) -> Any:
+    column = "messages" if "messages" in dataset.column_names else "prompt"
+    rows = [
+        [{"role": "system", "content": text}, *(v if isinstance(v, list) else [{"role": "user", "content": v}])]
+        for v in dataset[column]
+    ]
+    kept = dataset.remove_columns([column])
+    return kept.add_column(column, rows)
+
+
+def _check_rows(dataset: Any, alternatives: Any, name: str) -> None:
+    """Every row has the columns that the stage needs."""
+    if dataset is None:
+        return
+    names = dataset.column_names
+    group = next((g for g in alternatives if set(g) <= set(names)), None)
+    if group is None:
+        wanted = " or ".join(" + ".join(f"'{c}'" for c in g) for g in alternatives)
+        raise InputError(
+            f"data set '{name}' has no {wanted}, it has {', '.join(names)}", hint="rename: {old: new} on the data set"
+        )
+    for column in group:
+        if dataset.data.column(column).null_count:
+            row = next(i for i, value in enumerate(dataset[column]) if value is None)
+            raise InputError(f"data set '{name}': row {row + 1} has no '{column}'", hint="fill it or remove the row")
+
+
+def _bad_line(file: Path) -> str | None:
+    if file.suffix != ".jsonl":
+        return None
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                json.loads(line or "null")
+            except ValueError as cause:
+                if line.strip():
+                    return f"{file}:{number}: not JSON: {cause}"
+    return None
+
+
+def _object(target: str) -> Any:
+    head, colon, _ = target.rpartition(":")
+    if colon and (head.endswith(".py") or "/" not in head):
+        return registry.import_object(target)
+    return Path(target) if Path(target).exists() else target
+
+
+def _source_name(source: Source) -> str:
+    if isinstance(source, FromStage):
+        return source.stage
+    return source.name if isinstance(source, Use) else str(source)
+
+
+def _data_name(value: Any) -> str:
+    return value.stage if isinstance(value, FromStage) else getattr(value, "name", str(value))
+
+
+def _tuples(plugin: type, params: Mapping[str, Any]) -> dict[str, Any]:
+    """YAML has lists only; a field that wants a tuple gets one."""
+    wanted = getattr(plugin, "__annotations__", {})
+    return {k: tuple(v) if isinstance(v, list) and "tuple" in str(wanted.get(k, "")) else v for k, v in params.items()}

@@ -1,0 +1,338 @@
+"""Runs a plan: stage after stage in one process, each into the store, with what is done already skipped."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from posttrain_plugins.errors import GateNotMet, InputError, Interrupted, NonFiniteLoss, PosttrainError, StageFailed
+from posttrain_plugins.recipe import document, handoff, keys
+from posttrain_plugins.recipe.check import check, plugin_schema
+from posttrain_plugins.recipe.plan import Plan, PlannedStage, plan
+from posttrain_plugins.recipe.recipe import FromStage, Recipe
+from posttrain_plugins.recipe.resolve import Resolver
+from posttrain_plugins.recipe.store import Artifact, newest_checkpoint
+from posttrain_plugins.types import ModelArtifact, StageContext, StageResult
+
+__all__ = ["Observer", "Run", "Silent", "load_recipe", "run", "run_plan"]
+
+
+class Observer(Protocol):
+    """Who wants to see a run; the CLI's display is one."""
+
+    def planned(self, plan: Plan) -> None: ...
+    def started(self, stage: PlannedStage, resumes_from: Path | None) -> None: ...
+    def progress(
+        self, stage: PlannedStage, done: int, total: int | None, unit: str, figures: Mapping[str, float]
+    ) -> None: ...
+    def note(self, stage: PlannedStage, message: str) -> None: ...
+    def finished(self, stage: PlannedStage, artifact: Artifact, is_cached: bool) -> None: ...
+    def failed(self, stage: PlannedStage, error: BaseException) -> None: ...
+
+
+class Silent:
+    """An observer that says nothing."""
+
+    def planned(self, plan: Plan) -> None: ...
+    def started(self, stage: PlannedStage, resumes_from: Path | None) -> None: ...
+    def progress(
+        self, stage: PlannedStage, done: int, total: int | None, unit: str, figures: Mapping[str, float]
+    ) -> None: ...
+    def note(self, stage: PlannedStage, message: str) -> None: ...
+    def finished(self, stage: PlannedStage, artifact: Artifact, is_cached: bool) -> None: ...
+    def failed(self, stage: PlannedStage, error: BaseException) -> None: ...
+
+
+@dataclass(frozen=True)
+class Run(Mapping[str, Artifact]):
+    """A finished run: stage id (or loop name) -> its artifact."""
+
+    plan: Plan
+    artifacts: Mapping[str, Artifact] = field(default_factory=dict)
+
+    def __getitem__(self, id: str) -> Artifact:
+        return self.artifacts[self.plan.recipe.aliases.get(id, id)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.artifacts)
+
+    def __len__(self) -> int:
+        return len(self.artifacts)
+
+
+def load_recipe(file: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Recipe:
+    """Reads and checks a recipe file; see `document.load` and `check.check` for what they raise."""
+    return check(document.load(Path(file), overrides))
+
+
+def run(
+    recipe: str | Path | Recipe,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    runs_dir: str | Path = "runs",
+    until: str | None = None,
+    only: Collection[str] = (),
+    force: Collection[str] = (),
+    observer: Observer | None = None,
+) -> Run:
+    """Runs a recipe and returns its artifacts; what is done already is not done again.
+
+    Args:
+        recipe: a file, or a recipe that was loaded.
+        overrides: `{"stages.sft.args.max_steps": 10}` or `["stages.sft.args.max_steps=10"]`.
+        runs_dir: where results go.
+        until: stop after this stage.
+        only: run these stages alone; what they need must be done.
+        force: run these stages again.
+        observer: is told what happens.
+
+    Raises:
+        RecipeErrors: all mistakes of the recipe.
+        StageFailed, NonFiniteLoss, Interrupted, GateNotMet: see `posttrain_plugins.errors`.
+    """
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+    chosen = plan(loaded, Path(runs_dir).resolve(), until=until, only=only, force=force)
+    return run_plan(chosen, observer or Silent())
+
+
+def run_plan(chosen: Plan, observer: Observer) -> Run:
+    """Runs what a plan says must run."""
+    observer.planned(chosen)
+    chosen.store.prepare()
+    _write_resolved(chosen)
+    artifacts: dict[str, Artifact] = {}
+    with _stop_on_signal() as should_stop:
+        for stage in chosen.stages:
+            if not stage.is_wanted:
+                if stage.artifact is not None:
+                    artifacts[stage.id] = stage.artifact
+                continue
+            if stage.artifact is not None:
+                artifacts[stage.id] = stage.artifact
+                chosen.store.point(stage.id, stage.key)
+                observer.finished(stage, stage.artifact, True)
+            else:
+                _check_ready(stage, artifacts)
+                artifacts[stage.id] = _run_stage(chosen, stage, artifacts, observer, should_stop)
+                observer.finished(stage, artifacts[stage.id], False)
+            _check_gate(stage, artifacts[stage.id])
+    return Run(chosen, artifacts)
+
+
+def _run_stage(
+    chosen: Plan, stage: PlannedStage, artifacts: Mapping[str, Artifact], observer: Observer, should_stop: _Flag
+) -> Artifact:
+    store = chosen.store
+    with store.locked(stage.id, stage.key) as partial:
+        if any(reason == "forced" for reason in stage.reasons):
+            shutil.rmtree(partial)
+            partial.mkdir()
+        checkpoint = newest_checkpoint(partial)
+        observer.started(stage, checkpoint)
+        began = time.perf_counter()
+        try:
+            context = _context(chosen, stage, artifacts, partial, checkpoint, observer, should_stop)
+            result = _call(stage, context)
+            recorded = _handoff(stage, result, context)
+        except BaseException as error:
+            observer.failed(stage, error)
+            if checkpoint is None and newest_checkpoint(partial) is None or isinstance(error, NonFiniteLoss):
+                _discard(partial, error)
+            raise
+        manifest = _manifest(stage, result, recorded, partial, time.perf_counter() - began)
+        return store.publish(stage.id, stage.key, manifest)
+
+
+def _context(
+    chosen: Plan,
+    stage: PlannedStage,
+    artifacts: Mapping[str, Artifact],
+    partial: Path,
+    checkpoint: Path | None,
+    observer: Observer,
+    should_stop: _Flag,
+) -> StageContext:
+    attributes = plugin_schema(stage.spec.plugin).attributes
+    inputs = Resolver(chosen.recipe, artifacts).inputs(stage.spec, attributes.get("requires_columns", {}))
+    args = next((dict(stage.spec.params[name] or {}) for name in stage.spec.configs), {})
+    seed = int(args.get("seed", chosen.recipe.seed))
+    reporter = _StageReporter(stage, observer)
+    return StageContext(stage.id, partial, seed, inputs, checkpoint, reporter, should_stop, args)
+
+
+def _call(stage: PlannedStage, context: StageContext) -> StageResult:
+    """Builds the stage and calls it; whatever a plugin raises comes out with the stage's name on it."""
+    spec = stage.spec
+    names = {name: _plain(value) for name, value in spec.inputs.items()}
+    try:
+        plugin = spec.plugin.load()
+        result = plugin(**{**spec.params, **names})(context)
+    except (PosttrainError, KeyboardInterrupt):
+        raise
+    except Exception as cause:  # the plugin boundary
+        if _is_out_of_memory(cause):
+            raise StageFailed(f"stage '{stage.id}' ran out of memory: {cause}", hint=_memory_hint(stage)) from cause
+        raise StageFailed(f"stage '{stage.id}' failed: {type(cause).__name__}: {cause}") from cause
+    finally:
+        _free()
+    if not isinstance(result, StageResult):
+        raise StageFailed(f"stage '{stage.id}' returned {type(result).__name__}, expected StageResult")
+    return result
+
+
+def _handoff(stage: PlannedStage, result: StageResult, context: StageContext) -> dict[str, Any]:
+    if result.model_path is None:
+        return {}
+    recorded = handoff.record(context.folder / result.model_path, stage.spec.loading)
+    parent = context.inputs.get("model")
+    if isinstance(parent, ModelArtifact) and stage.spec.produces == "model":
+        before = parent.handoff or (handoff.record(Path(parent.path), {}) if Path(parent.path).is_dir() else {})
+        handoff.check_kept(stage.id, before, recorded, context.inputs.get("chat_template") is not None)
+    return {**recorded, **result.handoff}
+
+
+def _manifest(
+    stage: PlannedStage, result: StageResult, recorded: Mapping[str, Any], partial: Path, seconds: float
+) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "stage": stage.id,
+        "use": stage.spec.plugin.name,
+        "plugin": f"{stage.spec.plugin.distribution} {stage.spec.plugin.version}".strip() or stage.spec.plugin.target,
+        "makes": stage.spec.produces,
+        "from": list(stage.spec.parents()),
+        "start": _start_of(stage),
+        "key": stage.key,
+        "seconds": round(seconds, 3),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "metrics": result.metrics,
+        "model_path": _relative(result.model_path, partial),
+        "data_path": _relative(result.data_path, partial),
+        "handoff": dict(recorded),
+        "details": result.details,
+        "parts": dict(stage.parts),
+        "python": sys.version.split()[0],
+        "versions": {name: keys.version(name) for name in (*keys.VERSIONS, "accelerate", "datasets", "posttrain-plugins")},
+    }
+
+
+def _start_of(stage: PlannedStage) -> str | None:
+    """The name of the model that the stage starts from."""
+    source = stage.spec.inputs.get("model")
+    if isinstance(source, FromStage):
+        return source.stage
+    return getattr(source, "name", None)
+
+
+def _relative(path: Path | None, partial: Path) -> str | None:
+    if path is None:
+        return None
+    return str(path.relative_to(partial)) if path.is_absolute() and path.is_relative_to(partial) else str(path)
+
+
+def _plain(value: Any) -> Any:
+    """What the stage's own field holds: names, as in the recipe."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, FromStage):
+        return value.stage
+    return getattr(value, "name", getattr(value, "target", None))
+
+
+def _check_ready(stage: PlannedStage, artifacts: Mapping[str, Artifact]) -> None:
+    missing = [parent for parent in stage.spec.parents() if parent not in artifacts]
+    if missing:
+        raise InputError(
+            f"stage '{stage.id}' needs {', '.join(repr(m) for m in missing)}, which is not done",
+            hint=f"posttrain run RECIPE --until {stage.id}",
+        )
+
+
+def _check_gate(stage: PlannedStage, artifact: Artifact) -> None:
+    unmet = artifact.manifest["details"].get("unmet")
+    if unmet:
+        raise GateNotMet(f"stage '{stage.id}' does not meet its gate: {'; '.join(unmet)}", hint=f"see {artifact.folder}")
+
+
+def _discard(partial: Path, error: BaseException) -> None:
+    """Nothing half-written stays; but a log of answered requests does, because it is worth what it cost."""
+    if (partial / "log.jsonl").is_file() and not isinstance(error, InputError):
+        return
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_out_of_memory(cause: BaseException) -> bool:
+    return type(cause).__name__ == "OutOfMemoryError" or isinstance(cause, MemoryError) or "can't allocate memory" in str(cause)
+
+
+def _memory_hint(stage: PlannedStage) -> str:
+    args = f"-o stages.{stage.id}.args"
+    return (
+        f"lower {args}.per_device_train_batch_size and raise {args}.gradient_accumulation_steps by the same factor, "
+        "shorten max_length or max_completion_length, use an adapter, or load the model with load_in_4bit: true"
+    )
+
+
+def _free() -> None:
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _write_resolved(chosen: Plan) -> None:
+    text = yaml.safe_dump(dict(chosen.recipe.data), sort_keys=False, allow_unicode=True)
+    (chosen.store.folder / "resolved.yaml").write_text(text, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class _StageReporter:
+    stage: PlannedStage
+    observer: Observer
+
+    def progress(self, done: int, total: int | None, unit: str, figures: Mapping[str, float]) -> None:
+        self.observer.progress(self.stage, done, total, unit, figures)
+
+    def note(self, message: str) -> None:
+        self.observer.note(self.stage, message)
+
+
+class _Flag:
+    """Becomes true with the first signal; the second one is a KeyboardInterrupt."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+
+    def __call__(self) -> bool:
+        return self.is_set
+
+    def handle(self, number: int, frame: Any) -> None:
+        if self.is_set:
+            raise Interrupted("stopped at once; the newest checkpoint stands")
+        self.is_set = True
+
+
+@contextlib.contextmanager
+def _stop_on_signal() -> Iterator[_Flag]:
+    flag = _Flag()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+    before = {number: signal.signal(number, flag.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

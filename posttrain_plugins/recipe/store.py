@@ -1,0 +1,182 @@
+"""Where stages write: `runs/<recipe>/<stage>-<key12>/`, published by one rename, with `manifest.json` written last.
+
+A stage works in `.<stage>-<key12>.partial`, locked while in use. What bears the final name is complete, always.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain_plugins.errors import InputError, StageFailed
+
+__all__ = ["CHECKPOINT_MARKER", "Artifact", "Store", "newest_checkpoint"]
+
+CHECKPOINT_MARKER = "complete"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished stage: its folder and its manifest."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The stage's figures."""
+        return dict(self.manifest["metrics"])
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """Further values of the stage, such as an evaluation's whole summary."""
+        return dict(self.manifest["details"])
+
+    @property
+    def model_path(self) -> Path | None:
+        """The model's folder, for `from_pretrained`."""
+        return self._path("model_path")
+
+    @property
+    def data_path(self) -> Path | None:
+        """The data set's JSONL file."""
+        return self._path("data_path")
+
+    def _path(self, name: str) -> Path | None:
+        value = self.manifest.get(name)
+        return self.folder / value if value else None
+
+
+class Store:
+    """The artifacts of one recipe.
+
+    Args:
+        root: the runs folder.
+        recipe: the recipe's name.
+    """
+
+    def __init__(self, root: Path, recipe: str) -> None:
+        self.root = root
+        self.folder = root / recipe
+
+    def prepare(self) -> None:
+        """Makes the folder, or says why it cannot be.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe = self.folder / f".probe-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as cause:
+            raise InputError(
+                f"runs folder {self.folder} cannot be written: {cause.strerror}", hint="choose another: --runs-dir DIR"
+            ) from cause
+
+    def path(self, stage: str, key: str) -> Path:
+        return self.folder / f"{stage}-{key[:12]}"
+
+    def partial(self, stage: str, key: str) -> Path:
+        return self.folder / f".{stage}-{key[:12]}.partial"
+
+    def get(self, stage: str, key: str) -> Artifact | None:
+        """The finished artifact of that key, or None."""
+        return _read(self.path(stage, key))
+
+    def latest(self, stage: str) -> Artifact | None:
+        """The artifact that the stage made last, whatever its key."""
+        return _read(self.folder / "latest" / stage)
+
+    def publish(self, stage: str, key: str, manifest: Mapping[str, Any]) -> Artifact:
+        """Writes the manifest last and renames; from here on the stage is done."""
+        partial, final = self.partial(stage, key), self.path(stage, key)
+        _relocate(partial, final)
+        _write_synced(partial / "manifest.json", json.dumps(manifest, indent=1, default=str) + "\n")
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+        self.point(stage, key)
+        return Artifact(final, manifest)
+
+    def point(self, stage: str, key: str) -> None:
+        """Lets `latest/<stage>` name this artifact."""
+        link = self.folder / "latest" / stage
+        target = os.path.join("..", self.path(stage, key).name)  # noqa: PTH118
+        if link.is_symlink() and os.readlink(link) == target:
+            return
+        link.parent.mkdir(exist_ok=True)
+        scratch = link.with_name(f".{stage}.{os.getpid()}")
+        scratch.unlink(missing_ok=True)
+        scratch.symlink_to(target)
+        scratch.replace(link)
+
+    def remove(self, stage: str, key: str) -> None:
+        shutil.rmtree(self.path(stage, key), ignore_errors=True)
+
+    @contextlib.contextmanager
+    def locked(self, stage: str, key: str) -> Iterator[Path]:
+        """The partial folder, made if needed and held by this process alone.
+
+        Raises:
+            StageFailed: another process is at it.
+        """
+        lock = self.folder / f".{stage}-{key[:12]}.lock"
+        with lock.open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as cause:
+                raise StageFailed(
+                    f"stage '{stage}' is being made by another process", hint="wait for it, then run again"
+                ) from cause
+            partial = self.partial(stage, key)
+            partial.mkdir(exist_ok=True)
+            yield partial
+        lock.unlink(missing_ok=True)
+
+
+def newest_checkpoint(partial: Path) -> Path | None:
+    """The newest complete checkpoint below a partial folder; torn ones are deleted."""
+    complete: dict[int, Path] = {}
+    for folder in (partial / "checkpoints").glob("checkpoint-*"):
+        if (folder / CHECKPOINT_MARKER).is_file():
+            complete[int(folder.name.rpartition("-")[2])] = folder
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    return complete[max(complete)] if complete else None
+
+
+def has_checkpoint(partial: Path) -> bool:
+    """Is there something to go on from?"""
+    return next((partial / "checkpoints").glob(f"checkpoint-*/{CHECKPOINT_MARKER}"), None) is not None
+
+
+def _read(folder: Path) -> Artifact | None:
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return Artifact(folder.resolve(), manifest)
+
+
+def _relocate(partial: Path, final: Path) -> None:
+    """Configs that name the partial folder (an adapter's base) name the final one."""
+    for file in partial.glob("**/*config.json"):
+        text = file.read_text(encoding="utf-8")
+        if str(partial) in text:
+            file.write_text(text.replace(str(partial), str(final)), encoding="utf-8")
+
+
+def _write_synced(file: Path, text: str) -> None:
+    with file.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())

@@ -1,0 +1,53 @@
+"""Direct preference optimisation by `trl.DPOTrainer` (Rafailov et al., 2023, arXiv:2305.18290), with all of TRL's losses.
+
+The reference model is the model that the stage starts from: TRL loads it again from the same path, or switches the new
+adapter off, or keeps a frozen copy of the adapter that is trained on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+from posttrain_plugins.stages import training
+from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, StageContext, StageResult
+
+__all__ = ["DPO"]
+
+
+@dataclass
+class DPO:
+    """Raises the likelihood of chosen completions over rejected ones.
+
+    Args:
+        model: what to start from, and the reference.
+        dataset: `chosen` + `rejected`, with or without `prompt`.
+        adapter: what is trainable; everything where it is left out.
+        eval_dataset: measured once at the end, or as `args.eval_strategy` says.
+        args: fields of `trl.DPOConfig`.
+    """
+
+    model: ModelRef
+    dataset: DataRef
+    adapter: AdapterRef | None = None
+    eval_dataset: DataRef | None = None
+    args: Annotated[dict[str, Any], ConfigOf("trl:DPOConfig")] = field(default_factory=dict)
+
+    produces: ClassVar[str] = "model"
+    requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+        "dataset": (("chosen", "rejected"),),
+        "eval_dataset": (("chosen", "rejected"),),
+    }
+
+    def __call__(self, context: StageContext) -> StageResult:
+        from trl import DPOConfig, DPOTrainer
+
+        begin = training.start(context)
+        trainer = DPOTrainer(
+            model=begin.model,
+            args=training.config(context, DPOConfig, self.args, begin),
+            train_dataset=context.inputs["dataset"],
+            eval_dataset=context.inputs.get("eval_dataset"),
+            **begin.kwargs,
+        )
+        return training.train(context, trainer, begin)

@@ -1,0 +1,105 @@
+"""A base model: built from a config and trained on plain text, or trained on further. By `trl.SFTTrainer`. No paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.stages import training
+from posttrain_plugins.types import (
+    AdapterRef,
+    ConfigOf,
+    DataRef,
+    ModelArtifact,
+    ModelRef,
+    ObjectRef,
+    StageContext,
+    StageResult,
+)
+
+__all__ = ["Pretrain"]
+
+
+@dataclass
+class Pretrain:
+    """Trains on whole documents: a new model from `config` and `tokenizer`, or `model` further (continued pre-training).
+
+    Args:
+        dataset: a column `text`; each document should start with the document-start token.
+        model: what to train further; leave it out to build one.
+        config: `model_type` and fields of its transformers config, for instance `{model_type: qwen3, hidden_size: 128}`.
+            Vocabulary size and the ids of pad and EOS come from the tokenizer.
+        tokenizer: a folder, a Hub id, or `package.module:attr`, a tokenizer or a function that makes one.
+        adapter: what is trainable; everything where it is left out.
+        eval_dataset: measured once at the end, or as `args.eval_strategy` says.
+        args: fields of `trl.SFTConfig`.
+    """
+
+    dataset: DataRef
+    model: ModelRef | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    tokenizer: ObjectRef | None = None
+    adapter: AdapterRef | None = None
+    eval_dataset: DataRef | None = None
+    args: Annotated[dict[str, Any], ConfigOf("trl:SFTConfig")] = field(default_factory=dict)
+
+    produces: ClassVar[str] = "model"
+    requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+        "dataset": (("text",),),
+        "eval_dataset": (("text",),),
+    }
+
+    def __call__(self, context: StageContext) -> StageResult:
+        from trl import SFTConfig, SFTTrainer
+
+        artifact = context.inputs.get("model") or self._new_model(context)
+        begin = training.start(context, artifact=artifact)
+        trainer = SFTTrainer(
+            model=begin.model,
+            args=training.config(context, SFTConfig, self.args, begin),
+            train_dataset=context.inputs["dataset"],
+            eval_dataset=context.inputs.get("eval_dataset"),
+            **begin.kwargs,
+        )
+        return training.train(context, trainer, begin)
+
+    def _new_model(self, context: StageContext) -> ModelArtifact:
+        """Random weights from the stage's seed, saved to a folder that TRL loads."""
+        folder = context.folder / "initial"
+        if not (folder / "config.json").is_file():
+            tokenizer = _tokenizer(context)
+            _save_random(folder, tokenizer, self.config, context.seed)
+        return ModelArtifact("initial", str(folder))
+
+
+def _save_random(folder: Path, tokenizer: Any, fields: dict[str, Any], seed: int) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+
+    given = {**fields, "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    given.setdefault("vocab_size", len(tokenizer))
+    model_type = given.pop("model_type", None)
+    if model_type is None:
+        raise InputError("stage 'pretrain' cannot build a model: 'config' has no 'model_type'", hint="model_type: qwen3")
+    try:
+        config = AutoConfig.for_model(model_type, **given)
+    except (TypeError, ValueError) as cause:
+        raise InputError(f"stage 'pretrain' cannot build a model: {cause}") from cause
+    set_seed(seed)
+    model = AutoModelForCausalLM.from_config(config)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    tokenizer.save_pretrained(str(folder))
+    model.save_pretrained(str(folder))
+
+
+def _tokenizer(context: StageContext) -> Any:
+    given = context.inputs.get("tokenizer")
+    if given is None:
+        raise InputError(f"stage '{context.stage}' needs 'tokenizer', or a 'model' to train further")
+    if isinstance(given, str | Path):
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(str(given))
+    return given() if callable(given) and not hasattr(given, "pad_token_id") else given

@@ -1,0 +1,52 @@
+"""A Bradley-Terry reward model by `trl.RewardTrainer` (Ouyang et al., 2022, arXiv:2203.02155, section 3.5, equation 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+from posttrain_plugins.stages import training
+from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, StageContext, StageResult
+
+__all__ = ["RewardModeling"]
+
+
+@dataclass
+class RewardModeling:
+    """Trains a scalar head to score chosen completions above rejected ones.
+
+    The stage's name can stand wherever a reward can: in `rewards:` of another stage, or as a strategy's `scorer`.
+    With `eval_dataset`, the held-out pair accuracy is measured at the end (`eval_accuracy`).
+
+    Args:
+        model: what to start from; the head is new.
+        dataset: `chosen` + `rejected`, with or without `prompt`.
+        adapter: what is trainable beside the head; everything where it is left out.
+        eval_dataset: held-out pairs.
+        args: fields of `trl.RewardConfig`.
+    """
+
+    model: ModelRef
+    dataset: DataRef
+    adapter: AdapterRef | None = None
+    eval_dataset: DataRef | None = None
+    args: Annotated[dict[str, Any], ConfigOf("trl:RewardConfig")] = field(default_factory=dict)
+
+    produces: ClassVar[str] = "reward"
+    requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+        "dataset": (("chosen", "rejected"),),
+        "eval_dataset": (("chosen", "rejected"),),
+    }
+
+    def __call__(self, context: StageContext) -> StageResult:
+        from trl import RewardConfig, RewardTrainer
+
+        begin = training.start(context, task_type="SEQ_CLS")
+        trainer = RewardTrainer(
+            model=begin.model,
+            args=training.config(context, RewardConfig, self.args, begin),
+            train_dataset=context.inputs["dataset"],
+            eval_dataset=context.inputs.get("eval_dataset"),
+            **begin.kwargs,
+        )
+        return training.train(context, trainer, begin)

@@ -1,0 +1,51 @@
+"""Supervised fine-tuning by `trl.SFTTrainer`: likelihood of demonstrations (Ouyang et al., 2022, arXiv:2203.02155, 3.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+from posttrain_plugins.stages import training
+from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, ObjectRef, StageContext, StageResult
+
+__all__ = ["SFT"]
+
+
+@dataclass
+class SFT:
+    """Fine-tunes a model on demonstrations.
+
+    Args:
+        model: what to start from.
+        dataset: `messages`, `prompt` + `completion`, or `text`.
+        adapter: what is trainable; everything where it is left out.
+        eval_dataset: measured once at the end, or as `args.eval_strategy` says.
+        chat_template: a Jinja file or `package.module:attr`, for a model that has none (or the wrong one).
+        args: fields of `trl.SFTConfig`.
+    """
+
+    model: ModelRef
+    dataset: DataRef
+    adapter: AdapterRef | None = None
+    eval_dataset: DataRef | None = None
+    chat_template: ObjectRef | None = None
+    args: Annotated[dict[str, Any], ConfigOf("trl:SFTConfig")] = field(default_factory=dict)
+
+    produces: ClassVar[str] = "model"
+    requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+        "dataset": (("messages",), ("prompt", "completion"), ("text",)),
+        "eval_dataset": (("messages",), ("prompt", "completion"), ("text",)),
+    }
+
+    def __call__(self, context: StageContext) -> StageResult:
+        from trl import SFTConfig, SFTTrainer
+
+        begin = training.start(context)
+        trainer = SFTTrainer(
+            model=begin.model,
+            args=training.config(context, SFTConfig, self.args, begin),
+            train_dataset=context.inputs["dataset"],
+            eval_dataset=context.inputs.get("eval_dataset"),
+            **begin.kwargs,
+        )
+        return training.train(context, trainer, begin)

@@ -1,0 +1,402 @@
+"""The nouns: what plugins are, what strategies and engine say to each other, and what a stage is given and returns.
+
+Plugins need no base class and no decorator. The protocols below are for readers and type checkers:
+
+| kind     | a plugin is                                                          |
+|----------|----------------------------------------------------------------------|
+| reward   | TRL's reward call: `f(prompts, completions, **columns)`              |
+| adapter  | `f(**params)` that gives a `peft.PeftConfig`, or None for full       |
+| strategy | a dataclass whose `__call__(problem)` is a generator of requests     |
+| dataset  | `f(**params)` that gives a `datasets.Dataset` or `DatasetDict`       |
+| stage    | a dataclass whose annotated fields are its references and parameters |
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+__all__ = [
+    "KINDS",
+    "Adapter",
+    "AdapterRef",
+    "Budget",
+    "CallTool",
+    "Candidate",
+    "Completion",
+    "ConfigOf",
+    "DataRef",
+    "Dataset",
+    "Generate",
+    "Kind",
+    "Messages",
+    "ModelArtifact",
+    "ModelRef",
+    "ObjectRef",
+    "Problem",
+    "Prompt",
+    "Ref",
+    "Reporter",
+    "Request",
+    "Response",
+    "ResolvedAdapter",
+    "ResolvedReward",
+    "ResolvedStrategy",
+    "Result",
+    "Reward",
+    "RewardRef",
+    "SamplingParams",
+    "Score",
+    "ScoreSteps",
+    "Stage",
+    "StageContext",
+    "StageResult",
+    "Strategy",
+    "StrategyRef",
+    "Usage",
+]
+
+Kind: TypeAlias = Literal["reward", "adapter", "strategy", "dataset", "stage"]
+KINDS: tuple[Kind, ...] = ("reward", "adapter", "strategy", "dataset", "stage")
+
+Messages: TypeAlias = Sequence[Mapping[str, Any]]
+"""Chat messages with `role` and `content`; a last message of role `assistant` is a prefill to go on from."""
+
+Prompt: TypeAlias = str | Messages
+
+
+# --- What a stage refers to ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Marks a stage's or strategy's field as a reference, an edge of the plan."""
+
+    kind: Literal["model", "dataset", "reward", "adapter", "strategy", "object"]
+
+
+@dataclass(frozen=True)
+class ConfigOf:
+    """Marks a mapping that goes untouched to a config class, such as `ConfigOf("trl:SFTConfig")`."""
+
+    target: str
+
+
+ModelRef: TypeAlias = Annotated[str, Ref("model")]
+DataRef: TypeAlias = Annotated[str, Ref("dataset")]
+RewardRef: TypeAlias = Annotated[str, Ref("reward")]
+AdapterRef: TypeAlias = Annotated[str, Ref("adapter")]
+StrategyRef: TypeAlias = Annotated[str, Ref("strategy")]
+ObjectRef: TypeAlias = Annotated[str, Ref("object")]
+"""`package.module:attr`, `./file.py:attr`, or a file or folder beside the recipe."""
+
+
+# --- Test time: requests, responses, results -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one completion is drawn.
+
+    Args:
+        temperature: 0 is greedy.
+        top_p: nucleus mass kept, in (0, 1].
+        max_tokens: completion tokens at most.
+        stop: strings that end a completion; the text is cut before the first of them.
+        seed: fixes the noise; None lets the engine derive it from the request's key.
+        logprobs: ask for the log-probability of each completion token.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 1024
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    logprobs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """Asks for `n` completions of a prompt; answered by a list of `n` `Completion`."""
+
+    prompt: Prompt
+    n: int = 1
+    params: SamplingParams = SamplingParams()
+    model: str = "policy"
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Asks what completions of a prompt are worth; answered by `list[float | None]`, one per completion."""
+
+    prompt: Prompt
+    completions: tuple[str, ...]
+    scorer: str = "reward"
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreSteps:
+    """Asks what each step of each completion is worth; answered by `list[list[float]]`."""
+
+    prompt: Prompt
+    steps: tuple[tuple[str, ...], ...]
+    scorer: str = "prm"
+
+
+@dataclass(frozen=True, slots=True)
+class CallTool:
+    """Asks for a tool's answer; answered by `str` (an error comes back as text)."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+Request: TypeAlias = Generate | Score | ScoreSteps | CallTool
+
+
+@dataclass(slots=True)
+class Usage:
+    """What was spent: tokens read and written, requests answered from the log, calls to a backend, by model role."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    calls: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.calls + other.calls,
+        )
+
+
+@dataclass(slots=True)
+class Completion:
+    """One completion. `finish_reason` is `stop`, `length` or `error` (then `text` is empty and `error` says why)."""
+
+    text: str
+    finish_reason: Literal["stop", "length", "error"] = "stop"
+    usage: Usage = field(default_factory=Usage)
+    token_ids: list[int] | None = None
+    logprobs: list[float] | None = None
+    error: str | None = None
+
+
+Response: TypeAlias = list[Completion] | list[float | None] | list[list[float]] | str
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A finished completion that a strategy considered, with its extracted answer and its score, if it has one."""
+
+    text: str
+    answer: Hashable | None = None
+    score: float | None = None
+    step_scores: list[float] = field(default_factory=list)
+    finish_reason: str = "stop"
+
+
+@dataclass(slots=True)
+class Result:
+    """A strategy's answer to one problem.
+
+    `text` is the completion it stands on (`""` where every sample failed); `stopped_by` names the budget that ended it,
+    or is None; `usage` is filled by the engine, per role (`policy`, a scorer's name).
+    """
+
+    answer: Any
+    text: str
+    candidates: list[Candidate] = field(default_factory=list)
+    usage: dict[str, Usage] = field(default_factory=dict)
+    stopped_by: str | None = None
+    trace: list[dict[str, Any]] = field(default_factory=list)
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Limits for one problem or for all of them; None is no limit. A wave in flight may end above `tokens`."""
+
+    tokens: int | None = None
+    completions: int | None = None
+    calls: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(slots=True)
+class Problem:
+    """What a strategy sees: never the reference answer or any other column.
+
+    Args:
+        prompt: plain text or messages.
+        params: the sampling parameters to start from; strategies replace single fields.
+        id: stable name within a run; part of every request's key.
+        rng: a generator of its own, seeded from run seed and id, for strategies that need chance.
+    """
+
+    prompt: Prompt
+    params: SamplingParams = SamplingParams()
+    id: str = "0"
+    rng: random.Random = field(default_factory=lambda: random.Random(0))
+
+
+# --- Plugins -----------------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """How good is it? One float per completion, None where it cannot judge; TRL's reward call, sync or async."""
+
+    def __call__(self, prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]: ...
+
+
+@runtime_checkable
+class Adapter(Protocol):
+    """What is trainable? A `peft.PeftConfig`, or None for full fine-tuning."""
+
+    def __call__(self, **params: Any) -> Any: ...
+
+
+@runtime_checkable
+class Strategy(Protocol):
+    """How to spend compute at inference? A generator: yields requests, is sent the responses, returns a `Result`."""
+
+    def __call__(self, problem: Problem) -> Generator[Request | list[Request], Any, Result]: ...
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """What to learn from? A `datasets.Dataset` or `DatasetDict` in one of TRL's formats."""
+
+    def __call__(self, **params: Any) -> Any: ...
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """How to update, or to measure? Called once with its context."""
+
+    def __call__(self, context: StageContext) -> StageResult: ...
+
+
+# --- What a stage is given and returns -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ModelArtifact:
+    """A model that a stage starts from or measures.
+
+    Args:
+        name: its name in the recipe (`base`, or the stage that made it).
+        path: a folder, or a Hub id; a folder with `adapter_config.json` is a PEFT adapter over its base.
+        loading: TRL `ModelConfig` fields for loading it (dtype, load_in_4bit, attn_implementation, model_revision ...).
+        handoff: what its maker recorded (tokenizer, template, EOS and pad ids, adapter stack); empty for a foreign model.
+        parent: the name of the model it was made from, or None.
+        seen: files of prompt fingerprints (one 16-digit hex a line) that it and its ancestors were trained on.
+    """
+
+    name: str
+    path: str
+    loading: Mapping[str, Any] = field(default_factory=dict)
+    handoff: Mapping[str, Any] = field(default_factory=dict)
+    parent: str | None = None
+    seen: tuple[Path, ...] = ()
+
+    @property
+    def is_adapter(self) -> bool:
+        return (Path(self.path) / "adapter_config.json").is_file()
+
+
+@dataclass(frozen=True)
+class ResolvedReward:
+    """A reward by its recipe name. `func` is the author's own callable; a reward-model stage has `model_path` too."""
+
+    name: str
+    func: Callable[..., Any]
+    weight: float = 1.0
+    model_path: str | None = None
+
+    @property
+    def is_oracle(self) -> bool:
+        return bool(getattr(self.func, "oracle", False))
+
+
+@dataclass(frozen=True)
+class ResolvedAdapter:
+    """An adapter by its recipe name; `config` is a `peft.PeftConfig`, or None for full fine-tuning."""
+
+    name: str
+    config: Any
+
+
+@dataclass(frozen=True)
+class ResolvedStrategy:
+    """A strategy with a printable label, and the rewards that it names as scorers (name -> reward)."""
+
+    label: str
+    strategy: Strategy
+    scorers: Mapping[str, ResolvedReward] = field(default_factory=dict)
+
+
+class Reporter(Protocol):
+    """Where a running stage tells how far it is."""
+
+    def progress(self, done: int, total: int | None, unit: str, figures: Mapping[str, float]) -> None:
+        """Called often: `done` of `total` `unit`s, and the newest figures (loss, reward, tokens_per_s)."""
+
+    def note(self, message: str) -> None:
+        """One line that the user should read."""
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """All that a stage may use.
+
+    Args:
+        stage: the stage's id in the recipe.
+        folder: where to write; it becomes the artifact when the stage returns, and vanishes if it fails for good.
+        seed: the recipe's seed, or this stage's own.
+        inputs: field name -> resolved input. A model is a `ModelArtifact`, a data set a `datasets.Dataset`, a reward a
+            `ResolvedReward`, an adapter a `ResolvedAdapter`, a strategy a `ResolvedStrategy`, an object itself or
+            the `Path` of a file; a list of references is a list of these.
+        resume_from: newest complete checkpoint of this very stage, or None.
+        reporter: progress goes here.
+        should_stop: becomes true when the user wants to stop; a stage then saves and raises `Interrupted`.
+        args: the stage's `args` as the recipe gives them.
+    """
+
+    stage: str
+    folder: Path
+    seed: int
+    inputs: Mapping[str, Any]
+    resume_from: Path | None
+    reporter: Reporter
+    should_stop: Callable[[], bool]
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class StageResult:
+    """What a stage made.
+
+    Args:
+        metrics: figures for the manifest and the report.
+        model_path: the model's folder, absolute or below `context.folder`.
+        data_path: the data set, a JSONL file below `context.folder`.
+        handoff: what the next stage must find unchanged (tokenizer, template, EOS, adapter stack).
+        details: further JSON values for the manifest.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    model_path: Path | None = None
+    data_path: Path | None = None
+    handoff: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)

@@ -32,7 +32,7 @@ from posttrain_plugins.types import KINDS, Kind
 
 __all__ = ["Plugin", "find", "group", "installed", "load", "suggest"]
 
-PLURAL = {"reward": "rewards", "adapter": "adapters", "strategy": "strategies", "dataset": "datasets", "stage": "stages"}
+PLURAL: dict[str, str] = {kind: f"{kind}s" for kind in KINDS} | {"strategy": "strategies"}
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,11 @@ class Plugin:
             return _import(self.target)
         except Exception as cause:  # the plugin boundary: any failure is this plugin's own
             where = f", from {self.distribution} {self.version}" if self.distribution else ""
+            switch = f"fix or remove it, or switch it off: POSTTRAIN_DISABLE_PLUGINS={self.name}"
             raise PluginBroken(
                 f"{self.kind} plugin '{self.name}' ({self.target}{where}) cannot be loaded: "
                 f"{type(cause).__name__}: {cause}",
-                hint=f"fix or remove it, or switch it off: POSTTRAIN_DISABLE_PLUGINS={self.name}",
+                hint=switch if self.distribution else None,
             ) from cause
 
 
@@ -88,13 +89,29 @@ def group(kind: Kind | str) -> str:
 @cache
 def installed(kind: Kind) -> tuple[Plugin, ...]:
     """All installed plugins of a kind, by name and distribution, without importing any of them."""
-    disabled = _disabled()
+    disabled, wanted = _disabled(), group(kind)
     found = {
-        Plugin(kind, entry.name, entry.value.replace(" ", ""), entry.dist.name, entry.dist.version)
-        for entry in importlib.metadata.entry_points(group=group(kind))
-        if entry.dist is not None and not disabled & {entry.name, entry.dist.name}
+        Plugin(kind, name, target, distribution, version)
+        for entry_group, name, target, distribution, version in _entry_points()
+        if entry_group == wanted and not disabled & {_normal(name), _normal(distribution)}
     }
     return tuple(sorted(found, key=lambda plugin: (plugin.name, plugin.distribution)))
+
+
+@cache
+def _entry_points() -> tuple[tuple[str, str, str, str, str], ...]:
+    """Group, name, target, distribution and version of every entry point of ours: one walk through the metadata.
+
+    A distribution that stands twice on the path counts where it stands first, as for an import.
+    """
+    found: dict[str, list[tuple[str, str, str, str, str]]] = {}
+    for distribution in importlib.metadata.distributions():
+        ours = [entry for entry in distribution.entry_points if entry.group.startswith("posttrain_plugins.")]
+        if ours:
+            name, version = distribution.name or "unknown", distribution.version  # each parses the metadata anew
+            rows = [(entry.group, entry.name, entry.value.replace(" ", ""), name, version) for entry in ours]
+            found.setdefault(_normal(name), rows)
+    return tuple(row for rows in found.values() for row in rows)
 
 
 def find(kind: Kind, use: str, folder: Path | None = None) -> Plugin:
@@ -112,7 +129,8 @@ def find(kind: Kind, use: str, folder: Path | None = None) -> Plugin:
     head, colon, tail = use.rpartition(":")
     if colon and head.endswith(".py"):
         return _in_file(kind, use, (folder or Path.cwd()) / head, tail)
-    matches = [p for p in installed(kind) if use in (p.name, f"{p.distribution}:{p.name}")]
+    owned = (_normal(head), tail)
+    matches = [p for p in installed(kind) if use == p.name or owned == (_normal(p.distribution), p.name)]
     if len(matches) == 1:
         return matches[0]
     if matches:
@@ -121,7 +139,7 @@ def find(kind: Kind, use: str, folder: Path | None = None) -> Plugin:
             f"{kind} '{use}' is given by {owners}",
             hint="name one of them: " + " or ".join(f"'{p.distribution}:{p.name}'" for p in matches),
         )
-    if colon and _is_module(head):
+    if colon and is_module(head):
         return Plugin(kind, tail, use)
     raise _not_found(kind, use)
 
@@ -137,10 +155,16 @@ def suggest(name: str, known: Iterable[str]) -> str | None:
     return f"did you mean '{near[0]}'?" if near else None
 
 
+def with_article(noun: str) -> str:
+    """`an adapter`, `a model`, `figures`."""
+    return noun if noun.endswith("s") else f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
 def import_file(path: Path) -> ModuleType:
-    """Imports a `.py` file under a name of its own, once; files beside it are importable from it."""
+    """Imports a `.py` file under a name of its own, again when it was edited; files beside it are importable from it."""
     path = path.resolve()
-    name = f"posttrain_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    mark = hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:8]
+    name = f"posttrain_file_{path.stem}_{mark}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
@@ -182,27 +206,42 @@ def _import(target: str) -> Any:
 def _in_file(kind: Kind, use: str, path: Path, attr: str) -> Plugin:
     if not path.is_file():
         raise PluginNotFound(f"{kind} '{use}': no file {path}")
-    source = path.read_text(encoding="utf-8")
-    if not re.search(rf"^(?:async\s+def|def|class)\s+{re.escape(attr)}\b|^{re.escape(attr)}\s*[:=]|\b{re.escape(attr)}\b",
-                     source, re.MULTILINE):
-        names = re.findall(r"^(?:async\s+def|def|class)\s+(\w+)", source, re.MULTILINE)
-        raise PluginNotFound(f"{kind} '{use}': {path.name} has no '{attr}'", hint=suggest(attr, names))
+    require_name(f"{kind} '{use}'", path, attr)
     return Plugin(kind, attr, f"{path.resolve()}:{attr}")
 
 
+def require_name(what: str, file: Path, name: str) -> None:
+    """Looks for a name in a source file, which is not imported.
+
+    Raises:
+        PluginNotFound: it does not stand there; near names are suggested.
+    """
+    source = file.read_text(encoding="utf-8", errors="replace")
+    if not re.search(rf"\b{re.escape(name)}\b", source):
+        defined = re.findall(r"^(?:async\s+def\s+|def\s+|class\s+)?(\w+)\s*[(:=]", source, re.MULTILINE)
+        raise PluginNotFound(f"{what}: {file.name} has no '{name}'", hint=suggest(name, defined))
+
+
 def _not_found(kind: Kind, use: str) -> PluginNotFound:
-    known = [plugin.name for plugin in installed(kind)]
+    known = [f"{p.distribution}:{p.name}" if ":" in use else p.name for p in installed(kind)]
     elsewhere = [other for other in KINDS if other != kind and use in {p.name for p in installed(other)}]
-    hint = suggest(use, known) or (f"'{use}' is a {elsewhere[0]}" if elsewhere else None)
+    hint = suggest(use, known) or (f"'{use}' is {with_article(elsewhere[0])}" if elsewhere else None)
     return PluginNotFound(f"no {kind} plugin '{use}'", hint=hint or f"posttrain plugins list --kind {kind}")
 
 
-def _is_module(name: str) -> bool:
+def is_module(name: str) -> bool:
+    """Is its top-level package there? Looking further would import that package."""
     try:
-        return importlib.util.find_spec(name) is not None
+        return importlib.util.find_spec(name.partition(".")[0]) is not None
     except (ImportError, ValueError):
         return False
 
 
+def _normal(name: str) -> str:
+    """`Posttrain_Brevity` and `posttrain-brevity` are one distribution."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 def _disabled() -> set[str]:
-    return {part.strip() for part in os.environ.get("POSTTRAIN_DISABLE_PLUGINS", "").split(",") if part.strip()}
+    listed = os.environ.get("POSTTRAIN_DISABLE_PLUGINS", "").split(",")
+    return {_normal(part.strip()) for part in listed if part.strip()}

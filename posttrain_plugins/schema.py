@@ -7,6 +7,7 @@ source: it is parsed with `ast`, following re-exports and base classes from file
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import importlib.util
 import inspect
@@ -24,6 +25,7 @@ from posttrain_plugins.types import ConfigOf, Ref
 __all__ = ["Field", "Schema", "accepts", "of_config", "of_object", "of_source", "type_name"]
 
 MISSING = dataclasses.MISSING
+Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 REWARD_ARGUMENTS = frozenset(
     {"self", "prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
 )
@@ -31,7 +33,10 @@ REWARD_ARGUMENTS = frozenset(
 
 @dataclass(frozen=True)
 class Field:
-    """One parameter: its name, type, default, and what the type's annotation says of it."""
+    """One parameter: its name, type, default, and what the type's annotation says of it.
+
+    A default that is computed (`field(default_factory=...)` in a source file) is None and not `is_literal`.
+    """
 
     name: str
     type: Any
@@ -39,6 +44,7 @@ class Field:
     ref: Ref | None = None
     config: ConfigOf | None = None
     doc: str = ""
+    is_literal: bool = True
 
     @property
     def is_required(self) -> bool:
@@ -108,7 +114,7 @@ def of_config(target: str) -> Schema:
         LookupError: the package or the class is not there.
     """
     package, _, name = target.partition(":")
-    found = _find_class(_package_file(package), name)
+    found = _find_class(package_file(package), name)
     if found is None:
         raise LookupError(f"no class '{name}' in {package}")
     return Schema(_class_fields(*found))
@@ -121,30 +127,41 @@ def of_source(file: Path, attr: str) -> Schema:
         LookupError: the file defines no such function or class.
         SyntaxError: the file is not Python.
     """
-    for node in _parse(file).body:
-        if isinstance(node, ast.ClassDef) and node.name == attr:
-            attributes = _class_literals(node)
-            call = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__call__"), None)
-            if call is not None and "requires_columns" not in attributes:
-                attributes["reward_columns"] = _required_arguments(call)
-            return Schema(_class_fields(file, node), attributes, doc=ast.get_docstring(node) or "")
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == attr:
-            return Schema(
-                dict(_function_fields(node)),
-                {"reward_columns": _required_arguments(node)},
-                is_open=node.args.kwarg is not None,
-                is_class=False,
-                doc=ast.get_docstring(node) or "",
-            )
-    raise LookupError(f"{file.name} defines no function or class '{attr}'")
+    node = next((n for n in _parse(file).body if isinstance(n, Definition) and n.name == attr), None)
+    if node is None:
+        raise LookupError(f"{file.name} defines no function or class '{attr}'")
+    doc = ast.get_docstring(node) or ""
+    if isinstance(node, ast.ClassDef):
+        methods = {n.name: n for n in node.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)}
+        attributes = _literals(node.body)
+        if "__call__" in methods:
+            attributes.setdefault("reward_columns", _required_arguments(methods["__call__"]))
+        init = methods.get("__init__")
+        fields = dict(list(_function_fields(init))[1:]) if init else _class_fields(file, node)
+        return Schema(fields, attributes, init is not None and init.args.kwarg is not None, doc=doc)
+    attributes = {"reward_columns": _required_arguments(node), **_function_attributes(file, attr)}
+    fields = dict(_function_fields(node))
+    borrowed = attributes.get("params_of")
+    if borrowed:
+        fields = {**of_config(borrowed).fields, **fields}
+    return Schema(fields, attributes, node.args.kwarg is not None and not borrowed, is_class=False, doc=doc)
+
+
+def _parse(file: Path) -> ast.Module:
+    return _parsed(file, file.stat().st_mtime_ns)
 
 
 @cache
-def _parse(file: Path) -> ast.Module:
-    return ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
+def _parsed(file: Path, mtime_ns: int) -> ast.Module:
+    return ast.parse(file.read_bytes(), filename=str(file))
 
 
-def _package_file(package: str) -> Path:
+def package_file(package: str) -> Path:
+    """The source file of a package or module, without importing it; the file need not be there.
+
+    Raises:
+        LookupError: its top-level package is not installed.
+    """
     top, *rest = package.split(".")
     spec = importlib.util.find_spec(top)
     if spec is None or spec.origin is None:
@@ -159,19 +176,28 @@ def _module_file(folder: Path, parts: Sequence[str]) -> Path:
 
 def _find_class(file: Path, name: str) -> tuple[Path, ast.ClassDef] | None:
     """The class and its file, through `from .module import name` chains (also under TYPE_CHECKING)."""
-    tree = _parse(file)
-    for node in tree.body:
+    for node in _parse(file).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return file, node
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and any((a.asname or a.name) == name for a in node.names):
-            source = _import_source(file, node)
-            if source is not None and source.is_file() and source != file:
-                original = next(a.name for a in node.names if (a.asname or a.name) == name)
-                found = _find_class(source, original)
-                if found is not None:
-                    return found
-    return None
+    imported = _imports(file).get(name)
+    source = _import_source(file, imported[0]) if imported else None
+    if imported is None or source is None or not source.is_file() or source == file:
+        return None
+    return _find_class(source, imported[1])
+
+
+@cache
+def _imports(file: Path) -> dict[str, tuple[ast.ImportFrom, str]]:
+    """Name -> the module-level `from ... import` that brings it (also under `if` and `try`), and its name there."""
+    found: dict[str, tuple[ast.ImportFrom, str]] = {}
+    pending: list[ast.stmt] = list(_parse(file).body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.ImportFrom):
+            found.update({alias.asname or alias.name: (node, alias.name) for alias in node.names})
+        elif isinstance(node, ast.If | ast.Try):
+            pending.extend([*node.body, *node.orelse, *getattr(node, "finalbody", ())])
+    return found
 
 
 def _import_source(file: Path, node: ast.ImportFrom) -> Path | None:
@@ -179,7 +205,7 @@ def _import_source(file: Path, node: ast.ImportFrom) -> Path | None:
     if node.level:
         return _module_file(file.parents[node.level - 1], parts)
     try:
-        return _package_file(".".join(parts))
+        return package_file(".".join(parts))
     except LookupError:
         return None
 
@@ -192,23 +218,45 @@ def _class_fields(file: Path, node: ast.ClassDef) -> dict[str, Field]:
             fields.update(_class_fields(*found))
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-            annotation = ast.unparse(item.annotation)
-            if item.target.id.startswith("_") or "ClassVar" in annotation or "init=False" in _source(item.value):
+            if item.target.id.startswith("_") or _is_class_variable(item.annotation) or _is_not_given(item.value):
                 continue
-            fields[item.target.id] = _field(item.target.id, _evaluate(item.annotation), _default(item.value))
+            fields[item.target.id] = _source_field(item.target.id, item.annotation, item.value)
     return fields
 
 
-def _class_literals(node: ast.ClassDef) -> dict[str, Any]:
+def _is_class_variable(annotation: ast.expr) -> bool:
+    if isinstance(annotation, ast.Constant):  # quoted
+        return str(annotation.value).removeprefix("typing.").startswith("ClassVar")
+    return _name(annotation.value if isinstance(annotation, ast.Subscript) else annotation) == "ClassVar"
+
+
+def _is_not_given(value: ast.expr | None) -> bool:
+    """`field(init=False)` is no parameter."""
+    given = value.keywords if isinstance(value, ast.Call) and _name(value.func) == "field" else ()
+    return any(k.arg == "init" and isinstance(k.value, ast.Constant) and k.value.value is False for k in given)
+
+
+def _name(node: ast.expr) -> str:
+    """`ClassVar` of `typing.ClassVar` and of `ClassVar`."""
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+
+
+def _literals(body: Sequence[ast.stmt]) -> dict[str, Any]:
+    """`name = literal` among statements; `owner.name = literal` comes as `owner.name`."""
     literals = {}
-    for item in node.body:
-        target = item.target if isinstance(item, ast.AnnAssign) else item.targets[0] if isinstance(item, ast.Assign) else None
-        if isinstance(target, ast.Name) and isinstance(item, ast.Assign | ast.AnnAssign) and item.value is not None:
-            try:
-                literals[target.id] = ast.literal_eval(item.value)
-            except ValueError:
-                continue
+    for item in body:
+        if not isinstance(item, ast.Assign | ast.AnnAssign) or item.value is None:
+            continue
+        target = item.target if isinstance(item, ast.AnnAssign) else item.targets[0]
+        with contextlib.suppress(ValueError):
+            literals[ast.unparse(target)] = ast.literal_eval(item.value)
     return literals
+
+
+def _function_attributes(file: Path, name: str) -> dict[str, Any]:
+    """`score.requires_columns = ("solution",)` beside the function `score`."""
+    found = _literals(_parse(file).body)
+    return {key.removeprefix(f"{name}."): value for key, value in found.items() if key.startswith(f"{name}.")}
 
 
 def _function_fields(node: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[tuple[str, Field]]:
@@ -219,55 +267,68 @@ def _function_fields(node: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[t
         *zip(positional, [*padding, *arguments.defaults], strict=True),
         *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
     ]:
-        yield arg.arg, _field(arg.arg, _evaluate(arg.annotation), _default(value))
+        yield arg.arg, _source_field(arg.arg, arg.annotation, value)
 
 
 def _required_arguments(node: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[str, ...]:
     return tuple(n for n, f in _function_fields(node) if f.is_required and n not in REWARD_ARGUMENTS)
 
 
-def _source(node: ast.expr | None) -> str:
-    return ast.unparse(node) if node is not None else ""
-
-
-def _default(value: ast.expr | None) -> Any:
-    if value is None:
-        return MISSING
-    if isinstance(value, ast.Call) and _source(value.func).endswith("field"):
+def _source_field(name: str, annotation: ast.expr | None, value: ast.expr | None) -> Field:
+    if isinstance(value, ast.Call) and _name(value.func) == "field":
         given = {k.arg: k.value for k in value.keywords}
-        return _default(given["default"]) if "default" in given else None if "default_factory" in given else MISSING
+        value = given.get("default", given.get("default_factory"))
+    if value is None:
+        return _field(name, _evaluate(annotation), MISSING)
     try:
-        return ast.literal_eval(value)
+        return _field(name, _evaluate(annotation), ast.literal_eval(value))
     except ValueError:
-        return None
+        return dataclasses.replace(_field(name, _evaluate(annotation), None), is_literal=False)
 
 
-class _Names(dict[str, Any]):
-    """The names that annotations use; what is not known here accepts anything."""
-
-    def __missing__(self, name: str) -> Any:
-        return Any
-
-
-_NAMES = {
-    **{n: getattr(our_types, n) for n in ("ModelRef", "DataRef", "RewardRef", "AdapterRef", "StrategyRef", "ObjectRef")},
-    **{n: getattr(typing, n) for n in ("Any", "Literal", "Optional", "Union", "Annotated")},
+_NAMES: dict[str, Any] = {
+    **{n: getattr(our_types, n) for n in our_types.__all__ if n.endswith("Ref")},
+    **{n: getattr(typing, n) for n in ("Any", "Optional", "Union", "Annotated")},
     **{"List": list, "Dict": dict, "Tuple": tuple, "Set": set, "Sequence": Sequence, "Mapping": Mapping},
     **{t.__name__: t for t in (str, int, float, bool, list, dict, tuple, set, bytes)},
-    "ConfigOf": ConfigOf,
-    "typing": typing,
 }
 
 
 def _evaluate(annotation: ast.expr | None) -> Any:
-    if annotation is None:
-        return Any
-    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
-        annotation = ast.parse(annotation.value, mode="eval").body
+    """The type that an annotation stands for; what is not known here is `Any`, which accepts anything."""
     try:
-        return eval(compile(ast.Expression(annotation), "<annotation>", "eval"), {"__builtins__": {}}, _Names(_NAMES))
-    except (TypeError, AttributeError, SyntaxError):
+        return _type(annotation)
+    except (TypeError, SyntaxError, ValueError):
         return Any
+
+
+def _type(node: ast.expr | None) -> Any:
+    match node:
+        case ast.Constant(str(text)):
+            return _type(ast.parse(text, mode="eval").body)
+        case ast.Constant(None) | ast.Constant(types.EllipsisType()):
+            return node.value
+        case ast.BinOp(left, ast.BitOr(), right):
+            return Union[_type(left), _type(right)]  # noqa: UP007 (the operands are values)
+        case ast.Tuple(items):
+            return tuple(_type(item) for item in items)
+        case ast.Subscript(outer, inner) if _name(outer) == "Literal":
+            return Literal[ast.literal_eval(inner)]
+        case ast.Subscript(outer, ast.Tuple([inner, *notes])) if _name(outer) == "Annotated":
+            return Annotated[(_type(inner), *(_note(note) for note in notes))]
+        case ast.Subscript(outer, inner):
+            kind = _type(outer)
+            return Any if kind is Any else kind[_type(inner)]
+        case ast.Name() | ast.Attribute():
+            return _NAMES.get(_name(node), Any)
+    return Any
+
+
+def _note(node: ast.expr) -> Any:
+    """`ConfigOf("trl:SFTConfig")` and `Ref("model")` mean something to us; every other note is None."""
+    marks: dict[str, Any] = {"ConfigOf": ConfigOf, "Ref": Ref}
+    mark = marks.get(_name(node.func)) if isinstance(node, ast.Call) else None
+    return mark(*map(ast.literal_eval, node.args)) if mark is not None and isinstance(node, ast.Call) else None
 
 
 # --- from live objects ---------------------------------------------------------------------------------------------
@@ -276,8 +337,9 @@ def _evaluate(annotation: ast.expr | None) -> Any:
 def _hints(plugin: Any) -> dict[str, Any]:
     try:
         return typing.get_type_hints(plugin, include_extras=True)
-    except (NameError, TypeError):
-        return {}
+    except (NameError, TypeError):  # a name under TYPE_CHECKING; each annotation by itself, then
+        given = getattr(plugin, "__annotations__", {})
+        return {k: _evaluate(ast.Constant(v)) if isinstance(v, str) else v for k, v in given.items()}
 
 
 def _parameters(plugin: Any) -> Iterator[tuple[str, Any]]:
@@ -361,5 +423,3 @@ def type_name(annotation: Any) -> str:
         inner = ", ".join("..." if a is Ellipsis else type_name(a) for a in arguments)
         return f"{getattr(origin, '__name__', origin)}[{inner}]"
     return getattr(annotation, "__name__", str(annotation))
-
-

@@ -41,10 +41,10 @@ __all__ = [
     "Ref",
     "Reporter",
     "Request",
-    "Response",
     "ResolvedAdapter",
     "ResolvedReward",
     "ResolvedStrategy",
+    "Response",
     "Result",
     "Reward",
     "RewardRef",
@@ -297,9 +297,9 @@ class ModelArtifact:
     Args:
         name: its name in the recipe (`base`, or the stage that made it).
         path: a folder, or a Hub id; a folder with `adapter_config.json` is a PEFT adapter over its base.
-        loading: TRL `ModelConfig` fields for loading it (dtype, load_in_4bit, attn_implementation, model_revision ...).
-        handoff: what its maker recorded (tokenizer, template, EOS and pad ids, adapter stack); empty for a foreign model.
-        parent: the name of the model it was made from, or None.
+        loading: TRL `ModelConfig` fields for loading it (dtype, load_in_4bit, model_revision ...).
+        handoff: what its maker recorded (tokenizer, template, EOS and pad ids, adapters); empty for a foreign model.
+        ancestors: the names of the models it was made from, the nearest first.
         seen: files of prompt fingerprints (one 16-digit hex a line) that it and its ancestors were trained on.
     """
 
@@ -307,7 +307,7 @@ class ModelArtifact:
     path: str
     loading: Mapping[str, Any] = field(default_factory=dict)
     handoff: Mapping[str, Any] = field(default_factory=dict)
-    parent: str | None = None
+    ancestors: tuple[str, ...] = ()
     seen: tuple[Path, ...] = ()
 
     @property

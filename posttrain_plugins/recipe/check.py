@@ -7,18 +7,21 @@ config class (read from its source), references against what the recipe defines,
 from __future__ import annotations
 
 import ast
+import contextlib
+import re
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from posttrain_plugins import registry, schema
-from posttrain_plugins.errors import InputError, Mistake, PosttrainError, RecipeErrors
+from posttrain_plugins.errors import InputError, Mistake, PluginNotFound, PosttrainError, RecipeErrors
 from posttrain_plugins.recipe import data_head
-from posttrain_plugins.recipe.document import PREV, Document, Keys
+from posttrain_plugins.recipe.document import PREV, Document, Keys, anchored
 from posttrain_plugins.recipe.recipe import DataFile, External, FromStage, Object, Recipe, Source, StageSpec, Use
-from posttrain_plugins.registry import Plugin, suggest
+from posttrain_plugins.recipe.resolve import construct
+from posttrain_plugins.registry import Plugin, suggest, with_article
 from posttrain_plugins.types import Kind
 
 __all__ = ["check", "parse_call", "plugin_schema"]
@@ -37,13 +40,22 @@ RESERVED: dict[str, dict[str, Any]] = {
         "system_prompt": str,
     },
 }
-OURS_IN_ARGS = {"output_dir": "the run decides where a stage writes", "resume_from_checkpoint": "a run resumes by itself"}
+OURS_IN_ARGS = {
+    "output_dir": "the run decides where a stage writes",
+    "resume_from_checkpoint": "a run resumes by itself",
+}
 MODEL_CONFIG = "trl:ModelConfig"
+PRODUCTS = ("model", "dataset", "reward", "figures")
+QUANTIZED = ("load_in_4bit", "load_in_8bit")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 PEFT_IN_MODEL = ("use_peft", "lora_", "use_rslora", "use_dora")
 
 
 def check(document: Document) -> Recipe:
     """Checks a document and gives the recipe.
+
+    Plugins that are installed classes are built, so that values that they refuse are told now; what is heavy belongs
+    into their call.
 
     Raises:
         RecipeErrors: with every mistake found, each with its place.
@@ -82,8 +94,10 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
     name, _, rest = text.partition("(")
     try:
         call = ast.parse(f"f({rest}", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args:
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
             raise ValueError("parameters need names")
+        if any(keyword.arg is None for keyword in call.keywords):
+            raise ValueError("** stands for nothing here")
         return name.strip(), {str(k.arg): _literal(k.value) for k in call.keywords}
     except (SyntaxError, ValueError) as cause:
         raise InputError(f"'{text}' is not NAME(key=value, ...)", hint="for instance self_consistency(n=8)") from cause
@@ -105,14 +119,16 @@ class _RawStage:
 
 class _Checker:
     def __init__(self, document: Document) -> None:
-        self.document = document
         self.folder = document.file.parent.resolve()
+        self.document = replace(document, data=anchored(document.data, self.folder))
         self.mistakes: list[Mistake] = list(document.mistakes)
         self.named: dict[str, dict[str, Source]] = {section: {} for section in SECTIONS}
         self.raw: dict[str, _RawStage] = {}
         self.aliases: dict[str, str] = {}
         self.produces: dict[str, str] = {}
         self.specs: dict[str, StageSpec] = {}
+        self.found: dict[Plugin, schema.Schema | None] = {}
+        self.base: Source = None
         self.loading: dict[str, Any] = {}
 
     # --- the walk -------------------------------------------------------------------------------------------------
@@ -121,15 +137,15 @@ class _Checker:
         data = self.document.data
         self._unknown_keys((), data, TOP_LEVEL)
         name = self._typed(("name",), str, self.document.file.stem)
+        self._check_name(("name",), str(name), "recipe", allowed=".")
         seed = self._typed(("seed",), int, 0)
         self._collect_stages()
-        base = self._model()
+        self.base = self._model()
         for section, kind in SECTIONS.items():
             for key, value in self._mapping((section,)).items():
-                if key in self.raw:
+                if key in self.raw or key in self.aliases:
                     self._wrong((section, key), f"duplicate id '{key}': it is a stage too", "rename one of them", True)
                 self.named[section][key] = self._inline(kind, value, (section, key), key, {})
-        self.base = base
         for raw in self.raw.values():
             self._stage(raw)
         order = self._order()
@@ -139,6 +155,7 @@ class _Checker:
     def _collect_stages(self) -> None:
         for name, body in self._mapping(("stages",)).items():
             path: Keys = ("stages", name)
+            self._check_name(path, name, "stage")
             if name == "base":
                 self._wrong(path, "'base' is reserved: it is the recipe's model", "rename the stage", True)
             elif not isinstance(body, Mapping):
@@ -164,6 +181,7 @@ class _Checker:
         for turn in range(1, repeat + 1):
             scope = {inner_name: f"{name}.{turn}.{inner_name}" for inner_name in inner} | {PREV: str(previous)}
             for inner_name, inner_body in inner.items():
+                self._check_name((*path, "stages", inner_name), inner_name, "stage")
                 self._raw_stage(_RawStage(scope[inner_name], (*path, "stages", inner_name), inner_body, scope))
             previous = scope[list(inner)[-1]]
         self.aliases[name] = str(previous)
@@ -171,9 +189,15 @@ class _Checker:
     def _raw_stage(self, raw: _RawStage) -> None:
         self.raw[raw.id] = raw
         plugin = self._plugin("stage", raw.body.get("use"), raw.path)
-        if plugin is not None:
-            found = self._schema(plugin, raw.path)
-            self.produces[raw.id] = str(found.attributes.get("produces", "figures")) if found else "figures"
+        found = self._schema(plugin, raw.path) if plugin else None
+        if found is None:
+            return
+        produces = found.attributes.get("produces", "figures")
+        if produces in PRODUCTS:
+            self.produces[raw.id] = produces
+            return
+        message = f"stage plugin '{raw.body['use']}' produces {produces!r}, expected one of {_list(PRODUCTS)}"
+        self._wrong((*raw.path, "use"), message)
 
     def _model(self) -> Source:
         path: Keys = ("model",)
@@ -204,11 +228,12 @@ class _Checker:
     def _model_fields(self, path: Keys, known: Mapping[str, schema.Field], names: Iterable[str]) -> None:
         for name in names:
             if name.startswith(PEFT_IN_MODEL):
-                self._wrong((*path, name), f"'{name}' does not belong to 'model'", "name an adapter under 'adapters:'", True)
+                message = f"'{name}' does not belong to 'model'"
+                self._wrong((*path, name), message, "name an adapter under 'adapters:'", True)
             elif name not in known:
                 self._wrong((*path, name), f"unknown key '{name}' in 'model'", suggest(name, known), True)
             else:
-                self._check_type((*path, name), known[name].type, self.loading[name])
+                self._check_field((*path, name), known[name], self.loading[name])
 
     def _external(self, name: str, target: Any, path: Keys, parent: Keys) -> Source:
         if not isinstance(target, str):
@@ -226,13 +251,14 @@ class _Checker:
     # --- stages ---------------------------------------------------------------------------------------------------
 
     def _stage(self, raw: _RawStage) -> None:
-        try:
-            plugin = registry.find("stage", str(raw.body.get("use")), self.folder)
-            found = plugin_schema(plugin)
-        except (PosttrainError, LookupError, SyntaxError):
+        if raw.id not in self.produces:
             return  # told when the stage was collected
+        plugin = registry.find("stage", str(raw.body["use"]), self.folder)
+        found = self.found[plugin]
+        assert found is not None
+        told = len(self.mistakes)
         given = {k: v for k, v in raw.body.items() if k != "use"}
-        self._check_keys(raw.path, given, found, f"stage '{raw.id}'")
+        self._check_keys(raw.path, given, found, f"stage '{raw.path[-1]}'")
         params: dict[str, Any] = {}
         inputs: dict[str, Source | tuple[Source, ...]] = {}
         configs: dict[str, str] = {}
@@ -244,13 +270,39 @@ class _Checker:
                     inputs[name] = self._input(field, value, path, raw)
                 continue
             if name in given:
-                self._check_type(path, field.type, value)
+                self._check_field(path, field, value)
             if field.config is not None:
                 configs[name] = field.config.target
                 self._args(path, field.config.target, value)
-            params[name] = value
-        produces: Any = self.produces.get(raw.id, "figures")
+            if name in given or (field.is_literal and not field.is_required):
+                params[name] = value
+        produces: Any = self.produces[raw.id]
         self.specs[raw.id] = StageSpec(raw.id, plugin, produces, params, inputs, configs, self.loading)
+        if "adapter" in found.fields:
+            self._check_quantized(self.specs[raw.id], raw)
+        if len(self.mistakes) == told:
+            self._check_built(plugin, given, raw.path)
+
+    def _check_quantized(self, spec: StageSpec, raw: _RawStage) -> None:
+        """The weights of a quantized model cannot be trained; an adapter on it can."""
+        quantized = [name for name in QUANTIZED if self.loading.get(name) is True]
+        adapter = spec.inputs.get("adapter")
+        is_full = raw.body.get("adapter") is None or (isinstance(adapter, Use) and adapter.plugin.name == "full")
+        if quantized and is_full and spec.inputs.get("model") and spec.produces in ("model", "reward"):
+            message = f"stage '{raw.path[-1]}' trains all parameters, but the model has {quantized[0]}"
+            self._wrong((*raw.path, "adapter"), message, f"adapter: {{use: lora}}, or remove {quantized[0]}")
+
+    def _check_built(self, plugin: Plugin, params: Mapping[str, Any], path: Keys) -> None:
+        """A class refuses values that fit their type; a file is not imported, a function is called only by the run."""
+        loaded = plugin.load() if plugin.file is None else None
+        if not isinstance(loaded, type):
+            return
+        try:
+            construct(loaded, params)
+        except PosttrainError as error:
+            self._wrong(path, error.message, error.hint)
+        except Exception as cause:  # the plugin boundary
+            self._wrong(path, f"{plugin.kind} '{plugin.name}' refuses its parameters: {type(cause).__name__}: {cause}")
 
     def _args(self, path: Keys, target: str, value: Any) -> None:
         if not isinstance(value, Mapping):
@@ -264,9 +316,10 @@ class _Checker:
             if name in OURS_IN_ARGS:
                 self._wrong((*path, name), f"'{name}' cannot be set: {OURS_IN_ARGS[name]}", "remove it", True)
             elif name not in known:
-                self._wrong((*path, name), f"unknown key '{name}' in {target.partition(':')[2]}", suggest(name, known), True)
+                message = f"unknown key '{name}' in {target.partition(':')[2]}"
+                self._wrong((*path, name), message, suggest(name, known), True)
             else:
-                self._check_type((*path, name), known[name].type, item)
+                self._check_field((*path, name), known[name], item)
 
     def _input(self, field: schema.Field, value: Any, path: Keys, raw: _RawStage) -> Source | tuple[Source, ...]:
         assert field.ref is not None
@@ -293,7 +346,7 @@ class _Checker:
             if name in self.named.get(section, {}):
                 return self.named[section][name]
         if kind == "model" or not isinstance(value, str | Mapping):
-            self._wrong(path, f"'{value}' is no reference to a {kind}")
+            self._wrong(path, f"'{value}' is no reference to {with_article(kind)}")
             return None
         return self._inline(typing.cast(Kind, kind), value, path, None, scope)
 
@@ -301,14 +354,18 @@ class _Checker:
         made = self.produces.get(name, kind)
         if kind != made:
             known = [i for i, p in self.produces.items() if p == kind]
-            self._wrong(path, f"stage '{name}' makes a {made}, expected a {kind}", suggest(name, known) or _list(known))
+            message = f"stage '{name}' makes {with_article(made)}, expected {with_article(kind)}"
+            self._wrong(path, message, suggest(name, known) or _list(known))
+            return None
         return FromStage(name, made)
 
     def _model_reference(self, name: str, path: Keys) -> Source:
-        if name == "base" and self.base is not None:
+        if name == "base":
+            if self.document.get(("model",)) is None:
+                self._wrong(path, "the recipe has no 'model'", "model: a folder, a Hub id, or {use: pretrain, ...}")
             return self.base
         if "/" in name or name.startswith("."):
-            return self._external(name, name, path, path)
+            return self._external(Path(name).name if name.startswith("/") else name, name, path, path)
         known = ["base", *(i for i, p in self.produces.items() if p == "model"), *self.aliases]
         self._wrong(path, f"unknown model '{name}'", suggest(name, known) or _list(known))
         return None
@@ -319,13 +376,34 @@ class _Checker:
             return None
         head, colon, attr = value.rpartition(":")
         if colon and not head.endswith(".py"):
+            self._check_module(value, path)
             return Object(value)
         target = (self.folder / Path(head if colon else value).expanduser()).resolve()
-        if not target.exists():
-            if "/" in value and not value.startswith((".", "/")):
-                return Object(value)  # a Hub id
-            self._wrong(path, f"no file {value}", f"paths start from {self.folder}")
-        return Object(f"{target}:{attr}" if colon else str(target))
+        if target.exists():
+            if colon:
+                self._check_name_in(target, attr, path)
+            return Object(f"{target}:{attr}" if colon else str(target))
+        if "/" in value and not value.startswith((".", "/")):
+            return Object(value)  # a Hub id
+        self._wrong(path, f"no file {value}", f"paths start from {self.folder}")
+        return None
+
+    def _check_module(self, target: str, path: Keys) -> None:
+        """`package.module:attr`, as far as it can be told from the source, which is not imported."""
+        module, _, attr = target.rpartition(":")
+        if not registry.is_module(module):
+            self._wrong(path, f"'{target}': no package '{module.partition('.')[0]}'", "pip install it")
+            return
+        with contextlib.suppress(LookupError):  # a namespace package, which has no file
+            file = schema.package_file(module)
+            if file.is_file():
+                self._check_name_in(file, attr, path)
+
+    def _check_name_in(self, file: Path, attr: str, path: Keys) -> None:
+        try:
+            registry.require_name(f"'{path[-1]}'", file, attr.partition(".")[0])
+        except InputError as error:
+            self._wrong(path, error.message, error.hint)
 
     def _inline(self, kind: Kind, value: Any, path: Keys, name: str | None, scope: Mapping[str, str]) -> Source:
         """A plugin with its parameters, written in place or in its section."""
@@ -333,7 +411,7 @@ class _Checker:
             value = self._short_form(kind, value, path, named=name is not None)
         if not isinstance(value, Mapping):
             if value is not None:
-                self._wrong(path, f"a {kind} is a mapping with 'use', found {value!r}")
+                self._wrong(path, f"{with_article(kind)} is a mapping with 'use', found {value!r}")
             return None
         if kind == "dataset" and "path" in value and "use" not in value:
             return self._data_file(value, path, name or str(value["path"]))
@@ -341,6 +419,7 @@ class _Checker:
         found = self._schema(plugin, path) if plugin else None
         if plugin is None or found is None:
             return None
+        told = len(self.mistakes)
         reserved_types = {k: t for k, t in RESERVED.get(kind, {}).items() if k not in found.fields}
         given = {k: v for k, v in value.items() if k != "use" and k not in reserved_types}
         reserved = {k: v for k, v in value.items() if k in reserved_types}
@@ -353,25 +432,33 @@ class _Checker:
             if field is not None and field.ref is not None:
                 refs[key] = self._reference(field.ref.kind, item, (*path, key), scope)
             elif field is not None:
-                self._check_type((*path, key), field.type, item)
+                self._check_field((*path, key), field, item)
+        if len(self.mistakes) == told:
+            self._check_built(plugin, given, path)
         params = {k: v for k, v in given.items() if k not in refs}
         return Use(kind, name or _label(value), plugin, params, reserved, refs)
 
     def _short_form(self, kind: Kind, value: str, path: Keys, named: bool) -> Any:
-        """`exact_answer`, `self_consistency(n=8)` or a data file's path, as a mapping; None after telling what is wrong."""
+        """`exact_answer`, `self_consistency(n=8)` or data, as a mapping; None after telling what is wrong."""
         try:
             name, params = parse_call(value)
             registry.find(kind, name, self.folder)
             return {"use": name, **params}
         except InputError as error:
-            if kind == "dataset" and (self.folder / value).exists():
+            if kind == "dataset" and ".py:" not in value and self._is_data(value):
                 return {"path": value}
             known = [*self.named.get(f"{kind}s", {}), *(i for i, p in self.produces.items() if p == kind)]
             near = suggest(value, known) if not named else None
             plugins = [p.name for p in registry.installed(kind)]
-            message = error.message if named or "(" in value or ":" in value else f"unknown {kind} '{value}'"
-            self._wrong(path, message, near or suggest(value, plugins) or error.hint)
+            is_reference = isinstance(error, PluginNotFound) and not (named or "(" in value or ":" in value)
+            message = f"unknown {kind} '{value}'" if is_reference else error.message
+            hint = (near or suggest(value, plugins)) if isinstance(error, PluginNotFound) else None
+            self._wrong(path, message, hint or error.hint)
             return None
+
+    def _is_data(self, value: str) -> bool:
+        """A file or folder, there or not, or a Hub id."""
+        return "/" in value or Path(value).suffix in data_head.SUFFIXES or (self.folder / value).is_dir()
 
     def _data_file(self, value: Mapping[str, Any], path: Keys, name: str) -> Source:
         types = {**RESERVED["dataset"], "data_dir": str, "data_files": str | list[str] | dict[str, str]}
@@ -421,24 +508,25 @@ class _Checker:
     def _columns(self, order: list[str]) -> None:
         for id in order:
             spec = self.specs[id]
-            found = plugin_schema(spec.plugin)
-            required = found.attributes.get("requires_columns", {})
+            found = self.found[spec.plugin]
+            required = found.attributes.get("requires_columns", {}) if found else {}
             for name, alternatives in required.items() if isinstance(required, Mapping) else ():
                 columns = self._columns_of(spec.inputs.get(name))
-                if columns is not None and not any(set(group) <= set(columns) for group in alternatives):
+                if columns == ():
+                    message = f"data set {getattr(spec.inputs[name], 'path', name)} is empty"
+                    self._wrong((*self.raw[id].path, name), message, "each line is one JSON object")
+                elif columns is not None and not any(set(group) <= set(columns) for group in alternatives):
                     wanted = " or ".join(" + ".join(f"'{c}'" for c in group) for group in alternatives)
-                    self._wrong(
-                        (*self.raw[id].path, name),
-                        f"missing column: stage '{id}' needs {wanted}, the data has {_list(columns)}",
-                        "rename: {old: new} on the data set",
-                    )
+                    stage, has = self.raw[id].path[-1], _list(columns)
+                    message = f"missing column: stage '{stage}' needs {wanted}, the data has {has}"
+                    self._wrong((*self.raw[id].path, name), message, "rename: {old: new} on the data set")
             self._reward_columns(spec)
 
     def _reward_columns(self, spec: StageSpec) -> None:
         columns = self._columns_of(spec.inputs.get("dataset"))
-        if columns is None:
-            return
-        for name, source in spec.sources():
+        if not columns:
+            return  # unknown, or empty, which is told already
+        for _, source in spec.sources():
             if isinstance(source, Use) and source.kind == "reward":
                 missing = [c for c in self._needs(source) if c not in columns]
                 if missing:
@@ -450,7 +538,8 @@ class _Checker:
                     )
 
     def _needs(self, source: Use) -> tuple[str, ...]:
-        attributes = plugin_schema(source.plugin).attributes
+        found = self.found[source.plugin]
+        attributes = found.attributes if found else {}
         if source.plugin.file is not None or "reward_columns" in attributes:
             return tuple(attributes.get("requires_columns", attributes.get("reward_columns", ())))
         return schema.reward_columns(source.plugin.load())
@@ -472,14 +561,10 @@ class _Checker:
 
     def _resolved(self, name: str, seed: int) -> dict[str, Any]:
         """The plain values with every path made absolute, so that they give the same run from any folder."""
-        data: dict[str, Any] = {"name": name, "seed": seed, **_absolute(self.document.data, self.folder)}
+        data: dict[str, Any] = {"name": name, "seed": seed, **self.document.data}
         model = data.get("model")
         if isinstance(self.base, External) and Path(self.base.path).is_absolute():
             data["model"] = {**(model if isinstance(model, dict) else {}), "model_name_or_path": self.base.path}
-        for key, source in self.named["datasets"].items():
-            if isinstance(source, DataFile) and source.is_local:
-                value = data["datasets"][key]
-                data["datasets"][key] = {**(value if isinstance(value, dict) else {}), "path": source.path}
         return data
 
     def _mapping(self, path: Keys) -> Mapping[str, Any]:
@@ -493,7 +578,8 @@ class _Checker:
 
     def _plugin(self, kind: Kind, use: Any, path: Keys) -> Plugin | None:
         if not isinstance(use, str):
-            self._wrong(path, f"a {kind} needs 'use', the name of a plugin", f"posttrain plugins list --kind {kind}")
+            message = f"{with_article(kind)} needs 'use', the name of a plugin"
+            self._wrong(path, message, f"posttrain plugins list --kind {kind}")
             return None
         try:
             return registry.find(kind, use, self.folder)
@@ -502,13 +588,15 @@ class _Checker:
             return None
 
     def _schema(self, plugin: Plugin, path: Keys) -> schema.Schema | None:
-        try:
-            return plugin_schema(plugin)
-        except PosttrainError as error:
-            self._wrong((*path, "use"), error.message, error.hint)
-        except (LookupError, SyntaxError) as error:
-            self._wrong((*path, "use"), f"{plugin.kind} '{plugin.name}' cannot be read: {error}")
-        return None
+        if plugin not in self.found:
+            self.found[plugin] = None
+            try:
+                self.found[plugin] = plugin_schema(plugin)
+            except PosttrainError as error:
+                self._wrong((*path, "use"), error.message, error.hint)
+            except (LookupError, SyntaxError, ValueError) as error:
+                self._wrong((*path, "use"), f"{plugin.kind} '{plugin.name}' cannot be read: {error}")
+        return self.found[plugin]
 
     def _typed(self, path: Keys, kind: type, default: Any) -> Any:
         value = self.document.get(path)
@@ -520,6 +608,17 @@ class _Checker:
     def _check_type(self, path: Keys, kind: Any, value: Any) -> None:
         if not schema.accepts(kind, value):
             self._wrong(path, f"'{path[-1]}' is {value!r}, expected {schema.type_name(kind)}")
+
+    def _check_field(self, path: Keys, field: schema.Field, value: Any) -> None:
+        """Also an annotation that forgets its default None."""
+        if value is not None or field.default is not None or not field.is_literal:
+            self._check_type(path, field.type, value)
+
+    def _check_name(self, path: Keys, name: str, what: str, allowed: str = "") -> None:
+        """Names become folders, and a loop's stages are told apart by dots."""
+        if not NAME.fullmatch("".join(c for c in name if c not in allowed)):
+            message = f"{what} name '{name}' has other characters than letters, digits, '_' and '-'"
+            self._wrong(path, message, "rename it", of_key=what == "stage")
 
     def _check_keys(
         self, path: Keys, given: Mapping[str, Any], found: schema.Schema, what: str, also: Iterable[str] = ()
@@ -556,20 +655,10 @@ def _list(names: Iterable[str], lead: str = "") -> str:
 
 
 def _label(value: Mapping[str, Any]) -> str:
-    """`best_of_n(n=8, scorer=rm)`."""
+    """`best_of_n(n=8, scorer=rm)`; of a plugin's file only its name, so that a moved folder keeps its labels."""
     inner = ", ".join(f"{k}={v['use'] if isinstance(v, Mapping) else v}" for k, v in value.items() if k != "use")
-    return f"{value['use']}({inner})" if inner else str(value["use"])
-
-
-def _absolute(value: Any, folder: Path) -> Any:
-    if isinstance(value, dict):
-        return {k: _absolute(v, folder) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_absolute(v, folder) for v in value]
-    if isinstance(value, str) and value.startswith(("./", "../")):
-        head, colon, attr = value.partition(".py:")
-        return str((folder / (head + ".py" if colon else head)).resolve()) + (f":{attr}" if colon else "")
-    return value
+    name = str(value["use"]).rpartition("/")[2]
+    return f"{name}({inner})" if inner else name
 
 
 def _declared_columns(plugin: Plugin, params: Mapping[str, Any]) -> tuple[str, ...] | None:

@@ -37,7 +37,8 @@ def model_problem(folder: Path) -> str | None:
     if not folder.is_dir():
         return f"no model folder {folder}"
     if (folder / "adapter_config.json").is_file():
-        return None if any(folder.glob("adapter_model*")) else f"adapter folder {folder} has no adapter_model.safetensors"
+        has_weights = any(folder.glob("adapter_model*"))
+        return None if has_weights else f"adapter folder {folder} has no adapter_model.safetensors"
     if not (folder / "config.json").is_file():
         return f"model folder {folder} has no config.json"
     if not any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
@@ -49,7 +50,7 @@ def _raw_columns(file: Path) -> tuple[str, ...] | None:
     if file.suffix == ".jsonl":
         return _first_record(file)
     if file.suffix in (".csv", ".tsv"):
-        with file.open(encoding="utf-8", newline="") as lines:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
             return tuple(next(csv.reader(lines, delimiter="\t" if file.suffix == ".tsv" else ","), ()))
     if file.suffix == ".parquet":
         import pyarrow.parquet  # reads the footer only

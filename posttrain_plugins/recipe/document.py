@@ -6,6 +6,7 @@ mistake. `extends:` builds on another recipe and `-o a.b=c` overrides: dicts mer
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import yaml
 
 from posttrain_plugins.errors import InputError, Mistake, RecipeErrors
 
-__all__ = ["Document", "Place", "load"]
+__all__ = ["Document", "Place", "anchored", "dump", "load"]
 
 Keys: TypeAlias = tuple[str | int, ...]
 PREV = "${prev}"
@@ -102,7 +103,7 @@ def load(file: Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Docum
 
     Args:
         file: the recipe.
-        overrides: `{"stages.dpo.args.beta": 0.1}` or `["stages.dpo.args.beta=0.1"]`; values of the second form are YAML.
+        overrides: `{"stages.dpo.args.beta": 0.1}` or `["stages.dpo.args.beta=0.1"]`; the second form's values are YAML.
 
     Raises:
         InputError: no such file, or it is not text.
@@ -128,29 +129,44 @@ def _load_extended(file: Path, seen: tuple[Path, ...]) -> Document:
     if not base_file.is_file():
         raise RecipeErrors([place.mistake(f"'extends': no file {base_file}")])
     base = _load_extended(base_file, (*seen, file.resolve()))
-    _anchor_paths(base, file.parent.resolve())
+    base.data = anchored(base.data, base_file.parent)
     for name, value in document.data.items():
         base.merge((name,), value, document)
-    base.keys.setdefault((), document.place(()))
+    base.values[()] = document.place(())
     return Document(file, base.data, base.keys, base.values, base.mistakes + document.mistakes)
 
 
-def _anchor_paths(base: Document, folder: Path) -> None:
-    """Relative paths of an extended recipe stay relative to its own folder."""
-    home = base.file.parent.resolve()
-    if home != folder:
-        base.data = _anchored(base.data, home)
+def anchored(value: Any, folder: Path, key: str = "") -> Any:
+    """A recipe's values with relative paths made absolute, so that they mean the same from any folder.
 
-
-def _anchored(value: Any, home: Path) -> Any:
+    A path is what starts with `./`, `../` or `~/`, and what names an existing file or folder and has a slash or a
+    suffix, or stands at `path` or `model_name_or_path`.
+    """
     if isinstance(value, dict):
-        return {k: _anchored(v, home) for k, v in value.items()}
+        return {k: anchored(v, folder, k) for k, v in value.items()}
     if isinstance(value, list):
-        return [_anchored(v, home) for v in value]
-    if isinstance(value, str) and value.startswith(("./", "../")):
-        head, colon, attr = value.partition(".py:")
-        return str(home / head) + colon + attr
-    return value
+        return [anchored(v, folder) for v in value]
+    if not isinstance(value, str):
+        return value
+    head, colon, attr = value.rpartition(":") if ".py:" in value else (value, "", "")
+    return f"{_joined(folder, head)}{colon}{attr}" if _is_path(head, folder, key) else value
+
+
+def _is_path(text: str, folder: Path, key: str) -> bool:
+    if key in ("name", "description") or "\n" in text:
+        return False
+    if text.startswith(("./", "../", "~/")):
+        return True
+    if not ("/" in text or Path(text).suffix or key in ("path", "model_name_or_path")):
+        return False
+    try:
+        return (folder / text).exists()
+    except OSError:  # too long for a name
+        return False
+
+
+def _joined(folder: Path, path: str) -> str:
+    return os.path.normpath(folder / Path(path).expanduser())  # links stay as they are
 
 
 def _overrides(given: Mapping[str, Any] | Sequence[str]) -> Iterator[tuple[Keys, Any, Place]]:
@@ -166,7 +182,9 @@ def _overrides(given: Mapping[str, Any] | Sequence[str]) -> Iterator[tuple[Keys,
 
 
 def parse_value(text: str) -> Any:
-    """One YAML 1.2 value."""
+    """One YAML 1.2 value; `>=0.8` in one line is text, not the head of a block."""
+    if text.strip().startswith((">", "|")) and "\n" not in text:
+        return text.strip()
     try:
         node = yaml.compose(text.replace(PREV, _PREV_SAFE), Loader=_Loader)
     except yaml.YAMLError as cause:
@@ -190,8 +208,16 @@ def _read(file: Path) -> Document:
     if not isinstance(node, yaml.MappingNode):
         raise RecipeErrors([Place(str(file), 1, 1).mistake("a recipe is a mapping with 'model' and 'stages'")])
     builder = _Builder(str(file))
-    data = builder.build(node, ())
+    try:
+        data = builder.build(node, ())
+    except RecursionError:
+        raise RecipeErrors([Place(str(file), 1, 1).mistake("an alias (*name) contains itself")]) from None
     return Document(file, data, builder.keys, builder.values, builder.mistakes)
+
+
+def dump(data: Mapping[str, Any]) -> str:
+    """YAML that `load` reads back as the same values (PyYAML's own dumper quotes by YAML 1.1)."""
+    return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _problem(cause: yaml.YAMLError) -> str:
@@ -221,6 +247,18 @@ def _scalar(text: str) -> Any:
     return float(text) if _FLOAT.fullmatch(text) else text
 
 
+class _Dumper(yaml.SafeDumper):
+    def represent_text(self, text: str) -> yaml.Node:
+        style = None if _scalar(text) is text else "'"
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
 class _Builder:
     """Turns composed nodes into values and notes where each stands."""
 
@@ -236,13 +274,17 @@ class _Builder:
             return [self.build(item, (*path, i)) for i, item in enumerate(node.value)]
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
+        assert isinstance(node, yaml.ScalarNode)
         text = node.value.replace(_PREV_SAFE, PREV)
         return text if node.style else _scalar(text)  # quoted and block scalars stay text
 
     def _mapping(self, node: yaml.MappingNode, path: Keys) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            name = str(key_node.value)
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.mistakes.append(self._place(key_node).mistake("a key is text, found a list or mapping"))
+                continue
+            name = key_node.value.replace(_PREV_SAFE, PREV)
             if name in values:
                 first = self.keys[(*path, name)]
                 message = f"duplicate id '{name}', first at line {first.line}"

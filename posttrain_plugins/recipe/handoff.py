@@ -94,7 +94,11 @@ def _tokenizer_hash(folder: Path) -> str | None:
 
 def _template_hash(folder: Path) -> str | None:
     file = folder / "chat_template.jinja"
-    text = file.read_text(encoding="utf-8") if file.is_file() else _json(folder / "tokenizer_config.json").get("chat_template")
+    text = (
+        file.read_text(encoding="utf-8")
+        if file.is_file()
+        else _json(folder / "tokenizer_config.json").get("chat_template")
+    )
     return _hash(text) if isinstance(text, str) else None
 
 

@@ -44,7 +44,7 @@ IRRELEVANT = (
     "ddp_timeout",
 )
 CORE = ("errors.py", "types.py", "registry.py", "schema.py", "__init__.py", "recipe", "cli", "testing.py")
-WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
 
 
 def sha256_of(value: Any) -> str:
@@ -74,11 +74,21 @@ class HashCache:
         return self.known[mark]
 
     def of_path(self, path: Path) -> str:
-        """A file, or a folder's files by name (a model's weights, configs and tokenizer)."""
+        """A file, or every file below a folder."""
         if path.is_file():
             return self.of_file(path)
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return sha256_of({str(file.relative_to(path)): self.of_file(file) for file in files})
+
+    def of_model(self, path: Path) -> str:
+        """A model folder's weights, configs and tokenizer; an adapter's with those of its base."""
         files = sorted({file for pattern in WEIGHT_FILES for file in path.glob(pattern)})
-        return sha256_of({file.name: self.of_file(file) for file in files})
+        content = {file.name: self.of_file(file) for file in files if file.name != "adapter_config.json"}
+        if not (path / "adapter_config.json").is_file():
+            return sha256_of(content)
+        adapter = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+        base = Path(str(adapter.pop("base_model_name_or_path", "")))
+        return sha256_of([content, adapter, self.of_model(base) if base.is_dir() else str(base)])
 
     def save(self) -> None:
         """Best effort: a folder that cannot be written costs time, not the run."""
@@ -106,9 +116,9 @@ def parts_of(spec: StageSpec, seed: int, stage_keys: Mapping[str, str], hashes: 
     parts["seed"] = str(seed)
     for name, value in spec.params.items():
         if name in spec.configs:
-            parts |= {f"{name}.{k}": _text(v) for k, v in _relevant(value or {}).items()}
+            parts |= {f"{name}.{k}": _text(v, hashes) for k, v in _relevant(value or {}).items()}
         else:
-            parts[name] = _text(value)
+            parts[name] = _text(value, hashes)
     named = spec.produces == "figures"
     for name, source in _flat_inputs(spec):
         found = source_parts(source, spec.loading, stage_keys, hashes)
@@ -123,17 +133,17 @@ def source_parts(
 ) -> dict[str, str]:
     """The parts of one input: suffix -> value."""
     if isinstance(source, FromStage):
-        return {"": stage_keys.get(source.stage, "?")} | ({".loading": _text(loading)} if loading else {})
+        return {"": stage_keys.get(source.stage, "?")} | ({".loading": _text(loading, hashes)} if loading else {})
     if isinstance(source, External):
-        return {"": _model_identity(source, hashes)} | {f".{k}": _text(v) for k, v in source.loading.items()}
+        return {"": _model_identity(source, hashes)} | {f".{k}": _text(v, hashes) for k, v in source.loading.items()}
     if isinstance(source, DataFile):
         identity = hashes.of_path(Path(source.path)) if source.is_local else f"hub:{source.path}"
-        return {"": identity} | {f".{k}": _text(v) for k, v in source.options.items()}
+        return {"": identity} | {f".{k}": _text(v, hashes) for k, v in source.options.items()}
     if isinstance(source, Object):
         return {"": _object_identity(source.target, hashes)}
     if isinstance(source, Use):
         parts = {".use": source.plugin.target.rpartition("/")[2], ".source": plugin_hash(source.plugin)}
-        parts |= {f".{k}": _text(v) for k, v in {**source.params, **source.reserved}.items()}
+        parts |= {f".{k}": _text(v, hashes) for k, v in {**source.params, **source.reserved}.items()}
         for name, inner in source.refs.items():
             found = source_parts(inner, loading, stage_keys, hashes)
             parts |= {f".{name}{suffix}": value for suffix, value in found.items()}
@@ -163,14 +173,32 @@ def _relevant(args: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in args.items() if not k.startswith(IRRELEVANT)}
 
 
-def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
+def _text(value: Any, hashes: HashCache) -> str:
+    return json.dumps(_by_content(value, hashes), sort_keys=True, default=str)
+
+
+def _by_content(value: Any, hashes: HashCache) -> Any:
+    """A parameter that is a path counts by what stands there, so that a moved folder changes nothing."""
+    if isinstance(value, Mapping):
+        return {k: _by_content(v, hashes) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_by_content(v, hashes) for v in value]
+    if not isinstance(value, str) or not value.startswith("/"):
+        return value
+    head, colon, attr = value.rpartition(":") if ".py:" in value else (value, "", "")
+    path = Path(head)
+    try:
+        if path.is_file():
+            return f"{hashes.of_file(path)}{colon}{attr}"
+        return hashes.of_model(path) if path.is_dir() else value
+    except OSError:  # too long for a name, or not ours to read
+        return value
 
 
 def _model_identity(source: External, hashes: HashCache) -> str:
     path = Path(source.path)
     if path.is_absolute():
-        return hashes.of_path(path)
+        return hashes.of_model(path)
     revision = str(source.loading.get("model_revision", "main"))
     return f"hub:{source.path}@{_hub_commit(source.path, revision)}"
 
@@ -185,9 +213,11 @@ def _hub_commit(repository: str, revision: str) -> str:
 def _object_identity(target: str, hashes: HashCache) -> str:
     head, colon, attr = target.rpartition(":")
     if not colon:
-        return hashes.of_path(Path(target)) if Path(target).exists() else f"hub:{target}"
+        path = Path(target)
+        return (hashes.of_model(path) if path.is_dir() else hashes.of_path(path)) if path.exists() else f"hub:{target}"
     file = Path(head) if head.endswith(".py") else module_file(head)
-    return f"{attr}@{source_hash(file) if file else 'unknown'}"
+    package = "" if head.endswith(".py") else head.partition(".")[0]
+    return f"{attr}@{source_hash(file, package) if file else 'unknown'}"
 
 
 # --- source ----------------------------------------------------------------------------------------------------------
@@ -195,8 +225,12 @@ def _object_identity(target: str, hashes: HashCache) -> str:
 
 def plugin_hash(plugin: Plugin) -> str:
     """The source of a plugin's module and of what it imports from its own package."""
-    file = plugin.file or module_file(plugin.target.partition(":")[0])
-    return source_hash(file) if file is not None else f"{plugin.distribution} {plugin.version}"
+    if plugin.file is not None:
+        return source_hash(plugin.file)
+    file = module_file(plugin.target.partition(":")[0])
+    if file is None:
+        return f"{plugin.distribution} {plugin.version}"
+    return source_hash(file, package=plugin.target.partition(":")[0].partition(".")[0])
 
 
 def module_file(name: str) -> Path | None:
@@ -207,54 +241,67 @@ def module_file(name: str) -> Path | None:
     return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
 
+def source_hash(file: Path, package: str = "") -> str:
+    """The hash of a file and of what it imports from its own package or folder, comments and docstrings left out.
+
+    A process reads a package once, as it imports it once; a file that is named in place is read again.
+
+    Args:
+        file: a module's source.
+        package: the module's top-level package; empty for a file that is named in place, which has its folder.
+    """
+    return _package_hash(file.resolve(), package) if package else _hash_from(file.resolve(), file.resolve().parent, "")
+
+
 @cache
-def source_hash(file: Path) -> str:
-    """The hash of a file and of what it imports from its own package or folder, comments and docstrings left out."""
-    root = _root(file)
-    pending, found = [file.resolve()], dict[str, str]()
+def _package_hash(file: Path, package: str) -> str:
+    return _hash_from(file, _package_folder(file, package), package)
+
+
+def _hash_from(file: Path, root: Path, package: str) -> str:
+    pending, found = [file], dict[str, str]()
     while pending:
         current = pending.pop()
         name = os.path.relpath(current, root)
         if name in found:
             continue
-        tree = ast.parse(current.read_text(encoding="utf-8"))
-        pending.extend(path for path in _own_imports(tree, current, root) if not _is_core(path, root))
+        tree = ast.parse(current.read_bytes())
+        pending.extend(path for path in _own_imports(tree, current, root, package) if not _is_core(path, root))
         found[name] = hashlib.sha256(ast.unparse(_without_docstrings(tree)).encode()).hexdigest()
     return sha256_of(found)
 
 
-def _root(file: Path) -> Path:
-    """The folder of the top-level package that a file belongs to, or its own folder."""
-    folder = file.resolve().parent
-    while (folder / "__init__.py").is_file() and (folder.parent / "__init__.py").is_file():
-        folder = folder.parent
-    return folder
+def _package_folder(file: Path, package: str) -> Path:
+    """The folder of the top-level package; of a module without one, the module's own file, which holds nothing else."""
+    return next((folder for folder in file.parents if folder.name == package), file)
 
 
 def _is_core(path: Path, root: Path) -> bool:
     return root.name == "posttrain_plugins" and path.relative_to(root).parts[0] in CORE
 
 
-def _own_imports(tree: ast.Module, file: Path, root: Path) -> Iterator[Path]:
-    is_package = (root / "__init__.py").is_file()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            targets = [(0, alias.name, "") for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            targets = [(node.level, node.module or "", alias.name) for alias in node.names]
+def _own_imports(tree: ast.Module, file: Path, root: Path, package: str) -> Iterator[Path]:
+    for level, module, name in _imports(tree):
+        parts = module.split(".") if module else []
+        if level:
+            folder = file.parents[level - 1]
+        elif not package:
+            folder = root
+        elif parts[0] == package:
+            folder, parts = root, parts[1:]
         else:
             continue
-        for level, module, name in targets:
-            parts = module.split(".") if module else []
-            if level:
-                folder = file.parents[level - 1]
-            elif is_package and parts[:1] == [root.name]:
-                folder, parts = root, parts[1:]
-            elif not is_package:
-                folder = root
-            else:
-                continue
-            yield from (p for p in _candidates(folder.joinpath(*parts), name) if p.is_file() and p.is_relative_to(root))
+        found = _candidates(folder.joinpath(*parts), name)
+        yield from (path for path in found if path.is_file() and path.is_relative_to(root))
+
+
+def _imports(tree: ast.Module) -> Iterator[tuple[int, str, str]]:
+    """Level, module and name of every import, also inside functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((0, alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((node.level, node.module or "", alias.name) for alias in node.names)
 
 
 def _candidates(path: Path, name: str) -> list[Path]:

@@ -91,22 +91,23 @@ def plan(
         only: leave out all but these stages; what they need must be done.
         force: run these again.
 
+    A loop's name, and a turn's (`loop.2`), stand for all stages in it.
+
     Raises:
         InputError: an unknown stage name.
     """
-    for name in (*([until] if until else ()), *only, *force):
-        _known(recipe, name)
+    forced = {id for name in force for id in _stages(recipe, name)}
     store = Store(runs_dir, recipe.name)
     hashes = keys.HashCache(runs_dir / ".hashes.json")
-    wanted = set(only) or _needed(recipe, until)
+    wanted = {id for name in only for id in _stages(recipe, name)} or _needed(recipe, until)
     done: dict[str, PlannedStage] = {}
     for spec in recipe.stages:
         parts = keys.parts_of(spec, recipe.seed, {id: stage.key for id, stage in done.items()}, hashes)
         key = keys.sha256_of(parts)
         reruns = [parent for parent in spec.parents() if done[parent].artifact is None and done[parent].is_wanted]
-        artifact = None if spec.id in force or reruns else store.get(spec.id, key)
-        reasons = () if artifact else _reasons(store, spec, parts, reruns, spec.id in force)
-        resumes = artifact is None and spec.id not in force and has_checkpoint(store.partial(spec.id, key))
+        artifact = None if spec.id in forced or reruns else store.get(spec.id, key)
+        reasons = () if artifact else _reasons(store, spec, parts, reruns, spec.id in forced)
+        resumes = artifact is None and spec.id not in forced and has_checkpoint(store.partial(spec.id, key))
         done[spec.id] = PlannedStage(spec, key, parts, artifact, reasons, spec.id in wanted, resumes)
     if runs_dir.is_dir():
         hashes.save()
@@ -139,18 +140,19 @@ def _difference(name: str, before: str | None, now: str | None) -> str:
     return f"{name}: {before} is gone" if now is None else f"{name}: {before} -> {now}"
 
 
-def _known(recipe: Recipe, name: str) -> None:
+def _stages(recipe: Recipe, name: str) -> list[str]:
     ids = [stage.id for stage in recipe.stages]
-    if name not in ids:
-        raise InputError(
-            f"recipe '{recipe.name}' has no stage '{name}'", hint=suggest(name, ids) or "its stages: " + ", ".join(ids)
-        )
+    found = [id for id in ids if id == name or id.startswith(f"{name}.")]
+    if not found:
+        known = "its stages: " + ", ".join(ids)
+        raise InputError(f"recipe '{recipe.name}' has no stage '{name}'", hint=suggest(name, ids) or known)
+    return found
 
 
 def _needed(recipe: Recipe, until: str | None) -> set[str]:
     if until is None:
         return {stage.id for stage in recipe.stages}
-    needed, pending = set[str](), [until]
+    needed, pending = set[str](), _stages(recipe, until)
     while pending:
         id = pending.pop()
         if id not in needed:

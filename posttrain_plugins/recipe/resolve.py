@@ -17,7 +17,7 @@ from posttrain_plugins.types import ModelArtifact, ResolvedAdapter, ResolvedRewa
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["Resolver", "build", "load_data_file", "read_jsonl"]
+__all__ = ["Resolver", "build", "construct", "load_data_file", "read_jsonl"]
 
 LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
 
@@ -58,17 +58,18 @@ class Resolver:
         assert artifact.model_path is not None
         recorded = artifact.manifest["handoff"]
         handoff.check_unchanged(source.stage, artifact.model_path, recorded)
-        parent, seen = self._lineage(source.stage)
-        return ModelArtifact(source.stage, str(artifact.model_path), loading, recorded, parent, seen)
+        ancestors, seen = self._lineage(source.stage)
+        return ModelArtifact(source.stage, str(artifact.model_path), loading, recorded, ancestors, seen)
 
-    def _lineage(self, stage: str) -> tuple[str | None, tuple[Path, ...]]:
-        """The model it was made from, and the files of prompts that it and its ancestors were trained on."""
+    def _lineage(self, stage: str) -> tuple[tuple[str, ...], tuple[Path, ...]]:
+        """The models it was made from, and the files of prompts that it and they were trained on."""
         file = self.artifacts[stage].folder / "seen.txt"
         own = (file,) if file.is_file() else ()
         source = self.recipe.stage(stage).inputs.get("model")
         if isinstance(source, FromStage):
-            return source.stage, own + self._lineage(source.stage)[1]
-        return (source.name if isinstance(source, External) else None), own
+            ancestors, seen = self._lineage(source.stage)
+            return (source.stage, *ancestors), (*own, *seen)
+        return ((source.name,) if isinstance(source, External) else ()), own
 
     def _one(self, source: Source, spec: StageSpec) -> Any:
         if source is None:
@@ -113,7 +114,7 @@ def build(source: Use, refs: Mapping[str, str] | None = None) -> Any:
     makes_something = source.kind in ("adapter", "dataset")
     try:
         if isinstance(loaded, type):
-            made = loaded(**_tuples(loaded, params))
+            made = construct(loaded, params)
             return made() if makes_something else made
         return loaded(**params) if makes_something else loaded
     except PosttrainError:
@@ -123,6 +124,13 @@ def build(source: Use, refs: Mapping[str, str] | None = None) -> Any:
             f"{source.kind} '{source.name}' refuses its parameters: {cause}",
             hint=f"posttrain plugins show {source.plugin.name}",
         ) from cause
+
+
+def construct(plugin: type, params: Mapping[str, Any]) -> Any:
+    """An object of a plugin's class. YAML has lists only; a field that wants a tuple gets one."""
+    wanted = getattr(plugin, "__annotations__", {})
+    is_tuple = {name for name, annotation in wanted.items() if str(annotation).startswith(("tuple", "Tuple"))}
+    return plugin(**{k: tuple(v) if k in is_tuple and isinstance(v, list) else v for k, v in params.items()})
 
 
 def read_jsonl(file: Path) -> Dataset:
@@ -151,11 +159,15 @@ def load_data_file(source: DataFile) -> Dataset:
         try:
             loaded = load_dataset(builder, data_files=str(path), split="train", **extra)
         except Exception as cause:
-            raise InputError(f"data set '{source.name}' cannot be read: {_bad_line(path) or cause}") from cause
+            raise InputError(
+                f"data set '{source.name}' cannot be read: {_bad_line(path) or cause}",
+                hint="mend or remove that line; each line is one JSON object" if _bad_line(path) else None,
+            ) from cause
     else:
         keys = ("name", "data_dir", "data_files")
         try:
-            loaded = load_dataset(source.path, split=options.get("split", "train"), **{k: options[k] for k in keys if k in options})
+            given = {k: options[k] for k in keys if k in options}
+            loaded = load_dataset(source.path, split=options.get("split", "train"), **given)
         except Exception as cause:
             raise InputError(f"data set '{source.path}' cannot be loaded: {cause}") from cause
     return _with_options(loaded, options, source.name)
@@ -236,9 +248,3 @@ def _source_name(source: Source) -> str:
 
 def _data_name(value: Any) -> str:
     return value.stage if isinstance(value, FromStage) else getattr(value, "name", str(value))
-
-
-def _tuples(plugin: type, params: Mapping[str, Any]) -> dict[str, Any]:
-    """YAML has lists only; a field that wants a tuple gets one."""
-    wanted = getattr(plugin, "__annotations__", {})
-    return {k: tuple(v) if isinstance(v, list) and "tuple" in str(wanted.get(k, "")) else v for k, v in params.items()}

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -27,6 +28,9 @@ from posttrain_plugins.recipe.store import Artifact, newest_checkpoint
 from posttrain_plugins.types import ModelArtifact, StageContext, StageResult
 
 __all__ = ["Observer", "Run", "Silent", "load_recipe", "run", "run_plan"]
+
+
+ALSO_RECORDED = ("accelerate", "datasets", "posttrain-plugins")
 
 
 class Observer(Protocol):
@@ -121,7 +125,7 @@ def run_plan(chosen: Plan, observer: Observer) -> Run:
                 continue
             if stage.artifact is not None:
                 artifacts[stage.id] = stage.artifact
-                chosen.store.point(stage.id, stage.key)
+                chosen.store.point(stage.id, stage.artifact.folder)
                 observer.finished(stage, stage.artifact, True)
             else:
                 _check_ready(stage, artifacts)
@@ -148,7 +152,7 @@ def _run_stage(
             recorded = _handoff(stage, result, context)
         except BaseException as error:
             observer.failed(stage, error)
-            if checkpoint is None and newest_checkpoint(partial) is None or isinstance(error, NonFiniteLoss):
+            if (checkpoint is None and newest_checkpoint(partial) is None) or isinstance(error, NonFiniteLoss):
                 _discard(partial, error)
             raise
         manifest = _manifest(stage, result, recorded, partial, time.perf_counter() - began)
@@ -184,12 +188,21 @@ def _call(stage: PlannedStage, context: StageContext) -> StageResult:
     except Exception as cause:  # the plugin boundary
         if _is_out_of_memory(cause):
             raise StageFailed(f"stage '{stage.id}' ran out of memory: {cause}", hint=_memory_hint(stage)) from cause
-        raise StageFailed(f"stage '{stage.id}' failed: {type(cause).__name__}: {cause}") from cause
+        raise StageFailed(
+            f"stage '{stage.id}' failed at {_place_of(cause)}: {type(cause).__name__}: {cause}",
+            hint="posttrain run RECIPE --debug shows the whole traceback",
+        ) from cause
     finally:
         _free()
     if not isinstance(result, StageResult):
         raise StageFailed(f"stage '{stage.id}' returned {type(result).__name__}, expected StageResult")
     return result
+
+
+def _place_of(cause: BaseException) -> str:
+    """The innermost frame, `file.py:12 in name`: a plugin's own line where it raised itself."""
+    frame = traceback.extract_tb(cause.__traceback__)[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}"
 
 
 def _handoff(stage: PlannedStage, result: StageResult, context: StageContext) -> dict[str, Any]:
@@ -224,7 +237,7 @@ def _manifest(
         "details": result.details,
         "parts": dict(stage.parts),
         "python": sys.version.split()[0],
-        "versions": {name: keys.version(name) for name in (*keys.VERSIONS, "accelerate", "datasets", "posttrain-plugins")},
+        "versions": {name: keys.version(name) for name in (*keys.VERSIONS, *ALSO_RECORDED)},
     }
 
 
@@ -263,7 +276,9 @@ def _check_ready(stage: PlannedStage, artifacts: Mapping[str, Artifact]) -> None
 def _check_gate(stage: PlannedStage, artifact: Artifact) -> None:
     unmet = artifact.manifest["details"].get("unmet")
     if unmet:
-        raise GateNotMet(f"stage '{stage.id}' does not meet its gate: {'; '.join(unmet)}", hint=f"see {artifact.folder}")
+        raise GateNotMet(
+            f"stage '{stage.id}' does not meet its gate: {'; '.join(unmet)}", hint=f"see {artifact.folder}"
+        )
 
 
 def _discard(partial: Path, error: BaseException) -> None:
@@ -274,7 +289,11 @@ def _discard(partial: Path, error: BaseException) -> None:
 
 
 def _is_out_of_memory(cause: BaseException) -> bool:
-    return type(cause).__name__ == "OutOfMemoryError" or isinstance(cause, MemoryError) or "can't allocate memory" in str(cause)
+    return (
+        type(cause).__name__ == "OutOfMemoryError"
+        or isinstance(cause, MemoryError)
+        or "can't allocate memory" in str(cause)
+    )
 
 
 def _memory_hint(stage: PlannedStage) -> str:

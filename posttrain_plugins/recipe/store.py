@@ -89,12 +89,24 @@ class Store:
         return self.folder / f".{stage}-{key[:12]}.partial"
 
     def get(self, stage: str, key: str) -> Artifact | None:
-        """The finished artifact of that key, or None."""
-        return _read(self.path(stage, key))
+        """The finished artifact of that key, or None; another recipe's, or another stage's, serves as well."""
+        own = self.path(stage, key)
+        elsewhere = sorted(self.root.glob(f"*/[!.]*-{key[:12]}")) if self.root.is_dir() else []
+        for folder in (own, *elsewhere):
+            artifact = _read(folder)
+            if artifact is not None and artifact.manifest["key"] == key:
+                return artifact
+        return None
 
     def latest(self, stage: str) -> Artifact | None:
         """The artifact that the stage made last, whatever its key."""
         return _read(self.folder / "latest" / stage)
+
+    def all_latest(self) -> dict[str, Artifact]:
+        """Every stage's latest artifact, in the order in which they were made."""
+        found = {link.name: _read(link) for link in (self.folder / "latest").glob("*")}
+        done = {stage: artifact for stage, artifact in found.items() if artifact is not None}
+        return dict(sorted(done.items(), key=lambda item: str(item[1].manifest["finished"])))
 
     def publish(self, stage: str, key: str, manifest: Mapping[str, Any]) -> Artifact:
         """Writes the manifest last and renames; from here on the stage is done."""
@@ -104,14 +116,14 @@ class Store:
         if final.exists():
             shutil.rmtree(final)
         partial.rename(final)
-        self.point(stage, key)
+        self.point(stage, final)
         return Artifact(final, manifest)
 
-    def point(self, stage: str, key: str) -> None:
+    def point(self, stage: str, folder: Path) -> None:
         """Lets `latest/<stage>` name this artifact."""
         link = self.folder / "latest" / stage
-        target = os.path.join("..", self.path(stage, key).name)  # noqa: PTH118
-        if link.is_symlink() and os.readlink(link) == target:
+        target = os.path.relpath(folder, link.parent)
+        if link.is_symlink() and str(link.readlink()) == target:
             return
         link.parent.mkdir(exist_ok=True)
         scratch = link.with_name(f".{stage}.{os.getpid()}")

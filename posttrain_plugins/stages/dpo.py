@@ -1,4 +1,4 @@
-"""Direct preference optimisation by `trl.DPOTrainer` (Rafailov et al., 2023, arXiv:2305.18290), with all of TRL's losses.
+"""Direct preference optimisation by `trl.DPOTrainer`, all losses of TRL (Rafailov et al., 2023, arXiv:2305.18290).
 
 The reference model is the model that the stage starts from: TRL loads it again from the same path, or switches the new
 adapter off, or keeps a frozen copy of the adapter that is trained on.

@@ -1,4 +1,4 @@
-"""Group-relative policy optimisation by `trl.GRPOTrainer` (Shao et al., 2024, arXiv:2402.03300), with all of TRL's losses."""
+"""Group-relative policy optimisation by `trl.GRPOTrainer`, all losses of TRL (Shao et al., 2024, arXiv:2402.03300)."""
 
 from __future__ import annotations
 

@@ -24,12 +24,12 @@ __all__ = ["Pretrain"]
 
 @dataclass
 class Pretrain:
-    """Trains on whole documents: a new model from `config` and `tokenizer`, or `model` further (continued pre-training).
+    """Trains on whole documents: a new model of `config` and `tokenizer`, or `model` further (continued pre-training).
 
     Args:
         dataset: a column `text`; each document should start with the document-start token.
         model: what to train further; leave it out to build one.
-        config: `model_type` and fields of its transformers config, for instance `{model_type: qwen3, hidden_size: 128}`.
+        config: `model_type` and fields of its transformers config, such as `{model_type: qwen3, hidden_size: 128}`.
             Vocabulary size and the ids of pad and EOS come from the tokenizer.
         tokenizer: a folder, a Hub id, or `package.module:attr`, a tokenizer or a function that makes one.
         adapter: what is trainable; everything where it is left out.
@@ -81,11 +81,13 @@ def _save_random(folder: Path, tokenizer: Any, fields: dict[str, Any], seed: int
     given.setdefault("vocab_size", len(tokenizer))
     model_type = given.pop("model_type", None)
     if model_type is None:
-        raise InputError("stage 'pretrain' cannot build a model: 'config' has no 'model_type'", hint="model_type: qwen3")
+        raise InputError(
+            "stage 'pretrain' cannot build a model: 'config' has no 'model_type'", hint="model_type: qwen3"
+        )
     try:
         config = AutoConfig.for_model(model_type, **given)
     except (TypeError, ValueError) as cause:
-        raise InputError(f"stage 'pretrain' cannot build a model: {cause}") from cause
+        raise InputError(f"a model cannot be built from 'config': {cause}") from cause
     set_seed(seed)
     model = AutoModelForCausalLM.from_config(config)
     model.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -1,4 +1,4 @@
-"""A Bradley-Terry reward model by `trl.RewardTrainer` (Ouyang et al., 2022, arXiv:2203.02155, section 3.5, equation 1)."""
+"""A Bradley-Terry reward model by `trl.RewardTrainer` (Ouyang et al., 2022, arXiv:2203.02155, equation 1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning by `trl.SFTTrainer`: likelihood of demonstrations (Ouyang et al., 2022, arXiv:2203.02155, 3.1)."""
+"""Supervised fine-tuning by `trl.SFTTrainer`: likelihood of demonstrations (Ouyang et al., 2022, arXiv:2203.02155)."""
 
 from __future__ import annotations
 

@@ -28,6 +28,18 @@ CHECKPOINT_MARKER = "complete"
 CHECKPOINT_SECONDS = 60.0
 CHECKPOINT_SHARE = 0.02  # of the training time, at most, goes into checkpoints that the recipe did not ask for
 
+TELLING = (
+    "reward",
+    "rewards/margins",
+    "rewards/accuracies",
+    "accuracy",
+    "mean_token_accuracy",
+    "kl",
+    "eval_loss",
+    "eval_accuracy",
+    "eval_margin",
+)
+
 OURS = {
     "disable_tqdm": True,  # the run has its own display
     "logging_nan_inf_filter": False,  # a NaN must show, not hide
@@ -94,7 +106,7 @@ def config(context: StageContext, config_class: Any, args: Mapping[str, Any], be
     if begin.model_init_kwargs:
         ours["model_init_kwargs"] = begin.model_init_kwargs
     if not _has_accelerator():
-        ours["bf16"] = False  # TRL's default is bf16 mixed precision, which a CPU emulates slowly
+        ours |= {"bf16": False, "dataloader_pin_memory": False}  # TRL's default is bf16, which a CPU emulates slowly
     try:
         built = config_class(**{**ours, **args})
     except (TypeError, ValueError) as cause:
@@ -102,7 +114,7 @@ def config(context: StageContext, config_class: Any, args: Mapping[str, Any], be
     period = compat.generation_period(built)
     if built.save_strategy == "steps" and built.save_steps % period:
         raise InputError(
-            f"stage '{context.stage}': save_steps={built.save_steps} falls between two generations, where TRL cannot resume",
+            f"stage '{context.stage}': save_steps={built.save_steps} is no generation boundary; TRL cannot resume there",
             hint=f"set save_steps to a multiple of {period}",
         )
     return built
@@ -133,15 +145,21 @@ def train(context: StageContext, trainer: Any, begin: Start) -> StageResult:
         NonFiniteLoss: the loss of an optimizer step was NaN or infinite.
         Interrupted: the user asked to stop; a checkpoint stands.
     """
+    from transformers import PrinterCallback
+
     watch = _watch(context, trainer)
     trainer.add_callback(watch)
+    trainer.remove_callback(PrinterCallback)
     compat.observe_losses(trainer, watch.observe)
     resume = str(context.resume_from) if context.resume_from else None
     began = time.perf_counter()
     output = trainer.train(resume_from_checkpoint=resume)
     seconds = time.perf_counter() - began
     if watch.is_stopped:
-        raise Interrupted(f"stopped in stage '{context.stage}' at step {trainer.state.global_step}")
+        raise Interrupted(
+            f"stopped in stage '{context.stage}' at step {trainer.state.global_step}, a checkpoint stands",
+            hint="the same command goes on from there",
+        )
     folder = context.folder / "model"
     trainer.save_model(str(folder))
     _tidy(folder)
@@ -172,7 +190,9 @@ def _quantization(loading: Mapping[str, Any]) -> Any:
     try:
         return get_quantization_config(ModelConfig(**loading))
     except (ImportError, ValueError) as cause:
-        raise InputError(f"the model cannot be quantized: {cause}", hint="pip install 'posttrain-plugins[quant]'") from cause
+        raise InputError(
+            f"the model cannot be quantized: {cause}", hint="pip install 'posttrain-plugins[quant]'"
+        ) from cause
 
 
 def _for_task(peft_config: Any, task_type: str) -> Any:
@@ -285,7 +305,7 @@ class _Watch:
         if not abs(loss) < float("inf"):
             raise NonFiniteLoss(
                 f"loss is {loss} at step {state.global_step} of stage '{self.context.stage}'",
-                hint=f"lower the learning rate: -o stages.{self.context.stage}.args.learning_rate={args.learning_rate / 10:g}",
+                hint=f"lower it: -o stages.{self.context.stage}.args.learning_rate={args.learning_rate / 10:g}",
             )
         self.figures["loss"] = loss
         self.context.reporter.progress(state.global_step, state.max_steps, "step", self.figures)
@@ -359,11 +379,9 @@ def _clear(context: StageContext, is_adapter: bool) -> None:
 
 def _last_figures(history: list[dict[str, Any]]) -> dict[str, float]:
     """The last value of the figures that tell how a stage ended."""
-    wanted = ("reward", "rewards/margins", "rewards/accuracies", "accuracy", "mean_token_accuracy", "kl", "eval_loss")
-    wanted += ("eval_accuracy", "eval_margin")
     found: dict[str, float] = {}
     for row in history:
-        found.update({name: float(row[name]) for name in wanted if isinstance(row.get(name), int | float)})
+        found.update({name: float(row[name]) for name in TELLING if isinstance(row.get(name), int | float)})
     return found
 
 

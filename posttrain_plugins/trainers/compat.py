@@ -12,7 +12,7 @@ __all__ = ["generation_period", "observe_losses", "set_reward_names"]
 
 
 def observe_losses(trainer: Any, sink: Callable[[Any], None]) -> None:
-    """Calls `sink(loss)` with the detached loss of every micro-step, before transformers filters NaN out of its logs."""
+    """Calls `sink(loss)` with every micro-step's detached loss, before transformers filters NaN out of its logs."""
     training_step = trainer.training_step
 
     def observed(*args: Any, **kwargs: Any) -> Any:

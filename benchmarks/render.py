@@ -1,0 +1,155 @@
+"""Puts tables made from `benchmarks/results/*.json` into README.md, so that no figure in it is typed by hand.
+
+A table stands between `<!-- results:NAME -->` and `<!-- /results -->`, NAME being a results file. `--check` changes
+nothing and exits 1 where a table is not what its results give; a marker whose results file is missing is left alone.
+
+    python benchmarks/render.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["TABLES", "gpu_table", "overhead_table", "quickstart_table", "render"]
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCK = re.compile(r"(<!-- results:(?P<name>[\w.-]+) -->\n)(?P<body>.*?)(<!-- /results -->)", re.DOTALL)
+
+Json = Mapping[str, Any]
+
+
+def main() -> int:
+    options = _options()
+    text = options.file.read_text(encoding="utf-8")
+    rendered = render(text, options.results)
+    if rendered == text:
+        print(f"{options.file.name}: {len(BLOCK.findall(text))} tables, up to date")
+        return 0
+    if options.check:
+        print(
+            f"error: {options.file} is stale: a table is not what benchmarks/results gives\n\n"
+            "hint: python benchmarks/render.py",
+            file=sys.stderr,
+        )
+        return 1
+    options.file.write_text(rendered, encoding="utf-8")
+    print(f"{options.file.name}: tables written")
+    return 0
+
+
+def render(text: str, results: Path) -> str:
+    """The text with every block filled from its results file."""
+
+    def fill(block: re.Match[str]) -> str:
+        file = results / f"{block['name']}.json"
+        if not file.is_file():
+            return block[0]
+        content = json.loads(file.read_text(encoding="utf-8"))
+        table = TABLES[block["name"]](content["results"])
+        return f"{block[1]}\n{table}\n\n{_source(content['environment'], file.name)}\n\n{block[4]}"
+
+    return BLOCK.sub(fill, text)
+
+
+def quickstart_table(results: Json) -> str:
+    """One row per model: means over seeds, with the widest ends of their 95 % intervals; then time and reward model."""
+    seeds = results["seeds"]
+    rows = []
+    for model in next(iter(seeds.values()))["models"]:
+        found = [seed["models"][model] for seed in seeds.values()]
+        gains = [one["gain"] for one in found if one["gain"]]
+        rows.append(
+            [
+                model,
+                _over_seeds([one["sampled"] for one in found]),
+                f"{_over_seeds(gains, sign='+')} over {found[0]['parent']}" if gains else "",
+                *(_mean([one[name]["mean"] for one in found]) for name in ("greedy", "majority")),
+                *(_mean([one[name]["mean"] for one in found]) for name in ("best_of_n_rm", "best_of_n_oracle")),
+            ]
+        )
+    head = ["model", "sampled accuracy", "gain", "greedy", "majority", "best of n, reward model", "best of n, oracle"]
+    pairs = ", ".join(f"{seed['rm_eval_accuracy']:.2f}" for seed in seeds.values())
+    stages = next(iter(seeds.values()))["seconds"]
+    times = ", ".join(f"{stage} {_mean([seed['seconds'][stage] for seed in seeds.values()], 0)}" for stage in stages)
+    total = _mean([sum(seed["seconds"].values()) for seed in seeds.values()], 0)
+    return (
+        f"{_table(head, rows)}\n\n"
+        f"Seeds {', '.join(seeds)}: means, and in brackets the widest ends of their 95 % intervals. "
+        f"Reward model on held-out pairs: {pairs}. Seconds per stage: {times}; together {total}."
+    )
+
+
+def overhead_table(results: Json) -> str:
+    """One row per method: the ratio recipe / plain TRL."""
+    rows = []
+    for method, found in results["methods"].items():
+        train, whole = found["ratio"]["train"], found["ratio"]["whole"]
+        extra = found["extra_whole_s"]
+        rows.append([method.upper(), _ratio(train), _ratio(whole), f"{extra['median']:.2f} s"])
+    head = ["method", "training, recipe / plain TRL", "whole stage, recipe / plain TRL", "whole stage, added"]
+    note = f"Medians of {results['pairs']} interleaved pairs of {results['steps']} steps with 95 % intervals."
+    return f"{_table(head, rows)}\n\n{note}"
+
+
+def gpu_table(results: Json) -> str:
+    """One row per method and side."""
+    rows = []
+    for method, sides in results["methods"].items():
+        for side, found in sides.items():
+            peak = "" if found["peak_gib"] is None else f"{found['peak_gib']:.2f}"
+            rows.append([f"{method.upper()}, {side}", f"{found['tokens_per_s']:,.0f}", f"{found['step_s']:.3f}", peak])
+    return _table(["Qwen3-0.6B shape, 4-bit + LoRA", "tokens/s", "median step, s", "peak GiB"], rows)
+
+
+TABLES: dict[str, Callable[[Json], str]] = {
+    "quickstart_seeds": quickstart_table,
+    "overhead": overhead_table,
+    "gpu_qwen3_0.6b": gpu_table,
+}
+
+
+def _source(environment: Json, file: str) -> str:
+    hardware = environment["hardware"]
+    machine = hardware["gpu"] or f"{hardware['cpu']}, {hardware['cores']} cores"
+    versions = environment["versions"]
+    return (
+        f"<sub>{machine}; torch {versions['torch']}, TRL {versions['trl']}; commit {environment['commit'][:12]}, "
+        f"{environment['date'][:10]}; [benchmarks/results/{file}](benchmarks/results/{file})</sub>"
+    )
+
+
+def _over_seeds(intervals: Sequence[Json], sign: str = "") -> str:
+    mean = sum(one["mean"] for one in intervals) / len(intervals)
+    low, high = min(one["low"] for one in intervals), max(one["high"] for one in intervals)
+    return f"{mean:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
+
+
+def _ratio(interval: Json) -> str:
+    return f"{interval['median']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
+
+
+def _mean(values: Sequence[float], digits: int = 2) -> str:
+    return f"{sum(values) / len(values):.{digits}f}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where the file is stale")
+    parser.add_argument("--file", type=Path, default=ROOT / "README.md", help="the file with markers (README.md)")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder of results")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

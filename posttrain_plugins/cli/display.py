@@ -1,0 +1,212 @@
+"""How a run looks while it runs: the plan as a table with a live line for the running stage, or plain lines.
+
+On a terminal the table is redrawn in place; into a file or a pipe each event is one line.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from posttrain_plugins.errors import Interrupted
+from posttrain_plugins.recipe.plan import Plan, PlannedStage
+from posttrain_plugins.recipe.store import Artifact
+
+__all__ = ["RunDisplay", "duration", "quiet_libraries"]
+
+PLAIN_SECONDS = 10.0
+SHOWN_FIGURES = ("reward", "loss", "rewards/accuracies", "accuracy", "kl", "eval_accuracy", "tokens_per_s")
+
+
+class RunDisplay:
+    """Observes a run (`posttrain_plugins.recipe.run.Observer`) and shows it on stderr.
+
+    Args:
+        console: where to.
+        is_quiet: show errors only.
+    """
+
+    def __init__(self, console: Console, is_quiet: bool = False) -> None:
+        self.console = console
+        self.is_quiet = is_quiet
+        self.rows: dict[str, _Row] = {}
+        self.live: Live | None = None
+        self.told: set[str] = set()
+
+    # --- Observer ---------------------------------------------------------------------------------------------------
+
+    def planned(self, plan: Plan) -> None:
+        self.rows = {stage.id: _Row(stage) for stage in plan.stages if stage.is_wanted}
+        if self.is_quiet:
+            return
+        if self.console.is_terminal:
+            self.live = Live(get_renderable=self._table, console=self.console, refresh_per_second=8, transient=True)
+            self.live.start()
+        else:
+            runs = [stage.id for stage in plan.stages if stage.must_run]
+            self._line(f"{plan.recipe.name}: {len(runs)} of {len(plan.stages)} stages to run")
+
+    def started(self, stage: PlannedStage, resumes_from: Path | None) -> None:
+        row = self.rows[stage.id]
+        row.state, row.began = "runs", time.monotonic()
+        if resumes_from is not None:
+            self.note(stage, f"goes on from {resumes_from.name}")
+        self._plain(f"{stage.id}: started ({stage.spec.plugin.name})")
+
+    def progress(
+        self, stage: PlannedStage, done: int, total: int | None, unit: str, figures: Mapping[str, float]
+    ) -> None:
+        row = self.rows[stage.id]
+        row.advance(done, total, unit, figures)
+        if self.live is None and time.monotonic() - row.printed >= PLAIN_SECONDS:
+            row.printed = time.monotonic()
+            self._plain(f"{stage.id}: {row.place()} {row.text_figures()}")
+
+    def note(self, stage: PlannedStage, message: str) -> None:
+        if message not in self.told:
+            self.told.add(message)
+            self._line(f"{stage.id}: {message}", style="yellow")
+
+    def finished(self, stage: PlannedStage, artifact: Artifact, is_cached: bool) -> None:
+        row = self.rows[stage.id]
+        row.state, row.seconds = ("cached" if is_cached else "done"), float(artifact.manifest["seconds"])
+        self._plain(f"{stage.id}: " + ("cached" if is_cached else f"done in {duration(row.seconds)}"))
+
+    def failed(self, stage: PlannedStage, error: BaseException) -> None:
+        self.rows[stage.id].state = "stopped" if isinstance(error, Interrupted) else "failed"
+        self.close()
+
+    def close(self) -> None:
+        """Leaves the last state of the table on the screen."""
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+            self.console.print(self._table())
+
+    # --- drawing ------------------------------------------------------------------------------------------------------
+
+    def _line(self, text: str, style: str = "") -> None:
+        if not self.is_quiet:
+            self.console.print(Text(text, style=style))
+
+    def _plain(self, text: str) -> None:
+        if self.live is None:
+            self._line(text)
+
+    def _table(self) -> Table:
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for row in self.rows.values():
+            table.add_row(*row.cells())
+        return table
+
+
+class _Row:
+    """One stage on the screen."""
+
+    MARKS: ClassVar[dict[str, str]] = {
+        "done": "[green]✓",
+        "cached": "[green]✓",
+        "failed": "[red]✗",
+        "stopped": "[yellow]■",
+        "waits": "[dim]·",
+    }
+
+    def __init__(self, stage: PlannedStage) -> None:
+        self.stage = stage
+        self.state = "waits"
+        self.done, self.total, self.unit = 0, 0, "step"
+        self.first_done = 0
+        self.began = self.printed = time.monotonic()
+        self.progress_began: float | None = None
+        self.seconds = 0.0
+        self.figures: dict[str, float] = {}
+
+    def advance(self, done: int, total: int | None, unit: str, figures: Mapping[str, float]) -> None:
+        if self.progress_began is None:
+            self.progress_began, self.first_done = time.monotonic(), done
+        self.done, self.total, self.unit = done, total or 0, unit
+        self.figures = {k: v for k, v in figures.items() if k in SHOWN_FIGURES or k.startswith("rewards/")}
+
+    def place(self) -> str:
+        left = self._left_s()
+        eta = f", {duration(left)} left" if left is not None else ""
+        return f"{self.unit} {self.done}/{self.total or '?'}{eta}"
+
+    def text_figures(self) -> str:
+        shown = [name for name in SHOWN_FIGURES if name in self.figures][:3]
+        return " ".join(f"{name} {self.figures[name]:.3g}" for name in shown)
+
+    def cells(self) -> list[Any]:
+        spec = self.stage.spec
+        mark: Any = Spinner("dots") if self.state == "runs" else Text.from_markup(self.MARKS[self.state])
+        origin = " ← " + ", ".join(spec.parents()) if spec.parents() else ""
+        name = Text.assemble((spec.id, "bold" if self.state == "runs" else ""), (origin, "dim"))
+        return [mark, name, Text(spec.plugin.name, style="cyan"), self._bar(), self._status()]
+
+    def _bar(self) -> Any:
+        if self.state != "runs" or not self.total:
+            return Text("")
+        return ProgressBar(total=self.total, completed=self.done, width=24)
+
+    def _status(self) -> Text:
+        if self.state == "runs":
+            elapsed = duration(time.monotonic() - self.began)
+            return Text(f"{self.place()}  {self.text_figures()}" if self.total else f"loading, {elapsed}")
+        if self.state == "waits":
+            return Text(self.stage.reasons[0] if self.stage.reasons else "", style="dim")
+        if self.state == "done":
+            return Text(f"{duration(self.seconds)}  {self.text_figures()}")
+        return Text(self.state, style="dim")
+
+    def _left_s(self) -> float | None:
+        if self.progress_began is None or not self.total or self.done <= self.first_done:
+            return None
+        pace = (time.monotonic() - self.progress_began) / (self.done - self.first_done)
+        return pace * (self.total - self.done)
+
+
+def duration(seconds: float) -> str:
+    """`0.4s`, `12s`, `3m 05s`, `2h 10m`."""
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    if seconds < 60:
+        return f"{seconds:.0f}s"
+    minutes = int(seconds // 60)
+    return f"{minutes}m {int(seconds % 60):02d}s" if minutes < 60 else f"{minutes // 60}h {minutes % 60:02d}m"
+
+
+class _Notes(logging.Handler):
+    """Shows each distinct warning of the libraries once, as one dim line that does not tear the table."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self.console = console
+        self.told: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage().strip().splitlines()[0] if record.getMessage().strip() else ""
+        if message and message not in self.told:
+            self.told.add(message)
+            self.console.print(Text(f"{record.name.split('.')[0]}: {message}", style="dim"))
+
+
+def quiet_libraries(console: Console) -> None:
+    """One display instead of five libraries' own: their bars are off, their warnings become single lines."""
+    warnings.simplefilter("ignore")
+    handler = _Notes(console)
+    for name in ("transformers", "trl", "peft", "accelerate", "datasets", "torch"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False
+        logger.setLevel(logging.WARNING)

@@ -1,0 +1,92 @@
+"""Figures over problems: means with bootstrap intervals, paired differences, and pass@k.
+
+Papers: Chen et al., 2021 (https://huggingface.co/papers/2107.03374), equation 1, for the unbiased pass@k. The intervals
+are the percentile bootstrap over problems (Efron, 1979): how much another draw of problems would move a figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Interval", "difference_interval", "mean_interval", "pass_at_k", "sampled_accuracy"]
+
+DRAWS = 10_000
+CHUNK = 2**22  # numbers held at once
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and where 95 % of its bootstrap draws lie; NaN where nothing could be measured."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def mean_interval(values: Sequence[float], draws: int = DRAWS, seed: int = 0) -> Interval:
+    """The mean over problems with its 95 % interval.
+
+    Args:
+        values: one per problem; NaN (nobody could judge it) is left out.
+        draws: bootstrap draws.
+        seed: of the draws.
+
+    Example:
+        >>> mean_interval([0.0, 1.0, 1.0, 1.0, 0.0, 1.0])
+        Interval(mean=0.6666666666666666, low=0.3333333333333333, high=1.0)
+    """
+    known = np.asarray(values, dtype=float)
+    known = known[~np.isnan(known)]
+    if len(known) == 0:
+        return Interval(float("nan"), float("nan"), float("nan"))
+    low, high = np.percentile(_bootstrap_means(known, draws, seed), [2.5, 97.5])
+    return Interval(float(known.mean()), float(low), float(high))
+
+
+def difference_interval(
+    values: Sequence[float], baseline: Sequence[float], draws: int = DRAWS, seed: int = 0
+) -> Interval:
+    """The mean of `values - baseline`, paired by problem, with its 95 % interval.
+
+    Example:
+        >>> difference_interval([1.0, 1.0, 0.5], [0.5, 0.5, 0.0])
+        Interval(mean=0.5, low=0.5, high=0.5)
+    """
+    pairs = np.asarray(values, dtype=float) - np.asarray(baseline, dtype=float)
+    return mean_interval(pairs.tolist(), draws, seed)
+
+
+def sampled_accuracy(scores: Sequence[Sequence[float | None]]) -> list[float]:
+    """Per problem the mean score of its completions; None is left out, NaN where nothing is left.
+
+    Example:
+        >>> sampled_accuracy([[1.0, 0.0], [1.0, None]])
+        [0.5, 1.0]
+    """
+    known = [[score for score in row if score is not None] for row in scores]
+    return [sum(row) / len(row) if row else float("nan") for row in known]
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """The chance that one of `k` of `n` completions is right, of which `correct` are: `1 - C(n-c, k) / C(n, k)`.
+
+    Example:
+        >>> pass_at_k(4, 1, 1), pass_at_k(4, 1, 2), pass_at_k(4, 3, 2)
+        (0.25, 0.5, 1.0)
+    """
+    return 1.0 - comb(n - correct, k) / comb(n, k)
+
+
+def _bootstrap_means(values: npt.NDArray[np.float64], draws: int, seed: int) -> npt.NDArray[np.float64]:
+    rng = np.random.default_rng(seed)
+    rows = max(1, CHUNK // len(values))
+    parts = [min(rows, draws - done) for done in range(0, draws, rows)]
+    return np.concatenate([values[rng.integers(len(values), size=(part, len(values)))].mean(axis=1) for part in parts])

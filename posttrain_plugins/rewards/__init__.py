@@ -1,0 +1,1 @@
+"""Reward plugins, one file each."""

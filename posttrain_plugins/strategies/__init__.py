@@ -1,0 +1,1 @@
+"""Strategy plugins, one file each."""

@@ -1,0 +1,188 @@
+"""The benchmarks: they teach with `--help`, refuse what they cannot measure, and fill the README from their results."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+SCRIPTS = ("gpu/run.py", "overhead.py", "quickstart_seeds.py", "render.py")
+
+
+def call(script: str, *words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "ignore", str(BENCHMARKS / script), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a benchmark as its neighbours do: by name, from its own folder."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+def interval(mean: float, width: float = 0.1) -> dict[str, float]:
+    return {"mean": mean, "low": mean - width, "high": mean + width}
+
+
+def details() -> dict[str, Any]:
+    """What `evaluate` gives for the quickstart, with every claim kept."""
+
+    def model(parent: str | None, sampled: float) -> dict[str, Any]:
+        labels = {
+            "greedy": 0.2,
+            "majority": 0.2,
+            "best_of_n(n=8, scorer=rm)": 0.2,
+            "best_of_n(n=8, scorer=correct) (oracle)": 0.3,
+        }
+        measures = {"sampled": {"rewards": {"correct": interval(sampled)}, "pass_at": {"8": 0.9}}}
+        measures |= {name: {"rewards": {"correct": interval(sampled + more)}} for name, more in labels.items()}
+        gain = {"over": parent, "measures": {"sampled": interval(0.2)}} if parent else {}
+        return {"parent": parent, "measures": measures, "gain": gain}
+
+    parents = {"base": (None, 0.3), "sft": ("base", 0.5), "dpo": ("sft", 0.7), "grpo": ("sft", 0.7)}
+    return {
+        "metric": "correct",
+        "problems": 300,
+        "overlap": dict.fromkeys(parents, 0),
+        "models": {name: model(*given) for name, given in parents.items()},
+    }
+
+
+def manifests(rm_accuracy: float = 0.85) -> dict[str, Any]:
+    names = ("base", "sft", "pairs", "rm", "dpo", "grpo", "eval")
+    found: dict[str, Any] = {name: {"seconds": 10.0, "metrics": {}} for name in names}
+    found["rm"]["metrics"]["eval_accuracy"] = rm_accuracy
+    return found
+
+
+def test_every_benchmark_is_listed_here() -> None:
+    found = {str(file.relative_to(BENCHMARKS)) for file in BENCHMARKS.rglob("*.py")} - {"record.py"}
+    assert found == set(SCRIPTS)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_teaches(script: str) -> None:
+    done = call(script, "--help")
+    assert done.returncode == 0
+    assert "usage:" in done.stdout
+    assert f"python benchmarks/{script}" in done.stdout
+
+
+def test_gpu_benchmark_refuses_without_cuda() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA GPU, so nothing to refuse")
+    done = call("gpu/run.py")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: no CUDA GPU: torch.cuda.is_available() is False")
+    assert "hint: python benchmarks/gpu/run.py --tiny" in done.stderr
+
+
+@pytest.mark.slow
+def test_gpu_benchmark_runs_a_toy_and_both_sides_agree(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    done = call("gpu/run.py", "--tiny", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    methods = json.loads((tmp_path / "gpu_tiny.json").read_text(encoding="utf-8"))["results"]["methods"]
+    assert methods.keys() == {"sft", "grpo"}
+    for sides in methods.values():
+        assert sides["recipe"]["losses"] == sides["plain"]["losses"]
+        assert all(side["tokens_per_s"] > 0 and side["step_s"] > 0 and side["steps"] == 2 for side in sides.values())
+        assert sides["recipe"]["tokens"] == sides["plain"]["tokens"]
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_gpu_benchmark_on_a_gpu(tmp_path: Path) -> None:
+    done = call("gpu/run.py", "--steps", 4, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    methods = json.loads((tmp_path / "gpu_qwen3_0.6b.json").read_text(encoding="utf-8"))["results"]["methods"]
+    assert all(side["peak_gib"] > 0 for sides in methods.values() for side in sides.values())
+
+
+@pytest.mark.slow
+def test_overhead_writes_ratios_and_where_they_come_from(tmp_path: Path) -> None:
+    done = call("overhead.py", "--pairs", 1, "--steps", 2, "--methods", "sft", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / "overhead.json").read_text(encoding="utf-8"))
+    assert written["results"]["methods"]["sft"]["ratio"].keys() == {"train", "whole", "whole_cpu"}
+    assert {"commit", "date", "hardware", "versions", "python"} <= written["environment"].keys()
+    assert written["environment"]["hardware"]["cpu"]
+
+
+def test_claims_of_the_quickstart_hold(benchmark: Any) -> None:
+    seeds = benchmark("quickstart_seeds")
+    found = seeds.collect(details(), manifests())
+    assert list(seeds.unmet(found)) == []
+    assert found["models"]["grpo"]["gain"] == interval(0.2)
+    assert found["seconds"]["rm"] == 10.0
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda d, m: d["models"]["dpo"]["gain"]["measures"].update(sampled=interval(0.05)), "dpo's gain over sft"),
+        (lambda d, m: d["models"]["grpo"].update(gain={}), "grpo's gain over sft is None"),
+        (lambda d, m: m["rm"]["metrics"].update(eval_accuracy=0.79), "reward model on held-out pairs is 0.790"),
+        (
+            lambda d, m: d["models"]["sft"]["measures"]["majority"].update(rewards={"correct": interval(0.4)}),
+            "majority",
+        ),
+        (lambda d, m: d["overlap"].update(sft=3), "sft was trained on 3"),
+    ],
+)
+def test_a_claim_that_fails_is_told(benchmark: Any, change: Any, told: str) -> None:
+    seeds = benchmark("quickstart_seeds")
+    given = details(), manifests()
+    change(*given)
+    missed = list(seeds.unmet(seeds.collect(*given)))
+    assert len(missed) == 1
+    assert told in missed[0]
+
+
+def results_folder(folder: Path, seeds: Any, record: Any) -> Path:
+    one = seeds.collect(details(), manifests())
+    record.write("quickstart_seeds", {"seeds": {"0": one, "1": one}}, folder)
+    ratio = {"median": 1.01, "low": 1.0, "high": 1.02}
+    method = {"ratio": {"train": ratio, "whole": ratio, "whole_cpu": ratio}, "extra_whole_s": ratio}
+    record.write("overhead", {"pairs": 5, "steps": 60, "methods": {"sft": method}}, folder)
+    side = {"tokens_per_s": 1234.5, "step_s": 0.5, "peak_gib": 3.21}
+    record.write("gpu_qwen3_0.6b", {"methods": {"sft": {"recipe": side, "plain": side}}}, folder)
+    return folder
+
+
+def test_render_fills_every_table_and_check_tells_a_stale_one(benchmark: Any, tmp_path: Path) -> None:
+    render = benchmark("render")
+    folder = results_folder(tmp_path / "results", benchmark("quickstart_seeds"), benchmark("record"))
+    file = tmp_path / "README.md"
+    blocks = [f"<!-- results:{name} -->\nold\n<!-- /results -->" for name in render.TABLES]
+    file.write_text("before\n" + "\nbetween\n".join(blocks) + "\nafter\n", encoding="utf-8")
+    options = ["--file", file, "--results", folder]
+    assert call("render.py", "--check", *options).returncode == 1
+    assert "old" in file.read_text(encoding="utf-8"), "--check changes nothing"
+    assert call("render.py", *options).returncode == 0
+    text = file.read_text(encoding="utf-8")
+    assert "old" not in text
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "| grpo | 0.70 [0.60, 0.80] | +0.20 [+0.10, +0.30] over sft |" in text
+    assert "| SFT | 1.010 [1.000, 1.020] |" in text
+    assert "| SFT, recipe | 1,234 | 0.500 | 3.21 |" in text
+    assert call("render.py", "--check", *options).returncode == 0
+
+
+def test_every_marker_of_the_readme_has_a_table(benchmark: Any) -> None:
+    render = benchmark("render")
+    names = [block["name"] for block in render.BLOCK.finditer((ROOT / "README.md").read_text(encoding="utf-8"))]
+    assert names
+    assert set(names) <= render.TABLES.keys()

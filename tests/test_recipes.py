@@ -1,0 +1,232 @@
+"""Every packaged recipe end to end at reduced size, and 4-bit: what stands where, what is cached, what runs again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import posttrain_plugins as pp
+from posttrain_plugins.recipe import report
+from posttrain_plugins.recipe.packaged import packaged_recipes
+from posttrain_plugins.recipe.run import Silent
+
+pytestmark = pytest.mark.slow
+
+BASE = {"model.args.max_steps": 60, "datasets.corpus.size": 1920}
+CHAIN = {
+    **BASE,
+    "datasets.demos.size": 1280,
+    "datasets.problems.size": 96,
+    "datasets.fresh.size": 32,
+    "datasets.practice.size": 64,
+    "datasets.heldout.size": 24,
+    "stages.sft.args.max_steps": 40,
+    "stages.rm.args.max_steps": 4,
+    "stages.dpo.args.max_steps": 4,
+    "stages.grpo.args.max_steps": 2,
+    "stages.grpo.args.per_device_train_batch_size": 32,
+    "stages.pairs.threshold": None,  # a model this little trained gets hardly anything right: best against worst
+    "stages.fresh_pairs.threshold": None,
+    "stages.pairs.rewards": ["steps"],
+    "stages.fresh_pairs.rewards": ["steps"],
+}
+REDUCED: dict[str, dict[str, Any]] = {
+    "quickstart": CHAIN,
+    "lora": CHAIN,
+    "my_own_data": {**BASE, "stages.sft.args.max_steps": 10, "stages.grpo.args.max_steps": 2, "datasets.exam.limit": 16},
+}
+
+
+class Starts(Silent):
+    """Remembers which stages ran."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.notes: list[str] = []
+
+    def started(self, stage: Any, resumes_from: Path | None) -> None:
+        self.stages.append(stage.id)
+
+    def note(self, stage: Any, message: str) -> None:
+        self.notes.append(message)
+
+
+@pytest.fixture(scope="module")
+def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One runs folder for all recipes, so that the base is made once, as for a user."""
+    return tmp_path_factory.mktemp("runs")
+
+
+def test_each_packaged_recipe_has_a_reduced_size_here() -> None:
+    assert {name for name in packaged_recipes() if "/" not in name} == set(REDUCED)
+
+
+@pytest.mark.parametrize("name", sorted(REDUCED))
+def test_recipe_runs_end_to_end(name: str, runs_dir: Path) -> None:
+    run = pp.run(name, REDUCED[name], runs_dir=runs_dir)
+    assert list(run) == [stage.id for stage in run.plan.stages]
+    for stage in run.plan.stages:
+        artifact = run[stage.id]
+        assert (artifact.folder / "manifest.json").is_file()
+        made = {"model": artifact.model_path, "reward": artifact.model_path, "dataset": artifact.data_path}
+        if stage.spec.produces in made:
+            made_path = made[stage.spec.produces]
+            assert made_path is not None
+            assert made_path.exists()
+    measured = [row for row in report.rows(run.artifacts) if row.sampled]
+    assert [row.stage for row in measured] == run.plan["eval"].spec.params.get("models", [r.stage for r in measured])
+    assert all(0.0 <= row.sampled[1] <= row.sampled[0] <= row.sampled[2] <= 1.0 for row in measured if row.sampled)
+    assert not [path for path in runs_dir.rglob("*.partial")], "nothing half-written stays"
+
+
+def test_second_run_is_cached_and_one_argument_reruns_only_its_stages(runs_dir: Path) -> None:
+    pp.run("quickstart", CHAIN, runs_dir=runs_dir)
+    again, changed = Starts(), Starts()
+    pp.run("quickstart", CHAIN, runs_dir=runs_dir, observer=again)
+    assert again.stages == []
+    pp.run("quickstart", {**CHAIN, "stages.dpo.args.beta": 0.2}, runs_dir=runs_dir, observer=changed)
+    assert changed.stages == ["dpo", "eval"]
+
+
+def test_resolved_recipe_gives_the_same_keys(runs_dir: Path) -> None:
+    first = pp.run("my_own_data", REDUCED["my_own_data"], runs_dir=runs_dir)
+    resolved = pp.plan(runs_dir / "my_own_data" / "resolved.yaml", runs_dir=runs_dir)
+    assert [stage.key for stage in resolved.stages] == [stage.key for stage in first.plan.stages]
+    assert not [stage.id for stage in resolved.stages if stage.must_run]
+
+
+def test_source_of_a_reward_beside_the_recipe_reruns_its_stages(
+    tiny_model: Path, tiny_data: Path, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    reward = tmp_path / "reward.py"
+    reward.write_text("def short(completions, **columns):\n    return [0.0 for _ in completions]\n")
+    file = write_recipe(
+        """
+        model: {model}
+        datasets: {d: {path: {data}/problems.jsonl, limit: 8}}
+        rewards: {r: "./reward.py:short"}
+        stages:
+          kept: {use: sample, model: base, dataset: d, rewards: [r], keep: best, threshold: null, num_generations: 2, max_tokens: 4}
+          figures: {use: evaluate, models: [base], dataset: d, rewards: [r], num_generations: 2, max_tokens: 4}
+        """,
+        model=tiny_model,
+        data=tiny_data,
+    )
+    pp.run(file, runs_dir=tmp_path / "runs")
+    reward.write_text("# a comment changes nothing\ndef short(completions, **columns):\n    return [0.0 for _ in completions]\n")
+    commented, changed = Starts(), Starts()
+    pp.run(file, runs_dir=tmp_path / "runs", observer=commented)
+    assert commented.stages == []
+    reward.write_text("def short(completions, **columns):\n    return [1.0 for _ in completions]\n")
+    run = pp.run(file, runs_dir=tmp_path / "runs", observer=changed)
+    assert changed.stages == ["kept", "figures"]
+    assert run["figures"].metrics["base/sampled"] == 1.0
+
+
+def test_overlap_of_heldout_problems_with_training_is_told(
+    tiny_model: Path, tiny_data: Path, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = write_recipe(
+        """
+        model: {model}
+        datasets: {demos: {path: {data}/demos.jsonl, limit: 8}, exam: {path: {data}/demos.jsonl, limit: 12}}
+        rewards: {format: {use: regex, pattern: "x"}}
+        stages:
+          sft: {use: sft, model: base, dataset: demos, args: {max_steps: 1, per_device_train_batch_size: 2}}
+          eval: {use: evaluate, models: [sft], dataset: exam, rewards: [format], num_generations: 0, max_tokens: 2}
+        """,
+        model=tiny_model,
+        data=tiny_data,
+    )
+    starts = Starts()
+    run = pp.run(file, runs_dir=tmp_path / "runs", observer=starts)
+    assert run["eval"].details["overlap"] == {"sft": 8}
+    assert "sft was trained on 8 of the 12 problems" in starts.notes
+
+
+def test_gate_that_is_not_met_is_told_each_time(
+    tiny_model: Path, tiny_data: Path, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    from posttrain_plugins.errors import GateNotMet
+
+    file = write_recipe(
+        """
+        model: {model}
+        datasets: {d: {path: {data}/problems.jsonl, limit: 4}}
+        rewards: {format: {use: regex, pattern: "never"}}
+        stages:
+          eval: {use: evaluate, models: [base], dataset: d, rewards: [format], num_generations: 0, max_tokens: 2,
+                 require: {accuracy: ">=0.8"}}
+        """,
+        model=tiny_model,
+        data=tiny_data,
+    )
+    for _ in range(2):
+        with pytest.raises(GateNotMet, match="accuracy") as caught:
+            pp.run(file, runs_dir=tmp_path / "runs")
+        assert caught.value.exit_code == 3
+
+
+def test_four_bit_lora_sft_then_grpo_goes_on_with_the_same_adapter(
+    tiny_model: Path, tiny_data: Path, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = write_recipe(
+        """
+        model: {model_name_or_path: {model}, load_in_4bit: true, use_bnb_nested_quant: true}
+        adapters: {policy: {use: lora, r: 4}}
+        datasets: {demos: {path: {data}/demos.jsonl}, d: {path: {data}/problems.jsonl, limit: 8}}
+        rewards: {format: {use: regex, pattern: "[0-9]"}}
+        stages:
+          sft: {use: sft, model: base, dataset: demos, adapter: policy,
+                args: {max_steps: 2, per_device_train_batch_size: 2, learning_rate: 1e-2}}
+          grpo: {use: grpo, model: sft, dataset: d, adapter: policy, rewards: [format],
+                 args: {max_steps: 1, per_device_train_batch_size: 4, num_generations: 4, max_completion_length: 8}}
+          eval: {use: evaluate, models: [base, sft, grpo], dataset: d, rewards: [format], num_generations: 2, max_tokens: 8}
+        """,
+        model=tiny_model,
+        data=tiny_data,
+    )
+    starts = Starts()
+    run = pp.run(file, runs_dir=tmp_path / "runs", observer=starts)
+    assert "goes on training the adapter of 'sft'" in starts.notes
+    assert run["sft"].manifest["handoff"]["adapters"] == ["LORA"]
+    assert run["sft"].manifest["handoff"]["quantization"]["load_in_4bit"] is True
+    config = json.loads((run["grpo"].model_path / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tiny_model)
+    assert set(run["eval"].details["models"]) == {"base", "sft", "grpo"}
+
+
+def test_another_adapter_is_trained_on_the_merged_model(
+    tiny_model: Path, tiny_data: Path, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    import torch
+    from peft import AutoPeftModelForCausalLM
+
+    file = write_recipe(
+        """
+        model: {model}
+        adapters: {first: {use: lora, r: 4}, second: {use: lora, r: 2}}
+        datasets: {demos: {path: {data}/demos.jsonl}, pairs: {path: {data}/pairs.jsonl}}
+        stages:
+          sft: {use: sft, model: base, dataset: demos, adapter: first,
+                args: {max_steps: 3, per_device_train_batch_size: 2, learning_rate: 1e-2}}
+          dpo: {use: dpo, model: sft, dataset: pairs, adapter: second,
+                args: {max_steps: 1, per_device_train_batch_size: 2, learning_rate: 0.0}}
+        """,
+        model=tiny_model,
+        data=tiny_data,
+    )
+    run = pp.run(file, runs_dir=tmp_path / "runs")
+    sft = AutoPeftModelForCausalLM.from_pretrained(run["sft"].model_path)
+    dpo = AutoPeftModelForCausalLM.from_pretrained(run["dpo"].model_path)
+    ids = torch.arange(10)[None]
+    with torch.no_grad():
+        difference = (sft(ids).logits - dpo(ids).logits).abs().max()
+        with sft.disable_adapter():
+            base_difference = (sft(ids).logits - dpo(ids).logits).abs().max()
+    assert difference < 1e-4, "a DPO of learning rate 0 on the merged SFT model is the SFT model"
+    assert base_difference > 10 * difference, "and not the base"

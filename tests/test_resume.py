@@ -1,0 +1,210 @@
+"""Killed, torn or stopped, a run goes on from its newest complete checkpoint and ends with the very same weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain_plugins.recipe.plan import PlannedStage
+from posttrain_plugins.recipe.run import Silent, run
+
+pytestmark = pytest.mark.slow
+
+RUNNER = """
+import sys
+from posttrain_plugins.errors import PosttrainError
+from posttrain_plugins.recipe.run import Silent, run
+
+class Told(Silent):
+    def progress(self, stage, done, total, unit, figures):
+        print("step", done, flush=True)
+
+try:
+    run(sys.argv[1], sys.argv[3:], runs_dir=sys.argv[2], observer=Told())
+except PosttrainError as error:
+    print(type(error).__name__, error, flush=True)
+    sys.exit(error.exit_code)
+"""
+
+REWARDS = """
+def digits(completions, **columns):
+    return [sum(x.isdigit() for x in c[0]["content"]) / 8 for c in completions]
+"""
+
+SFT = """
+    name: resume
+    seed: 5
+    model: {model}
+    stages:
+      it:
+        use: sft
+        model: base
+        dataset: {path: "{data}/demos.jsonl"}
+        args: {max_steps: 60, per_device_train_batch_size: 4, learning_rate: 1e-3, logging_steps: 1,
+               gradient_checkpointing: false, neftune_noise_alpha: 5}
+"""
+
+GRPO = """
+    name: resume
+    seed: 5
+    model: {model}
+    stages:
+      it:
+        use: grpo
+        model: base
+        dataset: {path: "{data}/problems.jsonl"}
+        rewards: ["./rewards.py:digits"]
+        args: {max_steps: 40, per_device_train_batch_size: 8, num_generations: 4, max_completion_length: 8, beta: 0.02,
+               num_iterations: 2, steps_per_generation: 2, learning_rate: 1e-3, logging_steps: 1,
+               gradient_checkpointing: false}
+"""
+RECIPES = {"sft": SFT, "grpo": GRPO}
+PERIOD = {"sft": 1, "grpo": 4}  # optimizer steps between two generations: steps_per_generation * num_iterations
+SAVING = ["stages.it.args.save_steps=4", "stages.it.args.save_strategy=steps"]
+TIMEOUT_S = 180.0
+
+
+@dataclass
+class Bench:
+    """One recipe, and the log and weights of its run without interruption."""
+
+    recipe: Path
+    period: int
+    log: list[dict[str, Any]]
+    weights: bytes
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def bench(
+    request: pytest.FixtureRequest, tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Bench:
+    folder = tmp_path_factory.mktemp(request.param)
+    (folder / "rewards.py").write_text(REWARDS, encoding="utf-8")
+    recipe = folder / "recipe.yaml"
+    text = RECIPES[request.param].replace("{model}", str(tiny_model)).replace("{data}", str(tiny_data))
+    recipe.write_text(text, encoding="utf-8")
+    run(recipe, runs_dir=folder / "whole")
+    return Bench(recipe, PERIOD[request.param], *outcome(folder / "whole"))
+
+
+def test_kill_then_go_on(bench: Bench, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    process = start(bench.recipe, runs, SAVING)
+    wait_for(process, lambda: newest_complete(runs) >= 8)
+    process.kill()
+    process.communicate(timeout=TIMEOUT_S)
+    newest = newest_complete(runs)
+    assert process.returncode == -signal.SIGKILL, "it was done before it was killed"
+    assert not (runs / "resume/latest").exists(), "nothing may look like a result"
+    assert_goes_on(bench, runs, SAVING, newest)
+
+
+def test_kill_while_a_checkpoint_is_written(bench: Bench, tmp_path: Path) -> None:
+    """The torn one has the highest number, a trainer state, half of its weights, and no marker."""
+    runs = tmp_path / "runs"
+    process = start(bench.recipe, runs, SAVING)
+    wait_for(process, lambda: newest_complete(runs) >= 4)
+    process.kill()
+    process.communicate(timeout=TIMEOUT_S)
+    newest = newest_complete(runs)
+    whole = checkpoints(runs) / f"checkpoint-{newest}"
+    torn = whole.with_name(f"checkpoint-{newest + 4}")
+    shutil.rmtree(torn, ignore_errors=True)
+    shutil.copytree(whole, torn)
+    (torn / "complete").unlink()
+    weights = (torn / "model.safetensors").read_bytes()
+    (torn / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    assert_goes_on(bench, runs, SAVING, newest)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_one_signal_saves_and_stops(bench: Bench, number: signal.Signals, tmp_path: Path) -> None:
+    """Without any save_* in the recipe: the checkpoint is the one that the signal asks for."""
+    runs = tmp_path / "runs"
+    process = start(bench.recipe, runs)
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("step 3"):
+        assert process.poll() is None, f"it ended before it was stopped: {process.communicate()}"
+    process.send_signal(number)
+    told, _ = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 130, told
+    assert "Interrupted" in told
+    assert "hint:" in told
+    newest = newest_complete(runs)
+    assert newest >= 3
+    assert newest % bench.period == 0
+    assert f"at step {newest}" in told
+    assert_goes_on(bench, runs, [], newest)
+
+
+class Told(Silent):
+    """Notes where a run started and the steps that it took."""
+
+    def __init__(self) -> None:
+        self.start: str | None = None
+        self.steps: list[int] = []
+
+    def started(self, stage: PlannedStage, resumes_from: Path | None) -> None:
+        self.start = resumes_from.name if resumes_from else None
+
+    def progress(
+        self, stage: PlannedStage, done: int, total: int | None, unit: str, figures: Mapping[str, float]
+    ) -> None:
+        self.steps.append(done)
+
+
+def assert_goes_on(bench: Bench, runs: Path, overrides: list[str], newest: int) -> None:
+    told = Told()
+    run(bench.recipe, overrides, runs_dir=runs, observer=told)
+    assert told.start == f"checkpoint-{newest}"
+    assert told.steps == [*range(newest + 1, len(bench.log) + 1)]
+    log, weights = outcome(runs)
+    assert log == bench.log
+    assert weights == bench.weights, "same losses, other weights"
+
+
+def start(recipe: Path, runs: Path, overrides: list[str] | None = None) -> subprocess.Popen[str]:
+    """A run in a process of its own; its figures come on stdout, everything else goes to a file beside `runs`."""
+    with runs.with_suffix(".stderr").open("w", encoding="utf-8") as errors:
+        return subprocess.Popen(
+            [sys.executable, "-c", RUNNER, str(recipe), str(runs), *(overrides or [])],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+
+
+def wait_for(process: subprocess.Popen[str], is_reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not is_reached():
+        assert process.poll() is None, f"it ended too early: {process.communicate()}"
+        assert time.monotonic() < deadline, "no checkpoint in time"
+        time.sleep(0.001)
+
+
+def checkpoints(runs: Path) -> Path:
+    return next((runs / "resume").glob(".it-*.partial")) / "checkpoints"
+
+
+def newest_complete(runs: Path) -> int:
+    """The highest number of a checkpoint with its marker, 0 where there is none."""
+    markers = (runs / "resume").glob(".it-*.partial/checkpoints/checkpoint-*/complete")
+    return max((int(marker.parent.name.rpartition("-")[2]) for marker in markers), default=0)
+
+
+def outcome(runs: Path) -> tuple[list[dict[str, Any]], bytes]:
+    """The figures of every step, and the bytes of the weights; not its time, nor SFT's token counter, which TRL restarts."""
+    folder = runs / "resume/latest/it"
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = [{k: v for k, v in row.items() if k not in ("step_time", "num_tokens")} for row in rows if "loss" in row]
+    return steps, (folder / "model/model.safetensors").read_bytes()

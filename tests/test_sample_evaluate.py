@@ -1,0 +1,296 @@
+"""The stages `sample` and `evaluate`, on a scripted model whose every figure can be worked out by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+
+from posttrain_plugins.errors import InputError, Interrupted, StageFailed
+from posttrain_plugins.inference import Capabilities
+from posttrain_plugins.rewards.exact_answer import ExactAnswer
+from posttrain_plugins.stages import evaluate as evaluate_module
+from posttrain_plugins.stages import sample as sample_module
+from posttrain_plugins.stages.evaluate import Evaluate
+from posttrain_plugins.stages.sample import Sample
+from posttrain_plugins.strategies.best_of_n import BestOfN
+from posttrain_plugins.strategies.greedy import Greedy
+from posttrain_plugins.strategies.self_consistency import SelfConsistency
+from posttrain_plugins.text import fingerprint
+from posttrain_plugins.types import Completion, ModelArtifact, ResolvedReward, ResolvedStrategy, StageContext, Usage
+
+DATA: list[dict[str, Any]] = [
+    {"prompt": [{"role": "user", "content": f"question {i}"}], "solution": str(i), "level": i} for i in range(4)
+]
+
+
+@dataclass
+class Scripted:
+    """A model that gives the answers of its script in turn, draw by draw, greedy first; it can be killed."""
+
+    identity: str
+    script: Mapping[str, list[str]]
+    capabilities: Capabilities = field(default_factory=Capabilities)
+    left: int = 10**9
+    drawn: int = 0
+
+    def generate(self, batch: Any, seeds: Any) -> Iterator[tuple[int, int, Completion]]:
+        for i, request in enumerate(batch):
+            answers = self.script[request.prompt[-1]["content"]]
+            for j in range(request.n):
+                if self.drawn == self.left:
+                    raise KeyboardInterrupt
+                self.drawn += 1
+                answer = answers[0] if request.params.temperature == 0 else answers[j]
+                yield i, j, Completion(f"<answer>{answer}</answer>", usage=Usage(5, 3))
+
+
+@dataclass
+class Told:
+    """A reporter that remembers."""
+
+    steps: list[tuple[int, int | None]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def progress(self, done: int, total: int | None, unit: str, figures: Mapping[str, float]) -> None:
+        self.steps.append((done, total))
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def script(*answers: str) -> dict[str, list[str]]:
+    return {f"question {i}": list(digits) for i, digits in enumerate(answers)}
+
+
+SCRIPTS = {"base": script("0123", "2222", "3322", "4444"), "sft": script("0003", "2111", "2222", "4443")}
+CORRECT = ResolvedReward("correct", ExactAnswer())
+
+
+def shortness(completions: list[Any], **columns: Any) -> list[float | None]:
+    return [-float(len(completion[0]["content"])) for completion in completions]
+
+
+@pytest.fixture
+def backends(monkeypatch: pytest.MonkeyPatch) -> dict[str, Scripted]:
+    models = {name: Scripted(name, script) for name, script in SCRIPTS.items()}
+
+    @contextmanager
+    def opened(artifact: ModelArtifact) -> Iterator[Scripted]:
+        yield models[artifact.name]
+
+    monkeypatch.setattr(sample_module, "opened", opened)
+    monkeypatch.setattr(evaluate_module, "opened", opened)
+    return models
+
+
+def context(folder: Path, stop_after: int = 10**9, **inputs: Any) -> StageContext:
+    asked = iter(range(10**9))
+    return StageContext(
+        stage="it",
+        folder=folder,
+        seed=3,
+        inputs={"dataset": Dataset.from_list(DATA), "rewards": [CORRECT], "strategies": [], **inputs},
+        resume_from=None,
+        reporter=Told(),
+        should_stop=lambda: next(asked) >= stop_after,
+    )
+
+
+def artifact(name: str, **fields: Any) -> ModelArtifact:
+    return ModelArtifact(name=name, path=f"/nowhere/{name}", **fields)
+
+
+def run_sample(folder: Path, **options: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    inputs = {name: options.pop(name) for name in ("strategy", "rewards") if name in options}
+    stage = Sample(model="sft", dataset="d", rewards=["correct"], **{"num_generations": 4, **options})
+    result = stage(context(folder, model=artifact("sft"), **inputs))
+    assert result.data_path == folder / "data.jsonl"
+    return result.metrics, [json.loads(line) for line in result.data_path.read_text().splitlines()]
+
+
+# --- sample ----------------------------------------------------------------------------------------------------------
+
+
+def test_best_keeps_one_right_completion_per_problem(tmp_path: Path, backends: dict[str, Scripted]) -> None:
+    metrics, rows = run_sample(tmp_path)
+    assert rows[0] == {
+        "prompt": DATA[0]["prompt"],
+        "solution": "0",
+        "level": 0,
+        "completion": [{"role": "assistant", "content": "<answer>0</answer>"}],
+        "reward": 1.0,
+    }
+    assert [row["level"] for row in rows] == [0, 1, 2, 3]
+    assert metrics == {"problems": 4, "completions": 16, "mean_reward": 11 / 16, "rows": 4, "solved_share": 1.0}
+
+
+def test_pairs_set_a_right_one_against_a_wrong_one(tmp_path: Path, backends: dict[str, Scripted]) -> None:
+    _, rows = run_sample(tmp_path, keep="pairs")
+    assert [row["level"] for row in rows] == [0, 1, 3]  # problem 2 has no wrong one
+    for row in rows:
+        assert row["chosen"][0]["content"] == f"<answer>{row['solution']}</answer>" != row["rejected"][0]["content"]
+    assert run_sample(tmp_path / "again", keep="pairs")[1] == rows
+
+
+def test_pairs_without_a_threshold_are_best_against_worst(tmp_path: Path, backends: dict[str, Scripted]) -> None:
+    rewards = [CORRECT, ResolvedReward("shortness", shortness, weight=0.1)]
+    _, rows = run_sample(tmp_path, keep="pairs", threshold=None, rewards=rewards, max_pairs_per_prompt=3)
+    assert [row["level"] for row in rows] == [0, 1, 3]
+
+
+def test_top_k_and_all_correct(tmp_path: Path, backends: dict[str, Scripted]) -> None:
+    assert len(run_sample(tmp_path / "a", keep="all_correct")[1]) == 4  # equal completions are kept once
+    assert len(run_sample(tmp_path / "b", keep="top_k", top_k=2, threshold=None)[1]) == 7
+    assert len(run_sample(tmp_path / "c", keep="top_k", top_k=2)[1]) == 4
+
+
+def test_a_strategys_candidates_count(tmp_path: Path, backends: dict[str, Scripted]) -> None:
+    strategy = ResolvedStrategy("greedy", Greedy())
+    metrics, rows = run_sample(tmp_path, strategy=strategy)
+    assert metrics["completions"] == 4
+    assert [row["level"] for row in rows] == [0, 2]
+
+
+def test_nothing_to_keep_is_a_failed_stage(tmp_path: Path, backends: dict[str, Scripted]) -> None:
+    with pytest.raises(StageFailed, match="kept nothing of 16") as caught:
+        run_sample(tmp_path, threshold=1.5)
+    assert caught.value.hint
+
+
+def test_columns_are_declared() -> None:
+    assert Sample("m", "d", ["r"]).columns == ("prompt", "completion", "reward")
+    assert Sample("m", "d", ["r"], keep="pairs").columns == ("prompt", "chosen", "rejected")
+
+
+# --- evaluate --------------------------------------------------------------------------------------------------------
+
+
+def run_evaluate(folder: Path, strategies: list[ResolvedStrategy], **options: Any) -> Any:
+    inputs = {name: options.pop(name) for name in ("models", "rewards", "stop_after") if name in options}
+    inputs.setdefault("models", [artifact("base"), artifact("sft", ancestors=("rl", "base"))])
+    stage = Evaluate(models=["m"], dataset="d", rewards=["r"], **{"num_generations": 4, **options})
+    told = context(folder, strategies=strategies, **inputs)
+    return stage(told), told.reporter
+
+
+def test_figures_by_hand(tmp_path: Path, backends: dict[str, Scripted]) -> None:
+    strategies = [ResolvedStrategy("greedy", Greedy()), ResolvedStrategy("sc(n=4)", SelfConsistency(n=4))]
+    result, told = run_evaluate(tmp_path, strategies)
+    figures = result.metrics
+    assert figures["base/sampled"] == (0.25 + 0 + 0.5 + 0) / 4
+    assert figures["sft/sampled"] == (0.75 + 0.75 + 1 + 0.25) / 4
+    assert figures["sft/greedy"] == figures["accuracy"] == 0.5
+    assert figures["sft/majority"] == figures["sft/sc(n=4)"] == 0.75
+    assert figures["sft/gain"] == pytest.approx(0.5)
+    assert figures["sft/gain/greedy"] == pytest.approx(0.25)
+    assert figures["sft/gain_low"] <= 0.5 <= figures["sft/gain_high"]
+    assert figures["sft/sampled_low"] <= figures["sft/sampled"] <= figures["sft/sampled_high"]
+    assert figures["sft/pass@1"] == figures["sft/sampled"]
+    assert figures["sft/pass@4"] == 1.0
+    assert "base/gain" not in figures
+    assert told.steps[-1] == (24, 24)
+    assert [done for done, _ in told.steps] == sorted(done for done, _ in told.steps)
+
+
+def test_strategies_share_the_draws_and_tokens_are_theirs_alone(tmp_path: Path, backends: dict[str, Scripted]) -> None:
+    strategies = [
+        ResolvedStrategy("sc(n=4)", SelfConsistency(n=4)),
+        ResolvedStrategy("best_of_n(n=4, scorer=correct)", BestOfN("correct", n=4), {"correct": CORRECT}),
+    ]
+    result, _ = run_evaluate(tmp_path, strategies, models=[artifact("sft")])
+    assert backends["sft"].drawn == 16
+    measures = result.details["models"]["sft"]["measures"]
+    assert [measures[name]["tokens"] for name in measures] == [4 * (5 + 4 * 3)] * 4
+    assert result.metrics["sft/best_of_n(n=4, scorer=correct) (oracle)"] == 1.0
+
+
+def test_the_files(tmp_path: Path, backends: dict[str, Scripted]) -> None:
+    rewards = [CORRECT, ResolvedReward("shortness", shortness)]
+    result, _ = run_evaluate(tmp_path, [ResolvedStrategy("greedy", Greedy())], rewards=rewards)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary == {"metrics": result.metrics, **result.details}
+    assert result.metrics["sft/greedy/shortness"] == -18.0
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 2 * (16 + 4)
+    assert samples[0]["model"] == "base"
+    assert samples[0]["rewards"] == {"correct": 1.0, "shortness": -18.0}
+
+
+def test_a_killed_evaluation_goes_on_where_it_stood(tmp_path: Path, backends: dict[str, Scripted]) -> None:
+    strategies = [ResolvedStrategy("greedy", Greedy())]
+    whole, _ = run_evaluate(tmp_path / "whole", strategies)
+    total = sum(backend.drawn for backend in backends.values())
+    for backend in backends.values():
+        backend.drawn = 0
+    backends["sft"].left = 8
+    with pytest.raises(KeyboardInterrupt):
+        run_evaluate(tmp_path / "killed", strategies)
+    drawn = sum(backend.drawn for backend in backends.values())
+    for backend in backends.values():
+        backend.drawn, backend.left = 0, 10**9
+    again, _ = run_evaluate(tmp_path / "killed", strategies)
+    assert again.metrics == whole.metrics
+    assert drawn + sum(backend.drawn for backend in backends.values()) == total
+
+
+def test_stopping_is_an_interrupt(tmp_path: Path, backends: dict[str, Scripted]) -> None:
+    with pytest.raises(Interrupted):
+        run_evaluate(tmp_path, [], stop_after=5)
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) > 0
+
+
+def test_gates_are_told_not_raised(tmp_path: Path, backends: dict[str, Scripted]) -> None:
+    require = {"accuracy": ">=0.4", "sft/greedy": "> 0.5", "sft/greeedy": "<1"}
+    result, _ = run_evaluate(tmp_path, [ResolvedStrategy("greedy", Greedy())], require=require)
+    assert result.details["unmet"][0] == "sft/greedy: 0.5, expected > 0.5"
+    assert "no such figure" in result.details["unmet"][1]
+    assert len(result.details["unmet"]) == 2
+    with pytest.raises(InputError, match="about 1"):
+        Evaluate(models=["m"], dataset="d", rewards=["r"], require={"accuracy": "about 1"})
+
+
+def test_problems_that_were_trained_on_are_told(tmp_path: Path, backends: dict[str, Scripted]) -> None:
+    seen = tmp_path / "seen.txt"
+    seen.write_text("\n".join([fingerprint(DATA[2]["prompt"]), "0" * 16]))
+    result, told = run_evaluate(tmp_path, [], models=[artifact("base"), artifact("sft", seen=(seen,))])
+    assert result.details["overlap"] == {"base": 0, "sft": 1}
+    assert told.notes == ["sft was trained on 1 of the 4 problems"]
+
+
+def test_a_strategy_that_raises_is_told_and_counts_as_wrong(tmp_path: Path, backends: dict[str, Scripted]) -> None:
+    def broken(problem: Any) -> Any:
+        yield []
+        raise ValueError("oh")
+
+    result, told = run_evaluate(tmp_path, [ResolvedStrategy("broken", broken)], num_generations=0)
+    assert result.metrics["sft/broken"] == result.metrics["accuracy"] == 0.0
+    assert told.notes[0] == "broken: 4 problems failed, problem 0: ValueError: oh"
+
+
+def test_a_real_model_from_a_folder(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from posttrain_plugins.tiny_world import tokenizer
+
+    config = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
+    ids = {"num_key_value_heads": 2, "intermediate_size": 16, "eos_token_id": 1, "pad_token_id": 0}
+    torch.set_num_threads(1)  # more only hurt a model this small
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3", **config, **ids)).save_pretrained(tmp_path / "m")
+    tokenizer().save_pretrained(tmp_path / "m")
+    base = ModelArtifact("base", str(tmp_path / "m"), loading={"dtype": "float32"})
+    greedy = [ResolvedStrategy("greedy", Greedy())]
+    results = [run_evaluate(tmp_path / n, greedy, models=[base], max_tokens=4)[0].metrics for n in "ab"]
+    assert results[0] == results[1]
+    stage = Sample(model="base", dataset="d", rewards=["r"], keep="best", threshold=None, max_tokens=4)
+    made = stage(context(tmp_path / "c", model=base))
+    assert made.metrics["completions"] == 32
+    assert made.metrics["rows"] == 4

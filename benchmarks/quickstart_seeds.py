@@ -71,7 +71,7 @@ def collect(details: Mapping[str, Any], manifests: Mapping[str, Mapping[str, Any
     for name, found in details["models"].items():
         measures = found["measures"]
         models[name] = {key: measures[label]["rewards"][metric] for key, label in MEASURES.items()}
-        models[name]["parent"] = found["parent"]
+        models[name]["parent"] = found["gain"].get("over")
         models[name]["gain"] = found["gain"].get("measures", {}).get("sampled")
         models[name]["pass_at"] = measures["sampled"]["pass_at"]
     return {

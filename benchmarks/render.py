@@ -118,8 +118,10 @@ def _source(environment: Json, file: str) -> str:
     hardware = environment["hardware"]
     machine = hardware["gpu"] or f"{hardware['cpu']}, {hardware['cores']} cores"
     versions = environment["versions"]
+    sha, dash, dirty = environment["commit"].partition("-")
+    commit = f"{sha[:12]}{dash}{dirty}"
     return (
-        f"<sub>{machine}; torch {versions['torch']}, TRL {versions['trl']}; commit {environment['commit'][:12]}, "
+        f"<sub>{machine}; torch {versions['torch']}, TRL {versions['trl']}; commit {commit}, "
         f"{environment['date'][:10]}; [benchmarks/results/{file}](benchmarks/results/{file})</sub>"
     )
 

@@ -32,7 +32,7 @@ from posttrain_plugins.types import KINDS, Kind
 
 __all__ = ["Plugin", "find", "group", "installed", "load", "suggest"]
 
-PLURAL: dict[str, str] = {kind: f"{kind}s" for kind in KINDS} | {"strategy": "strategies"}
+PLURAL: dict[str, str] = {**{kind: f"{kind}s" for kind in KINDS}, "strategy": "strategies"}
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def with_article(noun: str) -> str:
 
 
 def import_file(path: Path) -> ModuleType:
-    """Imports a `.py` file under a name of its own, again when it was edited; files beside it are importable from it."""
+    """Imports a `.py` file under a name of its own, again when it was edited; it can import files beside it."""
     path = path.resolve()
     mark = hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:8]
     name = f"posttrain_file_{path.stem}_{mark}"

@@ -132,7 +132,7 @@ def test_claims_of_the_quickstart_hold(benchmark: Any) -> None:
     ("change", "told"),
     [
         (lambda d, m: d["models"]["dpo"]["gain"]["measures"].update(sampled=interval(0.05)), "dpo's gain over sft"),
-        (lambda d, m: d["models"]["grpo"].update(gain={}), "grpo's gain over sft is None"),
+        (lambda d, m: d["models"]["grpo"].update(gain={}), "grpo's gain over None is None"),
         (lambda d, m: m["rm"]["metrics"].update(eval_accuracy=0.79), "reward model on held-out pairs is 0.790"),
         (
             lambda d, m: d["models"]["sft"]["measures"]["majority"].update(rewards={"correct": interval(0.4)}),

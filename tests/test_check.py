@@ -232,6 +232,7 @@ ALONE = {
     "stage file": ("{use: reward, model: sft, dataset: pairs}", "{use: './mine.py:Stage'}", 15, "'nonsense'", None),
     "strategy": ("models:", "strategies: [gredy], models:", 17, "unknown strategy 'gredy'", "'greedy'"),
     "strategy text": ("models:", "strategies: ['best_of_n(8)'], models:", 17, "is not NAME(key=value, ...)", "n=8"),
+    "strategy list": ("models:", "strategies: [best_of_n(n=2, m=3)], models:", 17, "is not NAME(", "needs quotes"),
     "strategy key": ("models:", "strategies: [self_consistency(m=8)], models:", 17, "unknown key 'm'", "it takes 'n'"),
     "strategy type": ("models:", "strategies: [self_consistency(n=x)], models:", 17, "'n' is 'x', expected int", None),
     "scorer": ("models:", "strategies: [best_of_n(scorer=rmm)], models:", 17, "unknown reward 'rmm'", "'rm'"),
@@ -248,7 +249,7 @@ def test_each_mistake_alone(mistakes: Callable[..., list[Mistake]], name: str) -
         assert hint in next(m.hint or "" for m in found if message in m.message)
 
 
-FOLLOW_UPS = {"top-level key": 4, "stage name": 2, "base": 2, "stage key": 2, "duplicate": 2}
+FOLLOW_UPS = {"top-level key": 4, "stage name": 2, "base": 2, "stage key": 2, "duplicate": 2, "strategy list": 2}
 """Mistakes that make others wrong: a reward section that is not there, a stage that has another name now."""
 
 
@@ -320,12 +321,16 @@ def test_an_override_is_the_place_of_its_mistake(mistakes: Callable[..., list[Mi
 def test_an_installed_name_that_two_packages_give(
     mistakes: Callable[..., list[Mistake]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours = registry.installed("reward")
+    real = registry.installed
     rival = registry.Plugin("reward", "length", "rival:Length", "posttrain-rival", "1.0")
-    monkeypatch.setattr(registry, "installed", lambda kind: (*ours, rival) if kind == "reward" else ours[:0])
-    for text in ("stages:\n  s: {use: x, rewards: [length]}\n", "rewards: {short: length}\nstages: {}\n"):
-        told = " ".join(m.message for m in mistakes(text))
-        assert ("posttrain-rival 1.0" in told) == text.startswith("rewards")
+    monkeypatch.setattr(registry, "installed", lambda kind: (*real(kind), rival) if kind == "reward" else real(kind))
+    in_place = _edit("  short: {use: length, max_chars: 10, weight: 0.5}\n", "").replace("short, rm]", "length, rm]")
+    for text, line in ((GOOD, 12), (in_place, 15)):
+        (mistake,) = mistakes(text)
+        assert mistake.line == line
+        assert "is given by posttrain-plugins" in mistake.message
+        assert "posttrain-rival 1.0" in mistake.message
+        assert "'posttrain-rival:length'" in (mistake.hint or "")
 
 
 # --- quantized models ------------------------------------------------------------------------------------------------
@@ -532,6 +537,16 @@ def test_a_file_that_is_no_python(mistakes: Callable[..., list[Mistake]], folder
         (folder / f"bad{len(content)}.py").write_bytes(content)
         (mistake,) = mistakes(_edit("[correct, short, rm]", f"['./bad{len(content)}.py:score']"))
         assert "reward 'score' cannot be read" in mistake.message
+
+
+def test_a_class_that_cannot_be_built_is_a_mistake_and_no_traceback(
+    mistakes: Callable[..., list[Mistake]], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "fragile_data.py").write_text("class Fragile:\n    def __init__(self, size=1):\n        {}['gone']\n")
+    monkeypatch.syspath_prepend(folder)
+    (mistake,) = mistakes(_edit("{use: digit_chain, size: 8}", "{use: 'fragile_data:Fragile', size: 3}"))
+    assert (mistake.line, mistake.column) == (7, 13)
+    assert mistake.message == "dataset 'Fragile' refuses its parameters: KeyError: 'gone'"
 
 
 def test_parameters_that_are_computed_are_left_to_the_plugin(read: Callable[..., Recipe], folder: Path) -> None:

@@ -156,6 +156,13 @@ def test_overrides_of_both_forms(tmp_path: Path, as_mapping: bool) -> None:
     assert read.place(("stages", "dpo", "use")).line == 2
 
 
+def test_what_is_replaced_leaves_no_place_behind(tmp_path: Path) -> None:
+    read = load(_write(tmp_path, "r.yaml", RECIPE), ["stages.dpo.args.loss_type=[x, y]"])
+    path = ("stages", "dpo", "args", "loss_type", 0)
+    assert read.place(path).file == "-o stages.dpo.args.loss_type=[x, y]"
+    assert load(_write(tmp_path, "r.yaml", RECIPE)).place(path).line == 2
+
+
 def test_the_last_override_wins(tmp_path: Path) -> None:
     assert load(_write(tmp_path, "r.yaml", RECIPE), ["seed=1", "seed=2"]).data["seed"] == 2
 
@@ -194,7 +201,7 @@ def test_paths_of_an_extended_recipe_stay_its_own(tmp_path: Path) -> None:
     _write(
         home,
         "a.yaml",
-        "name: demos.jsonl\nmodel: {model_name_or_path: weights}\n"
+        "name: chat.jinja\nmodel: {model_name_or_path: weights}\n"
         "values: [./x, ../y, data/demos.jsonl, reward.py:f, ./reward.py:f, chat.jinja, org/name, sft, '<a>/b.*', 1]\n",
     )
     _write(tmp_path, "data/own.jsonl", "{}")
@@ -213,7 +220,7 @@ def test_paths_of_an_extended_recipe_stay_its_own(tmp_path: Path) -> None:
         1,
     ]
     assert data["model"]["model_name_or_path"] == f"{home}/weights"
-    assert data["name"] == "demos.jsonl"
+    assert data["name"] == "chat.jinja"
     assert data["mine"] == "../data/own.jsonl"  # the recipe's own are anchored when it is checked
 
 

@@ -32,13 +32,14 @@ rewards:
   short: {use: length, max_chars: 5}
 stages:
   sft: {use: sft, model: base, dataset: demos, adapter: policy, args: {max_steps: 2, logging_steps: 1}}
-  other: {use: sft, model: base, dataset: demos, chat_template: ./chat.jinja, args: {max_steps: 7}}
-  grpo: {use: grpo, model: sft, dataset: problems, rewards: [mine], args: {deepspeed: ./zero.json}}
+  other: {use: sft, model: base, dataset: demos, args: {max_steps: 7}, chat_template: ./chat.jinja}
+  grpo: {use: grpo, model: sft, dataset: problems, rewards: [mine], args: {model_init_kwargs: {x: [./zero.json]}}}
   eval:
-    {use: evaluate, models: [base, sft, grpo], dataset: problems, rewards: [short], strategies: [best_of_n(scorer=mine)]}
+    {use: evaluate, models: [base, sft, grpo], dataset: problems, rewards: [short],
+     strategies: [best_of_n(scorer=mine)]}
 """
 ALL = {"sft", "other", "grpo", "eval"}
-REWARD = '"""A reward."""\nfrom scoring import rule\n\n\ndef score(completions, **columns):\n    return rule(completions)\n'
+REWARD = '"""A reward."""\nfrom scoring import rule\n\ndef score(completions, **_):\n    return rule(completions)\n'
 SCORING = "# the rule\ndef rule(completions):\n    return [1.0 for _ in completions]\n"
 
 
@@ -114,7 +115,7 @@ def _replace(name: str, old: str, new: str) -> Callable[[Path], None]:
         ("stages.sft.args.seed=5", {"sft", "grpo", "eval"}),
         ("stages.other.args.max_steps=3", {"other"}),
         ("stages.eval.temperature=0.5", {"eval"}),
-        ("stages.eval.strategies=[best_of_n(n=4, scorer=mine)]", {"eval"}),
+        ("stages.eval.strategies=['best_of_n(n=4, scorer=mine)']", {"eval"}),
         ("stages.eval.strategies=[best_of_n(scorer=short)]", {"eval"}),
         ("stages.eval.models=[base, sft]", {"eval"}),
         ("adapters.policy.r=8", {"sft", "grpo", "eval"}),
@@ -411,6 +412,14 @@ def test_only_runs_the_named_stages_alone(folder: Path) -> None:
     assert {stage.id for stage in chosen.stages if stage.must_run} == {"grpo"}
     assert chosen["sft"].artifact is not None
     assert chosen["grpo"].reasons == ("never run",)
+
+
+def test_what_is_left_out_need_not_be_done_for_what_is_done(folder: Path) -> None:
+    chosen = _plan(folder)
+    _finish(chosen)
+    shutil.rmtree(chosen.store.path("sft", chosen["sft"].key))
+    again = _plan(folder, only=["grpo"])
+    assert (again["sft"].artifact, again["sft"].must_run, again["grpo"].must_run) == (None, False, False)
 
 
 def test_force_runs_a_stage_and_what_depends_on_it(folder: Path) -> None:

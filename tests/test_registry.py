@@ -182,6 +182,18 @@ def test_a_name_from_two_distributions_is_an_error_that_names_both(monkeypatch: 
     assert find("reward", "posttrain-plugins:length").distribution == "posttrain-plugins"
 
 
+def test_a_distribution_that_stands_twice_on_the_path_counts_where_it_stands_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in ("1.0", "2.0"):
+        info = tmp_path / version / f"posttrain_twice-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: posttrain-twice\nVersion: {version}\n")
+        (info / "entry_points.txt").write_text(f"[{group('reward')}]\ntwice = twice:f\n")
+        monkeypatch.syspath_prepend(tmp_path / version)
+    assert find("reward", "twice").version == "2.0"
+
+
 def test_a_plugin_that_fails_to_import_tells_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     _plant(monkeypatch, (group("reward"), "shaky", "no_such_package.shaky:Shaky", "posttrain-shaky", "0.3"))
     assert find("reward", "shaky") == Plugin("reward", "shaky", "no_such_package.shaky:Shaky", "posttrain-shaky", "0.3")

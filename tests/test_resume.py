@@ -203,7 +203,7 @@ def newest_complete(runs: Path) -> int:
 
 
 def outcome(runs: Path) -> tuple[list[dict[str, Any]], bytes]:
-    """The figures of every step, and the bytes of the weights; not its time, nor SFT's token counter, which TRL restarts."""
+    """The figures of every step and the bytes of the weights; no times, nor SFT's token counter, which TRL restarts."""
     folder = runs / "resume/latest/it"
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [{k: v for k, v in row.items() if k not in ("step_time", "num_tokens")} for row in rows if "loss" in row]

@@ -52,7 +52,10 @@ TINY_SHAPE = {
     "vocab_size": 512,
 }
 TINY_STEPS = 2
-TINY_ARGS = {"sft": {"per_device_train_batch_size": 4}, "grpo": {"per_device_train_batch_size": 8}}
+TINY_ARGS = {
+    "sft": {"per_device_train_batch_size": 4},
+    "grpo": {"per_device_train_batch_size": 8, "max_completion_length": 16},
+}
 
 Figures = dict[str, Any]
 

@@ -100,7 +100,9 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
             raise ValueError("** stands for nothing here")
         return name.strip(), {str(k.arg): _literal(k.value) for k in call.keywords}
     except (SyntaxError, ValueError) as cause:
-        raise InputError(f"'{text}' is not NAME(key=value, ...)", hint="for instance self_consistency(n=8)") from cause
+        quotes = "in a YAML list it needs quotes: 'name(a=1, b=2)'"
+        hint = "for instance self_consistency(n=8)" if ")" in text else quotes
+        raise InputError(f"'{text}' is not NAME(key=value, ...)", hint=hint) from cause
 
 
 def _literal(node: ast.expr) -> Any:
@@ -532,8 +534,7 @@ class _Checker:
                 if missing:
                     self._wrong(
                         (*self.raw[spec.id].path, "dataset"),
-                        f"missing column: reward '{source.name}' needs {_list(missing)}, "
-                        f"the data has {_list(columns)}",
+                        f"missing column: reward '{source.name}' needs {_list(missing)}, the data has {_list(columns)}",
                         suggest(missing[0], columns) or "rename: {old: new} on the data set",
                     )
 
@@ -669,8 +670,6 @@ def _declared_columns(plugin: Plugin, params: Mapping[str, Any]) -> tuple[str, .
     loaded = plugin.load()
     try:
         columns = getattr(loaded(**params) if isinstance(loaded, type) else loaded, "columns", None)
-    except (PosttrainError, TypeError, ValueError):
-        return None  # its parameters are wrong, which is told elsewhere
+    except Exception:  # the plugin boundary; `_check_built` tells it
+        return None
     return tuple(columns) if isinstance(columns, list | tuple) else None
-
-

@@ -1,7 +1,8 @@
 """What every training stage shares: where it starts, its config, its checkpoints, and how it ends.
 
 Every choice here that a twenty-line TRL script would not make is listed in `OURS`; `args:` in the recipe overrides
-each of them. None changes the numbers (`tests/test_transparency.py`).
+each of them. None changes the numbers (`tests/test_transparency.py`). On a CPU `bf16: false` and unpinned memory come
+to it; without the first, TRL refuses to start there.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def config(context: StageContext, config_class: Any, args: Mapping[str, Any], be
     period = compat.generation_period(built)
     if built.save_strategy == "steps" and built.save_steps % period:
         raise InputError(
-            f"stage '{context.stage}': save_steps={built.save_steps} is no generation boundary; TRL cannot resume there",
+            f"stage '{context.stage}': save_steps={built.save_steps} is no generation boundary; TRL cannot resume",
             hint=f"set save_steps to a multiple of {period}",
         )
     return built

@@ -27,18 +27,19 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_P
 
 import record
 
-METHODS = ("sft", "grpo")
+METHODS = ("sft", "reward", "dpo", "grpo", "rloo")
+REINFORCE = ("grpo", "rloo")
+DATA = {"sft": "demos", "reward": "pairs", "dpo": "pairs", "grpo": "problems", "rloo": "problems"}
 SEED = 0
-ARGS: dict[str, dict[str, Any]] = {
-    "sft": {"per_device_train_batch_size": 32, "learning_rate": 1e-3, "max_length": 80},
-    "grpo": {
-        "per_device_train_batch_size": 64,
-        "num_generations": 8,
-        "max_completion_length": 48,
-        "learning_rate": 2e-4,
-        "reward_weights": [1.0, 0.5],
-    },
+SUPERVISED = {"per_device_train_batch_size": 32, "learning_rate": 1e-3, "max_length": 80}
+SAMPLED = {
+    "per_device_train_batch_size": 64,
+    "num_generations": 8,
+    "max_completion_length": 48,
+    "learning_rate": 2e-4,
+    "reward_weights": [1.0, 0.5],
 }
+ARGS: dict[str, dict[str, Any]] = {method: SAMPLED if method in REINFORCE else SUPERVISED for method in METHODS}
 SHARED = {"logging_steps": 10, "gradient_checkpointing": False}
 
 RECIPE = """
@@ -47,13 +48,17 @@ seed: {seed}
 model: {model}
 datasets:
   demos: {path: "{folder}/demos.jsonl"}
+  pairs: {path: "{folder}/pairs.jsonl"}
   problems: {path: "{folder}/problems.jsonl"}
 rewards:
   correct: digit_chain_steps
   brief: {use: length, max_chars: 60, weight: 0.5}
 stages:
   sft: {use: sft, model: base, dataset: demos, args: {sft}}
+  reward: {use: reward, model: base, dataset: pairs, args: {reward}}
+  dpo: {use: dpo, model: base, dataset: pairs, args: {dpo}}
   grpo: {use: grpo, model: base, dataset: problems, rewards: [correct, brief], args: {grpo}}
+  rloo: {use: rloo, model: base, dataset: problems, rewards: [correct, brief], args: {rloo}}
 """
 
 Times = dict[str, float]
@@ -106,23 +111,20 @@ def run_recipe(method: str, folder: Path, model: Path, steps: int, out: Path) ->
 
 def run_plain(method: str, folder: Path, model: Path, steps: int, out: Path) -> Times:
     """The script that a user of TRL would write."""
+    import trl
     from datasets import load_dataset
-    from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
     from posttrain_plugins.rewards.digit_chain_steps import DigitChainSteps
     from posttrain_plugins.rewards.length import Length
 
     began, began_cpu = time.perf_counter(), time.process_time()
-    rows = load_dataset(
-        "json", data_files=str(folder / ("demos.jsonl" if method == "sft" else "problems.jsonl")), split="train"
-    )
+    rows = load_dataset("json", data_files=str(folder / f"{DATA[method]}.jsonl"), split="train")
     given = {**SHARED, **ARGS[method], "max_steps": steps, "seed": SEED, "output_dir": str(out), "save_strategy": "no"}
     given |= {"disable_tqdm": True, **_on_cpu()}
-    if method == "sft":
-        trainer = SFTTrainer(model=str(model), args=SFTConfig(**given), train_dataset=rows)
-    else:
-        rewards = [DigitChainSteps(), Length(max_chars=60)]
-        trainer = GRPOTrainer(model=str(model), reward_funcs=rewards, args=GRPOConfig(**given), train_dataset=rows)
+    name = {"reward": "Reward"}.get(method, method.upper())
+    rewards = {"reward_funcs": [DigitChainSteps(), Length(max_chars=60)]} if method in REINFORCE else {}
+    config = getattr(trl, f"{name}Config")(**given)
+    trainer = getattr(trl, f"{name}Trainer")(model=str(model), args=config, train_dataset=rows, **rewards)
     train_began = time.perf_counter()
     trainer.train()
     train = time.perf_counter() - train_began
@@ -139,6 +141,10 @@ def prepare(folder: Path) -> Path:
 
     for name, part in {"demos": "demonstrations", "problems": "problems"}.items():
         DigitChain(part=part, size=2000)().to_json(folder / f"{name}.jsonl")  # type: ignore[arg-type]
+    demos = DigitChain(part="demonstrations", size=2000)()
+    rejected = [*demos["completion"][1:], demos["completion"][0]]
+    pairs = demos.rename_column("completion", "chosen").add_column("rejected", rejected)
+    pairs.to_json(folder / "pairs.jsonl")
     words = tokenizer()
     set_seed(SEED)
     config = Qwen3Config(

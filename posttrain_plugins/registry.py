@@ -161,12 +161,15 @@ def with_article(noun: str) -> str:
 
 
 def import_file(path: Path) -> ModuleType:
-    """Imports a `.py` file under a name of its own, again when it was edited; it can import files beside it."""
+    """Imports a `.py` file under a name of its own; again, with what it imports beside it, when any was edited."""
     path = path.resolve()
-    mark = hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:8]
-    name = f"posttrain_file_{path.stem}_{mark}"
+    stem = f"posttrain_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_"
+    times = [file.stat().st_mtime_ns for file in sorted(path.parent.glob("*.py"))]
+    name = stem + hashlib.sha256(repr(times).encode() + path.read_bytes()).hexdigest()[:8]
     if name in sys.modules:
         return sys.modules[name]
+    if any(known.startswith(stem) for known in sys.modules):
+        _forget(path.parent)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")
@@ -180,6 +183,14 @@ def import_file(path: Path) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def _forget(folder: Path) -> None:
+    """Drops the modules of a folder, so that what was edited there is read again."""
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file and Path(file).parent == folder and name != "__main__":
+            del sys.modules[name]
 
 
 def import_object(target: str, folder: Path | None = None) -> Any:

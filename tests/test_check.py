@@ -467,9 +467,7 @@ def test_a_mistake_in_a_loop_is_told_once(mistakes: Callable[..., list[Mistake]]
         ("{use: sample, model", "{model", 10, "a stage needs 'use'"),
     ],
 )
-def test_mistakes_in_loops(
-    mistakes: Callable[..., list[Mistake]], old: str, new: str, line: int, message: str
-) -> None:
+def test_mistakes_in_loops(mistakes: Callable[..., list[Mistake]], old: str, new: str, line: int, message: str) -> None:
     assert old in LOOP
     assert [m for m in mistakes(LOOP.replace(old, new)) if m.line == line and message in m.message]
 
@@ -479,9 +477,9 @@ def test_mistakes_in_loops(
 
 def test_reserved_words_go_beside_the_parameters(read: Callable[..., Recipe]) -> None:
     recipe = read(
-        _edit("size: 8}", "size: 8, split: test, limit: 4, rename: {solution: answer}, system_prompt: Think.}").replace(
-            "rewards: [correct, short, rm]", "rewards: [short]"
-        ).replace("rewards: [correct]}", "rewards: [short]}")
+        _edit("size: 8}", "size: 8, split: test, limit: 4, rename: {solution: answer}, system_prompt: Think.}")
+        .replace("rewards: [correct, short, rm]", "rewards: [short]")
+        .replace("rewards: [correct]}", "rewards: [short]}")
     )
     problems = recipe.stage("grpo").inputs["dataset"]
     assert problems.params == {"size": 8, "split": "test"}  # its own parameter

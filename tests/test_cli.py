@@ -19,7 +19,8 @@ def posttrain(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedP
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["run", "--help"], ["plugins", "list"], ["plugins", "show", "lora"], ["validate", "quickstart"]]
+    "arguments",
+    [["--help"], ["run", "--help"], ["plugins", "list"], ["plugins", "show", "lora"], ["validate", "quickstart"]],
 )
 def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
     code = (
@@ -56,7 +57,9 @@ def test_unknown_recipe_is_exit_2_with_a_suggestion() -> None:
 
 def test_validate_json_lists_every_mistake(tmp_path: Path) -> None:
     recipe = tmp_path / "bad.yaml"
-    recipe.write_text("model: ./nowhere\nstages:\n  sft: {use: stf, model: base}\n  dpo: {use: dpo, model: sftt, dataset: d}\n")
+    recipe.write_text(
+        "model: ./nowhere\nstages:\n  sft: {use: stf, model: base}\n  dpo: {use: dpo, model: sftt, dataset: d}\n"
+    )
     done = posttrain("validate", str(recipe), "--json")
     assert done.returncode == 2
     mistakes = json.loads(done.stdout)["mistakes"]
@@ -117,7 +120,16 @@ def test_report_of_an_unknown_run_is_exit_2(tmp_path: Path) -> None:
 
 
 def test_help_of_every_command_teaches() -> None:
-    for command in (["run"], ["validate"], ["plan"], ["report"], ["evaluate"], ["ask"], ["plugins", "list"], ["plugins", "show"]):
+    for command in (
+        ["run"],
+        ["validate"],
+        ["plan"],
+        ["report"],
+        ["evaluate"],
+        ["ask"],
+        ["plugins", "list"],
+        ["plugins", "show"],
+    ):
         done = posttrain(*command, "--help")
         assert done.returncode == 0
         assert len(done.stdout) > 300, command

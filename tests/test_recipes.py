@@ -37,7 +37,12 @@ CHAIN = {
 REDUCED: dict[str, dict[str, Any]] = {
     "quickstart": CHAIN,
     "lora": CHAIN,
-    "my_own_data": {**BASE, "stages.sft.args.max_steps": 10, "stages.grpo.args.max_steps": 2, "datasets.exam.limit": 16},
+    "my_own_data": {
+        **BASE,
+        "stages.sft.args.max_steps": 10,
+        "stages.grpo.args.max_steps": 2,
+        "datasets.exam.limit": 16,
+    },
 }
 
 
@@ -117,7 +122,9 @@ def test_source_of_a_reward_beside_the_recipe_reruns_its_stages(
         data=tiny_data,
     )
     pp.run(file, runs_dir=tmp_path / "runs")
-    reward.write_text("# a comment changes nothing\ndef short(completions, **columns):\n    return [0.0 for _ in completions]\n")
+    reward.write_text(
+        "# a comment changes nothing\ndef short(completions, **columns):\n    return [0.0 for _ in completions]\n"
+    )
     commented, changed = Starts(), Starts()
     pp.run(file, runs_dir=tmp_path / "runs", observer=commented)
     assert commented.stages == []

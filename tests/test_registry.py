@@ -208,7 +208,7 @@ def test_a_plugin_that_fails_to_import_tells_everything(monkeypatch: pytest.Monk
 
 # --- a package that a stranger built and pip installed ---------------------------------------------------------------
 
-BACKEND = '''
+BACKEND = """
 import pathlib, tomllib, zipfile
 
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
@@ -228,7 +228,7 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
         for name, text in files.items():
             wheel.writestr(name, text)
     return f"{stem}-py3-none-any.whl"
-'''
+"""
 
 STRANGER = '''
 """A stranger's plugins, written from the README alone."""
@@ -433,3 +433,14 @@ def _stranger_names() -> list[tuple[str, str]]:
         ("dataset", "squares"),
         ("stage", "count"),
     ]
+
+
+def test_a_file_is_imported_again_with_its_neighbour_when_that_was_edited(tmp_path: Path) -> None:
+    (tmp_path / "neighbour_of_mine.py").write_text("VALUE = 1\n")
+    (tmp_path / "mine.py").write_text("from neighbour_of_mine import VALUE\n\n\ndef value():\n    return VALUE\n")
+    first = registry.import_file(tmp_path / "mine.py")
+    assert registry.import_file(tmp_path / "mine.py") is first
+    (tmp_path / "neighbour_of_mine.py").write_text("VALUE = 22\n")
+    os.utime(tmp_path / "neighbour_of_mine.py", (0, 0))
+    assert registry.import_file(tmp_path / "mine.py").value() == 22
+    sys.path.remove(str(tmp_path))

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 __all__ = ["Interval", "difference_interval", "mean_interval", "pass_at_k", "sampled_accuracy"]
 
@@ -43,6 +45,8 @@ def mean_interval(values: Sequence[float], draws: int = DRAWS, seed: int = 0) ->
         >>> mean_interval([0.0, 1.0, 1.0, 1.0, 0.0, 1.0])
         Interval(mean=0.6666666666666666, low=0.3333333333333333, high=1.0)
     """
+    import numpy as np
+
     known = np.asarray(values, dtype=float)
     known = known[~np.isnan(known)]
     if len(known) == 0:
@@ -60,6 +64,8 @@ def difference_interval(
         >>> difference_interval([1.0, 1.0, 0.5], [0.5, 0.5, 0.0])
         Interval(mean=0.5, low=0.5, high=0.5)
     """
+    import numpy as np
+
     pairs = np.asarray(values, dtype=float) - np.asarray(baseline, dtype=float)
     return mean_interval(pairs.tolist(), draws, seed)
 
@@ -86,6 +92,8 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 
 
 def _bootstrap_means(values: npt.NDArray[np.float64], draws: int, seed: int) -> npt.NDArray[np.float64]:
+    import numpy as np
+
     rng = np.random.default_rng(seed)
     rows = max(1, CHUNK // len(values))
     parts = [min(rows, draws - done) for done in range(0, draws, rows)]

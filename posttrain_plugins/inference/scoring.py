@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import math
@@ -139,6 +138,7 @@ def _as_steps(values: Any) -> list[float]:
 
 def _wait_for(awaitable: Awaitable[Any]) -> Any:
     """Run it in a thread of its own: the caller's may already have a running event loop (a notebook)."""
+    import asyncio
 
     async def wait() -> Any:
         return await awaitable

@@ -16,8 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
 from posttrain_plugins.errors import GateNotMet, InputError, Interrupted, NonFiniteLoss, PosttrainError, StageFailed
 from posttrain_plugins.recipe import document, handoff, keys
 from posttrain_plugins.recipe.check import check, plugin_schema
@@ -312,8 +310,7 @@ def _free() -> None:
 
 
 def _write_resolved(chosen: Plan) -> None:
-    text = yaml.safe_dump(dict(chosen.recipe.data), sort_keys=False, allow_unicode=True)
-    (chosen.store.folder / "resolved.yaml").write_text(text, encoding="utf-8")
+    (chosen.store.folder / "resolved.yaml").write_text(document.dump(chosen.recipe.data), encoding="utf-8")
 
 
 @dataclass(frozen=True)

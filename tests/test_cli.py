@@ -71,7 +71,7 @@ def test_plan_json_says_what_runs_and_why(tmp_path: Path) -> None:
     done = posttrain("plan", "quickstart", "--runs-dir", str(tmp_path), "--json")
     assert done.returncode == 0, done.stderr
     stages = {stage["stage"]: stage for stage in json.loads(done.stdout)}
-    assert list(stages)[0] == "base"
+    assert next(iter(stages)) == "base"
     assert stages["grpo"]["from"] == ["sft"]
     assert all(stage["runs"] and stage["reasons"] for stage in stages.values())
 

@@ -307,7 +307,7 @@ def test_a_single_module_does_not_count_its_neighbours(tmp_path: Path) -> None:
     ("edited", "counts"),
     [
         ("stages/sft.py", True),
-        ("stages/training.py", True),
+        ("trainers/training.py", True),
         ("text.py", True),
         ("stages/dpo.py", False),
         ("errors.py", False),

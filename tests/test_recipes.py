@@ -85,7 +85,7 @@ def test_recipe_runs_end_to_end(name: str, runs_dir: Path) -> None:
     measured = [row for row in report.rows(run.artifacts) if row.sampled]
     assert [row.stage for row in measured] == run.plan["eval"].spec.params.get("models", [r.stage for r in measured])
     assert all(0.0 <= row.sampled[1] <= row.sampled[0] <= row.sampled[2] <= 1.0 for row in measured if row.sampled)
-    assert not [path for path in runs_dir.rglob("*.partial")], "nothing half-written stays"
+    assert not list(runs_dir.rglob("*.partial")), "nothing half-written stays"
 
 
 def test_second_run_is_cached_and_one_argument_reruns_only_its_stages(runs_dir: Path) -> None:
@@ -115,7 +115,7 @@ def test_source_of_a_reward_beside_the_recipe_reruns_its_stages(
         datasets: {d: {path: {data}/problems.jsonl, limit: 8}}
         rewards: {r: "./reward.py:short"}
         stages:
-          kept: {use: sample, model: base, dataset: d, rewards: [r], keep: best, threshold: null, num_generations: 2, max_tokens: 4}
+          kept: {use: sample, model: base, dataset: d, rewards: [r], threshold: null, num_generations: 2, max_tokens: 4}
           figures: {use: evaluate, models: [base], dataset: d, rewards: [r], num_generations: 2, max_tokens: 4}
         """,
         model=tiny_model,
@@ -192,7 +192,8 @@ def test_four_bit_lora_sft_then_grpo_goes_on_with_the_same_adapter(
                 args: {max_steps: 2, per_device_train_batch_size: 2, learning_rate: 1e-2}}
           grpo: {use: grpo, model: sft, dataset: d, adapter: policy, rewards: [format],
                  args: {max_steps: 1, per_device_train_batch_size: 4, num_generations: 4, max_completion_length: 8}}
-          eval: {use: evaluate, models: [base, sft, grpo], dataset: d, rewards: [format], num_generations: 2, max_tokens: 8}
+          eval: {use: evaluate, models: [base, sft, grpo], dataset: d, rewards: [format],
+                 num_generations: 2, max_tokens: 8}
         """,
         model=tiny_model,
         data=tiny_data,
@@ -237,3 +238,33 @@ def test_another_adapter_is_trained_on_the_merged_model(
             base_difference = (sft(ids).logits - dpo(ids).logits).abs().max()
     assert difference < 1e-4, "a DPO of learning rate 0 on the merged SFT model is the SFT model"
     assert base_difference > 10 * difference, "and not the base"
+
+
+def test_a_lora_reward_model_keeps_its_trained_head_as_reward_and_scorer(
+    tiny_model: Path, tiny_data: Path, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = write_recipe(
+        """
+        model: {model}
+        adapters: {judge: {use: lora, r: 4}}
+        datasets: {pairs: {path: {data}/pairs.jsonl}, d: {path: {data}/problems.jsonl, limit: 8}}
+        stages:
+          rm: {use: reward, model: base, dataset: pairs, eval_dataset: pairs, adapter: judge,
+               args: {max_steps: 12, per_device_train_batch_size: 8, learning_rate: 2e-2}}
+          grpo: {use: grpo, model: base, dataset: d, rewards: [rm],
+                 args: {max_steps: 1, per_device_train_batch_size: 4, num_generations: 4, max_completion_length: 8}}
+        """,
+        model=tiny_model,
+        data=tiny_data,
+    )
+    run = pp.run(file, runs_dir=tmp_path / "runs")
+    rows = [json.loads(line) for line in (tiny_data / "pairs.jsonl").read_text().splitlines()]
+    reward = pp.load("reward", "reward_model", model_name_or_path=str(run["rm"].model_path))
+    prompts = [row["prompt"] for row in rows]
+    chosen = reward(prompts, [row["chosen"] for row in rows])
+    rejected = reward(prompts, [row["rejected"] for row in rows])
+    accuracy = sum(c > r for c, r in zip(chosen, rejected, strict=True)) / len(rows)
+    assert accuracy == pytest.approx(run["rm"].metrics["eval_accuracy"])
+    margin = sum(c - r for c, r in zip(chosen, rejected, strict=True)) / len(rows)
+    assert margin == pytest.approx(run["rm"].metrics["eval_margin"], abs=1e-3)
+    assert "reward" in run["grpo"].metrics

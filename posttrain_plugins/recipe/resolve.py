@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Resolver", "build", "construct", "load_data_file", "read_jsonl"]
 
+REWARD_LOADING = ("dtype", "load_in_4bit", "attn_implementation")
 LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
 
 
@@ -98,8 +99,10 @@ class Resolver:
             assert artifact.data_path is not None
             return read_jsonl(artifact.data_path)
         model = self.model(source, spec.loading)
-        reward = registry.load("reward", "reward_model")(model_name_or_path=model.path)
-        return ResolvedReward(source.stage, reward, 1.0, model.path)
+        how = {k: v for k, v in spec.loading.items() if k in REWARD_LOADING} if model.is_adapter else {}
+        reward = registry.load("reward", "reward_model")(model_name_or_path=model.path, **how)
+        # TRL reads a folder as a plain classifier: of an adapter it would silently leave the trained head out
+        return ResolvedReward(source.stage, reward, 1.0, None if model.is_adapter else model.path)
 
 
 def build(source: Use, refs: Mapping[str, str] | None = None) -> Any:

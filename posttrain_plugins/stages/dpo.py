@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from posttrain_plugins.stages import training
+from posttrain_plugins.trainers import training
 from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, StageContext, StageResult
 
 __all__ = ["DPO"]
@@ -42,12 +42,4 @@ class DPO:
     def __call__(self, context: StageContext) -> StageResult:
         from trl import DPOConfig, DPOTrainer
 
-        begin = training.start(context)
-        trainer = DPOTrainer(
-            model=begin.model,
-            args=training.config(context, DPOConfig, self.args, begin),
-            train_dataset=context.inputs["dataset"],
-            eval_dataset=context.inputs.get("eval_dataset"),
-            **begin.kwargs,
-        )
-        return training.train(context, trainer, begin)
+        return training.train(context, DPOTrainer, DPOConfig, self.args)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.stages import training
+from posttrain_plugins.trainers import training
 from posttrain_plugins.types import (
     AdapterRef,
     ConfigOf,
@@ -55,15 +55,7 @@ class Pretrain:
         from trl import SFTConfig, SFTTrainer
 
         artifact = context.inputs.get("model") or self._new_model(context)
-        begin = training.start(context, artifact=artifact)
-        trainer = SFTTrainer(
-            model=begin.model,
-            args=training.config(context, SFTConfig, self.args, begin),
-            train_dataset=context.inputs["dataset"],
-            eval_dataset=context.inputs.get("eval_dataset"),
-            **begin.kwargs,
-        )
-        return training.train(context, trainer, begin)
+        return training.train(context, SFTTrainer, SFTConfig, self.args, artifact=artifact)
 
     def _new_model(self, context: StageContext) -> ModelArtifact:
         """Random weights from the stage's seed, saved to a folder that TRL loads."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from posttrain_plugins.stages import training
+from posttrain_plugins.trainers import training
 from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, StageContext, StageResult
 
 __all__ = ["RewardModeling"]
@@ -41,12 +41,4 @@ class RewardModeling:
     def __call__(self, context: StageContext) -> StageResult:
         from trl import RewardConfig, RewardTrainer
 
-        begin = training.start(context, task_type="SEQ_CLS")
-        trainer = RewardTrainer(
-            model=begin.model,
-            args=training.config(context, RewardConfig, self.args, begin),
-            train_dataset=context.inputs["dataset"],
-            eval_dataset=context.inputs.get("eval_dataset"),
-            **begin.kwargs,
-        )
-        return training.train(context, trainer, begin)
+        return training.train(context, RewardTrainer, RewardConfig, self.args, task_type="SEQ_CLS")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from posttrain_plugins.stages import training
+from posttrain_plugins.trainers import training
 from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, RewardRef, StageContext, StageResult
 
 __all__ = ["RLOO"]

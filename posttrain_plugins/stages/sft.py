@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from posttrain_plugins.stages import training
+from posttrain_plugins.trainers import training
 from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, ObjectRef, StageContext, StageResult
 
 __all__ = ["SFT"]
@@ -40,12 +40,4 @@ class SFT:
     def __call__(self, context: StageContext) -> StageResult:
         from trl import SFTConfig, SFTTrainer
 
-        begin = training.start(context)
-        trainer = SFTTrainer(
-            model=begin.model,
-            args=training.config(context, SFTConfig, self.args, begin),
-            train_dataset=context.inputs["dataset"],
-            eval_dataset=context.inputs.get("eval_dataset"),
-            **begin.kwargs,
-        )
-        return training.train(context, trainer, begin)
+        return training.train(context, SFTTrainer, SFTConfig, self.args)

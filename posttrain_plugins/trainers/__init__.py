@@ -1,1 +1,1 @@
-"""What TRL's trainers lack, and the one place that touches private names of TRL, PEFT and transformers (`compat`)."""
+"""How a TRL trainer is started, watched and ended, and the one place that touches TRL's private names (`compat`)."""

@@ -1,0 +1,179 @@
+"""What every training stage shares: one call that builds TRL's trainer, trains, saves and reports.
+
+Every choice here that a twenty-line TRL script would not make is listed in `OURS`; `args:` in the recipe overrides
+each of them. None changes the numbers (`tests/test_transparency.py`). On a CPU `bf16: false` and unpinned memory come
+to it; without the first, TRL refuses to start there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from posttrain_plugins.errors import InputError, Interrupted
+from posttrain_plugins.trainers.start import has_accelerator, start
+from posttrain_plugins.trainers.watch import follow
+from posttrain_plugins.text import fingerprint, to_text
+from posttrain_plugins.trainers import compat
+from posttrain_plugins.types import ModelArtifact, ResolvedReward, StageContext, StageResult
+
+__all__ = ["reinforce", "train"]
+
+OURS = {
+    "disable_tqdm": True,  # the run has its own display
+    "logging_nan_inf_filter": False,  # a NaN must show, not hide
+    "save_strategy": "no",  # checkpoints are taken by time (`watch.py`) unless the recipe sets save_*
+}
+TELLING = (  # how a stage ended
+    "train_loss",
+    "reward",
+    "rewards/margins",
+    "rewards/accuracies",
+    "accuracy",
+    "mean_token_accuracy",
+    "kl",
+    "eval_loss",
+    "eval_accuracy",
+    "eval_margin",
+)
+
+
+def train(
+    context: StageContext,
+    trainer_class: Any,
+    config_class: Any,
+    args: Mapping[str, Any],
+    *,
+    task_type: str = "CAUSAL_LM",
+    artifact: ModelArtifact | None = None,
+    reward_names: list[str] | None = None,
+    **trainer_arguments: Any,
+) -> StageResult:
+    """Builds the trainer as a plain script would, trains, saves below `context.folder / "model"`, and reports.
+
+    Args:
+        context: of the stage.
+        trainer_class: one of TRL's trainers.
+        config_class: its config.
+        args: the recipe's `args`.
+        task_type: PEFT's task type.
+        artifact: the model to start from, by default the stage's input `model`.
+        reward_names: what rewards are called in the logs.
+        **trainer_arguments: further arguments of the trainer.
+
+    Raises:
+        InputError: TRL refuses a value.
+        NonFiniteLoss: the loss of an optimizer step was NaN or infinite.
+        Interrupted: the user asked to stop; a checkpoint stands.
+    """
+    begin = start(context, task_type, artifact)
+    trainer = trainer_class(
+        model=begin.model,
+        args=_config(context, config_class, args, begin.model_init_kwargs),
+        train_dataset=context.inputs["dataset"],
+        eval_dataset=context.inputs.get("eval_dataset"),
+        **begin.kwargs,
+        **trainer_arguments,
+    )
+    if reward_names:
+        compat.set_reward_names(trainer, reward_names)
+    seconds = _fit(context, trainer)
+    folder = context.folder / "model"
+    trainer.save_model(str(folder))
+    _tidy(folder)
+    _clear(context, is_adapter=(folder / "adapter_config.json").is_file())
+    _write_seen(context.folder / "seen.txt", context.inputs["dataset"])
+    if trainer.eval_dataset is not None and trainer.args.eval_strategy == "no":
+        trainer.evaluate()  # once, at the end; it stands in the log history
+    history = trainer.state.log_history
+    (context.folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
+    metrics = {"train_s": seconds, "steps": float(trainer.state.global_step), **_last_figures(history)}
+    return StageResult(metrics=metrics, model_path=folder, handoff=begin.handoff)
+
+
+def reinforce(context: StageContext, trainer_class: Any, config_class: Any, args: Mapping[str, Any]) -> StageResult:
+    """A stage that samples and scores: TRL gets the author's own callables, and a reward-model stage as its path."""
+    rewards: list[ResolvedReward] = context.inputs["rewards"]
+    weights = [reward.weight for reward in rewards]
+    weighted = {} if all(weight == 1.0 for weight in weights) else {"reward_weights": weights}
+    return train(
+        context,
+        trainer_class,
+        config_class,
+        {**weighted, **args},
+        reward_names=[reward.name for reward in rewards],
+        reward_funcs=[reward.model_path or reward.func for reward in rewards],
+    )
+
+
+def _config(context: StageContext, config_class: Any, args: Mapping[str, Any], model_init_kwargs: Any) -> Any:
+    """The trainer's config: `args` of the recipe over our few choices, everything else TRL's default."""
+    ours: dict[str, Any] = {**OURS, "output_dir": str(context.folder / "checkpoints"), "seed": context.seed}
+    if any(name.startswith("save_") for name in args):
+        del ours["save_strategy"]
+    if model_init_kwargs or args.get("model_init_kwargs"):
+        args = {**args, "model_init_kwargs": {**model_init_kwargs, **(args.get("model_init_kwargs") or {})}}
+    if not has_accelerator():
+        ours |= {"bf16": False, "dataloader_pin_memory": False}
+    try:
+        built = config_class(**{**ours, **args})
+    except (TypeError, ValueError) as cause:
+        raise InputError(f"stage '{context.stage}': {config_class.__name__} refuses its args: {cause}") from cause
+    period = compat.generation_period(built)
+    if built.save_strategy == "steps" and built.save_steps % period:
+        raise InputError(
+            f"stage '{context.stage}': save_steps={built.save_steps} is no generation boundary; TRL cannot resume",
+            hint=f"set save_steps to a multiple of {period}",
+        )
+    return built
+
+
+def _fit(context: StageContext, trainer: Any) -> float:
+    """Trains, from the newest checkpoint if there is one, and gives the seconds."""
+    watch = follow(context, trainer)
+    began = time.perf_counter()
+    trainer.train(resume_from_checkpoint=str(context.resume_from) if context.resume_from else None)
+    if watch.is_stopped:
+        raise Interrupted(
+            f"stopped in stage '{context.stage}' at step {trainer.state.global_step}, a checkpoint stands",
+            hint="the same command goes on from there",
+        )
+    return time.perf_counter() - began
+
+
+def _tidy(folder: Path) -> None:
+    """Takes out what is not the model: pickled arguments, a model card with no facts, TRL's copy of the reference."""
+    for name in ("training_args.bin", "README.md"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "ref", ignore_errors=True)
+
+
+def _clear(context: StageContext, is_adapter: bool) -> None:
+    """What is no longer needed: checkpoints that nobody asked for, and the start of a model that now stands alone."""
+    if not any(name.startswith("save_") for name in context.args):
+        shutil.rmtree(context.folder / "checkpoints", ignore_errors=True)
+    if not is_adapter:
+        for name in ("merged", "initial"):
+            shutil.rmtree(context.folder / name, ignore_errors=True)
+
+
+def _last_figures(history: list[dict[str, Any]]) -> dict[str, float]:
+    """The last value of each telling figure."""
+    return {name: float(row[name]) for row in history for name in TELLING if isinstance(row.get(name), int | float)}
+
+
+def _write_seen(file: Path, dataset: Any) -> None:
+    """One fingerprint a line for every distinct prompt trained on; for plain text, of each of its lines."""
+    column = next((name for name in ("prompt", "messages", "text") if name in dataset.column_names), None)
+    marks = {mark for value in (dataset[column] if column else ()) for mark in _fingerprints(column, value)}
+    file.write_text("".join(f"{mark}\n" for mark in sorted(marks)), encoding="utf-8")
+
+
+def _fingerprints(column: str | None, value: Any) -> set[str]:
+    if column == "text":
+        return {fingerprint(line) for line in to_text(value).splitlines() if line.strip()}
+    return {fingerprint(value)}

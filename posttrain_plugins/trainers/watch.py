@@ -1,0 +1,118 @@
+"""What follows a training stage step by step: figures, NaN, the user's wish to stop, and checkpoints.
+
+A checkpoint is taken when the last one is older than a minute and than fifty times what saving costs, for RL only
+between two generations; a file `complete` is put into it after everything else, so that a torn one is passed over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from posttrain_plugins.errors import NonFiniteLoss
+from posttrain_plugins.trainers import compat
+from posttrain_plugins.types import StageContext
+
+__all__ = ["CHECKPOINT_MARKER", "follow"]
+
+CHECKPOINT_MARKER = "complete"
+CHECKPOINT_SECONDS = 60.0
+CHECKPOINT_SHARE = 0.02  # of the training time, at most, goes into checkpoints that the recipe did not ask for
+
+
+def follow(context: StageContext, trainer: Any) -> _Watch:
+    """Adds the watch to a trainer, in place of its own prints; `is_stopped` of what is returned tells how it ended."""
+    from transformers import PrinterCallback, TrainerCallback
+
+    class Watch(_Watch, TrainerCallback):  # type: ignore[misc]
+        """`_Watch` as a transformers callback."""
+
+    watch = Watch(context, trainer)
+    trainer.add_callback(watch)
+    trainer.remove_callback(PrinterCallback)
+    compat.observe_losses(trainer, watch.observe)
+    return watch
+
+
+class _Watch:
+    """Called by the trainer; keeps the loss of the optimizer step, the newest figures, and when it saved last."""
+
+    def __init__(self, context: StageContext, trainer: Any) -> None:
+        self.context = context
+        self.args = trainer.args
+        self.period = compat.generation_period(trainer.args)
+        self.by_time = trainer.args.save_strategy == "no"
+        self.is_stopped = False
+        self.loss: Any = None
+        self.figures: dict[str, float] = {}
+        self.saved_at = time.monotonic()
+        self.save_began = 0.0
+        self.save_cost_s = 0.0
+
+    def observe(self, loss: Any) -> None:
+        self.loss = loss if self.loss is None else self.loss + loss
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        loss, self.loss = float(self.loss), None
+        if not abs(loss) < float("inf"):
+            raise NonFiniteLoss(
+                f"loss is {loss} at step {state.global_step} of stage '{self.context.stage}'",
+                hint=f"lower it: -o stages.{self.context.stage}.args.learning_rate={args.learning_rate / 10:g}",
+            )
+        self.figures["loss"] = loss
+        self.context.reporter.progress(state.global_step, state.max_steps, "step", self.figures)
+        at_boundary = state.global_step % self.period == 0
+        is_last = state.global_step >= state.max_steps
+        if at_boundary and not is_last and self.context.should_stop():
+            self.is_stopped = control.should_save = control.should_training_stop = True
+        elif self.by_time and at_boundary and not is_last and self._is_due():
+            control.should_save = True
+        self.save_began = time.monotonic()
+        return control
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir():
+            _mark_complete(folder)
+            if self.by_time:
+                _keep_newest(folder)
+        self.saved_at = time.monotonic()
+        self.save_cost_s = self.saved_at - self.save_began
+        return control
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
+        for name, value in (logs or {}).items():
+            if isinstance(value, int | float) and name not in ("epoch", "total_flos"):
+                self.figures[name] = float(value)
+        return control
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self.saved_at > max(CHECKPOINT_SECONDS, self.save_cost_s / CHECKPOINT_SHARE)
+
+
+def _mark_complete(folder: Path) -> None:
+    for file in [*folder.iterdir(), folder]:
+        with _opened(file) as descriptor:
+            os.fsync(descriptor)
+    marker = folder / CHECKPOINT_MARKER
+    marker.touch()
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _keep_newest(folder: Path) -> None:
+    for other in folder.parent.glob("checkpoint-*"):
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)

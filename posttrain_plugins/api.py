@@ -11,9 +11,10 @@ from posttrain_plugins.errors import InputError
 from posttrain_plugins.recipe import document
 from posttrain_plugins.recipe import plan as planning
 from posttrain_plugins.recipe import run as running
-from posttrain_plugins.recipe.check import check, parse_call
+from posttrain_plugins.recipe.check import check
 from posttrain_plugins.recipe.packaged import find_recipe
 from posttrain_plugins.recipe.plan import Plan
+from posttrain_plugins.recipe.plugins import parse_call
 from posttrain_plugins.recipe.recipe import Recipe, Use
 from posttrain_plugins.recipe.resolve import build
 from posttrain_plugins.recipe.run import Observer, Run

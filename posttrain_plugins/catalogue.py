@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from posttrain_plugins import registry, schema
+from posttrain_plugins import registry
 from posttrain_plugins.errors import InputError, PluginBroken, PluginNotFound
-from posttrain_plugins.recipe.check import plugin_schema
 from posttrain_plugins.recipe.keys import module_file
+from posttrain_plugins.recipe.plugins import plugin_schema
 from posttrain_plugins.registry import Plugin
+from posttrain_plugins.schema import type_name
+from posttrain_plugins.signature import reward_columns
 from posttrain_plugins.types import KINDS, Kind
 
 __all__ = ["listing", "show"]
@@ -37,14 +39,14 @@ def show(name: str, kind: str | None = None) -> dict[str, Any]:
     found = plugin_schema(plugin)
     columns = found.attributes.get("requires_columns", found.attributes.get("reward_columns"))
     if columns is None and plugin.kind == "reward" and plugin.file is None:
-        columns = schema.reward_columns(plugin.load())
+        columns = reward_columns(plugin.load())
     return {
         **_row(plugin),
         "doc": found.doc or _docstring(plugin),
         "parameters": [
             {
                 "name": field.name,
-                "type": schema.type_name(field.type),
+                "type": type_name(field.type),
                 "default": None if field.is_required else field.default,
                 "required": field.is_required,
             }

@@ -14,7 +14,8 @@ import pytest
 from posttrain_plugins import registry
 from posttrain_plugins.errors import InputError, Mistake, RecipeErrors
 from posttrain_plugins.recipe import document
-from posttrain_plugins.recipe.check import check, parse_call
+from posttrain_plugins.recipe.check import check
+from posttrain_plugins.recipe.plugins import parse_call
 from posttrain_plugins.recipe.recipe import DataFile, External, FromStage, Object, Recipe, Use
 
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets")
@@ -572,3 +573,35 @@ def test_data_of_every_format_tells_its_columns(mistakes: Callable[..., list[Mis
     (folder / "d.jsonl").write_text("")
     (mistake,) = mistakes("model: ./base\nstages:\n  s: {use: sft, model: base, dataset: d.jsonl}\n")
     assert mistake.message.endswith("d.jsonl is empty")
+
+
+# --- what once escaped as another exception ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "model: {use: pretran}\nstages: {e: {use: evaluate, models: [base], rewards: [r], dataset: d}}",
+            "no stage plugin",
+        ),
+        ("model: {use: evaluate, models: [base]}\nstages: {}", "makes figures, expected a model"),
+        ("stages: {s: {use: sample, model: a/b, dataset: s, rewards: [length]}}", "cycle: s -> s"),
+        (
+            "rewards: {r: {use: 'os:path'}}\nstages: {s: {use: sample, model: a/b, dataset: c/d, rewards: [r]}}",
+            "os:path",
+        ),
+        (
+            "datasets: {d: {path: data.jsonl, rename: {good: {a: b}}}}\n"
+            "stages: {s: {use: sample, model: a/b, dataset: d, rewards: [length]}}",
+            "'rename'",
+        ),
+        ('stages:\n  l: {repeat: 2, init: base, stages: {"${prev}": {use: sft}}}\nmodel: a/b', "other characters"),
+    ],
+)
+def test_every_mistake_is_a_recipe_mistake(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "data.jsonl").write_text('{"good": 1}\n')
+    (tmp_path / "r.yaml").write_text(text + "\n")
+    with pytest.raises(RecipeErrors) as caught:
+        check(document.load(tmp_path / "r.yaml"))
+    assert any(expected in mistake.message for mistake in caught.value.mistakes), str(caught.value)

@@ -268,3 +268,36 @@ def test_a_lora_reward_model_keeps_its_trained_head_as_reward_and_scorer(
     margin = sum(c - r for c, r in zip(chosen, rejected, strict=True)) / len(rows)
     assert margin == pytest.approx(run["rm"].metrics["eval_margin"], abs=1e-3)
     assert "reward" in run["grpo"].metrics
+
+
+def test_the_template_that_lora_sft_was_given_goes_on_to_the_next_stage(
+    tiny_model: Path, tiny_data: Path, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    bare = tmp_path / "bare"
+    AutoModelForCausalLM.from_pretrained(tiny_model).save_pretrained(bare)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    template, tokenizer.chat_template = tokenizer.chat_template, None
+    tokenizer.save_pretrained(bare)
+    (tmp_path / "chat.jinja").write_text(template)
+    file = write_recipe(
+        """
+        model: {model}
+        adapters: {policy: {use: lora, r: 4}}
+        datasets: {demos: {path: {data}/demos.jsonl}, d: {path: {data}/problems.jsonl, limit: 8}}
+        rewards: {format: {use: regex, pattern: "[0-9]"}}
+        stages:
+          sft: {use: sft, model: base, dataset: demos, adapter: policy, chat_template: ./chat.jinja,
+                args: {max_steps: 1, per_device_train_batch_size: 2}}
+          grpo: {use: grpo, model: sft, dataset: d, adapter: policy, rewards: [format],
+                 args: {max_steps: 1, per_device_train_batch_size: 4, num_generations: 4, max_completion_length: 8}}
+        """,
+        model=bare,
+        data=tiny_data,
+    )
+    run = pp.run(file, runs_dir=tmp_path / "runs")
+    assert AutoTokenizer.from_pretrained(bare).chat_template is None
+    assert AutoTokenizer.from_pretrained(run["grpo"].model_path).chat_template == template
+    handoffs = [run[stage].manifest["handoff"]["chat_template"] for stage in ("sft", "grpo")]
+    assert handoffs[0] == handoffs[1] is not None

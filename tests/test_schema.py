@@ -11,8 +11,9 @@ from typing import Annotated, Any, ClassVar, Literal, Optional
 
 import pytest
 
-from posttrain_plugins import schema
-from posttrain_plugins.schema import accepts, of_config, of_object, of_source, type_name
+from posttrain_plugins.schema import Field, accepts, type_name
+from posttrain_plugins.signature import of_object, reward_columns
+from posttrain_plugins.source import of_config, of_source
 from posttrain_plugins.types import ConfigOf, DataRef, ModelRef, Ref, RewardRef
 
 CONFIGS = [f"trl:{name}Config" for name in ("SFT", "GRPO", "DPO", "Reward", "RLOO", "Model")] + ["peft:LoraConfig"]
@@ -147,7 +148,7 @@ def test_of_object_reads_a_dataclass() -> None:
     assert (found.fields["rewards"].ref, found.fields["rewards"].default) == (Ref("reward"), [])
     assert (found.fields["dataset"].ref, found.fields["dataset"].default) == (Ref("dataset"), None)
     assert found.fields["args"].config == ConfigOf("trl:SFTConfig")
-    assert found.fields["n"] == schema.Field("n", int, 3)
+    assert found.fields["n"] == Field("n", int, 3)
     assert found.attributes["produces"] == "model"
     assert (found.is_class, found.is_open, found.doc) == (True, False, "An example.")
 
@@ -191,7 +192,7 @@ def _plain(prompts: Any, completions: Any, solution: Any, level: Any = None, *, 
     ("reward", "columns"), [(_WithProperty, ("solution",)), (_declaring, ("a", "b")), (_plain, ("solution", "need"))]
 )
 def test_reward_columns(reward: Any, columns: tuple[str, ...]) -> None:
-    assert schema.reward_columns(reward) == columns
+    assert reward_columns(reward) == columns
 
 
 # --- a user's file ---------------------------------------------------------------------------------------------------

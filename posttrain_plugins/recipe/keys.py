@@ -43,7 +43,18 @@ IRRELEVANT = (
     "num_completions_to_print",
     "ddp_timeout",
 )
-CORE = ("errors.py", "types.py", "registry.py", "schema.py", "__init__.py", "recipe", "cli", "testing.py")
+CORE = (
+    "errors.py",
+    "types.py",
+    "registry.py",
+    "schema.py",
+    "source.py",
+    "signature.py",
+    "__init__.py",
+    "recipe",
+    "cli",
+    "testing.py",
+)
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
 
 

@@ -18,8 +18,9 @@ from typing import Any, Protocol
 
 from posttrain_plugins.errors import GateNotMet, InputError, Interrupted, NonFiniteLoss, PosttrainError, StageFailed
 from posttrain_plugins.recipe import document, handoff, keys
-from posttrain_plugins.recipe.check import check, plugin_schema
+from posttrain_plugins.recipe.check import check
 from posttrain_plugins.recipe.plan import Plan, PlannedStage, plan
+from posttrain_plugins.recipe.plugins import plugin_schema
 from posttrain_plugins.recipe.recipe import FromStage, Recipe
 from posttrain_plugins.recipe.resolve import Resolver
 from posttrain_plugins.recipe.store import Artifact, newest_checkpoint

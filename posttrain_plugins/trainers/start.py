@@ -109,6 +109,7 @@ def _start_from_adapter(begin: Start, artifact: ModelArtifact, context: StageCon
     if same is not None and artifact.handoff.get("adapter", {}).get("config") == same:
         context.reporter.note(f"goes on training the adapter of '{artifact.name}'")
         begin.model = _trainable_adapter(artifact, begin)
+        begin.kwargs["processing_class"] = _tokenizer(artifact.path)  # TRL would take the base's, and its template
         begin.kwargs.pop("peft_config")
         begin.kwargs.pop("quantization_config", None)
         begin.model_init_kwargs = {}
@@ -145,9 +146,14 @@ def _merged(artifact: ModelArtifact, folder: Path) -> Path:
     return folder
 
 
-def _with_template(model: Any, artifact: ModelArtifact, template: Any) -> Any:
+def _tokenizer(path: str) -> Any:
+    """As TRL's trainers load it where prompts are padded and cut on the left; the others pad and cut by themselves."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model if isinstance(model, str) else artifact.path)
+    return AutoTokenizer.from_pretrained(path, padding_side="left", truncation_side="left")
+
+
+def _with_template(model: Any, artifact: ModelArtifact, template: Any) -> Any:
+    tokenizer = _tokenizer(model if isinstance(model, str) else artifact.path)
     tokenizer.chat_template = template.read_text(encoding="utf-8") if isinstance(template, Path) else str(template)
     return tokenizer

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import InputError, Interrupted
-from posttrain_plugins.trainers.start import has_accelerator, start
-from posttrain_plugins.trainers.watch import follow
 from posttrain_plugins.text import fingerprint, to_text
 from posttrain_plugins.trainers import compat
+from posttrain_plugins.trainers.start import has_accelerator, start
+from posttrain_plugins.trainers.watch import follow
 from posttrain_plugins.types import ModelArtifact, ResolvedReward, StageContext, StageResult
 
 __all__ = ["reinforce", "train"]

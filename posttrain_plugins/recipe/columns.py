@@ -1,0 +1,68 @@
+"""The columns that stages and their rewards need, against those that the data is known to have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from posttrain_plugins.recipe import data_head
+from posttrain_plugins.recipe.document import Keys
+from posttrain_plugins.recipe.plugins import declared_columns, needed_columns
+from posttrain_plugins.recipe.recipe import DataFile, FromStage, Source, StageSpec, Use
+from posttrain_plugins.recipe.sheet import Sheet, listed
+from posttrain_plugins.recipe.unroll import RawStages
+from posttrain_plugins.registry import suggest
+
+__all__ = ["check_columns"]
+
+
+def check_columns(sheet: Sheet, stages: RawStages, specs: Mapping[str, StageSpec]) -> None:
+    """Checks every stage, as far as columns can be known without loading data."""
+    for id, spec in specs.items():
+        path = stages.by_id[id].path
+        _check_inputs(sheet, path, spec, specs)
+        _check_rewards(sheet, path, spec, specs)
+
+
+def _check_inputs(sheet: Sheet, path: Keys, spec: StageSpec, specs: Mapping[str, StageSpec]) -> None:
+    """Against the plugin's `requires_columns`: for each field, groups of columns one of which must be there."""
+    found = sheet.schemas[spec.plugin]
+    required = found.attributes.get("requires_columns", {}) if found else {}
+    for name, alternatives in required.items() if isinstance(required, Mapping) else ():
+        columns = _columns_of(spec.inputs.get(name), specs)
+        if columns == ():
+            message = f"data set {getattr(spec.inputs[name], 'path', name)} is empty"
+            sheet.wrong((*path, name), message, "each line is one JSON object")
+        elif columns is not None and not any(set(group) <= set(columns) for group in alternatives):
+            wanted = " or ".join(" + ".join(f"'{c}'" for c in group) for group in alternatives)
+            message = f"missing column: stage '{path[-1]}' needs {wanted}, the data has {listed(columns)}"
+            sheet.wrong((*path, name), message, "rename: {old: new} on the data set")
+
+
+def _check_rewards(sheet: Sheet, path: Keys, spec: StageSpec, specs: Mapping[str, StageSpec]) -> None:
+    columns = _columns_of(spec.inputs.get("dataset"), specs)
+    if not columns:
+        return  # unknown, or empty, which is told already
+    for _, source in spec.sources():
+        if not isinstance(source, Use) or source.kind != "reward":
+            continue
+        missing = [c for c in needed_columns(source.plugin, sheet.schemas[source.plugin]) if c not in columns]
+        if missing:
+            what = f"reward '{source.name}' needs {listed(missing)}, the data has {listed(columns)}"
+            hint = suggest(missing[0], columns) or "rename: {old: new} on the data set"
+            sheet.wrong((*path, "dataset"), f"missing column: {what}", hint)
+
+
+def _columns_of(source: Source | tuple[Source, ...], specs: Mapping[str, StageSpec]) -> tuple[str, ...] | None:
+    """The columns of a data set as far as they can be known without loading it, else None."""
+    if isinstance(source, DataFile):
+        return data_head.columns(Path(source.path), source.options) if source.is_local else None
+    if isinstance(source, Use):
+        return data_head.renamed(declared_columns(source.plugin, source.params), source.reserved)
+    if isinstance(source, FromStage) and source.stage in specs:
+        spec = specs[source.stage]
+        earlier = {id: other for id, other in specs.items() if id != source.stage}  # a circle ends, it is told already
+        own = declared_columns(spec.plugin, {**dict.fromkeys(spec.inputs), **spec.params})
+        kept = _columns_of(spec.inputs.get("dataset"), earlier)
+        return None if own is None or kept is None else tuple(dict.fromkeys((*own, *kept)))
+    return None

@@ -1,0 +1,85 @@
+"""How a recipe writes a plugin, and what that plugin says of itself."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from typing import Any
+
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.registry import Plugin
+from posttrain_plugins.schema import Schema
+from posttrain_plugins.signature import of_object, reward_columns
+from posttrain_plugins.source import of_source
+
+__all__ = ["declared_columns", "label", "needed_columns", "parse_call", "plugin_schema"]
+
+
+def parse_call(text: str) -> tuple[str, dict[str, Any]]:
+    """`self_consistency(n=8)` -> its name and parameters; bare words are strings, so `scorer=rm` needs no quotes.
+
+    Raises:
+        InputError: it is not a name with keyword parameters.
+    """
+    if "(" not in text:
+        return text.strip(), {}
+    name, _, rest = text.partition("(")
+    try:
+        call = ast.parse(f"f({rest}", mode="eval").body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+            raise ValueError("parameters need names")
+        if any(keyword.arg is None for keyword in call.keywords):
+            raise ValueError("** stands for nothing here")
+        return name.strip(), {str(k.arg): _literal(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError) as cause:
+        quotes = "in a YAML list it needs quotes: 'name(a=1, b=2)'"
+        hint = "for instance self_consistency(n=8)" if ")" in text else quotes
+        raise InputError(f"'{text}' is not NAME(key=value, ...)", hint=hint) from cause
+
+
+def _literal(node: ast.expr) -> Any:
+    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
+
+
+def label(value: Mapping[str, Any]) -> str:
+    """`best_of_n(n=8, scorer=rm)`; of a plugin's file only its name, so that a moved folder keeps its labels."""
+    inner = ", ".join(f"{k}={v['use'] if isinstance(v, Mapping) else v}" for k, v in value.items() if k != "use")
+    name = str(value["use"]).rpartition("/")[2]
+    return f"{name}({inner})" if inner else name
+
+
+def plugin_schema(plugin: Plugin) -> Schema:
+    """A plugin's parameters; a reward or strategy that is a plain function has none.
+
+    Raises:
+        PluginBroken: it cannot be imported.
+        LookupError, SyntaxError: its file cannot be read.
+    """
+    if plugin.file is not None:
+        found = of_source(plugin.file, plugin.attr)
+        return found if plugin.kind not in ("reward", "strategy") or found.is_class else found.without_fields()
+    loaded = plugin.load()
+    if plugin.kind in ("reward", "strategy") and not isinstance(loaded, type):
+        return Schema({}, {"reward_columns": reward_columns(loaded)} if plugin.kind == "reward" else {})
+    return of_object(loaded)
+
+
+def needed_columns(reward: Plugin, found: Schema | None) -> tuple[str, ...]:
+    """The data-set columns that a reward needs; `found` is its schema."""
+    attributes = found.attributes if found else {}
+    if reward.file is not None or "reward_columns" in attributes:
+        return tuple(attributes.get("requires_columns", attributes.get("reward_columns", ())))
+    return reward_columns(reward.load())
+
+
+def declared_columns(plugin: Plugin, params: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """What a data set plugin or a data-making stage says of its columns; None where it says nothing."""
+    if plugin.file is not None:
+        literal = plugin_schema(plugin).attributes.get("columns")
+        return tuple(literal) if isinstance(literal, list | tuple) else None
+    loaded = plugin.load()
+    try:
+        columns = getattr(loaded(**params) if isinstance(loaded, type) else loaded, "columns", None)
+    except Exception:  # the plugin boundary; `Sheet.check_built` tells it
+        return None
+    return tuple(columns) if isinstance(columns, list | tuple) else None

@@ -1,0 +1,152 @@
+"""What a recipe writes where a stage takes a model, data, a reward ... -> the `Source` that it stands for.
+
+That is a name (of a stage, of a loop, of an entry in a section) or, written in place, a plugin, a file, a Hub id.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from posttrain_plugins import registry
+from posttrain_plugins.errors import InputError, PluginNotFound
+from posttrain_plugins.recipe.document import Keys
+from posttrain_plugins.recipe.existing import DATA_OPTIONS, existing_data, existing_model, existing_object, is_data
+from posttrain_plugins.recipe.model import Model
+from posttrain_plugins.recipe.plugins import label, parse_call
+from posttrain_plugins.recipe.recipe import FromStage, Source, Use
+from posttrain_plugins.recipe.sheet import Sheet, listed
+from posttrain_plugins.recipe.unroll import RawStages
+from posttrain_plugins.registry import suggest, with_article
+from posttrain_plugins.types import Kind
+
+__all__ = ["SECTIONS", "References"]
+
+SECTIONS: dict[str, Kind] = {"adapters": "adapter", "datasets": "dataset", "rewards": "reward"}
+RESERVED: dict[str, dict[str, Any]] = {"reward": {"weight": float}, "dataset": DATA_OPTIONS}
+
+
+class References:
+    """What the names of a recipe refer to.
+
+    Args:
+        sheet: the recipe.
+        stages: its stages.
+        model: its `base`.
+    """
+
+    def __init__(self, sheet: Sheet, stages: RawStages, model: Model) -> None:
+        self.sheet = sheet
+        self.stages = stages
+        self.model = model
+        self.named: dict[str, dict[str, Source]] = {section: {} for section in SECTIONS}
+
+    def define(self, section: str) -> None:
+        """Reads the named entries of a section; they may refer to stages and to the entries before them."""
+        for name, value in self.sheet.mapping((section,)).items():
+            path: Keys = (section, name)
+            if name in self.stages.by_id or name in self.stages.aliases:
+                self.sheet.wrong(path, f"duplicate id '{name}': it is a stage too", "rename one of them", True)
+            self.named[section][name] = self._in_place(SECTIONS[section], value, path, name, {})
+
+    def source(self, kind: str, value: Any, path: Keys, scope: Mapping[str, str]) -> Source:
+        """The source that a written value stands for, or None after telling what is wrong."""
+        if kind == "object":
+            return existing_object(self.sheet, value, path)
+        if isinstance(value, str):
+            name = self.stages.meant(value, scope)
+            if name in self.stages.by_id:
+                return self._from_stage(kind, name, path)
+            if kind == "model":
+                return self._model(name, path)
+            if name in self.named.get(f"{kind}s", {}):
+                return self.named[f"{kind}s"][name]
+        if kind == "model" or not isinstance(value, str | Mapping):
+            self.sheet.wrong(path, f"'{value}' is no reference to {with_article(kind)}")
+            return None
+        return self._in_place(typing.cast(Kind, kind), value, path, None, scope)
+
+    # --- names ----------------------------------------------------------------------------------------------------
+
+    def _from_stage(self, kind: str, name: str, path: Keys) -> Source:
+        made = self.stages.produces.get(name, kind)
+        if kind != made:
+            known = self.stages.making(kind)
+            message = f"stage '{name}' makes {with_article(made)}, expected {with_article(kind)}"
+            self.sheet.wrong(path, message, suggest(name, known) or listed(known))
+            return None
+        return FromStage(name, made)
+
+    def _model(self, name: str, path: Keys) -> Source:
+        if name == "base":
+            if self.sheet.document.get(("model",)) is None:
+                message, hint = "the recipe has no 'model'", "model: a folder, a Hub id, or {use: pretrain, ...}"
+                self.sheet.wrong(path, message, hint)
+            return self.model.source
+        if "/" in name or name.startswith("."):
+            short = Path(name).name if name.startswith("/") else name
+            return existing_model(self.sheet, short, name, path, self.model.loading)
+        known = ["base", *self.stages.making("model"), *self.stages.aliases]
+        self.sheet.wrong(path, f"unknown model '{name}'", suggest(name, known) or listed(known))
+        return None
+
+    # --- written in place, or in a section --------------------------------------------------------------------------
+
+    def _in_place(self, kind: Kind, value: Any, path: Keys, name: str | None, scope: Mapping[str, str]) -> Source:
+        """`name` is the entry's name in its section."""
+        if isinstance(value, str):
+            value = self._as_mapping(kind, value, path, is_named=name is not None)
+        if not isinstance(value, Mapping):
+            if value is not None:
+                self.sheet.wrong(path, f"{with_article(kind)} is a mapping with 'use', found {value!r}")
+            return None
+        if kind == "dataset" and "path" in value and "use" not in value:
+            return existing_data(self.sheet, value, path, name or str(value["path"]))
+        return self._use(kind, value, path, name, scope)
+
+    def _as_mapping(self, kind: Kind, text: str, path: Keys, is_named: bool) -> dict[str, Any] | None:
+        """`exact_answer`, `self_consistency(n=8)` or data, as a mapping; None after telling what is wrong."""
+        try:
+            name, params = parse_call(text)
+            registry.find(kind, name, self.sheet.folder)
+            return {"use": name, **params}
+        except InputError as error:
+            if kind == "dataset" and ".py:" not in text and is_data(self.sheet, text):
+                return {"path": text}
+            known = [*self.named.get(f"{kind}s", {}), *self.stages.making(kind)]
+            near = suggest(text, known) if not is_named else None
+            plugins = [p.name for p in registry.installed(kind)]
+            is_reference = isinstance(error, PluginNotFound) and not (is_named or "(" in text or ":" in text)
+            message = f"unknown {kind} '{text}'" if is_reference else error.message
+            hint = (near or suggest(text, plugins)) if isinstance(error, PluginNotFound) else None
+            self.sheet.wrong(path, message, hint or error.hint)
+            return None
+
+    def _use(
+        self, kind: Kind, value: Mapping[str, Any], path: Keys, name: str | None, scope: Mapping[str, str]
+    ) -> Source:
+        """A plugin with its parameters; reserved words beside them are ours, unless the plugin has one of that name."""
+        looked_up = self.sheet.plugin(kind, value.get("use"), path)
+        if looked_up is None:
+            return None
+        plugin, found = looked_up
+        told = len(self.sheet.mistakes)
+        reserved_types = {k: t for k, t in RESERVED.get(kind, {}).items() if k not in found.fields}
+        given = {k: v for k, v in value.items() if k != "use" and k not in reserved_types}
+        reserved = {k: v for k, v in value.items() if k in reserved_types}
+        for key, item in reserved.items():
+            self.sheet.check_type((*path, key), reserved_types[key], item)
+        self.sheet.check_keys(path, given, found, f"{kind} '{value['use']}'", reserved_types)
+        refs: dict[str, Source] = {}
+        for key, item in given.items():
+            field = found.fields.get(key)
+            if field is not None and field.ref is not None:
+                refs[key] = self.source(field.ref.kind, item, (*path, key), scope)
+            elif field is not None:
+                self.sheet.check_field((*path, key), field, item)
+        if len(self.sheet.mistakes) == told:
+            self.sheet.check_built(plugin, given, path)
+        params = {k: v for k, v in given.items() if k not in refs}
+        return Use(kind, name or label(value), plugin, params, reserved, refs)

@@ -1,0 +1,100 @@
+"""One stage as it is written -> its `StageSpec`: parameters by their type, references, `args` by their config class."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from posttrain_plugins import registry
+from posttrain_plugins.recipe.document import Keys
+from posttrain_plugins.recipe.recipe import Source, StageSpec, Use
+from posttrain_plugins.recipe.references import References
+from posttrain_plugins.recipe.sheet import Sheet
+from posttrain_plugins.recipe.unroll import RawStage
+from posttrain_plugins.schema import Field
+from posttrain_plugins.source import of_config
+
+__all__ = ["read_stage"]
+
+OURS_IN_ARGS = {
+    "output_dir": "the run decides where a stage writes",
+    "resume_from_checkpoint": "a run resumes by itself",
+}
+QUANTIZED = ("load_in_4bit", "load_in_8bit")
+
+
+def read_stage(sheet: Sheet, raw: RawStage, references: References) -> StageSpec:
+    """Checks a stage whose plugin is known and fills in the plugin's defaults."""
+    plugin = registry.find("stage", str(raw.body["use"]), sheet.folder)
+    found = sheet.schemas[plugin]
+    assert found is not None
+    told = len(sheet.mistakes)
+    given = {k: v for k, v in raw.body.items() if k != "use"}
+    sheet.check_keys(raw.path, given, found, f"stage '{raw.path[-1]}'")
+    values = {name: given.get(name, None if f.is_required else f.default) for name, f in found.fields.items()}
+    inputs = {
+        name: _input(field, values[name], (*raw.path, name), raw.scope, references)
+        for name, field in found.fields.items()
+        if field.ref is not None and values[name] is not None
+    }
+    plain = {name: field for name, field in found.fields.items() if field.ref is None}
+    params = {n: values[n] for n, f in plain.items() if n in given or (f.is_literal and not f.is_required)}
+    configs = {name: field.config.target for name, field in plain.items() if field.config is not None}
+    for name, field in plain.items():
+        if name in given:
+            sheet.check_field((*raw.path, name), field, given[name])
+    for name, target in configs.items():
+        _check_args(sheet, (*raw.path, name), target, values[name])
+    produces: Any = references.stages.produces[raw.id]
+    spec = StageSpec(raw.id, plugin, produces, params, inputs, configs, references.model.loading)
+    if "adapter" in found.fields:
+        _check_quantized(sheet, raw, spec)
+    if len(sheet.mistakes) == told:
+        sheet.check_built(plugin, given, raw.path)
+    return spec
+
+
+def _input(
+    field: Field, value: Any, path: Keys, scope: Mapping[str, str], references: References
+) -> Source | tuple[Source, ...]:
+    assert field.ref is not None
+    if not _is_list(field.type):
+        return references.source(field.ref.kind, value, path, scope)
+    if not isinstance(value, list | tuple):
+        references.sheet.wrong(path, f"'{path[-1]}' is {value!r}, expected a list", f"{path[-1]}: [{value}]")
+        return ()
+    return tuple(references.source(field.ref.kind, item, (*path, i), scope) for i, item in enumerate(value))
+
+
+def _is_list(annotation: Any) -> bool:
+    origin = typing.get_origin(annotation)
+    if origin is list:
+        return True
+    return any(_is_list(a) for a in typing.get_args(annotation)) if origin is not typing.Annotated else False
+
+
+def _check_args(sheet: Sheet, path: Keys, target: str, value: Any) -> None:
+    """The options of a trainer against the class that will take them, such as `trl:SFTConfig`."""
+    if not isinstance(value, Mapping):
+        return
+    try:
+        known = of_config(target).fields
+    except LookupError as cause:
+        sheet.wrong(path, f"config class {target} cannot be read: {cause}", "pip install it")
+        return
+    for name, item in value.items():
+        if name in OURS_IN_ARGS:
+            sheet.wrong((*path, name), f"'{name}' cannot be set: {OURS_IN_ARGS[name]}", "remove it", True)
+        else:
+            sheet.check_option((*path, name), item, known, target.partition(":")[2])
+
+
+def _check_quantized(sheet: Sheet, raw: RawStage, spec: StageSpec) -> None:
+    """The weights of a quantized model cannot be trained; an adapter on it can."""
+    quantized = [name for name in QUANTIZED if spec.loading.get(name) is True]
+    adapter = spec.inputs.get("adapter")
+    is_full = raw.body.get("adapter") is None or (isinstance(adapter, Use) and adapter.plugin.name == "full")
+    if quantized and is_full and spec.inputs.get("model") and spec.produces in ("model", "reward"):
+        message = f"stage '{raw.path[-1]}' trains all parameters, but the model has {quantized[0]}"
+        sheet.wrong((*raw.path, "adapter"), message, f"adapter: {{use: lora}}, or remove {quantized[0]}")

@@ -200,7 +200,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=9, help="measured pairs per method, at least 5 for a result (9)")
     parser.add_argument("--steps", type=int, default=60, help="optimizer steps per run (60)")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="which (both)")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="which (all)")
     parser.add_argument("--out", type=Path, default=record.RESULTS, help="folder of overhead.json (benchmarks/results)")
     return parser.parse_args()
 

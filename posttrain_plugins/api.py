@@ -87,16 +87,18 @@ def load(kind: Kind, use: str, **params: Any) -> Any:
     return build(Use(kind, name, plugin, {**given, **params}))
 
 
-def backend(model: str | Path, **loading: Any) -> Backend:
+def backend(model: str | Path, *, runs_dir: str | Path = "runs", **loading: Any) -> Backend:
     """A backend that runs a model in this process.
 
     Args:
         model: a folder, a PEFT adapter's folder, a Hub id, or `RUN:STAGE`.
-        **loading: TRL `ModelConfig` fields: `dtype`, `load_in_4bit`, `attn_implementation` ...
+        runs_dir: where `RUN:STAGE` is looked up.
+        **loading: TRL `ModelConfig` fields: `dtype`, `load_in_4bit` ...; a stage's model is loaded as in its recipe.
     """
     from posttrain_plugins.inference.transformers_backend import TransformersBackend
 
-    return TransformersBackend(model_path(str(model)), loading=loading)
+    path, recorded = _located(str(model), runs_dir)
+    return TransformersBackend(path, loading={**recorded, **loading})
 
 
 def solve(strategy: Any, problems: Iterable[Problem | Prompt], *, backend: Backend, **options: Any) -> list[Result]:
@@ -134,7 +136,9 @@ def plan_evaluation(
         "strategies": list(strategies),
         **settings,
     }
-    data = {"name": "evaluate", "seed": seed, "model": model_path(model, runs_dir), "stages": {"evaluate": stage}}
+    path, loading = _located(model, runs_dir)
+    base = {"model_name_or_path": path, **loading}
+    data = {"name": "evaluate", "seed": seed, "model": base, "stages": {"evaluate": stage}}
     command_line = document.Document(Path("command line"), data)
     return planning.plan(check(command_line), Path(runs_dir).resolve())
 
@@ -162,8 +166,7 @@ def ask(
     wanted = getattr(chosen, "scorer", None)
     if isinstance(wanted, str) and wanted not in resolved:
         resolved[wanted] = ResolvedReward(wanted, _reward(wanted, runs_dir))
-    answering = backend(model_path(model, runs_dir))
-    return solve(chosen, [problem], backend=answering, scorers=resolved, seed=seed)[0]
+    return solve(chosen, [problem], backend=backend(model, runs_dir=runs_dir), scorers=resolved, seed=seed)[0]
 
 
 def _reward(spec: str, runs_dir: str | Path) -> Any:
@@ -185,9 +188,14 @@ def model_path(model: str, runs_dir: str | Path = "runs") -> str:
     Raises:
         InputError: that run has no such stage, or it made no model.
     """
+    return _located(model, runs_dir)[0]
+
+
+def _located(model: str, runs_dir: str | Path) -> tuple[str, dict[str, Any]]:
+    """The path, and how the recipe of a stage loads its models."""
     name, colon, stage = model.partition(":")
     if not colon or Path(model).exists():
-        return model
+        return model, {}
     store = Store(Path(runs_dir).resolve(), name)
     artifact = store.latest(stage)
     if artifact is None:
@@ -196,4 +204,4 @@ def model_path(model: str, runs_dir: str | Path = "runs") -> str:
         raise InputError(f"run '{name}' has no finished stage '{stage}' below {runs_dir}", hint=hint)
     if artifact.model_path is None:
         raise InputError(f"stage '{stage}' of run '{name}' made no model")
-    return str(artifact.model_path)
+    return str(artifact.model_path), dict(artifact.manifest.get("loading", {}))

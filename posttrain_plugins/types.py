@@ -371,6 +371,7 @@ class StageContext:
         reporter: progress goes here.
         should_stop: becomes true when the user wants to stop; a stage then saves and raises `Interrupted`.
         args: the stage's `args` as the recipe gives them.
+        option_path: how `-o` names the stage, for hints.
     """
 
     stage: str
@@ -381,6 +382,7 @@ class StageContext:
     reporter: Reporter
     should_stop: Callable[[], bool]
     args: Mapping[str, Any] = field(default_factory=dict)
+    option_path: str = ""
 
 
 @dataclass(slots=True)

@@ -7,12 +7,30 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from posttrain_plugins.errors import InputError, NonFiniteLoss, PosttrainError, RecipeErrors, StageFailed
+from posttrain_plugins.errors import (
+    InputError,
+    Interrupted,
+    NonFiniteLoss,
+    PluginBroken,
+    PosttrainError,
+    RecipeErrors,
+    StageFailed,
+)
+from posttrain_plugins.recipe import document
+from posttrain_plugins.recipe.check import check
 from posttrain_plugins.recipe.plan import PlannedStage
+from posttrain_plugins.recipe.resolve import Resolver, _with_options
 from posttrain_plugins.recipe.run import Silent, run
+from posttrain_plugins.recipe.store import Artifact
+from posttrain_plugins.stages.pretrain import Pretrain
+from posttrain_plugins.trainers import training
+from posttrain_plugins.trainers.watch import _Watch
+from posttrain_plugins.types import StageContext
 
 RECIPE = """
     name: bad
@@ -80,7 +98,8 @@ def refused(kind: type[PosttrainError], code: int, recipe: Path, runs: Path, **o
     error = caught.value
     assert type(error) is kind
     assert error.exit_code == code
-    assert re.search(r"hint: \S", str(error)), f"no hint in: {error}"
+    is_foreign = isinstance(error, StageFailed) and error.__cause__ is not None  # told with where it failed instead
+    assert is_foreign or re.search(r"hint: \S", str(error)), f"no hint in: {error}"
     assert left_over(runs) == []
     return error
 
@@ -190,3 +209,226 @@ def test_reward_that_gives_too_few_scores(
     recipe = write_recipe(REINFORCED, model=tiny_model, data=tiny_data / "problems.jsonl", reward="short")
     error = refused(StageFailed, 1, recipe, tmp_path / "runs")
     assert "returned 1 rewards, but 4 were expected" in error.message
+
+
+# --- plugins and data sets that fail ---------------------------------------------------------------------------------
+
+USES_A_FILE = """
+    name: bad
+    model: {model}
+    adapters: {mine: {use: "./mine.py:adapter"}}
+    stages:
+      sft: {use: sft, model: base, dataset: {data}, adapter: {adapter}}
+"""
+MINE = """
+def rows():
+    raise OSError("no disk")
+
+
+def adapter():
+    raise KeyError("r")
+"""
+
+
+@pytest.mark.parametrize(
+    ("data", "adapter", "told"),
+    [
+        ('{use: "./mine.py:rows"}', "null", "dataset 'mine.py:rows' failed: OSError: no disk"),
+        ("demos.jsonl", "mine", "adapter 'mine' failed: KeyError: 'r'"),
+    ],
+)
+def test_plugin_that_fails_is_named(
+    write_recipe: Callable[..., Path], tiny_model: Path, tmp_path: Path, data: str, adapter: str, told: str
+) -> None:
+    (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
+    (tmp_path / "demos.jsonl").write_text(GOOD, encoding="utf-8")
+    recipe = write_recipe(USES_A_FILE, model=tiny_model, data=data, adapter=adapter)
+    error = refused(PluginBroken, 1, recipe, tmp_path / "runs")
+    assert error.message == told
+
+
+def with_system_prompt(row: dict[str, Any]) -> dict[str, Any]:
+    from datasets import Dataset
+
+    rows: list[dict[str, Any]] = _with_options(Dataset.from_list([row]), {"system_prompt": "Be brief."}, "d").to_list()
+    return rows[0]
+
+
+def test_system_prompt_makes_the_whole_row_conversational() -> None:
+    system, user = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "1>2"}
+    told = {name: [{"role": "assistant", "content": name}] for name in ("completion", "chosen", "rejected")}
+    made = with_system_prompt({"prompt": "1>2", **{name: name for name in told}, "solution": "2"})
+    assert made == {"prompt": [system, user], **told, "solution": "2"}
+    assert with_system_prompt(row("1>2", "2")) == {**row("1>2", "2"), "prompt": [system, user]}
+    assert with_system_prompt({"messages": [user]}) == {"messages": [system, user]}
+
+
+def test_system_prompt_without_a_prompt() -> None:
+    with pytest.raises(InputError, match=r"'d' has no 'prompt' or 'messages' .* it has text") as caught:
+        with_system_prompt({"text": "1>2"})
+    assert "rename" in str(caught.value.hint)
+
+
+# --- names that stand for two things ---------------------------------------------------------------------------------
+
+TWO_NAMES = """
+    name: bad
+    model: {model}
+    datasets: {d: {path: data.jsonl}}
+    stages:
+      sft: {use: sft, model: base, dataset: d}
+      eval: {use: evaluate, models: [{models}], dataset: d, rewards: [{rewards}], strategies: [{strategies}]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("models", "rewards", "strategies", "told"),
+    [
+        ("./a/model, ./b/model", "length", "greedy", "two models are named 'model': {0}/b/model and {0}/a/model"),
+        ("base, ./a/base", "length", "greedy", "two models are named 'base': {0}/a/base and the recipe's base"),
+        ("sft, ./a/sft", "length", "greedy", "the model {0}/a/sft has the name of stage 'sft'"),
+        ("sft", "./a/r.py:f, ./b/r.py:f", "greedy", "two different rewards are named 'r.py:f'"),
+        ("sft", "./a/r.py:f", '{use: best_of_n, scorer: "./b/r.py:f"}', "two different rewards are named 'r.py:f'"),
+        ("sft", "./a/r.py:f", "./a/r.py:s, ./b/r.py:s", "two different strategies are named 'r.py:s'"),
+    ],
+)
+def test_two_of_one_name(
+    write_recipe: Callable[..., Path],
+    tiny_model: Path,
+    tmp_path: Path,
+    models: str,
+    rewards: str,
+    strategies: str,
+    told: str,
+) -> None:
+    for folder in ("a", "b"):
+        for name in ("model", "base", "sft"):
+            shutil.copytree(tiny_model, tmp_path / folder / name)
+        file = "def f(completions, **columns): ...\ndef s(problem): ...\n"
+        (tmp_path / folder / "r.py").write_text(file, encoding="utf-8")
+    (tmp_path / "data.jsonl").write_text(GOOD, encoding="utf-8")
+    recipe = write_recipe(TWO_NAMES, model=tiny_model, models=models, rewards=rewards, strategies=strategies)
+    with pytest.raises(RecipeErrors) as caught:
+        check(document.load(recipe, ()))
+    messages = [mistake.message for mistake in caught.value.mistakes]
+    assert messages == [told.replace("{0}", str(tmp_path))]
+    assert "rename" in str(caught.value.mistakes[0].hint)
+
+
+def test_the_same_thing_twice_is_no_clash(write_recipe: Callable[..., Path], tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text(GOOD, encoding="utf-8")
+    shutil.copytree(tiny_model, tmp_path / "base")
+    twice = {"models": "base, ./base", "rewards": "length, length", "strategies": "greedy, best_of_n(scorer=length)"}
+    check(document.load(write_recipe(TWO_NAMES, model="./base", **twice), ()))
+
+
+# --- what was not finished, and what is no longer there --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("step", "saves_optimizer", "is_complete"),
+    [(4, True, True), (6, True, False), (8, True, False), (4, False, False)],
+    ids=["between generations", "within a generation", "last step", "weights only"],
+)
+def test_only_a_checkpoint_that_can_be_gone_on_from_is_complete(
+    tmp_path: Path, step: int, saves_optimizer: bool, is_complete: bool
+) -> None:
+    args = SimpleNamespace(
+        save_strategy="epoch",
+        save_only_model=not saves_optimizer,
+        steps_per_generation=2,
+        num_iterations=2,
+        gradient_accumulation_steps=1,
+        output_dir=str(tmp_path),
+    )
+    (tmp_path / f"checkpoint-{step}").mkdir()
+    state = SimpleNamespace(global_step=step, max_steps=8, is_world_process_zero=True)
+    _Watch(context(tmp_path), SimpleNamespace(args=args)).on_save(args, state, None)
+    assert (tmp_path / f"checkpoint-{step}" / "complete").is_file() == is_complete
+
+
+@pytest.mark.parametrize(
+    ("args", "strategy"),
+    [({}, "no"), ({"save_total_limit": 2}, "no"), ({"save_steps": 5}, "steps"), ({"save_strategy": "epoch"}, "epoch")],
+)
+def test_ours_saves_unless_the_recipe_says_when(tmp_path: Path, args: dict[str, Any], strategy: str) -> None:
+    from trl import SFTConfig
+
+    assert training._config(context(tmp_path), SFTConfig, args, {}).save_strategy == strategy
+
+
+def test_save_steps_may_be_a_share_of_the_training(tmp_path: Path) -> None:
+    from trl import SFTConfig
+
+    assert training._config(context(tmp_path), SFTConfig, {"save_steps": 0.1}, {}).save_steps == 0.1
+
+
+@pytest.mark.parametrize(("can_resume", "told"), [(True, "a checkpoint stands"), (False, "no checkpoint stands")])
+def test_a_stop_says_whether_a_checkpoint_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_resume: bool, told: str
+) -> None:
+    monkeypatch.setattr(training, "follow", lambda *_: SimpleNamespace(is_stopped=True, can_resume=can_resume))
+    trainer = SimpleNamespace(train=lambda **_: None, state=SimpleNamespace(global_step=4))
+    with pytest.raises(Interrupted, match=f"at step 4, {told}"):
+        training._fit(context(tmp_path), trainer)
+
+
+def test_a_new_model_stands_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import Qwen3ForCausalLM
+
+    from posttrain_plugins.tiny_world.tokenizer import tokenizer
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    stage = Pretrain("d", config={"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 8, **sizes})
+    told = context(tmp_path, tokenizer=tokenizer)
+
+    def killed(model: Any, folder: str) -> None:
+        model.config.save_pretrained(folder)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Qwen3ForCausalLM, "save_pretrained", killed)
+        with pytest.raises(KeyboardInterrupt):
+            stage._new_model(told)
+    assert not (tmp_path / "initial").exists()
+    made = Path(stage._new_model(told).path)
+    assert made == tmp_path / "initial"
+    assert (made / "model.safetensors").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["initial"]
+
+
+def test_a_lineage_goes_on_past_a_model_that_is_gone(
+    write_recipe: Callable[..., Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    text = """
+        model: {model}
+        stages:
+          a: {use: sft, model: base, dataset: data.jsonl}
+          b: {use: sft, model: a, dataset: data.jsonl}
+          c: {use: sft, model: b, dataset: data.jsonl}
+    """
+    (tmp_path / "data.jsonl").write_text(GOOD, encoding="utf-8")
+    (tmp_path / "seen.txt").touch()
+    recipe = check(document.load(write_recipe(text, model=tiny_model), ()))
+    lineage = Resolver(recipe, {"c": Artifact(tmp_path, {})})._lineage("c")
+    assert lineage == (("b", "a", "base"), (tmp_path / "seen.txt",))
+
+
+def test_prompts_inside_pairs_are_remembered(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    from posttrain_plugins.text import fingerprint
+
+    chosen = [*row("1>2", "")["prompt"], {"role": "assistant", "content": "2"}]
+    rejected = [chosen[0], {"role": "assistant", "content": "1"}]
+    training._write_seen(tmp_path / "seen.txt", Dataset.from_list([{"chosen": chosen, "rejected": rejected}]))
+    assert (tmp_path / "seen.txt").read_text().split() == [fingerprint("1>2")]
+
+
+def test_figures_that_are_no_numbers_are_no_figures() -> None:
+    history = [{"eval_loss": 1.0, "reward": 0.5}, {"eval_loss": float("nan"), "kl": float("inf")}]
+    assert training._last_figures(history) == {"reward": 0.5}
+
+
+def context(folder: Path, **inputs: Any) -> StageContext:
+    return StageContext("it", folder, 3, inputs, None, SimpleNamespace(), lambda: False)  # type: ignore[arg-type]

@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
+from posttrain_plugins.errors import StageFailed
 from posttrain_plugins.recipe.plan import PlannedStage
 from posttrain_plugins.recipe.run import Silent, run
+from posttrain_plugins.trainers import watch
 
 pytestmark = pytest.mark.slow
 
@@ -145,6 +147,34 @@ def test_one_signal_saves_and_stops(bench: Bench, number: signal.Signals, tmp_pa
     assert newest % bench.period == 0
     assert f"at step {newest}" in told
     assert_goes_on(bench, runs, [], newest)
+
+
+@pytest.mark.parametrize(("saving", "newest"), [(SAVING, 4), ([], 7)], ids=["by steps", "by time"])
+def test_what_fails_after_the_last_step_goes_on_without_one_more(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saving: list[str], newest: int
+) -> None:
+    """The final evaluation runs out of memory; with `save_steps` there is a checkpoint of the very last step too."""
+    from trl import SFTTrainer
+
+    def evaluate(trainer: Any) -> None:
+        raise MemoryError
+
+    recipe = tmp_path / "recipe.yaml"
+    text = SFT.replace("{model}", str(tiny_model)).replace("{data}", str(tiny_data))
+    recipe.write_text(text.replace("model: base", f'model: base\n        eval_dataset: "{tiny_data}/demos.jsonl"'))
+    overrides = [*saving, "stages.it.args.max_steps=8"]
+    monkeypatch.setattr(watch, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(watch, "CHECKPOINT_SHARE", 1e9)
+    run(recipe, overrides, runs_dir=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(SFTTrainer, "evaluate", evaluate)
+        with pytest.raises(StageFailed, match="out of memory"):
+            run(recipe, overrides, runs_dir=tmp_path / "runs")
+    assert newest_complete(tmp_path / "runs") == newest
+    told = Told()
+    run(recipe, overrides, runs_dir=tmp_path / "runs", observer=told)
+    assert told.steps == [*range(newest + 1, 9)]
+    assert outcome(tmp_path / "runs")[1] == outcome(tmp_path / "whole")[1]
 
 
 class Told(Silent):

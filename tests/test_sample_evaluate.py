@@ -14,6 +14,8 @@ from datasets import Dataset
 
 from posttrain_plugins.errors import InputError, Interrupted, StageFailed
 from posttrain_plugins.inference import Capabilities
+from posttrain_plugins.recipe import report
+from posttrain_plugins.recipe.store import Artifact
 from posttrain_plugins.rewards.exact_answer import ExactAnswer
 from posttrain_plugins.stages import evaluate as evaluate_module
 from posttrain_plugins.stages import sample as sample_module
@@ -272,6 +274,57 @@ def test_a_strategy_that_raises_is_told_and_counts_as_wrong(tmp_path: Path, back
     result, told = run_evaluate(tmp_path, [ResolvedStrategy("broken", broken)], num_generations=0)
     assert result.metrics["sft/broken"] == result.metrics["accuracy"] == 0.0
     assert told.notes[0] == "broken: 4 problems failed, problem 0: ValueError: oh"
+
+
+def test_an_infinite_reward_is_no_figure(tmp_path: Path, backends: dict[str, Scripted]) -> None:
+    def depth(completions: list[Any], **columns: Any) -> list[float | None]:
+        return [float("-inf") if completion[0]["content"].endswith("0</answer>") else 1.0 for completion in completions]
+
+    rewards = [CORRECT, ResolvedReward("depth", depth)]
+    result, _ = run_evaluate(tmp_path, [ResolvedStrategy("greedy", Greedy())], rewards=rewards)
+    json.dumps([result.metrics, result.details], allow_nan=False)
+    assert "sft/greedy" in result.metrics
+    assert "sft/greedy/depth" not in result.metrics
+    only, _ = run_evaluate(tmp_path / "only", [ResolvedStrategy("greedy", Greedy())], rewards=rewards[1:])
+    json.dumps([only.metrics, only.details], allow_nan=False)
+    metrics, _ = run_sample(tmp_path / "sample", rewards=rewards, threshold=None)
+    assert "mean_reward" not in metrics
+
+
+def test_two_evaluations_of_one_model_are_told_as_one(tmp_path: Path, backends: dict[str, Scripted]) -> None:
+    greedy = [ResolvedStrategy("greedy", Greedy())]
+    models = [artifact("base"), artifact("sft", ancestors=("base",))]
+    evaluations = {
+        "first": run_evaluate(tmp_path / "first", [], models=models)[0],
+        "second": run_evaluate(tmp_path / "second", greedy, num_generations=0, models=models)[0],
+        "third": run_evaluate(tmp_path / "third", greedy, num_generations=0, models=models[1:])[0],
+    }
+    manifest = {"from": (), "makes": "figures", "seconds": 1.0}
+    artifacts = {
+        name: Artifact(tmp_path, {**manifest, "metrics": result.metrics, "details": result.details})
+        for name, result in evaluations.items()
+    }
+    told = {row.stage: row for row in report.rows(artifacts)}
+    assert told["sft"].sampled is not None
+    assert told["sft"].sampled[0] == evaluations["first"].metrics["sft/sampled"]
+    assert told["sft"].gain is not None
+    assert told["sft"].gain[0] == evaluations["first"].metrics["sft/gain"]
+    assert told["sft"].greedy == 0.5
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_reward_model_on_a_quantized_base_is_loaded_as_the_recipe_says(bits: int) -> None:
+    from posttrain_plugins.recipe.resolve import REWARD_LOADING
+    from posttrain_plugins.rewards.reward_model import RewardModel
+
+    loading: dict[str, Any] = {"bnb_4bit_quant_type": "fp4", "use_bnb_nested_quant": True, "model_revision": "v2"}
+    how = {name: value for name, value in {**loading, f"load_in_{bits}bit": True}.items() if name in REWARD_LOADING}
+    options = RewardModel("somewhere", **how)._options()
+    config = options["quantization_config"]
+    assert options["revision"] == "v2"
+    assert (config.load_in_4bit, config.load_in_8bit) == (bits == 4, bits == 8)
+    if bits == 4:
+        assert (config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant) == ("fp4", True)
 
 
 def test_a_real_model_from_a_folder(tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ stderr, data to stdout; `--json` where a program reads.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -25,7 +27,8 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="posttrain",
     help="Post-train language models by recipe: SFT, reward models, DPO, GRPO and test-time strategies, on TRL.\n\n"
-    "Start with:  posttrain run quickstart",
+    "Start with:  posttrain run quickstart\n\n"
+    "With --debug after any command an error shows its whole traceback.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -269,7 +272,8 @@ def _run_and_show(chosen: Any, as_json: bool) -> None:
     if any(stage.must_run for stage in chosen.stages):
         _quiet(display.console)
     try:
-        finished = run_plan(chosen, display)
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():  # rewards may print
+            finished = run_plan(chosen, display)
     except Interrupted as stop:
         raise Interrupted(stop.message, hint=f"go on with the same command: {_command()}") from None
     finally:
@@ -300,11 +304,11 @@ def _show(name: str, artifacts: Any, as_json: bool) -> None:
 
 
 def _tell(error: PosttrainError, is_debug: bool) -> None:
-    """The message and the hint; the traceback where it helps: ours with --debug, always that of foreign code."""
+    """The message and the hint; the whole traceback with --debug, and where a stage's own code failed."""
     cause = error.__cause__
     if is_debug:
         traceback.print_exception(error)
-    elif isinstance(error, StageFailed) and cause is not None and not isinstance(cause, PosttrainError | OSError):
+    elif isinstance(error, StageFailed) and error.hint is None and cause is not None:
         traceback.print_exception(cause)
     print(f"error: {error.message}", file=sys.stderr)
     if error.hint:
@@ -312,7 +316,15 @@ def _tell(error: PosttrainError, is_debug: bool) -> None:
 
 
 def _command() -> str:
-    return " ".join(["posttrain", *sys.argv[1:]])
+    """What goes on where this stopped: the same, without `--force`, which would begin again."""
+    kept: list[str] = []
+    given = iter(sys.argv[1:])
+    for argument in given:
+        if argument == "--force":
+            next(given, None)
+        elif not argument.startswith("--force="):
+            kept.append(argument)
+    return shlex.join(["posttrain", *kept])
 
 
 def _out() -> Console:

@@ -23,7 +23,7 @@ CHUNK = 2**22  # numbers held at once
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and where 95 % of its bootstrap draws lie; NaN where nothing could be measured."""
+    """A mean and where 95 % of its bootstrap draws lie; NaN where there is none."""
 
     mean: float
     low: float
@@ -37,7 +37,7 @@ def mean_interval(values: Sequence[float], draws: int = DRAWS, seed: int = 0) ->
     """The mean over problems with its 95 % interval.
 
     Args:
-        values: one per problem; NaN (nobody could judge it) is left out.
+        values: one per problem; NaN (nobody could judge it) is left out, and with an infinite one there is no mean.
         draws: bootstrap draws.
         seed: of the draws.
 
@@ -49,7 +49,7 @@ def mean_interval(values: Sequence[float], draws: int = DRAWS, seed: int = 0) ->
 
     known = np.asarray(values, dtype=float)
     known = known[~np.isnan(known)]
-    if len(known) == 0:
+    if len(known) == 0 or np.isinf(known).any():
         return Interval(float("nan"), float("nan"), float("nan"))
     low, high = np.percentile(_bootstrap_means(known, draws, seed), [2.5, 97.5])
     return Interval(float(known.mean()), float(low), float(high))
@@ -64,10 +64,7 @@ def difference_interval(
         >>> difference_interval([1.0, 1.0, 0.5], [0.5, 0.5, 0.0])
         Interval(mean=0.5, low=0.5, high=0.5)
     """
-    import numpy as np
-
-    pairs = np.asarray(values, dtype=float) - np.asarray(baseline, dtype=float)
-    return mean_interval(pairs.tolist(), draws, seed)
+    return mean_interval([value - before for value, before in zip(values, baseline, strict=True)], draws, seed)
 
 
 def sampled_accuracy(scores: Sequence[Sequence[float | None]]) -> list[float]:

@@ -15,7 +15,7 @@ from posttrain_plugins.recipe.document import Document
 from posttrain_plugins.recipe.model import Model, read_model
 from posttrain_plugins.recipe.order import in_order
 from posttrain_plugins.recipe.recipe import External, Recipe
-from posttrain_plugins.recipe.references import SECTIONS, References
+from posttrain_plugins.recipe.references import SECTIONS, References, check_names
 from posttrain_plugins.recipe.sheet import Sheet
 from posttrain_plugins.recipe.stage import read_stage
 from posttrain_plugins.recipe.unroll import unroll
@@ -43,6 +43,7 @@ def check(document: Document) -> Recipe:
         references.define(section)
     specs = {id: read_stage(sheet, raw, references) for id, raw in stages.by_id.items() if id in stages.produces}
     ordered = in_order(sheet, stages, specs)
+    check_names(sheet, stages, specs)
     check_columns(sheet, stages, specs)
     if sheet.mistakes:
         raise RecipeErrors(sheet.mistakes)

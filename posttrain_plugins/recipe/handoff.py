@@ -50,6 +50,11 @@ def check_unchanged(name: str, folder: Path, recorded: Mapping[str, Any]) -> Non
     Raises:
         HandoffError: names the field and both values.
     """
+    base = recorded.get("base")
+    if base and Path(base).is_absolute() and not Path(base).is_dir():
+        raise HandoffError(
+            f"model '{name}' is an adapter, and its base is gone: {base}", hint=f"posttrain run RECIPE --force {name}"
+        )
     now = record(folder, {})
     for field in FIELDS:
         if field in recorded and now[field] != recorded[field]:

@@ -148,7 +148,7 @@ def source_parts(
     if isinstance(source, External):
         return {"": _model_identity(source, hashes)} | {f".{k}": _text(v, hashes) for k, v in source.loading.items()}
     if isinstance(source, DataFile):
-        identity = hashes.of_path(Path(source.path)) if source.is_local else f"hub:{source.path}"
+        identity = hashes.of_path(Path(source.path)) if source.is_local else _hub_identity("dataset", source.path)
         return {"": identity} | {f".{k}": _text(v, hashes) for k, v in source.options.items()}
     if isinstance(source, Object):
         return {"": _object_identity(source.target, hashes)}
@@ -211,21 +211,39 @@ def _model_identity(source: External, hashes: HashCache) -> str:
     if path.is_absolute():
         return hashes.of_model(path)
     revision = str(source.loading.get("model_revision", "main"))
-    return f"hub:{source.path}@{_hub_commit(source.path, revision)}"
+    return _hub_identity("model", source.path, revision)
 
 
-def _hub_commit(repository: str, revision: str) -> str:
-    """The commit that the local Hub cache holds for a revision; the revision itself before the first download."""
+@cache
+def _hub_identity(kind: str, repository: str, revision: str = "main") -> str:
+    """With the commit that the local Hub cache holds, else the Hub's own, so that a first run and a second one agree.
+
+    Offline and before any download there is only the revision's name.
+    """
     home = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", "~/.cache/huggingface")) / "hub")
-    file = home.expanduser() / f"models--{repository.replace('/', '--')}" / "refs" / revision
-    return file.read_text(encoding="utf-8").strip() if file.is_file() else revision
+    file = home.expanduser() / f"{kind}s--{repository.replace('/', '--')}" / "refs" / revision
+    commit = file.read_text(encoding="utf-8").strip() if file.is_file() else _commit_on_hub(kind, repository, revision)
+    return f"hub:{repository}@{commit}"
+
+
+def _commit_on_hub(kind: str, repository: str, revision: str) -> str:
+    if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "on", "yes"):
+        return revision
+    from huggingface_hub import HfApi
+
+    try:
+        return str(HfApi().repo_info(repository, repo_type=kind, revision=revision, timeout=10).sha)
+    except Exception:  # no network, a private name, no such repository: loading it will tell
+        return revision
 
 
 def _object_identity(target: str, hashes: HashCache) -> str:
     head, colon, attr = target.rpartition(":")
     if not colon:
         path = Path(target)
-        return (hashes.of_model(path) if path.is_dir() else hashes.of_path(path)) if path.exists() else f"hub:{target}"
+        if not path.exists():
+            return _hub_identity("model", target)
+        return hashes.of_model(path) if path.is_dir() else hashes.of_path(path)
     file = Path(head) if head.endswith(".py") else module_file(head)
     package = "" if head.endswith(".py") else head.partition(".")[0]
     return f"{attr}@{source_hash(file, package) if file else 'unknown'}"

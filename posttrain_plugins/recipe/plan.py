@@ -30,6 +30,7 @@ class PlannedStage:
         reasons: why it must run; empty where it need not.
         is_wanted: False where `--until` or `--only` leaves it out.
         can_resume: a complete checkpoint stands.
+        is_forced: it, or what it is made from, is to be made again although it stands.
     """
 
     spec: StageSpec
@@ -39,6 +40,7 @@ class PlannedStage:
     reasons: tuple[str, ...]
     is_wanted: bool
     can_resume: bool
+    is_forced: bool = False
 
     @property
     def id(self) -> str:
@@ -94,12 +96,17 @@ def plan(
     A loop's name, and a turn's (`loop.2`), stand for all stages in it.
 
     Raises:
-        InputError: an unknown stage name.
+        InputError: an unknown stage name, or choices that contradict each other.
     """
+    if until is not None and only:
+        raise InputError("--until and --only contradict each other", hint="give one of them")
     forced = {id for name in force for id in _stages(recipe, name)}
     store = Store(runs_dir, recipe.name)
     hashes = keys.HashCache(runs_dir / ".hashes.json")
     wanted = {id for name in only for id in _stages(recipe, name)} or _needed(recipe, until)
+    if forced - wanted:
+        names = ", ".join(sorted(forced - wanted))
+        raise InputError(f"--force names {names}, which --only or --until leave out", hint="name the stage in both")
     done: dict[str, PlannedStage] = {}
     for spec in recipe.stages:
         parts = keys.parts_of(spec, recipe.seed, {id: stage.key for id, stage in done.items()}, hashes)
@@ -107,8 +114,9 @@ def plan(
         reruns = [parent for parent in spec.parents() if done[parent].artifact is None and done[parent].is_wanted]
         artifact = None if spec.id in forced or reruns else store.get(spec.id, key)
         reasons = () if artifact else _reasons(store, spec, parts, reruns, spec.id in forced)
-        resumes = artifact is None and spec.id not in forced and has_checkpoint(store.partial(spec.id, key))
-        done[spec.id] = PlannedStage(spec, key, parts, artifact, reasons, spec.id in wanted, resumes)
+        is_forced = spec.id in forced or any(done[parent].is_forced for parent in reruns)
+        resumes = artifact is None and not is_forced and has_checkpoint(store.partial(spec.id, key))
+        done[spec.id] = PlannedStage(spec, key, parts, artifact, reasons, spec.id in wanted, resumes, is_forced)
     if runs_dir.is_dir():
         hashes.save()
     return Plan(recipe, store, tuple(done.values()))

@@ -59,6 +59,14 @@ class Object:
     target: str
 
 
+def option_path(id: str) -> str:
+    """How `-o` names a stage: `model` for the base, `stages.loop.stages.t` for every turn of a loop's stage `t`."""
+    if id == "base":
+        return "model"
+    loop, *rest = id.split(".")
+    return f"stages.{loop}.stages.{rest[-1]}" if rest else f"stages.{id}"
+
+
 Source: TypeAlias = Use | DataFile | External | FromStage | Object | None
 
 

@@ -16,15 +16,16 @@ from posttrain_plugins.recipe.document import Keys
 from posttrain_plugins.recipe.existing import DATA_OPTIONS, existing_data, existing_model, existing_object, is_data
 from posttrain_plugins.recipe.model import Model
 from posttrain_plugins.recipe.plugins import label, parse_call
-from posttrain_plugins.recipe.recipe import FromStage, Source, Use
+from posttrain_plugins.recipe.recipe import External, FromStage, Source, StageSpec, Use
 from posttrain_plugins.recipe.sheet import Sheet, listed
 from posttrain_plugins.recipe.unroll import RawStages
 from posttrain_plugins.registry import suggest, with_article
 from posttrain_plugins.types import Kind
 
-__all__ = ["SECTIONS", "References"]
+__all__ = ["SECTIONS", "References", "check_names"]
 
 SECTIONS: dict[str, Kind] = {"adapters": "adapter", "datasets": "dataset", "rewards": "reward"}
+REFERRED = {"reward": "rewards", "strategy": "strategies"}  # kinds of which a stage may have several
 RESERVED: dict[str, dict[str, Any]] = {"reward": {"weight": float}, "dataset": DATA_OPTIONS}
 
 
@@ -42,6 +43,7 @@ class References:
         self.stages = stages
         self.model = model
         self.named: dict[str, dict[str, Source]] = {section: {} for section in SECTIONS}
+        self.models: dict[str, Source] = {"base": model.source} if model.source is not None else {}
 
     def define(self, section: str) -> None:
         """Reads the named entries of a section; they may refer to stages and to the entries before them."""
@@ -87,10 +89,21 @@ class References:
             return self.model.source
         if "/" in name or name.startswith("."):
             short = Path(name).name if name.startswith("/") else name
-            return existing_model(self.sheet, short, name, path, self.model.loading)
+            return self._foreign(existing_model(self.sheet, short, name, path, self.model.loading), path)
         known = ["base", *self.stages.making("model"), *self.stages.aliases]
         self.sheet.wrong(path, f"unknown model '{name}'", suggest(name, known) or listed(known))
         return None
+
+    def _foreign(self, source: External, path: Keys) -> Source:
+        """Figures, gains and the noise of completions know a model by its name alone, so it has to be its own."""
+        name = source.name
+        if name in self.stages.by_id or name in self.stages.aliases:
+            self.sheet.wrong(path, f"the model {source.path} has the name of stage '{name}'", "rename the folder")
+        elif (known := self.models.setdefault(name, source)) != source:
+            what = "the recipe's base" if name == "base" else getattr(known, "path", known)
+            message = f"two models are named '{name}': {source.path} and {what}"
+            self.sheet.wrong(path, message, "rename one folder")
+        return source
 
     # --- written in place, or in a section --------------------------------------------------------------------------
 
@@ -150,3 +163,22 @@ class References:
             self.sheet.check_built(plugin, given, path)
         params = {k: v for k, v in given.items() if k not in refs}
         return Use(kind, name or label(value), plugin, params, reserved, refs)
+
+
+def check_names(sheet: Sheet, stages: RawStages, specs: Mapping[str, StageSpec]) -> None:
+    """Figures and the log of a stage know rewards and strategies by their names alone, so two must not share one."""
+    for id, spec in specs.items():
+        known: dict[tuple[str, str], Source] = {}
+        for field, source in spec.sources():
+            named = _kind_and_name(source)
+            if named is not None and known.setdefault(named, source) != source:
+                kind, name = named
+                hint = "name them under 'rewards:'" if kind == "reward" else "name their scorers under 'rewards:'"
+                path = (*stages.by_id[id].path, field.partition(".")[0])
+                sheet.wrong(path, f"two different {REFERRED[kind]} are named '{name}'", f"{hint}, or rename one file")
+
+
+def _kind_and_name(source: Source) -> tuple[str, str] | None:
+    if isinstance(source, Use) and source.kind in REFERRED:
+        return source.kind, source.name
+    return ("reward", source.stage) if isinstance(source, FromStage) and source.produces == "reward" else None

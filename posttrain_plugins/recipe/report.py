@@ -44,21 +44,44 @@ class Row:
 
 def rows(artifacts: Mapping[str, Artifact]) -> list[Row]:
     """Every stage in the order of the run; a base that was not made here comes first if it was measured."""
-    measured = {
-        name: found for artifact in evaluations(artifacts) for name, found in artifact.details["models"].items()
-    }
+    measured: dict[str, Mapping[str, Any]] = {}
+    for artifact in evaluations(artifacts):
+        for name, found in artifact.details["models"].items():
+            measured[name] = _merged(measured.get(name, {}), found)
     foreign = [_row(name, None, measured[name]) for name in measured if name not in artifacts]
     return foreign + [_row(name, artifact, measured.get(name)) for name, artifact in artifacts.items()]
 
 
 def evaluations(artifacts: Mapping[str, Artifact]) -> Iterator[Artifact]:
-    """The artifacts that measured models."""
-    yield from (artifact for artifact in artifacts.values() if "models" in artifact.details)
+    """The artifacts that measured models, and these very models: not one that a later run has made again."""
+    for artifact in artifacts.values():
+        if "models" in artifact.details and _is_current(artifact, artifacts):
+            yield artifact
+
+
+def _is_current(evaluation: Artifact, artifacts: Mapping[str, Artifact]) -> bool:
+    parts = evaluation.manifest.get("parts", {})
+    measured = {name: parts.get(part.removesuffix(" name")) for part, name in parts.items() if part.endswith("] name")}
+    return all(artifacts[name].manifest["key"] == key for name, key in measured.items() if name in artifacts)
+
+
+def _merged(before: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """What two evaluations tell of one model; the later wins where both have a measure, and with it its gain."""
+    gains = {name: gain for name, gain in _gains(before).items() if name not in found["measures"]}
+    return {
+        "measures": {**before.get("measures", {}), **found["measures"]},
+        "gain": {"measures": {**gains, **_gains(found)}},
+    }
+
+
+def _gains(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    gains: Mapping[str, Any] = found.get("gain", {}).get("measures", {})
+    return gains
 
 
 def _row(name: str, artifact: Artifact | None, found: Mapping[str, Any] | None) -> Row:
     measures = (found or {}).get("measures", {})
-    gains = (found or {}).get("gain", {}).get("measures", {})
+    gains = _gains(found or {})
     return Row(
         stage=name,
         made_from=", ".join(artifact.manifest["from"]) if artifact else "",

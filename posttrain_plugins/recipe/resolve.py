@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain_plugins import registry
-from posttrain_plugins.errors import InputError, PosttrainError
+from posttrain_plugins.errors import InputError, PluginBroken, PosttrainError
 from posttrain_plugins.recipe import data_head, handoff
 from posttrain_plugins.recipe.recipe import DataFile, External, FromStage, Object, Recipe, Source, StageSpec, Use
 from posttrain_plugins.recipe.store import Artifact
+from posttrain_plugins.text import to_messages
 from posttrain_plugins.types import ModelArtifact, ResolvedAdapter, ResolvedReward, ResolvedStrategy
 
 if TYPE_CHECKING:
@@ -19,7 +20,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Resolver", "build", "construct", "load_data_file", "read_jsonl"]
 
-REWARD_LOADING = ("dtype", "load_in_4bit", "attn_implementation")
+REWARD_LOADING = (  # fields of TRL's `ModelConfig` that the plugin `reward_model` takes too
+    "dtype",
+    "load_in_4bit",
+    "load_in_8bit",
+    "bnb_4bit_quant_type",
+    "use_bnb_nested_quant",
+    "attn_implementation",
+    "model_revision",
+)
 LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
 
 
@@ -63,9 +72,12 @@ class Resolver:
         return ModelArtifact(source.stage, str(artifact.model_path), loading, recorded, ancestors, seen)
 
     def _lineage(self, stage: str) -> tuple[tuple[str, ...], tuple[Path, ...]]:
-        """The models it was made from, and the files of prompts that it and they were trained on."""
-        file = self.artifacts[stage].folder / "seen.txt"
-        own = (file,) if file.is_file() else ()
+        """The models it was made from, and the files of prompts that it and they were trained on.
+
+        With `only`, a model further back need not stand any more: its name is known, its prompts are not.
+        """
+        artifact = self.artifacts.get(stage)
+        own = tuple(artifact.folder.glob("seen.txt")) if artifact else ()
         source = self.recipe.stage(stage).inputs.get("model")
         if isinstance(source, FromStage):
             ancestors, seen = self._lineage(source.stage)
@@ -109,7 +121,7 @@ def build(source: Use, refs: Mapping[str, str] | None = None) -> Any:
     """A plugin's object: a class with its parameters, a function as it is, or called where its kind makes something.
 
     Raises:
-        PluginBroken: it cannot be imported.
+        PluginBroken: it cannot be imported, or fails.
         InputError: it refuses its parameters.
     """
     loaded = source.plugin.load()
@@ -126,6 +138,11 @@ def build(source: Use, refs: Mapping[str, str] | None = None) -> Any:
         raise InputError(
             f"{source.kind} '{source.name}' refuses its parameters: {cause}",
             hint=f"posttrain plugins show {source.plugin.name}",
+        ) from cause
+    except Exception as cause:  # the plugin boundary
+        raise PluginBroken(
+            f"{source.kind} '{source.name}' failed: {type(cause).__name__}: {cause}",
+            hint="the same command with --debug shows the whole traceback",
         ) from cause
 
 
@@ -190,20 +207,31 @@ def _with_options(loaded: Any, options: Mapping[str, Any], name: str) -> Dataset
     if options.get("limit"):
         loaded = loaded.select(range(min(int(options["limit"]), len(loaded))))
     if options.get("system_prompt"):
-        loaded = _with_system_prompt(loaded, options["system_prompt"])
+        loaded = _with_system_prompt(loaded, options["system_prompt"], name)
     if len(loaded) == 0:
         raise InputError(f"data set '{name}' is empty")
     return loaded
 
 
-def _with_system_prompt(dataset: Any, text: str) -> Any:
-    column = "messages" if "messages" in dataset.column_names else "prompt"
-    rows = [
-        [{"role": "system", "content": text}, *(v if isinstance(v, list) else [{"role": "user", "content": v}])]
-        for v in dataset[column]
-    ]
-    kept = dataset.remove_columns([column])
-    return kept.add_column(column, rows)
+def _with_system_prompt(dataset: Any, text: str, name: str) -> Any:
+    """A system message before every prompt, which makes plain prompts conversational, and with them what follows."""
+    names = dataset.column_names
+    column = next((c for c in ("messages", "prompt") if c in names), None)
+    if column is None:
+        raise InputError(
+            f"data set '{name}' has no 'prompt' or 'messages' that system_prompt could go before, it has "
+            f"{', '.join(names)}",
+            hint="rename: {old: prompt} on the data set, or remove its system_prompt",
+        )
+    system = {"role": "system", "content": text}
+    changed = {column: [v if v is None else [system, *to_messages(v)] for v in dataset[column]]}
+    for after in ("completion", "chosen", "rejected") if column == "prompt" else ():
+        if after in names:
+            said = dataset[after]
+            changed[after] = [[{"role": "assistant", "content": v}] if isinstance(v, str) else v for v in said]
+    for old, rows in changed.items():  # added first: a data set without columns has no rows
+        dataset = dataset.add_column(f"new {old}", rows).remove_columns([old]).rename_column(f"new {old}", old)
+    return dataset
 
 
 def _check_rows(dataset: Any, alternatives: Any, name: str) -> None:

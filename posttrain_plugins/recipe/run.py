@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import shutil
 import signal
 import sys
@@ -16,12 +17,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from posttrain_plugins.errors import GateNotMet, InputError, Interrupted, NonFiniteLoss, PosttrainError, StageFailed
+from posttrain_plugins.errors import (
+    GateNotMet,
+    HandoffError,
+    InputError,
+    Interrupted,
+    NonFiniteLoss,
+    PosttrainError,
+    StageFailed,
+)
 from posttrain_plugins.recipe import document, handoff, keys
 from posttrain_plugins.recipe.check import check
 from posttrain_plugins.recipe.plan import Plan, PlannedStage, plan
 from posttrain_plugins.recipe.plugins import plugin_schema
-from posttrain_plugins.recipe.recipe import FromStage, Recipe
+from posttrain_plugins.recipe.recipe import FromStage, Recipe, option_path
 from posttrain_plugins.recipe.resolve import Resolver
 from posttrain_plugins.recipe.store import Artifact, newest_checkpoint
 from posttrain_plugins.types import ModelArtifact, StageContext, StageResult
@@ -29,6 +38,7 @@ from posttrain_plugins.types import ModelArtifact, StageContext, StageResult
 __all__ = ["Observer", "Run", "Silent", "load_recipe", "run", "run_plan"]
 
 
+REQUEST_LOG = "log.jsonl"
 ALSO_RECORDED = ("accelerate", "datasets", "posttrain-plugins")
 
 
@@ -115,6 +125,16 @@ def run_plan(chosen: Plan, observer: Observer) -> Run:
     observer.planned(chosen)
     chosen.store.prepare()
     _write_resolved(chosen)
+    for stage in chosen.stages:
+        if stage.is_forced and stage.is_wanted:
+            chosen.store.remove(stage.id, stage.key)  # at once, so that the same run without --force goes on
+    try:
+        return Run(chosen, _run_stages(chosen, observer))
+    except KeyboardInterrupt:
+        raise Interrupted("stopped at once; the newest complete checkpoint stands") from None
+
+
+def _run_stages(chosen: Plan, observer: Observer) -> dict[str, Artifact]:
     artifacts: dict[str, Artifact] = {}
     with _stop_on_signal() as should_stop:
         for stage in chosen.stages:
@@ -128,10 +148,12 @@ def run_plan(chosen: Plan, observer: Observer) -> Run:
                 observer.finished(stage, stage.artifact, True)
             else:
                 _check_ready(stage, artifacts)
+                if should_stop():
+                    raise Interrupted(f"stopped before stage '{stage.id}'", hint="the same command goes on from there")
                 artifacts[stage.id] = _run_stage(chosen, stage, artifacts, observer, should_stop)
                 observer.finished(stage, artifacts[stage.id], False)
             _check_gate(stage, artifacts[stage.id])
-    return Run(chosen, artifacts)
+    return artifacts
 
 
 def _run_stage(
@@ -139,10 +161,12 @@ def _run_stage(
 ) -> Artifact:
     store = chosen.store
     with store.locked(stage.id, stage.key) as partial:
-        if any(reason == "forced" for reason in stage.reasons):
+        made_meanwhile = store.get(stage.id, stage.key)
+        if made_meanwhile is not None and not stage.is_forced:
             shutil.rmtree(partial)
-            partial.mkdir()
+            return made_meanwhile
         checkpoint = newest_checkpoint(partial)
+        is_begun = checkpoint is not None or (partial / REQUEST_LOG).is_file()
         observer.started(stage, checkpoint)
         began = time.perf_counter()
         try:
@@ -151,8 +175,8 @@ def _run_stage(
             recorded = _handoff(stage, result, context)
         except BaseException as error:
             observer.failed(stage, error)
-            if (checkpoint is None and newest_checkpoint(partial) is None) or isinstance(error, NonFiniteLoss):
-                _discard(partial, error)
+            if not _is_worth_keeping(partial, error, is_begun):
+                shutil.rmtree(partial, ignore_errors=True)
             raise
         manifest = _manifest(stage, result, recorded, partial, time.perf_counter() - began)
         return store.publish(stage.id, stage.key, manifest)
@@ -172,7 +196,8 @@ def _context(
     args = next((dict(stage.spec.params[name] or {}) for name in stage.spec.configs), {})
     seed = int(args.get("seed", chosen.recipe.seed))
     reporter = _StageReporter(stage, observer)
-    return StageContext(stage.id, partial, seed, inputs, checkpoint, reporter, should_stop, args)
+    path = option_path(stage.id)
+    return StageContext(stage.id, partial, seed, inputs, checkpoint, reporter, should_stop, args, path)
 
 
 def _call(stage: PlannedStage, context: StageContext) -> StageResult:
@@ -188,8 +213,7 @@ def _call(stage: PlannedStage, context: StageContext) -> StageResult:
         if _is_out_of_memory(cause):
             raise StageFailed(f"stage '{stage.id}' ran out of memory: {cause}", hint=_memory_hint(stage)) from cause
         raise StageFailed(
-            f"stage '{stage.id}' failed at {_place_of(cause)}: {type(cause).__name__}: {cause}",
-            hint="posttrain run RECIPE --debug shows the whole traceback",
+            f"stage '{stage.id}' failed at {_place_of(cause)}: {type(cause).__name__}: {cause}"
         ) from cause
     finally:
         _free()
@@ -209,9 +233,8 @@ def _handoff(stage: PlannedStage, result: StageResult, context: StageContext) ->
         return {}
     recorded = handoff.record(context.folder / result.model_path, stage.spec.loading)
     parent = context.inputs.get("model")
-    if isinstance(parent, ModelArtifact) and stage.spec.produces == "model":
-        before = parent.handoff or (handoff.record(Path(parent.path), {}) if Path(parent.path).is_dir() else {})
-        handoff.check_kept(stage.id, before, recorded, context.inputs.get("chat_template") is not None)
+    if isinstance(parent, ModelArtifact) and stage.spec.produces == "model":  # one of ours: a foreign one has no record
+        handoff.check_kept(stage.id, parent.handoff, recorded, context.inputs.get("chat_template") is not None)
     return {**recorded, **result.handoff}
 
 
@@ -229,9 +252,10 @@ def _manifest(
         "key": stage.key,
         "seconds": round(seconds, 3),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "metrics": result.metrics,
+        "metrics": {name: float(v) for name, v in result.metrics.items() if math.isfinite(float(v))},
         "model_path": _relative(result.model_path, partial),
         "data_path": _relative(result.data_path, partial),
+        "loading": dict(stage.spec.loading),
         "handoff": dict(recorded),
         "details": result.details,
         "parts": dict(stage.parts),
@@ -280,11 +304,13 @@ def _check_gate(stage: PlannedStage, artifact: Artifact) -> None:
         )
 
 
-def _discard(partial: Path, error: BaseException) -> None:
-    """Nothing half-written stays; but a log of answered requests does, because it is worth what it cost."""
-    if (partial / "log.jsonl").is_file() and not isinstance(error, InputError):
-        return
-    shutil.rmtree(partial, ignore_errors=True)
+def _is_worth_keeping(partial: Path, error: BaseException, is_begun: bool) -> bool:
+    """Nothing half-written stays but what cost something: a checkpoint, answered requests, a model that was trained."""
+    if isinstance(error, NonFiniteLoss):
+        return False
+    if isinstance(error, InputError) and not isinstance(error, HandoffError):
+        return is_begun
+    return newest_checkpoint(partial) is not None or any((partial / n).exists() for n in (REQUEST_LOG, "model"))
 
 
 def _is_out_of_memory(cause: BaseException) -> bool:
@@ -296,7 +322,9 @@ def _is_out_of_memory(cause: BaseException) -> bool:
 
 
 def _memory_hint(stage: PlannedStage) -> str:
-    args = f"-o stages.{stage.id}.args"
+    if not stage.spec.configs:
+        return "lower num_generations or max_tokens, or load the model with load_in_4bit: true"
+    args = f"-o {option_path(stage.id)}.args"
     return (
         f"lower {args}.per_device_train_batch_size and raise {args}.gradient_accumulation_steps by the same factor, "
         "shorten max_length or max_completion_length, use an adapter, or load the model with load_in_4bit: true"
@@ -337,7 +365,7 @@ class _Flag:
 
     def handle(self, number: int, frame: Any) -> None:
         if self.is_set:
-            raise Interrupted("stopped at once; the newest checkpoint stands")
+            raise KeyboardInterrupt  # what no plugin boundary swallows
         self.is_set = True
 
 

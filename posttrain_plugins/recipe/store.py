@@ -113,9 +113,12 @@ class Store:
         partial, final = self.partial(stage, key), self.path(stage, key)
         _relocate(partial, final)
         _write_synced(partial / "manifest.json", json.dumps(manifest, indent=1, default=str) + "\n")
+        old = final.with_name(f".{final.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
         if final.exists():
-            shutil.rmtree(final)
+            final.rename(old)  # what bears the final name is whole at any moment
         partial.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
         self.point(stage, final)
         return Artifact(final, manifest)
 
@@ -132,7 +135,13 @@ class Store:
         scratch.replace(link)
 
     def remove(self, stage: str, key: str) -> None:
-        shutil.rmtree(self.path(stage, key), ignore_errors=True)
+        """Takes a stage's result and what was begun of it away, for one that is forced."""
+        final = self.path(stage, key)
+        if final.exists():
+            old = final.with_name(f".{final.name}.old")
+            final.rename(old)
+            shutil.rmtree(old)
+        shutil.rmtree(self.partial(stage, key), ignore_errors=True)
 
     @contextlib.contextmanager
     def locked(self, stage: str, key: str) -> Iterator[Path]:
@@ -152,7 +161,6 @@ class Store:
             partial = self.partial(stage, key)
             partial.mkdir(exist_ok=True)
             yield partial
-        lock.unlink(missing_ok=True)
 
 
 def newest_checkpoint(partial: Path) -> Path | None:
@@ -182,9 +190,18 @@ def _read(folder: Path) -> Artifact | None:
 def _relocate(partial: Path, final: Path) -> None:
     """Configs that name the partial folder (an adapter's base) name the final one."""
     for file in partial.glob("**/*config.json"):
-        text = file.read_text(encoding="utf-8")
-        if str(partial) in text:
-            file.write_text(text.replace(str(partial), str(final)), encoding="utf-8")
+        values = json.loads(file.read_text(encoding="utf-8"))
+        moved = _moved(values, str(partial), str(final))
+        if moved != values:
+            file.write_text(json.dumps(moved, indent=2) + "\n", encoding="utf-8")
+
+
+def _moved(value: Any, partial: str, final: str) -> Any:
+    if isinstance(value, dict):
+        return {k: _moved(v, partial, final) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_moved(v, partial, final) for v in value]
+    return value.replace(partial, final) if isinstance(value, str) else value
 
 
 def _write_synced(file: Path, text: str) -> None:

@@ -32,7 +32,10 @@ class RewardModel:
         batch_size: completions per forward.
         max_length: tokens of prompt and completion at most, cut on the right; None cuts nothing.
         dtype: of the weights; `auto` as they were saved.
-        load_in_4bit: quantize the base with bitsandbytes.
+        load_in_4bit: quantize the base with bitsandbytes; this and the next three as in TRL's `ModelConfig`.
+        load_in_8bit: the same with 8 bits.
+        bnb_4bit_quant_type: `nf4` or `fp4`.
+        use_bnb_nested_quant: quantize the quantization constants too.
         attn_implementation: as in TRL's `ModelConfig`.
         model_revision: as in TRL's `ModelConfig`.
         device: by default `cuda` where there is one.
@@ -45,6 +48,9 @@ class RewardModel:
     max_length: int | None = None
     dtype: str = "auto"
     load_in_4bit: bool = False
+    load_in_8bit: bool = False
+    bnb_4bit_quant_type: str = "nf4"
+    use_bnb_nested_quant: bool = False
     attn_implementation: str | None = None
     model_revision: str = "main"
     device: str | None = None
@@ -144,11 +150,19 @@ class RewardModel:
         options: dict[str, Any] = {"dtype": self.dtype, "device_map": {"": device}, "revision": self.model_revision}
         if self.attn_implementation is not None:
             options["attn_implementation"] = self.attn_implementation
-        if self.load_in_4bit:
-            from transformers import BitsAndBytesConfig
-
-            dtype = torch.bfloat16 if self.dtype == "auto" else getattr(torch, self.dtype)
-            options["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
-            )
+        if self.load_in_4bit or self.load_in_8bit:
+            options["quantization_config"] = self._quantization()
         return options
+
+    def _quantization(self) -> Any:
+        """TRL's own reading of its fields; bitsandbytes computes in bfloat16 where `dtype` is `auto`."""
+        from trl import ModelConfig, get_quantization_config
+
+        config = ModelConfig(
+            dtype="bfloat16" if self.dtype == "auto" else self.dtype,
+            load_in_4bit=self.load_in_4bit,
+            load_in_8bit=self.load_in_8bit,
+            bnb_4bit_quant_type=self.bnb_4bit_quant_type,
+            use_bnb_nested_quant=self.use_bnb_nested_quant,
+        )
+        return get_quantization_config(config)

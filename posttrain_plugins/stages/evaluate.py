@@ -135,7 +135,7 @@ class Evaluate:
             "problems": len(problems),
             "models": {
                 artifact.name: {
-                    "ancestors": artifact.ancestors,
+                    "ancestors": list(artifact.ancestors),
                     "measures": {measure.name: measure.summary() for measure in measured[artifact.name]},
                     "gain": gains[artifact.name],
                 }

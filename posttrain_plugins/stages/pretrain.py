@@ -58,11 +58,12 @@ class Pretrain:
         return training.train(context, SFTTrainer, SFTConfig, self.args, artifact=artifact)
 
     def _new_model(self, context: StageContext) -> ModelArtifact:
-        """Random weights from the stage's seed, saved to a folder that TRL loads."""
+        """Random weights from the stage's seed, saved to a folder that TRL loads; made once, by one rename."""
         folder = context.folder / "initial"
-        if not (folder / "config.json").is_file():
-            tokenizer = _tokenizer(context)
-            _save_random(folder, tokenizer, self.config, context.seed)
+        if not folder.is_dir():
+            scratch = folder.with_name("initial.tmp")
+            _save_random(scratch, _tokenizer(context), self.config, context.seed)
+            scratch.rename(folder)
         return ModelArtifact("initial", str(folder))
 
 

@@ -14,6 +14,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, ClassVar, Literal
 
 from posttrain_plugins.errors import StageFailed
@@ -142,13 +143,14 @@ class Sample:
     def _metrics(self, judged: list[list[_Judged]], kept: int) -> dict[str, float]:
         rewards = [item.reward for row in judged for item in row if item.reward is not None]
         solved = sum(any(self._is_right(item) for item in row) for row in judged)
-        return {
+        figures = {
             "problems": len(judged),
             "completions": sum(map(len, judged)),
             "mean_reward": sum(rewards) / max(len(rewards), 1),
             "rows": kept,
             "solved_share": solved / max(len(judged), 1),
         }
+        return {name: value for name, value in figures.items() if isfinite(value)}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ __all__ = ["reinforce", "train"]
 OURS = {
     "disable_tqdm": True,  # the run has its own display
     "logging_nan_inf_filter": False,  # a NaN must show, not hide
-    "save_strategy": "no",  # checkpoints are taken by time (`watch.py`) unless the recipe sets save_*
+    "save_strategy": "no",  # checkpoints are taken by time (`watch.py`) unless the recipe says when
 }
 TELLING = (  # how a stage ended
     "train_loss",
@@ -85,13 +86,13 @@ def train(
     folder = context.folder / "model"
     trainer.save_model(str(folder))
     _tidy(folder)
-    _clear(context, is_adapter=(folder / "adapter_config.json").is_file())
     _write_seen(context.folder / "seen.txt", context.inputs["dataset"])
     if trainer.eval_dataset is not None and trainer.args.eval_strategy == "no":
         trainer.evaluate()  # once, at the end; it stands in the log history
     history = trainer.state.log_history
     (context.folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
     metrics = {"train_s": seconds, "steps": float(trainer.state.global_step), **_last_figures(history)}
+    _clear(context, is_adapter=(folder / "adapter_config.json").is_file())  # last: until now a killed run goes on
     return StageResult(metrics=metrics, model_path=folder, handoff=begin.handoff)
 
 
@@ -113,7 +114,7 @@ def reinforce(context: StageContext, trainer_class: Any, config_class: Any, args
 def _config(context: StageContext, config_class: Any, args: Mapping[str, Any], model_init_kwargs: Any) -> Any:
     """The trainer's config: `args` of the recipe over our few choices, everything else TRL's default."""
     ours: dict[str, Any] = {**OURS, "output_dir": str(context.folder / "checkpoints"), "seed": context.seed}
-    if any(name.startswith("save_") for name in args):
+    if _says_when_to_save(args):
         del ours["save_strategy"]
     if model_init_kwargs or args.get("model_init_kwargs"):
         args = {**args, "model_init_kwargs": {**model_init_kwargs, **(args.get("model_init_kwargs") or {})}}
@@ -124,12 +125,17 @@ def _config(context: StageContext, config_class: Any, args: Mapping[str, Any], m
     except (TypeError, ValueError) as cause:
         raise InputError(f"stage '{context.stage}': {config_class.__name__} refuses its args: {cause}") from cause
     period = compat.generation_period(built)
-    if built.save_strategy == "steps" and built.save_steps % period:
+    if built.save_strategy == "steps" and built.save_steps >= 1 and built.save_steps % period:  # below 1: a share
         raise InputError(
             f"stage '{context.stage}': save_steps={built.save_steps} is no generation boundary; TRL cannot resume",
             hint=f"set save_steps to a multiple of {period}",
         )
     return built
+
+
+def _says_when_to_save(args: Mapping[str, Any]) -> bool:
+    """Does the recipe ask for checkpoints? How many, and what is in them, does not."""
+    return not {"save_strategy", "save_steps"}.isdisjoint(args)
 
 
 def _fit(context: StageContext, trainer: Any) -> float:
@@ -138,10 +144,10 @@ def _fit(context: StageContext, trainer: Any) -> float:
     began = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(context.resume_from) if context.resume_from else None)
     if watch.is_stopped:
-        raise Interrupted(
-            f"stopped in stage '{context.stage}' at step {trainer.state.global_step}, a checkpoint stands",
-            hint="the same command goes on from there",
-        )
+        at = f"stopped in stage '{context.stage}' at step {trainer.state.global_step}"
+        if watch.can_resume:
+            raise Interrupted(f"{at}, a checkpoint stands", hint="the same command goes on from there")
+        raise Interrupted(f"{at}, no checkpoint stands: save_only_model", hint="the same command starts it again")
     return time.perf_counter() - began
 
 
@@ -154,7 +160,7 @@ def _tidy(folder: Path) -> None:
 
 def _clear(context: StageContext, is_adapter: bool) -> None:
     """What is no longer needed: checkpoints that nobody asked for, and the start of a model that now stands alone."""
-    if not any(name.startswith("save_") for name in context.args):
+    if not _says_when_to_save(context.args):
         shutil.rmtree(context.folder / "checkpoints", ignore_errors=True)
     if not is_adapter:
         for name in ("merged", "initial"):
@@ -162,13 +168,17 @@ def _clear(context: StageContext, is_adapter: bool) -> None:
 
 
 def _last_figures(history: list[dict[str, Any]]) -> dict[str, float]:
-    """The last value of each telling figure."""
-    return {name: float(row[name]) for row in history for name in TELLING if isinstance(row.get(name), int | float)}
+    """The last value of each telling figure; one that is NaN or infinite is none."""
+    last = {name: float(row[name]) for row in history for name in TELLING if isinstance(row.get(name), int | float)}
+    return {name: value for name, value in last.items() if isfinite(value)}
 
 
 def _write_seen(file: Path, dataset: Any) -> None:
-    """One fingerprint a line for every distinct prompt trained on; for plain text, of each of its lines."""
-    column = next((name for name in ("prompt", "messages", "text") if name in dataset.column_names), None)
+    """One fingerprint a line for every distinct prompt trained on; for plain text, of each of its lines.
+
+    Pairs without `prompt` have it inside `chosen`.
+    """
+    column = next((name for name in ("prompt", "messages", "text", "chosen") if name in dataset.column_names), None)
     marks = {mark for value in (dataset[column] if column else ()) for mark in _fingerprints(column, value)}
     file.write_text("".join(f"{mark}\n" for mark in sorted(marks)), encoding="utf-8")
 

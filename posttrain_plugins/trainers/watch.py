@@ -2,6 +2,8 @@
 
 A checkpoint is taken when the last one is older than a minute and than fifty times what saving costs, for RL only
 between two generations; a file `complete` is put into it after everything else, so that a torn one is passed over.
+So is one from which the rest of the training would not be the same: between the steps of a generation, without the
+optimizer, or of the last step, after which transformers would take one more.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ class _Watch:
         self.args = trainer.args
         self.period = compat.generation_period(trainer.args)
         self.by_time = trainer.args.save_strategy == "no"
+        self.can_resume = not trainer.args.save_only_model
         self.is_stopped = False
         self.loss: Any = None
         self.figures: dict[str, float] = {}
@@ -60,9 +63,10 @@ class _Watch:
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         loss, self.loss = float(self.loss), None
         if not abs(loss) < float("inf"):
+            where = self.context.option_path or f"stages.{self.context.stage}"
             raise NonFiniteLoss(
                 f"loss is {loss} at step {state.global_step} of stage '{self.context.stage}'",
-                hint=f"lower it: -o stages.{self.context.stage}.args.learning_rate={args.learning_rate / 10:g}",
+                hint=f"lower it: -o {where}.args.learning_rate={args.learning_rate / 10:g}",
             )
         self.figures["loss"] = loss
         self.context.reporter.progress(state.global_step, state.max_steps, "step", self.figures)
@@ -70,14 +74,16 @@ class _Watch:
         is_last = state.global_step >= state.max_steps
         if at_boundary and not is_last and self.context.should_stop():
             self.is_stopped = control.should_save = control.should_training_stop = True
-        elif self.by_time and at_boundary and not is_last and self._is_due():
+        elif self.by_time and self.can_resume and at_boundary and not is_last and self._is_due():
             control.should_save = True
         self.save_began = time.monotonic()
         return control
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero and folder.is_dir():
+        is_before_end = state.global_step < state.max_steps
+        is_whole = self.can_resume and is_before_end and state.global_step % self.period == 0
+        if is_whole and state.is_world_process_zero and folder.is_dir():
             _mark_complete(folder)
             if self.by_time:
                 _keep_newest(folder)

@@ -162,12 +162,12 @@ def test_a_hub_model_has_one_identity_before_and_after_its_download(
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(keys, "_commit_on_hub", lambda kind, repository, revision: "abc123")
-    before = keys._hub_identity.__wrapped__("model", "org/name")
+    before = keys._hub_identity("model", "org/name")
     refs = tmp_path / "models--org--name" / "refs"
     refs.mkdir(parents=True)
     (refs / "main").write_text("abc123\n")
     monkeypatch.setattr(keys, "_commit_on_hub", lambda kind, repository, revision: "not asked")
-    assert keys._hub_identity.__wrapped__("model", "org/name") == before == "hub:org/name@abc123"
+    assert keys._hub_identity("model", "org/name") == before == "hub:org/name@abc123"
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,6 @@ def _model_identity(source: External, hashes: HashCache) -> str:
     return _hub_identity("model", source.path, revision)
 
 
-@cache
 def _hub_identity(kind: str, repository: str, revision: str = "main") -> str:
     """With the commit that the local Hub cache holds, else the Hub's own, so that a first run and a second one agree.
 
@@ -226,6 +225,7 @@ def _hub_identity(kind: str, repository: str, revision: str = "main") -> str:
     return f"hub:{repository}@{commit}"
 
 
+@cache
 def _commit_on_hub(kind: str, repository: str, revision: str) -> str:
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "on", "yes"):
         return revision

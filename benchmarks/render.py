@@ -58,7 +58,7 @@ def render(text: str, results: Path) -> str:
 
 
 def quickstart_table(results: Json) -> str:
-    """One row per model: means over seeds, with the widest ends of their 95 % intervals; then time and reward model."""
+    """One row per model: means over seeds, with the widest ends of their 95 % intervals; then the reward model."""
     seeds = results["seeds"]
     rows = []
     for model in next(iter(seeds.values()))["models"]:
@@ -75,13 +75,10 @@ def quickstart_table(results: Json) -> str:
         )
     head = ["model", "sampled accuracy", "gain", "greedy", "majority", "best of n, reward model", "best of n, oracle"]
     pairs = ", ".join(f"{seed['rm_eval_accuracy']:.2f}" for seed in seeds.values())
-    stages = next(iter(seeds.values()))["seconds"]
-    times = ", ".join(f"{stage} {_mean([seed['seconds'][stage] for seed in seeds.values()], 0)}" for stage in stages)
-    total = _mean([sum(seed["seconds"].values()) for seed in seeds.values()], 0)
     return (
         f"{_table(head, rows)}\n\n"
         f"Seeds {', '.join(seeds)}: means, and in brackets the widest ends of their 95 % intervals. "
-        f"Reward model on held-out pairs: {pairs}. Seconds per stage: {times}; together {total}."
+        f"Reward model on held-out pairs: {pairs}."
     )
 
 

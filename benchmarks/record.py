@@ -45,7 +45,7 @@ def environment() -> dict[str, Any]:
             "gpu": _gpu(),
         },
         "load_average": round(os.getloadavg()[0], 2),
-        "os": platform.platform(terse=True),
+        "os": platform.system(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
     }

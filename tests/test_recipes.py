@@ -16,15 +16,15 @@ from posttrain_plugins.recipe.run import Silent
 
 pytestmark = pytest.mark.slow
 
-BASE = {"model.args.max_steps": 60, "datasets.corpus.size": 1920}
+BASE = {"model.args.max_steps": 40, "datasets.corpus.size": 1280}
 CHAIN = {
     **BASE,
-    "datasets.demos.size": 1280,
-    "datasets.problems.size": 96,
+    "datasets.demos.size": 640,
+    "datasets.problems.size": 48,
     "datasets.fresh.size": 32,
     "datasets.practice.size": 64,
     "datasets.heldout.size": 24,
-    "stages.sft.args.max_steps": 40,
+    "stages.sft.args.max_steps": 20,
     "stages.rm.args.max_steps": 4,
     "stages.dpo.args.max_steps": 4,
     "stages.grpo.args.max_steps": 2,

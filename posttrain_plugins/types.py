@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 __all__ = [
+    "CHECKPOINT_MARKER",
     "KINDS",
     "Adapter",
     "AdapterRef",
@@ -58,6 +59,9 @@ __all__ = [
     "StrategyRef",
     "Usage",
 ]
+
+CHECKPOINT_MARKER = "complete"
+"""The file that a checkpoint gets after everything else; the store goes on from no checkpoint without it."""
 
 Kind: TypeAlias = Literal["reward", "adapter", "strategy", "dataset", "stage"]
 KINDS: tuple[Kind, ...] = ("reward", "adapter", "strategy", "dataset", "stage")

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import InputError, StageFailed
+from posttrain_plugins.types import CHECKPOINT_MARKER
 
-__all__ = ["CHECKPOINT_MARKER", "Artifact", "Store", "newest_checkpoint"]
-
-CHECKPOINT_MARKER = "complete"
+__all__ = ["Artifact", "Store", "newest_checkpoint"]
 
 
 @dataclass(frozen=True)

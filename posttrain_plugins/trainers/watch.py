@@ -18,11 +18,10 @@ from typing import Any
 
 from posttrain_plugins.errors import NonFiniteLoss
 from posttrain_plugins.trainers import compat
-from posttrain_plugins.types import StageContext
+from posttrain_plugins.types import CHECKPOINT_MARKER, StageContext
 
-__all__ = ["CHECKPOINT_MARKER", "follow"]
+__all__ = ["follow"]
 
-CHECKPOINT_MARKER = "complete"
 CHECKPOINT_SECONDS = 60.0
 CHECKPOINT_SHARE = 0.02  # of the training time, at most, goes into checkpoints that the recipe did not ask for
 

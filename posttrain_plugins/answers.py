@@ -14,14 +14,14 @@ Example:
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Hashable, Iterable, Sequence
 from fractions import Fraction
 from functools import lru_cache
 
+from posttrain_plugins.equivalence import is_mathematically_equal
 from posttrain_plugins.types import Candidate, Completion, Result
 
-__all__ = ["candidates", "canonical", "choose", "equivalent", "extract", "majority"]
+__all__ = ["candidates", "canonical", "choose", "equivalent", "extract", "majority", "tally"]
 
 MAX_COMPARED_CHARS = 200  # longer answers are compared as text only: a computer algebra system may take for ever
 
@@ -106,7 +106,10 @@ def canonical(answer: str) -> str:
 
 
 def equivalent(a: str, b: str) -> bool:
-    """True where two answers mean the same: equal in canonical form, or equal to `math_verify`, if it is installed."""
+    """True where two answers mean the same: equal in canonical form, or equal to `math_verify`, if it is installed.
+
+    It comes back in seconds, whatever the answers are and whatever thread asks (`equivalence.py`).
+    """
     first, second = canonical(a), canonical(b)
     return first == second or _is_equal(first, second)
 
@@ -129,13 +132,7 @@ def _mathematically_equal(a: str, b: str) -> bool:
     both_numbers = all(re.fullmatch(r"-?\d+(/\d+)?", text) for text in (a, b))
     if both_numbers or not (a and b) or max(len(a), len(b)) > MAX_COMPARED_CHARS:
         return False
-    try:
-        import math_verify
-    except ImportError:
-        return False
-    timeout_s = 5 if threading.current_thread() is threading.main_thread() else None  # it uses signals
-    first, second = (math_verify.parse(f"${text}$", parsing_timeout=timeout_s) for text in (a, b))
-    return bool(math_verify.verify(first, second, timeout_seconds=timeout_s))
+    return is_mathematically_equal(a, b)
 
 
 # --- The vote --------------------------------------------------------------------------------------------------------
@@ -157,16 +154,31 @@ def majority(answers: Sequence[Hashable | None], weights: Sequence[float] | None
         >>> majority(["a", "b", "B"], weights=[3.0, 1.0, 1.0])
         0
     """
-    votes: dict[str, float] = {}  # by class; a class goes by the canonical form seen first
-    first: dict[str, int] = {}
+    votes = tally(answers, weights)
+    return max(votes, key=votes.__getitem__) if votes else None
+
+
+def tally(answers: Sequence[Hashable | None], weights: Sequence[float] | None = None) -> dict[int, float]:
+    """The votes of each class of equivalent answers, by the index of its first member, in the order of these.
+
+    Args:
+        answers: one per voter; None abstains.
+        weights: what each vote counts, 1 unless told.
+
+    Example:
+        >>> tally(["a", "b", "B", None])
+        {0: 1.0, 1: 2.0}
+    """
+    first: dict[str, int] = {}  # a class goes by the canonical form seen first
+    votes: dict[int, float] = {}
     for i, answer in enumerate(answers):
         if answer is None:
             continue
         key = canonical(str(answer))
-        label = key if key in votes else next((other for other in votes if _is_equal(other, key)), key)
-        votes[label] = votes.get(label, 0.0) + (1.0 if weights is None else weights[i])
-        first.setdefault(label, i)
-    return first[max(votes, key=votes.__getitem__)] if votes else None
+        label = key if key in first else next((other for other in first if _is_equal(other, key)), key)
+        of = first.setdefault(label, i)
+        votes[of] = votes.get(of, 0.0) + (1.0 if weights is None else weights[i])
+    return votes
 
 
 # --- From completions to a result ------------------------------------------------------------------------------------

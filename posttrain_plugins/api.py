@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from posttrain_plugins import registry
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.recipe import document
 from posttrain_plugins.recipe import plan as planning
 from posttrain_plugins.recipe import run as running
+from posttrain_plugins.recipe.build import build
 from posttrain_plugins.recipe.check import check
+from posttrain_plugins.recipe.outside import Outside, is_url
 from posttrain_plugins.recipe.packaged import find_recipe
 from posttrain_plugins.recipe.plan import Plan
 from posttrain_plugins.recipe.plugins import parse_call
 from posttrain_plugins.recipe.recipe import Recipe, Use
-from posttrain_plugins.recipe.resolve import build
 from posttrain_plugins.recipe.run import Observer, Run
-from posttrain_plugins.recipe.store import Store
-from posttrain_plugins.types import Kind, Problem, Prompt, ResolvedReward, Result, SamplingParams
+from posttrain_plugins.types import Kind, ModelArtifact, Problem, Prompt, ResolvedStrategy, Result, SamplingParams
 
 if TYPE_CHECKING:
-    from posttrain_plugins.inference.backends import Backend
+    from posttrain_plugins.inference.backends import AnyBackend
 
-__all__ = ["ask", "backend", "load", "model_path", "plan", "plan_evaluation", "run", "solve", "validate"]
+__all__ = [
+    "ask",
+    "backend",
+    "backends",
+    "load",
+    "model_path",
+    "plan",
+    "plan_evaluation",
+    "resolve_strategy",
+    "run",
+    "solve",
+    "validate",
+]
 
-Overrides = Mapping[str, Any] | Sequence[str]
+Overrides: TypeAlias = Mapping[str, Any] | Sequence[str]
+Scorers: TypeAlias = Mapping[str, Any] | Sequence[str]
+Backends: TypeAlias = "AnyBackend | Mapping[str, AnyBackend]"
 
 
 def validate(recipe: str | Path, overrides: Overrides = ()) -> Recipe:
@@ -87,34 +102,121 @@ def load(kind: Kind, use: str, **params: Any) -> Any:
     return build(Use(kind, name, plugin, {**given, **params}))
 
 
-def backend(model: str | Path, *, runs_dir: str | Path = "runs", **loading: Any) -> Backend:
-    """A backend that runs a model in this process.
+def resolve_strategy(spec: Any, *, scorers: Scorers = (), runs_dir: str | Path = "runs") -> ResolvedStrategy:
+    """A strategy with the rewards and models that its fields name, at any depth, as a recipe would find them.
 
     Args:
-        model: a folder, a PEFT adapter's folder, a Hub id, or `RUN:STAGE`.
+        spec: `best_of_n(n=8, scorer='quickstart:rm')`, a mapping with `use`, or a strategy's object.
+        scorers: rewards that have a name already: `{"rm": reward}` (a function, or a spec), or `["rm=quickstart:rm"]`.
+        runs_dir: where `RUN:STAGE` is looked up.
+
+    Returns:
+        The object, its scorers (those given among them), and the models beside the policy by role, not loaded yet.
+
+    Raises:
+        InputError: it, or what it names, is not there, or refuses its parameters.
+
+    Example:
+        >>> resolved = resolve_strategy("best_of_n(n=4, scorer=digit_chain_steps)")
+        >>> resolved.strategy.n, list(resolved.scorers)
+        (4, ['digit_chain_steps'])
+    """
+    outside = Outside.with_scorers(Path(runs_dir).resolve(), scorers)
+    found = outside.strategy(spec)
+    return ResolvedStrategy(found.label, found.strategy, {**outside.scorers, **found.scorers}, found.models)
+
+
+def backend(
+    where: str | Path,
+    /,
+    *,
+    model: str | None = None,
+    engine: Literal["transformers", "vllm"] = "transformers",
+    api_key: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    runs_dir: str | Path = "runs",
+    **loading: Any,
+) -> AnyBackend:
+    """What runs a model: this process, or a server that speaks OpenAI's protocol.
+
+    Args:
+        where: a folder, a PEFT adapter's folder, a Hub id, `RUN:STAGE`, or a server's URL (`http://host:8000/v1`, with
+            the model's name as `model` or behind a `#`).
+        model: the name under which the server knows the model.
+        engine: what runs it in this process.
+        api_key: for the server.
+        options: what else the server's backend (`OpenAIBackend`) or vLLM's `LLM` takes.
         runs_dir: where `RUN:STAGE` is looked up.
         **loading: TRL `ModelConfig` fields: `dtype`, `load_in_4bit` ...; a stage's model is loaded as in its recipe.
+
+    Raises:
+        InputError: no such stage, a server without a model's name, or another engine.
     """
+    if is_url(str(where)):
+        from posttrain_plugins.inference.openai_backend import OpenAIBackend
+
+        url, _, name = str(where).partition("#")
+        if not (model or name):
+            raise InputError(f"no model is named for the server {url}", hint=f"model=..., or {url}#MODEL")
+        return OpenAIBackend(model or name, url, api_key=api_key, **(options or {}))
+    found = Outside(Path(runs_dir).resolve()).model(str(where))
+    loading = {**found.loading, **loading}
+    if engine == "vllm":
+        from posttrain_plugins.inference.vllm_backend import VLLMBackend
+
+        return VLLMBackend(found.path, loading=loading, options=options)
+    if engine != "transformers":
+        raise InputError(f"engine is {engine!r}, expected 'transformers' or 'vllm'", hint="change engine")
     from posttrain_plugins.inference.transformers_backend import TransformersBackend
 
-    path, recorded = _located(str(model), runs_dir)
-    return TransformersBackend(path, loading={**recorded, **loading})
+    return TransformersBackend(found.path, loading=loading)
 
 
-def solve(strategy: Any, problems: Iterable[Problem | Prompt], *, backend: Backend, **options: Any) -> list[Result]:
+@contextmanager
+def backends(
+    policy: Backends, models: Mapping[str, ModelArtifact], *, runs_dir: str | Path = "runs"
+) -> Iterator[dict[str, AnyBackend]]:
+    """A backend for the policy and for each model that a strategy names, by role; what is opened here is closed here.
+
+    Args:
+        policy: the policy's backend, or a mapping from roles that have one to these.
+        models: `ResolvedStrategy.models`.
+        runs_dir: where `RUN:STAGE` is looked up.
+    """
+    given = dict(policy) if isinstance(policy, Mapping) else {"policy": policy}
+    with ExitStack() as stack:
+        for role, artifact in models.items():
+            if role not in given:
+                given[role] = backend(artifact.path, runs_dir=runs_dir, **artifact.loading)
+                stack.callback(getattr(given[role], "close", lambda: None))
+        yield given
+
+
+def solve(
+    strategy: Any,
+    problems: Iterable[Problem | Prompt],
+    *,
+    backend: Backends,
+    scorers: Scorers = (),
+    runs_dir: str | Path = "runs",
+    **options: Any,
+) -> list[Result]:
     """Lets a strategy solve problems, all of them in one batch; see `posttrain_plugins.inference.engine.solve`.
 
     Args:
-        strategy: a strategy, or its name such as `self_consistency(n=8)`.
+        strategy: a strategy, or its text such as `self_consistency(n=8)`; see `resolve_strategy`.
         problems: prompts (text or messages), or `Problem`s.
-        backend: answers the strategy's requests.
-        **options: `scorers`, `columns`, `tools`, `budget`, `log`, `seed` ...
+        backend: answers the strategy's requests; a mapping gives one for each model role.
+        scorers: rewards that have a name already; see `resolve_strategy`.
+        runs_dir: where `RUN:STAGE` is looked up.
+        **options: `columns`, `tools`, `budget`, `log`, `seed` ...
     """
     from posttrain_plugins.inference.engine import solve as engine_solve
 
     ready = [p if isinstance(p, Problem) else Problem(p, id=str(i)) for i, p in enumerate(problems)]
-    chosen = load("strategy", strategy) if isinstance(strategy, str) else strategy
-    return engine_solve(chosen, ready, backend=backend, **options)
+    resolved = resolve_strategy(strategy, scorers=scorers, runs_dir=runs_dir)
+    with backends(backend, resolved.models, runs_dir=runs_dir) as by_role:
+        return engine_solve(resolved.strategy, ready, backend=by_role, scorers=resolved.scorers, **options)
 
 
 def plan_evaluation(
@@ -123,21 +225,35 @@ def plan_evaluation(
     dataset: str,
     rewards: Sequence[str],
     strategies: Sequence[str],
+    verifiers: Sequence[str] = (),
     seed: int = 0,
     runs_dir: str | Path = "runs",
     **settings: Any,
 ) -> Plan:
-    """A recipe of one `evaluate` stage, planned; its results are kept and reused like any other's."""
+    """A recipe of one `evaluate` stage, planned; its results are kept and reused like any other's.
+
+    Args:
+        model: a folder, a Hub id, or `RUN:STAGE`.
+        dataset: a file, or a data set plugin such as `digit_chain(split=test, size=100)`.
+        rewards: plugins, or `RUN:STAGE` of a reward model; the first is the metric.
+        strategies: as for `resolve_strategy`.
+        verifiers: rewards that choose among the samples.
+        seed: of the samples.
+        runs_dir: where results go, and where `RUN:STAGE` is looked up.
+        **settings: further fields of the stage: `num_generations`, `budgets` ...
+    """
+    outside = Outside(Path(runs_dir).resolve())
     stage = {
         "use": "evaluate",
         "models": ["base"],
         "dataset": dataset,
-        "rewards": [_reward_spec(reward, runs_dir) for reward in rewards],
-        "strategies": list(strategies),
+        "rewards": [outside.as_written("reward", reward) for reward in rewards],
+        "strategies": [outside.as_written("strategy", strategy) for strategy in strategies],
+        **({"verifiers": [outside.as_written("reward", reward) for reward in verifiers]} if verifiers else {}),
         **settings,
     }
-    path, loading = _located(model, runs_dir)
-    base = {"model_name_or_path": path, **loading}
+    found = outside.model(model)
+    base = {"model_name_or_path": found.path, **found.loading}
     data = {"name": "evaluate", "seed": seed, "model": base, "stages": {"evaluate": stage}}
     command_line = document.Document(Path("command line"), data)
     return planning.plan(check(command_line), Path(runs_dir).resolve())
@@ -147,39 +263,40 @@ def ask(
     model: str,
     question: str,
     *,
-    strategy: str = "greedy",
-    scorers: Sequence[str] = (),
+    strategy: Any = "greedy",
+    scorers: Scorers = (),
     system: str | None = None,
     max_tokens: int = 1024,
     temperature: float = 1.0,
     seed: int = 0,
     runs_dir: str | Path = "runs",
+    loading: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> Result:
-    """One question, one strategy; `scorers` are `NAME=REWARD`, or the reward's own name where the strategy says so."""
+    """One question, one strategy.
+
+    Args:
+        model: a folder, a Hub id, `RUN:STAGE` or a server's URL; see `backend`.
+        question: the prompt.
+        strategy: see `resolve_strategy`; so are `scorers`.
+        scorers: `NAME=REWARD`, or the reward's own name where the strategy says so.
+        system: a system message.
+        max_tokens: completion tokens at most.
+        temperature: of samples.
+        seed: the same seed gives the same answer.
+        runs_dir: where `RUN:STAGE` is looked up.
+        loading: further arguments of `backend`.
+        **options: further arguments of `solve`: `budget`, `tools`, `log` ...
+    """
     prompt = [{"role": "user", "content": question}]
     if system is not None:
         prompt.insert(0, {"role": "system", "content": system})
-    named = dict(text.partition("=")[::2] if "=" in text.partition("(")[0] else (text, text) for text in scorers)
-    resolved = {name: ResolvedReward(name, _reward(spec, runs_dir)) for name, spec in named.items()}
     problem = Problem(prompt, SamplingParams(temperature=temperature, max_tokens=max_tokens))
-    chosen = load("strategy", strategy)
-    wanted = getattr(chosen, "scorer", None)
-    if isinstance(wanted, str) and wanted not in resolved:
-        resolved[wanted] = ResolvedReward(wanted, _reward(wanted, runs_dir))
-    return solve(chosen, [problem], backend=backend(model, runs_dir=runs_dir), scorers=resolved, seed=seed)[0]
-
-
-def _reward(spec: str, runs_dir: str | Path) -> Any:
-    given = _reward_spec(spec, runs_dir)
-    return load("reward", given) if isinstance(given, str) else load("reward", given.pop("use"), **given)
-
-
-def _reward_spec(reward: str, runs_dir: str | Path) -> Any:
-    """`RUN:STAGE` is a reward model; all else is a plugin's name."""
-    run_name, colon, stage = reward.partition(":")
-    if colon and Store(Path(runs_dir).resolve(), run_name).latest(stage) is not None:
-        return {"use": "reward_model", "model_name_or_path": model_path(reward, runs_dir)}
-    return reward
+    resolved = resolve_strategy(strategy, scorers=scorers, runs_dir=runs_dir)
+    asked = ModelArtifact("policy", model, loading or {})
+    with backends({}, {"policy": asked, **resolved.models}, runs_dir=runs_dir) as by_role:
+        options |= {"scorers": resolved.scorers, "seed": seed, "runs_dir": runs_dir}
+        return solve(resolved.strategy, [problem], backend=by_role, **options)[0]
 
 
 def model_path(model: str, runs_dir: str | Path = "runs") -> str:
@@ -188,20 +305,4 @@ def model_path(model: str, runs_dir: str | Path = "runs") -> str:
     Raises:
         InputError: that run has no such stage, or it made no model.
     """
-    return _located(model, runs_dir)[0]
-
-
-def _located(model: str, runs_dir: str | Path) -> tuple[str, dict[str, Any]]:
-    """The path, and how the recipe of a stage loads its models."""
-    name, colon, stage = model.partition(":")
-    if not colon or Path(model).exists():
-        return model, {}
-    store = Store(Path(runs_dir).resolve(), name)
-    artifact = store.latest(stage)
-    if artifact is None:
-        done = sorted(p.name for p in (store.folder / "latest").glob("*"))
-        hint = registry.suggest(stage, done) or (f"done stages: {', '.join(done)}" if done else f"posttrain run {name}")
-        raise InputError(f"run '{name}' has no finished stage '{stage}' below {runs_dir}", hint=hint)
-    if artifact.model_path is None:
-        raise InputError(f"stage '{stage}' of run '{name}' made no model")
-    return str(artifact.model_path), dict(artifact.manifest.get("loading", {}))
+    return Outside(Path(runs_dir).resolve()).model(model).path

@@ -12,7 +12,7 @@ from typing import Any
 
 from posttrain_plugins.types import Messages, Prompt
 
-__all__ = ["fingerprint", "is_conversational", "last_user_text", "to_messages", "to_text"]
+__all__ = ["fingerprint", "is_conversational", "last_user_text", "render", "to_messages", "to_text"]
 
 
 def is_conversational(value: Any) -> bool:
@@ -53,6 +53,22 @@ def last_user_text(prompt: Prompt) -> str:
 def to_messages(prompt: Prompt) -> Messages:
     """The prompt as messages; plain text becomes one user message."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+
+
+def render(tokenizer: Any, prompt: Prompt) -> str:
+    """The text that a model reads before it writes: messages through the tokenizer's chat template, text as it is.
+
+    Args:
+        tokenizer: a transformers tokenizer; messages need its chat template.
+        prompt: a last message of role `assistant` is gone on from.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    is_prefill = prompt[-1]["role"] == "assistant"
+    text = tokenizer.apply_chat_template(
+        list(prompt), tokenize=False, add_generation_prompt=not is_prefill, continue_final_message=is_prefill
+    )
+    return str(text)
 
 
 def fingerprint(prompt: Prompt) -> str:

@@ -112,6 +112,8 @@ class SamplingParams:
         stop: strings that end a completion; the text is cut before the first of them.
         seed: fixes the noise; None lets the engine derive it from the request's key.
         logprobs: ask for the log-probability of each completion token.
+        top_logprobs: ask for `Completion.confidences` over so many of the likeliest tokens; 0 for none.
+        values: ask for `Completion.value`, of a backend that has a value head.
     """
 
     temperature: float = 1.0
@@ -120,16 +122,32 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     logprobs: bool = False
+    top_logprobs: int = 0
+    values: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """Asks for `n` completions of a prompt; answered by a list of `n` `Completion`."""
+    """Asks for `n` completions of a prompt; answered by a list of `n` `Completion`.
+
+    Args:
+        prompt: text or messages; a last message of role `assistant` is gone on from, and the completion holds only what
+            is new.
+        n: how many.
+        params: how they are drawn.
+        model: the role that answers: `policy`, or the name of another model.
+        tools: JSON schemas of the functions that the model may call natively (`Completion.tool_calls`).
+        purpose: `answer` where the completions answer the problem, or `step` where they are pieces of such an answer,
+            so that the engine may fall back on them when a budget ends; any other word (`feedback`, `value`, `vote`)
+            names them in the trace. No part of the key.
+    """
 
     prompt: Prompt
     n: int = 1
     params: SamplingParams = SamplingParams()
     model: str = "policy"
+    tools: tuple[Mapping[str, Any], ...] = ()
+    purpose: str = "answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +181,11 @@ Request: TypeAlias = Generate | Score | ScoreSteps | CallTool
 
 @dataclass(slots=True)
 class Usage:
-    """What was spent: tokens read and written, requests answered from the log, calls to a backend, by model role."""
+    """What was spent: tokens read and written, requests answered from the log, calls to a backend, by model role.
+
+    A prompt that was read once for several completions counts on the first of them; so sums are what a server counts.
+    Where a backend sets `calls` of a completion's own usage, that is taken as it is.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -185,14 +207,32 @@ class Usage:
 
 @dataclass(slots=True)
 class Completion:
-    """One completion. `finish_reason` is `stop`, `length` or `error` (then `text` is empty and `error` says why)."""
+    """One completion, without the prefill that it goes on from.
+
+    Args:
+        text: what was drawn, cut before the stop string.
+        finish_reason: `stop` at EOS or a stop string, `length`, `tool_calls`, or `error` (then `error` says why).
+        usage: what it cost.
+        token_ids: where log-probabilities were asked for.
+        logprobs: of each token, the model's own.
+        error: what went wrong with this one sample.
+        stop_reason: the stop string that ended it; None at EOS, and where a server does not tell.
+        confidences: per token, minus the mean log-probability of the likeliest `top_logprobs` tokens (DeepConf,
+            https://huggingface.co/papers/2508.15260, equation 2): larger is surer.
+        value: of the state after the last token, where `values` were asked for.
+        tool_calls: `{"name": ..., "arguments": {...}}` each, where the model called tools natively.
+    """
 
     text: str
-    finish_reason: Literal["stop", "length", "error"] = "stop"
+    finish_reason: Literal["stop", "length", "tool_calls", "error"] = "stop"
     usage: Usage = field(default_factory=Usage)
     token_ids: list[int] | None = None
     logprobs: list[float] | None = None
     error: str | None = None
+    stop_reason: str | None = None
+    confidences: list[float] | None = None
+    value: float | None = None
+    tool_calls: list[dict[str, Any]] | None = None
 
 
 Response: TypeAlias = list[Completion] | list[float | None] | list[list[float]] | str
@@ -214,7 +254,8 @@ class Result:
     """A strategy's answer to one problem.
 
     `text` is the completion it stands on (`""` where every sample failed); `stopped_by` names the budget that ended it,
-    or is None; `usage` is filled by the engine, per role (`policy`, a scorer's name).
+    or is None; `usage` (per role: `policy`, a scorer's name) and `trace` (every request with its responses, in order,
+    as JSON values) are filled by the engine.
     """
 
     answer: Any
@@ -245,12 +286,14 @@ class Problem:
         params: the sampling parameters to start from; strategies replace single fields.
         id: stable name within a run; part of every request's key.
         rng: a generator of its own, seeded from run seed and id, for strategies that need chance.
+        tools: JSON schemas of the functions that `CallTool` reaches; filled by the engine.
     """
 
     prompt: Prompt
     params: SamplingParams = SamplingParams()
     id: str = "0"
     rng: random.Random = field(default_factory=lambda: random.Random(0))
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 # --- Plugins -----------------------------------------------------------------------------------------------------
@@ -343,11 +386,19 @@ class ResolvedAdapter:
 
 @dataclass(frozen=True)
 class ResolvedStrategy:
-    """A strategy with a printable label, and the rewards that it names as scorers (name -> reward)."""
+    """A strategy with a printable label, the rewards that it names as scorers, and the models beside the policy.
+
+    Args:
+        label: as the recipe writes it.
+        strategy: the object.
+        scorers: name -> reward, for `Score` and `ScoreSteps`.
+        models: role -> model, for `Generate.model`.
+    """
 
     label: str
     strategy: Strategy
     scorers: Mapping[str, ResolvedReward] = field(default_factory=dict)
+    models: Mapping[str, ModelArtifact] = field(default_factory=dict)
 
 
 class Reporter(Protocol):

@@ -19,14 +19,17 @@ PACKAGE = Path(posttrain_plugins.__file__).parent
 LEAVES = frozenset(registry.PLURAL[kind] for kind in KINDS)
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets")
 
-NOUNS = {"errors", "types", "text", "answers"}
+NOUNS = {"errors", "types", "text", "equivalence", "answers", "steps"}
 CORE = {"registry", "schema", "source", "signature", "recipe"}
 TEST_TIME = {"inference", "trainers"}
 ALLOWED = {
     "errors": set(),
     "types": {"errors"},
     "text": {"errors", "types"},
-    "answers": {"errors", "types", "text"},
+    "equivalence": {"errors"},
+    "answers": {"errors", "types", "text", "equivalence"},
+    "steps": set(),
+    "search": NOUNS,
     "tiny_world": NOUNS,
     "registry": NOUNS,
     "schema": NOUNS,
@@ -36,14 +39,15 @@ ALLOWED = {
     "catalogue": NOUNS | CORE,
     "inference": NOUNS | {"registry"},
     "trainers": NOUNS | {"registry"},
-    "rewards": NOUNS | {"tiny_world"},
+    "rewards": NOUNS | {"tiny_world", "inference"},  # a judge asks a backend
     "adapters": NOUNS,
-    "strategies": NOUNS,
+    "strategies": NOUNS | {"search"},
     "datasets": NOUNS | {"tiny_world"},
     "stages": NOUNS | TEST_TIME,
     "api": NOUNS | CORE | {"inference"},
+    "serve": NOUNS | CORE | {"inference", "api"},
     "testing": NOUNS | CORE | {"inference", "api"},
-    "cli": NOUNS | CORE | {"inference", "api", "catalogue", "testing", "cli", ""},
+    "cli": NOUNS | CORE | {"inference", "api", "catalogue", "serve", "testing", "cli", ""},
     "__main__": {"cli"},
     "": {"api"},  # the package itself, lazily
 }

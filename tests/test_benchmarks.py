@@ -13,7 +13,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
-SCRIPTS = ("gpu/run.py", "overhead.py", "quickstart_seeds.py", "render.py")
+SCRIPTS = (
+    "endpoint.py",
+    "engine.py",
+    "gpu/run.py",
+    "in_process.py",
+    "overhead.py",
+    "ppo_parity.py",
+    "quickstart_seeds.py",
+    "recipes.py",
+    "render.py",
+    "test_time.py",
+)
+PARTS = {"record.py", "endpoint_peers.py", "endpoint_server.py"}  # what the scripts are made of
 
 
 def call(script: str, *words: object) -> subprocess.CompletedProcess[str]:
@@ -64,7 +76,7 @@ def manifests(rm_accuracy: float = 0.85) -> dict[str, Any]:
 
 
 def test_every_benchmark_is_listed_here() -> None:
-    found = {str(file.relative_to(BENCHMARKS)) for file in BENCHMARKS.rglob("*.py")} - {"record.py"}
+    found = {str(file.relative_to(BENCHMARKS)) for file in BENCHMARKS.rglob("*.py")} - PARTS
     assert found == set(SCRIPTS)
 
 
@@ -150,12 +162,48 @@ def test_a_claim_that_fails_is_told(benchmark: Any, change: Any, told: str) -> N
     assert told in missed[0]
 
 
+def way(mean: float = 0.5) -> dict[str, Any]:
+    """One way of answering, as `test_time.collect` gives it."""
+    costs = {"tokens": 40.0, "calls": 1, "seconds": 0.1, "errors": 0, "is_pareto": False}
+    return {**interval(mean), **costs, "best_of_n_at_its_tokens": 0.4}
+
+
+def tried() -> tuple[str, ...]:
+    test_time = importlib.import_module("test_time")
+    return (*test_time.ABOVE_SAMPLED, test_time.WEIGHTED)
+
+
+def seeds_summary(ways: dict[str, Any]) -> dict[str, Any]:
+    return dict(importlib.import_module("test_time").summary([{"ways": ways}]))
+
+
+def test_a_curve_is_read_between_its_points(benchmark: Any) -> None:
+    at = benchmark("test_time").at_tokens
+    points = [(100.0, 0.4), (200.0, 0.6), (400.0, 0.7)]
+    assert [at(points, tokens) for tokens in (50, 100, 150, 300, 900)] == pytest.approx([0.4, 0.4, 0.5, 0.65, 0.7])
+
+
+def test_what_test_time_misses_is_told(benchmark: Any) -> None:
+    module = benchmark("test_time")
+    good = {"sampled": way(0.3), "greedy": way(0.6), **dict.fromkeys(tried(), way(0.7))}
+    for change, told in (
+        ({}, []),
+        ({tried()[0]: way(0.2)}, [f"seed 0: {tried()[0]} is 0.200, not above sampled 0.300"]),
+        ({tried()[-1]: way(0.5)}, ["votes weighted by the PRM: 0.500, below greedy 0.600"]),
+    ):
+        ways = {**good, **change}
+        results = {"seeds": {"0": {"ways": ways, "overlap": {}}}, "strategies": module.summary([{"ways": ways}])}
+        assert list(module.unmet(results)) == told
+
+
 def results_folder(folder: Path, seeds: Any, record: Any) -> Path:
     one = seeds.collect(details(), manifests())
     record.write("quickstart_seeds", {"seeds": {"0": one, "1": one}}, folder)
     ratio = {"median": 1.01, "low": 1.0, "high": 1.02}
     method = {"ratio": {"train": ratio, "whole": ratio, "whole_cpu": ratio}, "extra_whole_s": ratio}
     record.write("overhead", {"pairs": 5, "steps": 60, "methods": {"sft": method}}, folder)
+    ways = dict.fromkeys(("sampled", "greedy", *tried()), way())
+    record.write("test_time", {"seeds": {"0": {"problems": 4}}, "strategies": seeds_summary(ways)}, folder)
     side = {"tokens_per_s": 1234.5, "step_s": 0.5, "peak_gib": 3.21}
     record.write("gpu_qwen3_0.6b", {"methods": {"sft": {"recipe": side, "plain": side}}}, folder)
     return folder

@@ -98,7 +98,7 @@ def test_a_good_recipe(read: Callable[..., Recipe], folder: Path) -> None:
     assert [getattr(r, "name", None) for r in rewards] == ["correct", "short", None]
     assert rewards[1].params == {"max_chars": 10}
     assert rewards[1].reserved == {"weight": 0.5}
-    assert rewards[2] == FromStage("rm", "reward")
+    assert rewards[2] == FromStage("rm", "reward", "reward_model")
     assert recipe.seed == 3
 
 
@@ -374,7 +374,7 @@ def test_strategies_as_text_and_their_scorers_are_edges(read: Callable[..., Reci
     ]
     assert consistent.params == {"n": 8}
     assert by_rm.params == {"n": 4}
-    assert by_rm.refs == {"scorer": FromStage("rm", "reward")}
+    assert by_rm.refs == {"scorer": FromStage("rm", "reward", "reward_model")}
     assert by_rule.refs["scorer"].plugin.name == "exact_answer"
     assert [stage.id for stage in recipe.stages].index("rm") < [stage.id for stage in recipe.stages].index("eval")
 
@@ -441,6 +441,57 @@ def test_what_a_data_making_stage_makes_is_known(mistakes: Callable[..., list[Mi
     assert mistake.message.startswith("missing column: stage 't' needs 'chosen' + 'rejected', the data has 'prompt'")
     pairs = good.replace("  t: {use: sft", "  t: {use: dpo").replace("{use: sample, ", "{use: sample, keep: pairs, ")
     assert len(read(pairs).stages) == 8
+
+
+SAVED = {
+    "no completions": (
+        "dataset: problems, rewards: [correct]",
+        "stage 'kept' needs 'prompt' + 'completion' or 'prompt' + 'completions', the data has",
+    ),
+    "no rewards": ("dataset: demos", "needs 'prompt' + 'completion' + 'reward' or 'prompt' + 'completion' + 'rewards'"),
+    "a strategy": ("dataset: demos, rewards: [short], strategy: greedy", "sample has a strategy, but no model"),
+    "rollouts": (
+        "dataset: demos, rewards: [short], keep: steps, labels: rollouts",
+        "sample has labels: rollouts, but no model",
+    ),
+    "keep": ("dataset: demos, rewards: [short], keep: pair", "'keep' is 'pair', expected 'best' | 'top_k'"),
+    "no draws": ("model: sft, num_generations: 0, dataset: problems, rewards: [correct]", "'prompt' + 'completions'"),
+}
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_sample_without_a_model_takes_saved_completions(mistakes: Callable[..., list[Mistake]], name: str) -> None:
+    fields, message = SAVED[name]
+    (mistake,) = mistakes(GOOD + f"  kept: {{use: sample, {fields}}}\n")
+    assert message in mistake.message
+    assert mistake.line == 18
+
+
+def test_what_sample_keeps_is_known_by_its_keep(mistakes: Callable[..., list[Mistake]], read: Any) -> None:
+    kept = "  kept: {use: sample, dataset: demos, rewards: [short], keep: KEEP}\n"
+    kept += "  dpo: {use: dpo, model: sft, dataset: kept}\n"
+    recipe = read(GOOD + kept.replace("KEEP", "pairs"))
+    assert recipe.stage("kept").parents() == ()
+    assert recipe.stage("kept").inputs["rewards"][0].name == "short"
+    (mistake,) = mistakes(GOOD + kept.replace("KEEP", "labelled"))
+    assert "stage 'dpo' needs 'chosen' + 'rejected'" in mistake.message
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("budgets: [{token: 5}]", "budgets cannot have 'token', expected tokens, completions, calls, seconds"),
+        ("budgets: [{tokens: 0}]", "budgets cannot have tokens: 0, expected more than 0"),
+        ("budgets: {tokens: 5}", "'budgets' is {'tokens': 5}, expected list[dict[str, float]]"),
+        ("budgets: [{tokens: many}]", "'budgets' is [{'tokens': 'many'}], expected list[dict[str, float]]"),
+        ("verifiers: [corect]", "unknown reward 'corect'"),
+        ("verifiers: correct", "'verifiers' is 'correct', expected a list"),
+    ],
+)
+def test_mistakes_of_an_evaluation(mistakes: Callable[..., list[Mistake]], written: str, message: str) -> None:
+    (mistake,) = mistakes(_edit("models: [base, sft, grpo]", f"models: [base], {written}"))
+    assert message in mistake.message
+    assert mistake.line == 17
 
 
 def test_a_mistake_in_a_loop_is_told_once(mistakes: Callable[..., list[Mistake]]) -> None:

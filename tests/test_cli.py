@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
+from posttrain_plugins.errors import InputError, StageFailed
+
+HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "fastapi", "uvicorn", "numpy")
 
 
 def posttrain(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -20,8 +27,11 @@ def posttrain(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedP
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["run", "--help"], ["plugins", "list"], ["plugins", "show", "lora"], ["validate", "quickstart"]],
-)
+    [
+        ["--help"], ["run", "--help"], ["ask", "--help"], ["serve", "--help"], ["plugins", "list"],
+        ["plugins", "show", "lora"], ["validate", "quickstart"],
+    ],
+)  # fmt: skip
 def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys\n"
@@ -119,20 +129,277 @@ def test_report_of_an_unknown_run_is_exit_2(tmp_path: Path) -> None:
     assert "no run 'nothing'" in done.stderr
 
 
-def test_help_of_every_command_teaches() -> None:
-    for command in (
-        ["run"],
-        ["validate"],
-        ["plan"],
-        ["report"],
-        ["evaluate"],
-        ["ask"],
-        ["plugins", "list"],
-        ["plugins", "show"],
+@pytest.mark.parametrize(
+    "command",
+    ["run", "validate", "plan", "report", "evaluate", "ask", "serve", "plugins list", "plugins show"],
+)
+def test_help_of_every_command_teaches(command: str) -> None:
+    done = posttrain(*command.split(), "--help")
+    assert done.returncode == 0
+    assert len(done.stdout) > 300, command
+    text = " ".join(done.stdout.split())
+    assert re.search(rf"posttrain {command} (?!\[OPTIONS)\S", text), "an example of its use"
+    assert "`" not in text, "backticks are rendered"
+
+
+def test_every_command_is_tested_for_its_help() -> None:
+    listed = re.findall(r"^\W+(\w+)\s{2,}\S", posttrain("--help").stdout, re.MULTILINE)
+    assert {"run", "validate", "plan", "report", "evaluate", "ask", "serve", "plugins"} == set(listed) - {"help"}
+
+
+def test_help_is_there_in_half_a_second() -> None:
+    took = []
+    for _ in range(3):
+        began = os.times()
+        assert posttrain("--help").returncode == 0
+        ended = os.times()
+        took.append(ended.children_user + ended.children_system - began.children_user - began.children_system)
+    assert min(took) < 0.5, "seconds of CPU, whatever else the machine does"
+
+
+# --- ask -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ask() -> Callable[..., None]:
+    """The command as a function; typer 0.25 imports a name that click 8.5 is about to drop."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from posttrain_plugins.cli.ask import ask as command
+    return command
+
+
+SHORT = {"max_tokens": 12, "strategy": "self_consistency(n=3)"}
+
+
+def test_ask_prints_the_answer_alone(ask: Callable[..., None], tiny_model: Path, capsys: Any) -> None:
+    ask(str(tiny_model), ["3|7>2"], **SHORT)
+    once = capsys.readouterr()
+    ask(str(tiny_model), ["3|7>2"], **SHORT)
+    assert capsys.readouterr().out == once.out != "\n"
+    assert "#" not in once.out
+    ask(str(tiny_model), ["3|7>2"], **SHORT, seed=1)
+    assert capsys.readouterr().out != once.out
+
+
+def test_ask_json_has_answer_text_usage_and_trace(ask: Callable[..., None], tiny_model: Path, capsys: Any) -> None:
+    ask(str(tiny_model), ["3|7>2"], **SHORT, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert {"question", "answer", "text", "usage", "trace", "stopped_by", "error"} <= set(found)
+    assert found["question"] == "3|7>2"
+    assert found["usage"]["policy"]["completion_tokens"] > 0
+    assert len(found["trace"][0]["completions"]) == 3
+
+
+def test_ask_takes_many_questions(
+    ask: Callable[..., None], tiny_model: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "q.txt").write_text("3|7>2\n\n4>2\n")
+    rows = [{"prompt": "3|7>2"}, {"prompt": [{"role": "user", "content": "4>2"}]}]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = []
+    for file in ("q.txt", "q.jsonl"):
+        ask(str(tiny_model), file=tmp_path / file, **SHORT, as_json=True)
+        told.append([(row["question"], row["text"]) for row in json.loads(capsys.readouterr().out)])
+    assert told[0] == told[1]
+    assert [question for question, _ in told[0]] == ["3|7>2", "4>2"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("3|7>2\n4>2\n"))
+    ask(str(tiny_model), file=Path("-"), **SHORT)
+    assert capsys.readouterr().out == "# 3|7>2\n{}\n\n# 4>2\n{}\n".format(*(text for _, text in told[0]))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("3|7>2\n"))
+    ask(str(tiny_model), ["-"], **SHORT)
+    assert capsys.readouterr().out == told[0][0][1] + "\n"
+
+
+def test_ask_shows_and_writes_the_trace(
+    ask: Callable[..., None], tiny_model: Path, tmp_path: Path, capsys: Any
+) -> None:
+    page = tmp_path / "pages" / "trace.html"
+    ask(str(tiny_model), ["3|7>2"], **SHORT, trace=True, trace_html=page)
+    told = capsys.readouterr()
+    assert told.err.count("○ answer") + told.err.count("● answer") == 3
+    assert "● answer" in told.err
+    assert "policy: " in told.err
+    assert str(page) in told.err
+    assert "○" not in told.out
+    html = page.read_text()
+    assert "self_consistency(n=3)" in html
+    assert html.count("<li") == 3
+    ask(str(tiny_model), ["3|7>2", "4>2"], **SHORT, trace_html=page)
+    assert sorted(file.name for file in page.parent.iterdir()) == ["trace-0.html", "trace-1.html", "trace.html"]
+
+
+def test_ask_within_a_budget(ask: Callable[..., None], tiny_model: Path, capsys: Any) -> None:
+    ask(str(tiny_model), ["3|7>2"], max_tokens=12, strategy="self_consistency(n=8)", budget="completions=2", trace=True)
+    told = capsys.readouterr().err
+    assert told.count(" answer ") == 2
+    assert "ended by the budget: completions" in told
+
+
+def test_ask_with_a_tool_from_a_file(ask: Callable[..., None], tiny_model: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from posttrain_plugins.types import CallTool, Result\n"
+        "def add(a: int, b: int) -> int:\n    return a + b\n"
+        "def calling(problem):\n    said = yield CallTool('add', {'a': 2, 'b': 3})\n"
+        "    return Result(said, f'{said} of {len(problem.tools)}')\n"
+    )
+    ask(str(tiny_model), ["x"], strategy=f"{tmp_path}/mine.py:calling", tool=[f"{tmp_path}/mine.py:add"])
+    assert capsys.readouterr().out == "5 of 1\n"
+
+
+def test_ask_says_when_a_strategy_fails(ask: Callable[..., None], tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("def bad(problem):\n    raise ValueError('no good')\n    yield\n")
+    with pytest.raises(StageFailed, match="on 2 of 2 questions: ValueError: no good"):
+        ask(str(tiny_model), ["x", "y"], strategy=f"{tmp_path}/bad.py:bad")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"question": []}, "no question is given"),
+        ({"file": Path("nowhere.txt")}, "the questions cannot be read: nowhere.txt"),
+        ({"budget": "token=5"}, "the budget cannot be read: 'token=5'"),
+        ({"budget": "tokens=0"}, "tokens is '0'"),
+        ({"budget": "tokens=many"}, "tokens is 'many'"),
+        ({"budget": "seconds=inf"}, "seconds is 'inf'"),
+        ({"strategy": "self_consistancy"}, "self_consistancy"),
+        ({"strategy": "best_of_n(n=2, scorer=nothing)"}, "nothing"),
+        ({"tool": ["nowhere.py:add"]}, "cannot be imported"),
+        ({}, "model 'no/such-model' cannot be loaded: "),
+        ({"model": "norun:stage"}, "run 'norun' has no finished stage 'stage'"),
+    ],
+)
+def test_bad_input_of_ask_is_told_before_a_model_is_loaded(
+    ask: Callable[..., None], options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=re.escape(message)):
+        ask(**{"model": "no/such-model", "question": ["x"], **options})
+
+
+@pytest.mark.parametrize("line", ["3|7", '{"question": "x"}', '{"prompt": 3}', '{"prompt": []}', "[1]"])
+def test_a_bad_line_of_questions_has_its_number(ask: Callable[..., None], tmp_path: Path, line: str) -> None:
+    file = tmp_path / "q.jsonl"
+    file.write_text('{"prompt": "fine"}\n' + line + "\n")
+    with pytest.raises(InputError, match=re.escape(f"{file}:2: ")):
+        ask("no/such-model", file=file)
+
+
+def test_ask_as_a_user_types_it(tiny_model: Path, tmp_path: Path) -> None:
+    vote = ("--strategy", "self_consistency(n=4)", "--max-tokens", "6", "--trace")
+    done = posttrain("ask", str(tiny_model), "3|7>2", *vote, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("\n")
+    assert done.stderr.count("── ") == 4
+    assert "● answer" in done.stderr
+    done = posttrain("ask", str(tiny_model), "3|7>2", "--budget", "words=3", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the budget cannot be read")
+    assert "hint: limits: tokens, completions, calls, seconds" in done.stderr
+
+
+# --- evaluate --------------------------------------------------------------------------------------------------------
+
+
+def measure(mean: float, tokens: float, **about: Any) -> dict[str, Any]:
+    interval = {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}
+    costs = {"tokens": tokens * 2, "tokens_per_problem": tokens, "calls": 3, "seconds": 1.25}
+    return {"rewards": {"correct": interval}, **costs, **about}
+
+
+def details(*models: str) -> dict[str, Any]:
+    at_k = {"pass": {"1": {"mean": 0.5}, "2": {"mean": 0.75}}, "best//a/b/rm/model": {"2": {"mean": 0.625}}}
+    measures = {
+        "sampled": measure(0.5, 40, at_k=at_k),
+        "greedy @ tokens=500": measure(0.9, 41, pareto=True, stopped=2),
+        "best_of_n(n=2, scorer=correct) (oracle)": measure(1.0, 80, oracle=True),
+    }
+    return {"problems": 2, "metric": "correct", "models": {name: {"measures": measures} for name in models}}
+
+
+def printed(table: Any) -> str:
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=160)
+    console.print(table)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_table_of_an_evaluation_says_what_it_takes() -> None:
+    from posttrain_plugins.cli.tables import evaluation_table
+
+    text = printed(evaluation_table(details("sft"), "sft: correct on 2 problems"))
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in text.splitlines() if line.startswith("│")]
+    assert rows == [
+        ["sampled", "0.500 [0.400, 0.600]", "40", "3", "1.2", ""],
+        ["greedy @ tokens=500  2 cut", "0.900 [0.800, 1.000]", "41", "3", "1.2", "*"],
+        ["best_of_n(n=2, scorer=correct) (oracle)", "1.000 [0.900, 1.100]", "80", "3", "1.2", ""],
+    ]
+    for note in ("* nothing else", "oracle: its scorer", "cut: problems"):
+        assert note in text
+    assert "dpo" in printed(evaluation_table(details("sft", "dpo"), ""))
+
+
+def test_the_table_of_k_samples() -> None:
+    from posttrain_plugins.cli.tables import at_k_table
+
+    text = printed(at_k_table(details("sft")))
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in text.splitlines() if line.startswith("│")]
+    assert rows == [["pass@k", "0.500", "0.750"], ["best@k by …/rm/model", "", "0.625"]]
+    assert at_k_table({"models": {"sft": {"measures": {"greedy": measure(1, 1)}}}}) is None
+
+
+def test_evaluate_plans_every_strategy_at_every_budget(
+    ask: Callable[..., None], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from posttrain_plugins.cli import evaluate as module
+
+    seen: list[Any] = []
+    monkeypatch.setattr(module, "run_and_show", lambda plan, *_, **about: seen.append((plan, about)))
+    what = {"dataset": "digit_chain(split=test, size=4)", "reward": ["digit_chain_steps"], "runs_dir": tmp_path}
+    module.evaluate(
+        str(tiny_model), **what, strategy=["greedy", "self_consistency(n=2)"],
+        budget=["tokens=100", "completions=1,seconds=2.5"], verifier=["digit_chain_steps"],
+    )  # fmt: skip
+    ((plan, about),) = seen
+    (stage,) = plan.stages
+    assert stage.spec.params["budgets"] == [{"tokens": 100}, {"completions": 1, "seconds": 2.5}]
+    assert [strategy.name for strategy in stage.spec.inputs["strategies"]] == ["greedy", "self_consistency(n=2)"]
+    assert len(stage.spec.inputs["verifiers"]) == 1
+    assert about == {"measured": str(tiny_model)}
+    with pytest.raises(InputError, match="budget"):
+        module.evaluate(str(tiny_model), **what, budget=["tokens=-1"])
+
+
+@pytest.mark.slow
+def test_evaluate_as_a_user_types_it(tiny_model: Path, tmp_path: Path) -> None:
+    command = [
+        "evaluate",
+        str(tiny_model),
+        "--dataset",
+        "digit_chain(split=test, size=4)",
+        "--reward",
+        "digit_chain_steps",
+    ]
+    command += ["--strategy", "greedy", "--strategy", "self_consistency(n=2)", "--budget", "completions=1"]
+    command += ["--max-tokens", "8", "--num-generations", "2"]
+    done = posttrain(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for told in (
+        "sampled",
+        "greedy @ completions=1",
+        "self_consistency(n=2) @ completions=1",
+        "4 cut",
+        "pass@k",
+        "maj@k",
     ):
-        done = posttrain(*command, "--help")
-        assert done.returncode == 0
-        assert len(done.stdout) > 300, command
+        assert told in done.stdout, told
+    files = re.findall(r"^  (\S+)$", done.stderr, re.MULTILINE)
+    assert {Path(file).name for file in files} >= {"summary.json", "samples.jsonl"}
+    assert all(Path(file).is_file() for file in files)
+    again = posttrain(*command, "--json", cwd=tmp_path)
+    found = json.loads(again.stdout)["stages"]["evaluate"]["details"]
+    assert found["problems"] == 4
 
 
 def test_package_runs_as_a_module_and_as_a_command() -> None:

@@ -1,18 +1,21 @@
-"""The engine, on scripted backends: waves, replay, shared draws, budgets, failures."""
+"""The engine on scripted backends: waves, replay, shared draws, budgets, failures, tools. `test_stream.py`: servers."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import pytest
 
 from posttrain_plugins.answers import candidates, canonical, choose, equivalent, extract, majority
 from posttrain_plugins.errors import BudgetExhausted, InputError, Interrupted, PluginBroken
 from posttrain_plugins.inference import Capabilities, RequestLog, sample, solve
+from posttrain_plugins.inference.keys import request_key
+from posttrain_plugins.inference.tools import schema_of
 from posttrain_plugins.strategies.best_of_n import BestOfN
 from posttrain_plugins.strategies.self_consistency import SelfConsistency
 from posttrain_plugins.types import (
@@ -46,13 +49,14 @@ class Scripted:
         for i, (request, of_request) in enumerate(zip(batch, seeds, strict=True)):
             assert request.n == len(of_request)
             for j, seed in enumerate(of_request):
-                yield i, j, self._complete(request, seed)
+                yield i, j, self.complete(request, seed, j)
 
-    def _complete(self, request: Generate, seed: int) -> Completion:
+    def complete(self, request: Generate, seed: int, j: int) -> Completion:
+        """The prompt is read once for all completions of a request, so it counts on the first."""
         text = self.reply(request.prompt, seed)
         if text == "fail":
             return Completion("", finish_reason="error", error="scripted")
-        return Completion(text, usage=Usage(prompt_tokens=10, completion_tokens=len(text)))
+        return Completion(text, usage=Usage(prompt_tokens=0 if j else 10, completion_tokens=len(text)))
 
 
 @dataclass
@@ -199,6 +203,42 @@ def test_a_broken_line_inside_the_log_is_an_error(tmp_path: Path) -> None:
         RequestLog(log)
 
 
+def test_half_a_character_and_a_cost_come_back_from_the_log(tmp_path: Path) -> None:
+    with RequestLog(tmp_path / "log") as log:
+        log.put("a", {"text": "\ud83d"}, cost=Usage(3, 4, calls=5), kind="score")
+        log.put("b", 1.0)
+    with RequestLog(tmp_path / "log") as log:
+        assert log["a"] == {"text": "\ud83d"}
+        assert (log.cost_of("a"), log.cost_of("b")) == (Usage(3, 4, calls=5), Usage())
+
+
+def test_the_key_knows_all_but_how_many_and_what_for() -> None:
+    def key(**fields: Any) -> str:
+        return request_key(replace(Generate("p"), **fields), "model", "0", 0)
+
+    same = [{}, {"n": 5}, {"purpose": "vote"}, {"params": SamplingParams(temperature=1, top_p=1)}]
+    assert len({key(**fields) for fields in same}) == 1
+    others: list[dict[str, Any]] = [
+        {"prompt": "q"},
+        {"model": "judge"},
+        {"tools": ({"type": "function"},)},
+        *(
+            {"params": SamplingParams(**params)}
+            for params in (
+                {"temperature": 0.5},
+                {"top_p": 0.5},
+                {"max_tokens": 5},
+                {"stop": ("a",)},
+                {"logprobs": True},
+                {"top_logprobs": 5},
+                {"values": True},
+                {"seed": 1},
+            )
+        ),
+    ]
+    assert len({key(**fields) for fields in [{}, *others]}) == 1 + len(others)
+
+
 def test_greedy_requests_are_one_draw() -> None:
     backend = Scripted()
     row = texts(sample(problems(1, temperature=0.0), 8, backend=backend))[0]
@@ -281,6 +321,110 @@ def test_tools_answer_in_text_even_when_they_fail(tmp_path: Path) -> None:
     assert run.answer[1].startswith("error: TypeError")
     assert "no tool 'nix'" in run.answer[2]
     assert solve(strategy, problems(1), backend=Dead(), log=tmp_path / "log")[0].answer == run.answer
+
+
+def greet(name: str, times: int = 1, loud: bool | None = None) -> str:
+    """Say hello
+    to somebody.
+
+    At length.
+
+    Args:
+        name: whom to greet,
+            by first name.
+        times (int): how often.
+
+    Returns:
+        The greeting.
+    """
+    return f"hello {name} " * times
+
+
+def test_a_strategys_tools_are_reached_and_shown() -> None:
+    class Caller:
+        tools = (greet,)
+
+        def __call__(self, problem: Problem) -> Any:
+            answers = yield [CallTool("greet", {"name": "Ann"}), CallTool("double", {"x": 2})]
+            return Result(answer=(answers, problem.tools), text="")
+
+    result = solve(Caller(), problems(1), backend=Dead(), tools={"double": lambda x: 2 * x})[0]
+    answers, schemas = result.answer
+    assert answers == ["hello Ann ", "4"]
+    assert [schema["function"]["name"] for schema in schemas] == ["greet", "double"]
+    assert schemas[0] == {
+        "type": "function",
+        "function": {
+            "name": "greet",
+            "description": "Say hello to somebody.",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "name": {"type": "string", "description": "whom to greet, by first name."},
+                    "times": {"type": "integer", "description": "how often."},
+                    "loud": {"type": "boolean"},
+                },
+                "required": ["name"],
+            },
+        },
+    }
+    json.dumps(schemas)
+
+
+def test_tools_of_the_call_win_over_the_strategys() -> None:
+    class Caller:
+        tools: ClassVar[dict[str, Any]] = {"who": lambda: "strategy"}
+
+        def __call__(self, problem: Problem) -> Any:
+            answer = yield CallTool("who", {})
+            return Result(answer=answer, text="")
+
+    assert solve(Caller(), problems(1), backend=Dead())[0].answer == "strategy"
+    assert solve(Caller(), problems(1), backend=Dead(), tools={"who": lambda: "caller"})[0].answer == "caller"
+    with pytest.raises(InputError, match="cannot be called"):
+        solve(Caller(), problems(1), backend=Dead(), tools={"who": "me"})
+
+
+class Described:
+    def __call__(self, rows: list[dict[str, float]], mode: Literal["a", "b"], x: int | str = 1, **more: Any) -> None:
+        """No arguments are described."""
+
+
+def test_schemas_of_annotations() -> None:
+    parameters = schema_of("it", Described())["function"]["parameters"]
+    assert parameters["properties"] == {
+        "rows": {"type": "array", "items": {"type": "object"}},
+        "mode": {"enum": ["a", "b"]},
+        "x": {"anyOf": [{"type": "integer"}, {"type": "string"}]},
+    }
+    assert parameters["required"] == ["rows", "mode"]
+    assert schema_of("print", partial(int, base=2))["function"]["name"] == "print"
+
+
+# --- What a backend must be able to do -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "request_"),
+    [
+        ("prefill", Generate([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}])),
+        ("logprobs", Generate("q", params=SamplingParams(logprobs=True))),
+        ("top_logprobs", Generate("q", params=SamplingParams(top_logprobs=5))),
+        ("values", Generate("q", params=SamplingParams(values=True))),
+        ("tools", Generate("q", tools=({"type": "function"},))),
+    ],
+)
+def test_what_a_backend_cannot_do_is_refused_before_it_is_asked(name: str, request_: Generate) -> None:
+    class Wants:
+        def __call__(self, problem: Problem) -> Any:
+            yield request_
+
+    with pytest.raises(InputError, match=f"Wants asks model role 'policy'.*{name}=False") as caught:
+        solve(Wants(), problems(1), backend=replace(Dead(), capabilities=Capabilities(**{name: False})))
+    assert caught.value.hint
+    able = Scripted(capabilities=Capabilities(**{name: True}))
+    assert solve(Wants(), problems(1), backend=able)
+    assert len(able.calls) == 1
 
 
 # --- Failures and budgets --------------------------------------------------------------------------------------------
@@ -400,6 +544,167 @@ def test_usage_is_counted_by_role() -> None:
     assert result.usage == {"policy": Usage(10, 12, 0, 1), "rm": Usage(0, 0, 0, 1)}
 
 
+@dataclass
+class Judge:
+    """A reward that asks an endpoint: it counts what the endpoint counts."""
+
+    spent: Usage = field(default_factory=Usage)
+
+    def __call__(self, prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
+        for completion in completions:
+            self.spent.prompt_tokens += 7 + len(completion)
+            self.spent.completion_tokens += 3
+            self.spent.calls += 1
+        return [1.0] * len(completions)
+
+
+def test_a_rewards_own_count_is_charged_exactly_and_once(tmp_path: Path) -> None:
+    judge, log = Judge(), tmp_path / "log"
+    scorers = {"rm": ResolvedReward("rm", judge)}
+    backend = Scripted(lambda prompt, seed: "x" * (seed % 9))
+    results = solve(BestOfN("rm", n=4), problems(3), backend=backend, scorers=scorers, log=log)
+    found = sum((result.usage["rm"] for result in results), Usage())
+    assert found == judge.spent
+    assert found.calls > 3
+    again = solve(BestOfN("rm", n=4), problems(3), backend=Dead(), scorers=scorers, log=log)
+    cached = sum((result.usage["rm"] for result in again), Usage())
+    assert cached == Usage(cached_tokens=found.total_tokens)
+    assert found == judge.spent  # which was not asked again
+
+
+def test_tokens_that_a_reward_reads_are_counted_per_problem(tmp_path: Path) -> None:
+    class Reader(Recorded):
+        def count_tokens(self, prompts: Any, completions: Any) -> int:
+            return sum(len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True))
+
+    scorers = {"rm": ResolvedReward("rm", Reader())}
+    backend = Scripted(lambda prompt, seed: prompt[-1] * (1 + seed % 9))
+    results = solve(BestOfN("rm", n=4), problems(3), backend=backend, scorers=scorers)
+    for result in results:
+        distinct = {candidate.text for candidate in result.candidates}
+        assert result.usage["rm"] == Usage(sum(len("question 0") + len(text) for text in distinct), calls=1)
+
+
+def test_a_greedy_draw_wanted_twice_in_a_round_is_drawn_and_paid_once() -> None:
+    def strategy(problem: Problem) -> Any:
+        [[a], [b]] = yield [Generate(problem.prompt, params=problem.params)] * 2
+        return Result(answer=a.text == b.text, text=a.text)
+
+    backend = Scripted(lambda *_: "four")
+    result = solve(strategy, problems(1, temperature=0.0), backend=backend)[0]
+    assert [len(call) for call in backend.calls] == [1]
+    assert result.answer is True
+    assert result.usage["policy"] == Usage(10, 4, cached_tokens=14, calls=1)
+
+
+def test_completions_that_a_backend_leaves_out_are_failed_samples() -> None:
+    class Lazy(Scripted):
+        def generate(self, batch: Any, seeds: Any) -> Iterator[tuple[int, int, Completion]]:
+            return (drawn for drawn in super().generate(batch, seeds) if drawn[1] != 1)
+
+    result = solve(SelfConsistency(n=4), problems(1), backend=Lazy())[0]
+    assert (len(result.candidates), result.stopped_by) == (3, None)
+    [event] = result.trace
+    assert event["completions"][1]["error"] == "the backend gave no completion"
+
+
+def test_a_spent_total_of_tokens_ends_the_wave_and_a_replay_the_same(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    options: dict[str, Any] = {"total_budget": Budget(tokens=60), "log": log}
+    results = solve(SelfConsistency(n=2), problems(9), backend=Scripted(lambda *_: "answer is 1"), **options)
+    spent = sum(result.usage["policy"].total_tokens for result in results)
+    assert 60 <= spent < 60 + 21  # one completion more at most
+    assert [result.answer for result in results] == ["1", "1", None, None, None, None, None, None, None]
+    assert results[8].stopped_by == "tokens"
+    again = solve(SelfConsistency(n=2), problems(9), backend=Dead(), **options)
+    assert texts(again) == texts(results)
+    assert [result.stopped_by for result in again] == [result.stopped_by for result in results]
+
+
+def test_what_a_round_is_given_from_the_log_does_not_refuse_the_rest_of_it(tmp_path: Path) -> None:
+    def strategy(problem: Problem) -> Any:
+        drawn = yield [Generate(f"{problem.prompt} {i}", params=problem.params) for i in range(4)]
+        yield Generate(problem.prompt)
+        return Result(answer=len(drawn), text="all")
+
+    options: dict[str, Any] = {"budget": Budget(tokens=20), "log": tmp_path / "log"}
+    first = solve(strategy, problems(1), backend=Scripted(), **options)[0]
+    again = solve(strategy, problems(1), backend=Dead(), **options)[0]
+    assert len(first.trace[0]["completions"]) == 1
+    assert (first.text, first.stopped_by, len(first.trace)) == (again.text, again.stopped_by, len(again.trace))
+    assert len(first.trace) == 4
+    assert first.trace == again.trace
+
+
+STEP = SamplingParams(stop=(";",))
+
+
+@dataclass
+class Stepwise(Scripted):
+    """Steps that end at the stop string; the last of `count` ends the answer."""
+
+    count: int = 3
+
+    def complete(self, request: Generate, seed: int, j: int) -> Completion:
+        done = str(request.prompt).count(";")
+        text = "answer is 9" if done + 1 == self.count else f"s{done}"
+        reason = None if done + 1 == self.count or not request.params.stop else ";"
+        return Completion(text, usage=Usage(1, 1), stop_reason=reason)
+
+
+def walk(problem: Problem) -> Any:
+    path = ""
+    while True:
+        [completion] = yield Generate(problem.prompt + path, params=STEP)
+        path += completion.text + (completion.stop_reason or "")
+        if completion.stop_reason is None:
+            yield Generate("what next?", purpose="value")
+            yield Generate("what next?", model="judge")
+            yield Generate("and then?")
+
+
+@pytest.mark.parametrize(
+    ("calls", "text"), [(1, "s0"), (2, "s0;s1"), (3, "s0;s1;answer is 9"), (5, "s0;s1;answer is 9")]
+)
+def test_best_so_far_is_a_finished_path_else_the_longest(calls: int, text: str) -> None:
+    result = solve(walk, problems(1), backend=Stepwise(), budget=Budget(calls=calls))[0]
+    assert (result.text, result.stopped_by) == (text, "calls")
+    assert len(result.candidates) == 1
+
+
+def test_a_path_in_messages_begins_with_its_prefill_but_not_with_the_problems_own() -> None:
+    def strategy(problem: Problem) -> Any:
+        begun = problem.prompt[-1]["content"] + "one;"
+        yield Generate([*problem.prompt[:-1], {"role": "assistant", "content": begun}])
+        yield Generate(problem.prompt)
+
+    chat = Problem([{"role": "user", "content": "q"}, {"role": "assistant", "content": "<think>"}])
+    result = solve(strategy, [chat], backend=Scripted(lambda *_: "two"), budget=Budget(calls=1))[0]
+    assert result.text == "one;two"
+
+
+def test_the_problems_own_stop_string_ends_an_answer() -> None:
+    class Stops(Scripted):
+        def complete(self, request: Generate, seed: int, j: int) -> Completion:
+            return Completion(f"answer is {seed % 3}", stop_reason="#")
+
+    result = solve(two_waves, problems(1, stop=("#",)), backend=Stops(), budget=Budget(calls=1))[0]
+    assert len(result.candidates) == 2
+
+
+def test_the_share_of_the_tightest_total_budget_is_told() -> None:
+    told: list[float] = []
+    solve(
+        SelfConsistency(n=2),
+        problems(4),
+        backend=Scripted(),
+        total_budget=Budget(completions=8, tokens=10**6),
+        progress=lambda done, total, unit, figures: told.append(figures["budget_spent"]),
+    )
+    assert told[0] == 0.0
+    assert told[-1] == 1.0
+
+
 def test_should_stop_interrupts_between_completions_and_the_log_keeps_them(tmp_path: Path) -> None:
     log = tmp_path / "log"
     backend = Scripted()
@@ -479,3 +784,21 @@ def test_majority() -> None:
     assert majority(["1", "2"]) == 0  # the first seen wins a tie
     assert majority(["1", "2", "2"], weights=[5.0, 1.0, 1.0]) == 0
     assert majority([None, None]) is majority([]) is None
+
+
+def test_a_step_search_is_refused_where_the_end_of_a_step_cannot_be_told_from_the_end_of_the_answer() -> None:
+    from posttrain_plugins.strategies.dvts import DVTS
+
+    [result] = solve(
+        SelfConsistency(n=2), [Problem("q")], backend=Scripted(capabilities=Capabilities(stop_reason=False))
+    )
+    assert result.text
+    scorer = ResolvedReward("prm", Recorded())
+    with pytest.raises(InputError, match="stop_reason=False") as caught:
+        solve(
+            DVTS(scorer="prm"),
+            [Problem("q")],
+            backend=Scripted(capabilities=Capabilities(stop_reason=False)),
+            scorers={"prm": scorer},
+        )
+    assert "value_guided_search" in str(caught.value.hint)

@@ -34,6 +34,16 @@ CHAIN = {
     "stages.pairs.rewards": ["steps"],
     "stages.fresh_pairs.rewards": ["steps"],
 }
+TINY_SFT = {
+    **BASE,
+    "datasets.demos.size": 640,
+    "datasets.problems.size": 24,
+    "datasets.fresh.size": 16,
+    "datasets.practice.size": 64,
+    "datasets.heldout.size": 12,
+    "stages.sft.args.max_steps": 20,
+}
+GRPO = {"args.max_steps": 2, "args.per_device_train_batch_size": 32}
 REDUCED: dict[str, dict[str, Any]] = {
     "quickstart": CHAIN,
     "lora": CHAIN,
@@ -42,6 +52,38 @@ REDUCED: dict[str, dict[str, Any]] = {
         "stages.sft.args.max_steps": 10,
         "stages.grpo.args.max_steps": 2,
         "datasets.exam.limit": 16,
+    },
+    "grpo": {**TINY_SFT, **{f"stages.grpo.{key}": value for key, value in GRPO.items()}},
+    "raft": {
+        **TINY_SFT,
+        "stages.raft.repeat": 2,
+        "stages.raft.stages.right.threshold": None,
+        "stages.raft.stages.tuned.args.max_steps": 2,
+        "stages.eval.models": ["sft", "raft.1.tuned", "raft"],
+    },
+    "star": {
+        **TINY_SFT,
+        "stages.star.repeat": 2,
+        "stages.star.stages.rationales.threshold": None,
+        "stages.star.stages.tuned.args.max_steps": 2,
+    },
+    "iterative_dpo": {
+        **TINY_SFT,
+        "stages.round.repeat": 2,
+        "stages.round.stages.pairs.threshold": None,
+        "stages.round.stages.pairs.rewards": ["steps"],
+        "stages.round.stages.dpo.args.max_steps": 2,
+    },
+    "test_time": {
+        **TINY_SFT,
+        "stages.pairs.threshold": None,
+        "stages.fresh_pairs.threshold": None,
+        "stages.pairs.rewards": ["steps"],
+        "stages.fresh_pairs.rewards": ["steps"],
+        "stages.rm.args.max_steps": 2,
+        "stages.prm.args.max_steps": 2,
+        "stages.eval.num_generations": 8,
+        "stages.eval.plot": False,
     },
 }
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from datasets import Dataset
 
 from posttrain_plugins.errors import InputError, Interrupted, StageFailed
 from posttrain_plugins.inference import Capabilities
+from posttrain_plugins.inference.keeping import Keep
 from posttrain_plugins.recipe import report
 from posttrain_plugins.recipe.store import Artifact
 from posttrain_plugins.rewards.exact_answer import ExactAnswer
@@ -25,7 +27,16 @@ from posttrain_plugins.strategies.best_of_n import BestOfN
 from posttrain_plugins.strategies.greedy import Greedy
 from posttrain_plugins.strategies.self_consistency import SelfConsistency
 from posttrain_plugins.text import fingerprint
-from posttrain_plugins.types import Completion, ModelArtifact, ResolvedReward, ResolvedStrategy, StageContext, Usage
+from posttrain_plugins.types import (
+    Completion,
+    Generate,
+    ModelArtifact,
+    ResolvedReward,
+    ResolvedStrategy,
+    Result,
+    StageContext,
+    Usage,
+)
 
 DATA: list[dict[str, Any]] = [
     {"prompt": [{"role": "user", "content": f"question {i}"}], "solution": str(i), "level": i} for i in range(4)
@@ -41,6 +52,7 @@ class Scripted:
     capabilities: Capabilities = field(default_factory=Capabilities)
     left: int = 10**9
     drawn: int = 0
+    opened: int = 0
 
     def generate(self, batch: Any, seeds: Any) -> Iterator[tuple[int, int, Completion]]:
         for i, request in enumerate(batch):
@@ -50,7 +62,7 @@ class Scripted:
                     raise KeyboardInterrupt
                 self.drawn += 1
                 answer = answers[0] if request.params.temperature == 0 else answers[j]
-                yield i, j, Completion(f"<answer>{answer}</answer>", usage=Usage(5, 3))
+                yield i, j, Completion(f"<answer>{answer}</answer>", usage=Usage(5 if j == 0 else 0, 3))
 
 
 @dataclass
@@ -85,6 +97,7 @@ def backends(monkeypatch: pytest.MonkeyPatch) -> dict[str, Scripted]:
 
     @contextmanager
     def opened(artifact: ModelArtifact) -> Iterator[Scripted]:
+        models[artifact.name].opened += 1
         yield models[artifact.name]
 
     monkeypatch.setattr(sample_module, "opened", opened)
@@ -110,9 +123,11 @@ def artifact(name: str, **fields: Any) -> ModelArtifact:
 
 
 def run_sample(folder: Path, **options: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    inputs = {name: options.pop(name) for name in ("strategy", "rewards") if name in options}
-    stage = Sample(model="sft", dataset="d", rewards=["correct"], **{"num_generations": 4, **options})
-    result = stage(context(folder, model=artifact("sft"), **inputs))
+    inputs = {name: options.pop(name) for name in ("strategy", "rewards", "dataset", "reporter") if name in options}
+    inputs.setdefault("model", None if options.get("model", "sft") is None else artifact("sft"))
+    named = {"model": "sft", "rewards": ["r"] * len(inputs.get("rewards", "1")), "num_generations": 4}
+    stage = Sample(dataset="d", **{**named, **options})
+    result = stage(context(folder, **inputs))
     assert result.data_path == folder / "data.jsonl"
     return result.metrics, [json.loads(line) for line in result.data_path.read_text().splitlines()]
 
@@ -167,17 +182,24 @@ def test_nothing_to_keep_is_a_failed_stage(tmp_path: Path, backends: dict[str, S
 
 
 def test_columns_are_declared() -> None:
-    assert Sample("m", "d", ["r"]).columns == ("prompt", "completion", "reward")
-    assert Sample("m", "d", ["r"], keep="pairs").columns == ("prompt", "chosen", "rejected")
+    columns = {keep: Sample("d", ["r"], "m", keep=keep).columns for keep in get_args(Keep)}  # type: ignore[arg-type]
+    assert columns == {
+        **dict.fromkeys(("best", "top_k", "all_correct"), ("prompt", "completion", "reward")),
+        "pairs": ("prompt", "chosen", "rejected"),
+        "labelled": ("prompt", "completion", "label"),
+        "ranked": ("prompt", "completions", "scores"),
+        "steps": ("prompt", "completions", "labels"),
+    }
 
 
 # --- evaluate --------------------------------------------------------------------------------------------------------
 
 
 def run_evaluate(folder: Path, strategies: list[ResolvedStrategy], **options: Any) -> Any:
-    inputs = {name: options.pop(name) for name in ("models", "rewards", "stop_after") if name in options}
+    given = ("models", "rewards", "verifiers", "stop_after")
+    inputs = {name: options.pop(name) for name in given if name in options}
     inputs.setdefault("models", [artifact("base"), artifact("sft", ancestors=("rl", "base"))])
-    stage = Evaluate(models=["m"], dataset="d", rewards=["r"], **{"num_generations": 4, **options})
+    stage = Evaluate(models=["m"], dataset="d", rewards=["r"], **{"num_generations": 4, "plot": False, **options})
     told = context(folder, strategies=strategies, **inputs)
     return stage(told), told.reporter
 
@@ -211,6 +233,172 @@ def test_strategies_share_the_draws_and_tokens_are_theirs_alone(tmp_path: Path, 
     measures = result.details["models"]["sft"]["measures"]
     assert [measures[name]["tokens"] for name in measures] == [4 * (5 + 4 * 3)] * 4
     assert result.metrics["sft/best_of_n(n=4, scorer=correct) (oracle)"] == 1.0
+
+
+def test_what_fewer_draws_give_by_hand(tmp_path: Path, backends: dict[str, Scripted]) -> None:
+    strategies = [ResolvedStrategy("bon", BestOfN("correct", n=4), {"correct": CORRECT})]
+    short = ResolvedReward("short", shortness)
+    result, _ = run_evaluate(tmp_path, strategies, models=[artifact("sft")], verifiers=[short])
+    figures = result.metrics
+    at_k = result.details["models"]["sft"]["measures"]["sampled"]["at_k"]
+    assert list(at_k) == [
+        "pass",
+        "maj",
+        "weighted/short",
+        "best/short",
+        "weighted/correct (oracle)",
+        "best/correct (oracle)",
+    ]
+    # right of 4 draws: 0003 3, 2111 3, 2222 4, 4443 1
+    assert figures["sft/pass@2"] == pytest.approx((1 + 1 + 1 + 1 / 2) / 4)
+    assert figures["sft/maj@1"] == figures["sft/sampled"] == 11 / 16
+    assert figures["sft/maj@2"] == pytest.approx((1 + 1 / 2 + 1 + 0) / 4)  # of 1 to 1 the first drawn: 0x, 2x, 22, 4x
+    assert figures["sft/maj@4"] == figures["sft/majority"] == 0.75
+    assert figures["sft/best@4/correct (oracle)"] == figures["sft/bon (oracle)"] == figures["sft/pass@4"] == 1.0
+    assert figures["sft/best@4/short"] == 0.5  # all equally short: the first drawn
+    assert figures["sft/maj@2_low"] <= figures["sft/maj@2"] <= figures["sft/maj@2_high"]
+    assert [point["tokens"] for point in at_k["maj"].values()] == [5 + 3, 5 + 6, 5 + 12]
+    assert result.details["models"]["sft"]["measures"]["sampled"]["pass_at"]["4"] == 1.0
+
+
+@dataclass
+class Reader:
+    """A verifier that reads ten tokens a completion."""
+
+    def __call__(self, completions: list[Any], **columns: Any) -> list[float | None]:
+        return [1.0 for _ in completions]
+
+    def count_tokens(self, prompts: list[Any], completions: list[Any]) -> int:
+        return 10 * len(completions)
+
+
+def test_what_a_verifier_reads_is_in_its_curve_alone(tmp_path: Path, backends: dict[str, Scripted]) -> None:
+    different = script("0123", "1230", "2301", "3012")
+    backends["sft"].script = different
+    result, _ = run_evaluate(tmp_path, [], models=[artifact("sft")], verifiers=[ResolvedReward("rm", Reader())])
+    at_k = result.details["models"]["sft"]["measures"]["sampled"]["at_k"]
+    tokens = {name: [point["tokens"] for point in curve.values()] for name, curve in at_k.items()}
+    assert tokens["maj"] == tokens["pass"] == [5 + 3, 5 + 6, 5 + 12]
+    assert tokens["best/rm"] == tokens["weighted/rm"] == [8 + 10, 11 + 20, 17 + 40]
+
+
+def test_every_strategy_at_every_budget(tmp_path: Path, backends: dict[str, Scripted]) -> None:
+    strategies = [ResolvedStrategy("greedy", Greedy()), ResolvedStrategy("sc(n=4)", SelfConsistency(n=4))]
+    budgets = [{}, {"completions": 1}, {"tokens": 500, "seconds": 60.5}]
+    result, told = run_evaluate(tmp_path, strategies, models=[artifact("sft")], budgets=budgets)
+    measures = result.details["models"]["sft"]["measures"]
+    assert list(measures) == [
+        "sampled",
+        "majority",
+        "greedy",
+        "greedy @ completions=1",
+        "greedy @ tokens=500, seconds=60.5",
+        "sc(n=4)",
+        "sc(n=4) @ completions=1",
+        "sc(n=4) @ tokens=500, seconds=60.5",
+    ]
+    assert result.metrics["sft/sc(n=4)"] == result.metrics["sft/sc(n=4) @ tokens=500, seconds=60.5"] == 0.75
+    assert result.metrics["sft/sc(n=4) @ completions=1"] == 0.5  # the first draws: 0, 2, 2, 4
+    assert [measures[name]["stopped"] for name in measures] == [0, 0, 0, 0, 0, 0, 4, 0]
+    assert result.metrics["accuracy"] == result.metrics["sft/greedy"]
+    assert told.steps[-1] == (28, 28)
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    (row, *_) = [row for row in samples if row["measure"] == "sc(n=4) @ completions=1"]
+    assert (row["stopped_by"], row["tokens"]) == ("completions", 8)
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [({"token": 5}, "budgets cannot have 'token'"), ({"tokens": 0}, "budgets cannot have tokens: 0, expected more")],
+)
+def test_budgets_that_cannot_be_read(budget: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        Evaluate(models=["m"], dataset="d", rewards=["r"], budgets=[budget])
+    assert caught.value.hint
+
+
+def test_the_front_of_each_model(tmp_path: Path, backends: dict[str, Scripted]) -> None:
+    strategies = [
+        ResolvedStrategy("greedy", Greedy()),
+        ResolvedStrategy("sc(n=4)", SelfConsistency(n=4)),
+        ResolvedStrategy("bon", BestOfN("correct", n=4), {"correct": CORRECT}),
+    ]
+    result, _ = run_evaluate(tmp_path, strategies, models=[artifact("sft")])
+    measures = result.details["models"]["sft"]["measures"]
+    costs = {name: measure["tokens_per_problem"] for name, measure in measures.items()}
+    assert costs == {"sampled": 8, "majority": 17, "greedy": 8, "sc(n=4)": 17, "bon (oracle)": 17}
+    # sampled 0.6875 for 8 beats greedy 0.5 for 8; the vote has 0.75 for 17
+    assert result.details["pareto"] == {"sft": ["sampled", "majority", "sc(n=4)"]}
+    assert [name for name, measure in measures.items() if measure["oracle"]] == ["bon (oracle)"]
+
+
+def test_models_that_strategies_name_are_loaded_once(tmp_path: Path, backends: dict[str, Scripted]) -> None:
+    @dataclass
+    class Ask:
+        model: str
+
+        def __call__(self, problem: Any) -> Any:
+            (said,) = yield Generate(problem.prompt, params=replace(problem.params, temperature=0.0), model=self.model)
+            return Result(answer=said.text, text=said.text)
+
+    teacher = ModelArtifact("sft", "/nowhere/sft")
+    strategies = [ResolvedStrategy(f"ask {i}", Ask("sft"), models={"sft": teacher}) for i in range(2)]
+    result, _ = run_evaluate(tmp_path, strategies, num_generations=0)
+    assert [backends[name].opened for name in ("base", "sft")] == [1, 1]
+    assert result.metrics["base/ask 0"] == result.metrics["sft/ask 1"] == 0.5
+    assert set(result.details["models"]["base"]["measures"]["ask 0"]["usage"]) == {"sft"}
+    metrics, _ = run_sample(tmp_path / "sample", strategy=strategies[0])
+    assert metrics["rows"] == 0 + 2
+    assert backends["sft"].opened == 2  # the model that writes is the one that is named
+
+
+def test_a_strategy_that_remembers_starts_anew_with_each_model(tmp_path: Path, backends: dict[str, Scripted]) -> None:
+    @dataclass
+    class Memory:
+        seen: list[str] = field(default_factory=list)
+
+        def __call__(self, problem: Any) -> Any:
+            yield []
+            self.seen.append(problem.id)
+            return Result(answer=None, text=str(len(self.seen)))
+
+    strategy = Memory()
+    run_evaluate(tmp_path, [ResolvedStrategy("memory", strategy)], num_generations=0)
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [row["completion"] for row in samples] == ["1", "2", "3", "4"] * 2
+    assert strategy.seen == []
+
+
+def test_without_matplotlib_a_note_stands_for_the_plot(
+    tmp_path: Path, backends: dict[str, Scripted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    _, told = run_evaluate(tmp_path / "without", [], plot=True)
+    assert told.notes == [
+        "accuracy_tokens.svg is not drawn, matplotlib is not installed: pip install 'posttrain-plugins[plot]', or "
+        "plot: false"
+    ]
+
+
+def test_the_plot_is_drawn(tmp_path: Path, backends: dict[str, Scripted]) -> None:
+    pytest.importorskip("matplotlib")
+    _, told = run_evaluate(tmp_path, [ResolvedStrategy("greedy", Greedy())], plot=True)
+    assert told.notes == []
+    assert ">greedy<" in (tmp_path / "accuracy_tokens.svg").read_text()
+    assert (tmp_path / "accuracy_tokens.png").stat().st_size > 10_000
+
+
+def test_samples_can_be_scored_again_and_trained_on(tmp_path: Path, backends: dict[str, Scripted]) -> None:
+    run_evaluate(tmp_path / "eval", [], models=[artifact("sft")])
+    samples = [json.loads(line) for line in (tmp_path / "eval" / "samples.jsonl").read_text().splitlines()]
+    assert samples[0]["solution"] == "0"
+    dataset = Dataset.from_list(samples)
+    _, saved = run_sample(tmp_path / "saved", dataset=dataset, model=None, rewards=[], keep="pairs")
+    _, scored = run_sample(tmp_path / "scored", dataset=dataset, model=None, keep="pairs")
+    _, fresh = run_sample(tmp_path / "fresh", keep="pairs")
+    pairs = [[(row["chosen"], row["rejected"]) for row in rows] for rows in (saved, scored, fresh)]
+    assert pairs[0] == pairs[1] == pairs[2]
+    assert len(pairs[0]) == 3
 
 
 def test_the_files(tmp_path: Path, backends: dict[str, Scripted]) -> None:

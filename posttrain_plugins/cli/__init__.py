@@ -1,5 +1,20 @@
-"""The command line, `posttrain`: parsing and printing only."""
+"""The command line, `posttrain`: parsing and printing only.
 
-from posttrain_plugins.cli.main import app, main
+| module                                            | holds                                                    |
+|---------------------------------------------------|----------------------------------------------------------|
+| `commands.py`                                     | the entry point, and the commands on recipes and plugins |
+| `ask.py`, `evaluate.py`, `serve.py`               | a command each                                           |
+| `options.py`, `consoles.py`                       | what they take alike, and where they write               |
+| `runs.py`, `display.py`, `bar.py`                 | what is seen while something runs                        |
+| `tables.py`                                       | results                                                  |
+| `trace_view.py`, `trace_tree.py`, `trace_page.py` | a trace: read, on the terminal, as a page                |
+"""
 
-__all__ = ["app", "main"]
+__all__ = ["main"]
+
+
+def main() -> None:
+    """The entry point of `posttrain`."""
+    from posttrain_plugins.cli import commands
+
+    commands.main()

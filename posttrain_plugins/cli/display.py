@@ -19,6 +19,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from posttrain_plugins.cli.bar import figures_text
 from posttrain_plugins.errors import Interrupted
 from posttrain_plugins.recipe.plan import Plan, PlannedStage
 from posttrain_plugins.recipe.store import Artifact
@@ -26,7 +27,8 @@ from posttrain_plugins.recipe.store import Artifact
 __all__ = ["RunDisplay", "duration", "quiet_libraries"]
 
 PLAIN_SECONDS = 10.0
-SHOWN_FIGURES = ("reward", "loss", "rewards/accuracies", "accuracy", "kl", "eval_accuracy", "tokens_per_s")
+SHOWN_FIGURES = ("reward", "loss", "rewards/accuracies", "accuracy", "kl", "eval_accuracy")
+SOLVING_FIGURES = ("completions", "tokens_per_s", "budget_spent")
 
 
 class RunDisplay:
@@ -136,7 +138,8 @@ class _Row:
         if self.progress_began is None:
             self.progress_began, self.first_done = time.monotonic(), done
         self.done, self.total, self.unit = done, total or 0, unit
-        self.figures = {k: v for k, v in figures.items() if k in SHOWN_FIGURES or k.startswith("rewards/")}
+        known = (*SHOWN_FIGURES, *SOLVING_FIGURES)
+        self.figures = {k: v for k, v in figures.items() if k in known or k.startswith("rewards/")}
 
     def place(self) -> str:
         left = self._left_s()
@@ -144,8 +147,8 @@ class _Row:
         return f"{self.unit} {self.done}/{self.total or '?'}{eta}"
 
     def text_figures(self) -> str:
-        shown = [name for name in SHOWN_FIGURES if name in self.figures][:3]
-        return " ".join(f"{name} {self.figures[name]:.3g}" for name in shown)
+        shown = [f"{name} {self.figures[name]:.3g}" for name in SHOWN_FIGURES if name in self.figures][:3]
+        return " ".join(shown) or figures_text(self.figures)
 
     def cells(self) -> list[Any]:
         spec = self.stage.spec
@@ -170,7 +173,7 @@ class _Row:
         return Text(self.state, style="dim")
 
     def _left_s(self) -> float | None:
-        if self.progress_began is None or not self.total or self.done <= self.first_done:
+        if self.progress_began is None or not self.first_done < self.done < self.total:
             return None
         pace = (time.monotonic() - self.progress_began) / (self.done - self.first_done)
         return pace * (self.total - self.done)

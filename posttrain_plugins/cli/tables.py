@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -12,9 +13,8 @@ from rich.text import Text
 from posttrain_plugins.cli.display import duration
 from posttrain_plugins.recipe.plan import Plan
 from posttrain_plugins.recipe.report import Row
-from posttrain_plugins.types import Result
 
-__all__ = ["candidate_table", "evaluation_table", "plan_table", "plugin_table", "print_plugin", "result_table"]
+__all__ = ["at_k_table", "evaluation_table", "plan_table", "plugin_table", "print_plugin", "result_table"]
 
 
 def result_table(rows: Sequence[Row], title: str) -> Table:
@@ -35,23 +35,93 @@ def result_table(rows: Sequence[Row], title: str) -> Table:
 
 
 def evaluation_table(details: Mapping[str, Any], title: str) -> Table:
-    """One row a model and way of answering: accuracy with its interval, further rewards, and what it costs."""
+    """One row a model and way of answering: accuracy with its interval, further rewards, and what it takes."""
     table = Table(title=title, title_justify="left", header_style="bold", title_style="bold")
     measures = [m for found in details["models"].values() for m in found["measures"].values()]
     rewards = list(dict.fromkeys(name for measure in measures for name in measure["rewards"]))
-    table.add_column("model")
-    table.add_column("answered by")
+    has_many = len(details["models"]) > 1
+    for name in ("model", "answered by") if has_many else ("answered by",):
+        table.add_column(name, overflow="fold")
     for i, name in enumerate(rewards):
-        table.add_column(f"{name} [95 %]" if i == 0 else name, justify="right")
-    table.add_column("tokens / problem", justify="right")
+        table.add_column(f"{_short(name)} [95 %]" if i == 0 else _short(name), justify="right")
+    for name in ("tokens / problem", "calls", "seconds", "*"):
+        table.add_column(name, justify="right")
     for model, found in details["models"].items():
         for i, (label, measure) in enumerate(found["measures"].items()):
             values = [measure["rewards"].get(name) for name in rewards]
             shown = [_interval(_triple(values[0]))] + [_share(v["mean"] if v else None) for v in values[1:]]
-            tokens = f"{measure['tokens'] / max(1, details['problems']):.0f}"
-            table.add_row(model if i == 0 else "", label, *shown, tokens)
+            lead = [model if i == 0 else ""] if has_many else []
+            table.add_row(*lead, _label(label, measure), *shown, *_costs(measure, details["problems"]))
         table.add_section()
+    table.caption = "\n".join(_notes(measures))
+    table.caption_justify = "left"
     return table
+
+
+def at_k_table(details: Mapping[str, Any]) -> Table | None:
+    """What k of the samples would have given: pass@k, maj@k, and each verifier's weighted@k and best@k."""
+    curves = {
+        (model, name): points
+        for model, found in details["models"].items()
+        for name, points in found["measures"].get("sampled", {}).get("at_k", {}).items()
+    }
+    ks = sorted({int(k) for points in curves.values() for k in points})
+    if not ks:
+        return None
+    has_many = len({model for model, _ in curves}) > 1
+    table = Table(title="k of the samples", title_justify="left", header_style="bold", title_style="bold")
+    for name in ("model", "figure") if has_many else ("figure",):
+        table.add_column(name, overflow="fold")
+    for k in ks:
+        table.add_column(f"k = {k}", justify="right")
+    before = ""
+    for (model, name), points in curves.items():
+        figures = (_share(points[str(k)]["mean"]) if str(k) in points else "" for k in ks)
+        table.add_row(*([model if model != before else ""] if has_many else []), _marked(_figure(name)), *figures)
+        before = model
+    return table
+
+
+def _notes(measures: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What the marks of the table mean, those that are in it."""
+    if any(measure.get("pareto") for measure in measures):
+        yield "* nothing else is as accurate for as few tokens"
+    if any(measure.get("oracle") for measure in measures):
+        yield "oracle: its scorer has seen the answer"
+    if any(measure.get("stopped") for measure in measures):
+        yield "cut: problems that the budget ended"
+    if len(measures) > 1:
+        yield "calls and seconds: what was not known from the rows above"
+
+
+def _label(label: str, measure: Mapping[str, Any]) -> Text:
+    text = _marked(_short(label))
+    if measure.get("stopped"):
+        text.append(f"  {measure['stopped']} cut", style="dim")
+    return text
+
+
+def _marked(name: str) -> Text:
+    text = Text(name)
+    text.highlight_words(["(oracle)"], style="yellow")
+    return text
+
+
+def _costs(measure: Mapping[str, Any], problems: int) -> tuple[str, str, str, Text]:
+    tokens = measure.get("tokens_per_problem") or measure["tokens"] / max(1, problems)
+    mark = Text("*" if measure.get("pareto") else "", style="bold green")
+    return f"{tokens:.0f}", str(measure["calls"]), f"{measure['seconds']:.1f}", mark
+
+
+def _figure(name: str) -> str:
+    """`best/rm` -> `best@k by rm`."""
+    kind, slash, verifier = name.partition("/")
+    return f"{kind}@k" + (f" by {_short(verifier)}" if slash else "")
+
+
+def _short(name: str) -> str:
+    """Of a folder in a name its last two parts: `reward_model(model_name_or_path=…/rm-61/model)`."""
+    return re.sub(r"(?<![\w.])/(?:[^/,()\s]+/)+([^/,()\s]+/[^/,()\s]+)", r"…/\1", name)
 
 
 def plan_table(plan: Plan) -> Table:
@@ -100,22 +170,6 @@ def print_plugin(console: Console, found: Mapping[str, Any]) -> None:
         table.add_row(field["name"], field["type"], "required" if field["required"] else repr(field["default"]))
     if found["parameters"]:
         console.print(table)
-
-
-def candidate_table(result: Result) -> Table:
-    """Every candidate that a strategy considered, and what was spent."""
-    spent = ", ".join(
-        f"{role} {usage.total_tokens + usage.cached_tokens} tokens" for role, usage in result.usage.items()
-    )
-    table = Table(title=f"{len(result.candidates)} candidates; {spent}", title_justify="left", header_style="bold")
-    for name in ("answer", "score", "ended by", "completion"):
-        table.add_column(name, overflow="fold")
-    for candidate in result.candidates:
-        score = "" if candidate.score is None else f"{candidate.score:.3f}"
-        is_chosen = candidate.text == result.text
-        style = "bold green" if is_chosen else ""
-        table.add_row(Text(str(candidate.answer), style=style), score, candidate.finish_reason, Text(candidate.text))
-    return table
 
 
 def _triple(interval: Mapping[str, Any] | None) -> tuple[float, float, float] | None:

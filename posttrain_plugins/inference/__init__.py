@@ -2,9 +2,16 @@
 
 | module                    | holds                                                                           |
 |---------------------------|---------------------------------------------------------------------------------|
-| `engine.py`               | `solve`: waves of requests, budgets, usage, replay                              |
+| `engine.py`               | `solve` and `sample`                                                            |
+| `session.py`              | what both drivers share: admission, budgets, usage, replay, handing over        |
+| `waves.py`                | the driver for models in this process: one call for all problems                |
+| `stream.py`               | the driver for servers: no barrier between problems                             |
+| `live.py`                 | one problem: its generator, what it has spent, its best answer so far           |
+| `keys.py`                 | names of requests: seed, cache entry and line in the log at once                |
 | `log.py`                  | the JSONL log of answered requests: cache, replay and resume at once            |
-| `scoring.py`              | rewards called on texts, in TRL's signature                                     |
+| `scoring.py`              | rewards called on texts, in TRL's signature, and what they cost                 |
+| `tools.py`                | plain functions as tools, and their JSON schemas                                |
+| `trace.py`                | what happened, as JSON values, and the tree that it tells                       |
 | `backends.py`             | what a backend is: an identity, its capabilities, and one method                |
 | `transformers_backend.py` | models in process: full, adapter or 4-bit                                       |
 | `decode.py`               | its decoding loop: shared prefill, rows that leave early, noise of each row     |
@@ -14,9 +21,21 @@
 Importing this package, or any module but `decode.py`, imports no torch.
 """
 
-from posttrain_plugins.inference.backends import Backend, Capabilities
+from posttrain_plugins.inference.backends import AsyncBackend, Backend, Capabilities
 from posttrain_plugins.inference.engine import sample, solve
 from posttrain_plugins.inference.log import RequestLog
 from posttrain_plugins.inference.scoring import Scored, score
+from posttrain_plugins.inference.trace import Node, tree
 
-__all__ = ["Backend", "Capabilities", "RequestLog", "Scored", "sample", "score", "solve"]
+__all__ = [
+    "AsyncBackend",
+    "Backend",
+    "Capabilities",
+    "Node",
+    "RequestLog",
+    "Scored",
+    "sample",
+    "score",
+    "solve",
+    "tree",
+]

@@ -1,4 +1,4 @@
-"""Figures over problems: means with bootstrap intervals, paired differences, and pass@k.
+"""Figures over problems: means with bootstrap intervals, paired differences, pass@k, and the Pareto front.
 
 Papers: Chen et al., 2021 (https://huggingface.co/papers/2107.03374), equation 1, for the unbiased pass@k. The intervals
 are the percentile bootstrap over problems (Efron, 1979): how much another draw of problems would move a figure.
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["Interval", "difference_interval", "mean_interval", "pass_at_k", "sampled_accuracy"]
+__all__ = ["Interval", "difference_interval", "mean_interval", "pareto", "pass_at_k", "sampled_accuracy"]
 
 DRAWS = 10_000
 CHUNK = 2**22  # numbers held at once
@@ -86,6 +86,24 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
         (0.25, 0.5, 1.0)
     """
     return 1.0 - comb(n - correct, k) / comb(n, k)
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """Which of these stand on the Pareto front: no other is as accurate at the same cost or less, and better in one.
+
+    Args:
+        points: accuracy and cost; one with NaN is not on the front.
+
+    Example:
+        >>> pareto([(0.5, 10.0), (0.7, 80.0), (0.7, 90.0), (0.4, 20.0)])
+        [True, True, False, False]
+    """
+    known = [(accuracy, cost) for accuracy, cost in points if accuracy == accuracy and cost == cost]
+    return [point in known and not any(_beats(other, point) for other in known) for point in points]
+
+
+def _beats(other: tuple[float, float], point: tuple[float, float]) -> bool:
+    return other[0] >= point[0] and other[1] <= point[1] and other != point
 
 
 def _bootstrap_means(values: npt.NDArray[np.float64], draws: int, seed: int) -> npt.NDArray[np.float64]:

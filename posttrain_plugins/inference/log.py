@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
 from posttrain_plugins.errors import InputError
+from posttrain_plugins.types import Completion, Usage
 
-__all__ = ["RequestLog"]
+__all__ = ["RequestLog", "completion_of", "entry_of"]
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+_NOTHING = Usage()
+_OPTIONAL = ("token_ids", "logprobs", "stop_reason", "confidences", "value", "tool_calls")
 
 
 class RequestLog:
@@ -25,11 +32,13 @@ class RequestLog:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self._values: dict[str, Any] = {}
+        self._costs: dict[str, Usage] = {}
+        self._lock = threading.Lock()  # several runs of one process may share a log
         self._file: TextIO | None = None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._load(path)
-            self._file = path.open("a", encoding="utf-8")
+            self._file = path.open("a", encoding="utf-8", errors="surrogatepass")  # a server may send half a character
 
     def __contains__(self, key: str) -> bool:
         return key in self._values
@@ -40,12 +49,22 @@ class RequestLog:
     def __len__(self) -> int:
         return len(self._values)
 
-    def put(self, key: str, value: Any, **about: str) -> None:
-        """Remember an answer; `about` says in words what it belongs to."""
+    def cost_of(self, key: str) -> Usage:
+        """What an answer cost, where that stands beside it; a completion's usage is its own."""
+        return self._costs.get(key, _NOTHING)
+
+    def put(self, key: str, value: Any, cost: Usage = _NOTHING, **about: str) -> None:
+        """Remember an answer, and what it cost; `about` says in words what it belongs to."""
         self._values[key] = value
+        spent = [cost.prompt_tokens, cost.completion_tokens, cost.calls]
+        if any(spent):
+            self._costs[key] = cost
         if self._file is not None:
-            self._file.write(json.dumps({"key": key, **about, "value": value}, ensure_ascii=False) + "\n")
-            self._file.flush()
+            entry = {"key": key, **about, **({"cost": spent} if any(spent) else {}), "value": value}
+            line = _encode(entry) + "\n"
+            with self._lock:
+                self._file.write(line)
+                self._file.flush()
 
     def close(self) -> None:
         if self._file is not None:
@@ -65,8 +84,29 @@ class RequestLog:
             path.write_bytes(whole)
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
-                entry = json.loads(line)
-                self._values[entry["key"]] = entry["value"]
+                self._remember(json.loads(line))
             except (ValueError, KeyError, TypeError) as error:
                 message = f"the request log cannot be read: {path}:{number}: {error}"
                 raise InputError(message, hint=f"delete {path} to start anew") from error
+
+    def _remember(self, entry: dict[str, Any]) -> None:
+        self._values[entry["key"]] = entry["value"]
+        if "cost" in entry:
+            read, written, calls = entry["cost"]
+            self._costs[entry["key"]] = Usage(read, written, calls=calls)
+
+
+def entry_of(completion: Completion) -> dict[str, Any]:
+    """A completion as JSON values."""
+    usage = completion.usage
+    entry: dict[str, Any] = {
+        "text": completion.text,
+        "finish_reason": completion.finish_reason,
+        "usage": {name: count for name in usage.__slots__ if (count := getattr(usage, name))},
+    }
+    return entry | {name: value for name in _OPTIONAL if (value := getattr(completion, name)) is not None}
+
+
+def completion_of(entry: Mapping[str, Any]) -> Completion:
+    """The completion that an entry tells of."""
+    return Completion(**{**entry, "usage": Usage(**entry["usage"])})

@@ -8,7 +8,8 @@ from pathlib import Path
 from posttrain_plugins.recipe import data_head
 from posttrain_plugins.recipe.document import Keys
 from posttrain_plugins.recipe.plugins import declared_columns, needed_columns
-from posttrain_plugins.recipe.recipe import DataFile, FromStage, Source, StageSpec, Use
+from posttrain_plugins.recipe.recipe import DataFile, FromStage, Input, StageSpec, Use
+from posttrain_plugins.recipe.resolve import required_columns
 from posttrain_plugins.recipe.sheet import Sheet, listed
 from posttrain_plugins.recipe.unroll import RawStages
 from posttrain_plugins.registry import suggest
@@ -27,8 +28,11 @@ def check_columns(sheet: Sheet, stages: RawStages, specs: Mapping[str, StageSpec
 def _check_inputs(sheet: Sheet, path: Keys, spec: StageSpec, specs: Mapping[str, StageSpec]) -> None:
     """Against the plugin's `requires_columns`: for each field, groups of columns one of which must be there."""
     found = sheet.schemas[spec.plugin]
-    required = found.attributes.get("requires_columns", {}) if found else {}
-    for name, alternatives in required.items() if isinstance(required, Mapping) else ():
+    try:
+        required = required_columns(spec, found.attributes.get("requires_columns") if found else None)
+    except Exception:  # the plugin boundary; `Sheet.check_built` tells it
+        return
+    for name, alternatives in required.items():
         columns = _columns_of(spec.inputs.get(name), specs)
         if columns == ():
             message = f"data set {getattr(spec.inputs[name], 'path', name)} is empty"
@@ -53,7 +57,7 @@ def _check_rewards(sheet: Sheet, path: Keys, spec: StageSpec, specs: Mapping[str
             sheet.wrong((*path, "dataset"), f"missing column: {what}", hint)
 
 
-def _columns_of(source: Source | tuple[Source, ...], specs: Mapping[str, StageSpec]) -> tuple[str, ...] | None:
+def _columns_of(source: Input, specs: Mapping[str, StageSpec]) -> tuple[str, ...] | None:
     """The columns of a data set as far as they can be known without loading it, else None."""
     if isinstance(source, DataFile):
         return data_head.columns(Path(source.path), source.options) if source.is_local else None
@@ -62,7 +66,7 @@ def _columns_of(source: Source | tuple[Source, ...], specs: Mapping[str, StageSp
     if isinstance(source, FromStage) and source.stage in specs:
         spec = specs[source.stage]
         earlier = {id: other for id, other in specs.items() if id != source.stage}  # a circle ends, it is told already
-        own = declared_columns(spec.plugin, {**dict.fromkeys(spec.inputs), **spec.params})
+        own = declared_columns(spec.plugin, {**spec.names(), **spec.params})
         kept = _columns_of(spec.inputs.get("dataset"), earlier)
         return None if own is None or kept is None else tuple(dict.fromkeys((*own, *kept)))
     return None

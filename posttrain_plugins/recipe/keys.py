@@ -17,7 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from posttrain_plugins.recipe.recipe import DataFile, External, FromStage, Object, Source, StageSpec, Use
+from posttrain_plugins import registry
+from posttrain_plugins.recipe.recipe import DataFile, External, FromStage, Object, Policy, Source, StageSpec, Use, flat
 from posttrain_plugins.registry import Plugin
 
 __all__ = ["HashCache", "parts_of", "sha256_of", "source_hash"]
@@ -131,7 +132,7 @@ def parts_of(spec: StageSpec, seed: int, stage_keys: Mapping[str, str], hashes: 
         else:
             parts[name] = _text(value, hashes)
     named = spec.produces == "figures"
-    for name, source in _flat_inputs(spec):
+    for name, source in flat(spec.inputs):
         found = source_parts(source, spec.loading, stage_keys, hashes)
         parts |= {f"{name}{suffix}": value for suffix, value in found.items()}
         if named and isinstance(source, FromStage | External):
@@ -144,7 +145,9 @@ def source_parts(
 ) -> dict[str, str]:
     """The parts of one input: suffix -> value."""
     if isinstance(source, FromStage):
-        return {"": stage_keys.get(source.stage, "?")} | ({".loading": _text(loading, hashes)} if loading else {})
+        parts = {"": stage_keys.get(source.stage, "?")} | ({".loading": _text(loading, hashes)} if loading else {})
+        reads = source.reward_plugin
+        return parts | ({".source": plugin_hash(registry.find("reward", reads))} if reads else {})
     if isinstance(source, External):
         return {"": _model_identity(source, hashes)} | {f".{k}": _text(v, hashes) for k, v in source.loading.items()}
     if isinstance(source, DataFile):
@@ -155,11 +158,11 @@ def source_parts(
     if isinstance(source, Use):
         parts = {".use": source.plugin.target.rpartition("/")[2], ".source": plugin_hash(source.plugin)}
         parts |= {f".{k}": _text(v, hashes) for k, v in {**source.params, **source.reserved}.items()}
-        for name, inner in source.refs.items():
+        for name, inner in flat(source.refs):
             found = source_parts(inner, loading, stage_keys, hashes)
             parts |= {f".{name}{suffix}": value for suffix, value in found.items()}
         return parts
-    return {}
+    return {"": source.name} if isinstance(source, Policy) else {}
 
 
 def version(name: str) -> str:
@@ -168,14 +171,6 @@ def version(name: str) -> str:
         return importlib.metadata.version(name).partition("+")[0]
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _flat_inputs(spec: StageSpec) -> Iterator[tuple[str, Source]]:
-    for name, value in spec.inputs.items():
-        if isinstance(value, tuple):
-            yield from ((f"{name}[{i}]", item) for i, item in enumerate(value))
-        else:
-            yield name, value
 
 
 def _relevant(args: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,6 +205,8 @@ def _model_identity(source: External, hashes: HashCache) -> str:
     path = Path(source.path)
     if path.is_absolute():
         return hashes.of_model(path)
+    if source.path.startswith(("http://", "https://")):  # a server: what runs behind it nobody can tell
+        return source.path
     revision = str(source.loading.get("model_revision", "main"))
     return _hub_identity("model", source.path, revision)
 

@@ -12,7 +12,7 @@ from posttrain_plugins.schema import Schema
 from posttrain_plugins.signature import of_object, reward_columns
 from posttrain_plugins.source import of_source
 
-__all__ = ["declared_columns", "label", "needed_columns", "parse_call", "plugin_schema"]
+__all__ = ["declared_columns", "needed_columns", "parse_call", "plugin_schema"]
 
 
 def parse_call(text: str) -> tuple[str, dict[str, Any]]:
@@ -38,14 +38,10 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _literal(node: ast.expr) -> Any:
+    """A literal; a bare word is text, also in a list."""
+    if isinstance(node, ast.List):
+        return [_literal(item) for item in node.elts]
     return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
-
-
-def label(value: Mapping[str, Any]) -> str:
-    """`best_of_n(n=8, scorer=rm)`; of a plugin's file only its name, so that a moved folder keeps its labels."""
-    inner = ", ".join(f"{k}={v['use'] if isinstance(v, Mapping) else v}" for k, v in value.items() if k != "use")
-    name = str(value["use"]).rpartition("/")[2]
-    return f"{name}({inner})" if inner else name
 
 
 def plugin_schema(plugin: Plugin) -> Schema:

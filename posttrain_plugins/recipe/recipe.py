@@ -10,19 +10,31 @@ from typing import Any, Literal, TypeAlias
 from posttrain_plugins.registry import Plugin
 from posttrain_plugins.types import Kind
 
-__all__ = ["DataFile", "External", "FromStage", "Object", "Recipe", "Source", "StageSpec", "Use"]
+__all__ = [
+    "DataFile",
+    "External",
+    "FromStage",
+    "Input",
+    "Object",
+    "Policy",
+    "Recipe",
+    "Source",
+    "StageSpec",
+    "Use",
+    "flat",
+]
 
 
 @dataclass(frozen=True)
 class Use:
-    """A plugin with its parameters. `refs` are the parameters that are references themselves (a strategy's scorer)."""
+    """A plugin with its parameters; `refs` are those that are references themselves, such as a strategy's scorer."""
 
     kind: Kind
     name: str
     plugin: Plugin
     params: Mapping[str, Any] = field(default_factory=dict)
     reserved: Mapping[str, Any] = field(default_factory=dict)
-    refs: Mapping[str, Source] = field(default_factory=dict)
+    refs: Mapping[str, Input] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,10 +58,11 @@ class External:
 
 @dataclass(frozen=True)
 class FromStage:
-    """What another stage of this recipe makes."""
+    """What another stage of this recipe makes; a reward is used through the plugin `reward_plugin`."""
 
     stage: str
     produces: str
+    reward_plugin: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,13 @@ class Object:
     """`package.module:attr`, `file.py:attr` or a path, absolute where it is a file."""
 
     target: str
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The very model that a strategy is asked of, named by it beside others: no edge of the plan."""
+
+    name: str = "policy"
 
 
 def option_path(id: str) -> str:
@@ -67,7 +87,18 @@ def option_path(id: str) -> str:
     return f"stages.{loop}.stages.{rest[-1]}" if rest else f"stages.{id}"
 
 
-Source: TypeAlias = Use | DataFile | External | FromStage | Object | None
+Source: TypeAlias = Use | DataFile | External | FromStage | Object | Policy | None
+Input: TypeAlias = Source | tuple[Source, ...]
+"""What a reference field refers to; several for a field that is a list."""
+
+
+def flat(inputs: Mapping[str, Input]) -> Iterator[tuple[str, Source]]:
+    """Every source by its place: `model`, `rewards[0]`, `rewards[1]`."""
+    for name, value in inputs.items():
+        if isinstance(value, tuple):
+            yield from ((f"{name}[{i}]", item) for i, item in enumerate(value))
+        else:
+            yield name, value
 
 
 @dataclass(frozen=True)
@@ -78,23 +109,38 @@ class StageSpec:
     plugin: Plugin
     produces: Literal["model", "dataset", "reward", "figures"]
     params: Mapping[str, Any]
-    inputs: Mapping[str, Source | tuple[Source, ...]]
+    inputs: Mapping[str, Input]
     configs: Mapping[str, str] = field(default_factory=dict)  # field -> "trl:SFTConfig"
     loading: Mapping[str, Any] = field(default_factory=dict)
 
     def sources(self) -> Iterator[tuple[str, Source]]:
-        """Every source with its field; also those inside a strategy."""
-        for name, value in self.inputs.items():
-            for source in value if isinstance(value, tuple) else (value,):
-                yield name, source
-                if isinstance(source, Use):
-                    for ref, inner in source.refs.items():
-                        yield f"{name}.{ref}", inner
+        """Every source with its field; also those inside strategies, at any depth (`strategies.scorer`)."""
+        return _sources(self.inputs)
+
+    def names(self) -> dict[str, Any]:
+        """What the stage's own reference fields hold: names, as in the recipe."""
+        return {name: _name(value) for name, value in self.inputs.items()}
 
     def parents(self) -> tuple[str, ...]:
         """The stages that this one needs, each once, in the order of the fields."""
         found = [source.stage for _, source in self.sources() if isinstance(source, FromStage)]
         return tuple(dict.fromkeys(found))
+
+
+def _name(value: Input) -> Any:
+    if isinstance(value, tuple):
+        return [_name(item) for item in value]
+    if isinstance(value, FromStage):
+        return value.stage
+    return getattr(value, "name", getattr(value, "target", None))
+
+
+def _sources(inputs: Mapping[str, Input]) -> Iterator[tuple[str, Source]]:
+    for place, source in flat(inputs):
+        name = place.partition("[")[0]
+        yield name, source
+        if isinstance(source, Use):
+            yield from ((f"{name}.{inner}", ref) for inner, ref in _sources(source.refs))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What a recipe writes where a stage takes a model, data, a reward ... -> the `Source` that it stands for.
 
-That is a name (of a stage, of a loop, of an entry in a section) or, written in place, a plugin, a file, a Hub id.
+That is a name (of a stage, of a loop, of an entry in a section) or, written in place, a plugin, a file, a Hub id. A
+strategy's fields may be references too, of any kind and at any depth: its scorers, judges, other strategies, tools.
 """
 
 from __future__ import annotations
@@ -15,18 +16,21 @@ from posttrain_plugins.errors import InputError, PluginNotFound
 from posttrain_plugins.recipe.document import Keys
 from posttrain_plugins.recipe.existing import DATA_OPTIONS, existing_data, existing_model, existing_object, is_data
 from posttrain_plugins.recipe.model import Model
-from posttrain_plugins.recipe.plugins import label, parse_call
-from posttrain_plugins.recipe.recipe import External, FromStage, Source, StageSpec, Use
+from posttrain_plugins.recipe.plugins import parse_call
+from posttrain_plugins.recipe.recipe import External, FromStage, Input, Policy, Source, StageSpec, Use
+from posttrain_plugins.recipe.resolve import REWARD_PLUGIN
 from posttrain_plugins.recipe.sheet import Sheet, listed
 from posttrain_plugins.recipe.unroll import RawStages
 from posttrain_plugins.registry import suggest, with_article
+from posttrain_plugins.schema import Field
 from posttrain_plugins.types import Kind
 
-__all__ = ["SECTIONS", "References", "check_names"]
+__all__ = ["SECTIONS", "References", "check_names", "is_list", "printed"]
 
 SECTIONS: dict[str, Kind] = {"adapters": "adapter", "datasets": "dataset", "rewards": "reward"}
 REFERRED = {"reward": "rewards", "strategy": "strategies"}  # kinds of which a stage may have several
 RESERVED: dict[str, dict[str, Any]] = {"reward": {"weight": float}, "dataset": DATA_OPTIONS}
+POLICY = Policy()
 
 
 class References:
@@ -53,16 +57,29 @@ class References:
                 self.sheet.wrong(path, f"duplicate id '{name}': it is a stage too", "rename one of them", True)
             self.named[section][name] = self._in_place(SECTIONS[section], value, path, name, {})
 
-    def source(self, kind: str, value: Any, path: Keys, scope: Mapping[str, str]) -> Source:
+    def input(self, field: Field, value: Any, path: Keys, scope: Mapping[str, str], asker: Kind = "stage") -> Input:
+        """What a reference field of a stage, or of another `asker`, refers to: a tuple where its type is a list."""
+        assert field.ref is not None
+        kind = field.ref.kind
+        if not is_list(field.type):
+            return self.source(kind, value, path, scope, asker)
+        if not isinstance(value, list | tuple):
+            self.sheet.wrong(path, f"'{path[-1]}' is {value!r}, expected a list", f"{path[-1]}: [{value}]")
+            return ()
+        return tuple(self.source(kind, item, (*path, i), scope, asker) for i, item in enumerate(value))
+
+    def source(self, kind: str, value: Any, path: Keys, scope: Mapping[str, str], asker: Kind = "stage") -> Source:
         """The source that a written value stands for, or None after telling what is wrong."""
         if kind == "object":
             return existing_object(self.sheet, value, path)
+        if kind == "model" and asker == "strategy" and value == POLICY.name:
+            return POLICY
         if isinstance(value, str):
             name = self.stages.meant(value, scope)
             if name in self.stages.by_id:
                 return self._from_stage(kind, name, path)
             if kind == "model":
-                return self._model(name, path)
+                return self._model(name, path, asker)
             if name in self.named.get(f"{kind}s", {}):
                 return self.named[f"{kind}s"][name]
         if kind == "model" or not isinstance(value, str | Mapping):
@@ -73,24 +90,37 @@ class References:
     # --- names ----------------------------------------------------------------------------------------------------
 
     def _from_stage(self, kind: str, name: str, path: Keys) -> Source:
-        made = self.stages.produces.get(name, kind)
+        made = self.stages.produces.get(name)
+        if made is None:  # its plugin is not known, which is told already
+            return FromStage(name, kind)
         if kind != made:
             known = self.stages.making(kind)
             message = f"stage '{name}' makes {with_article(made)}, expected {with_article(kind)}"
             self.sheet.wrong(path, message, suggest(name, known) or listed(known))
             return None
-        return FromStage(name, made)
+        return FromStage(name, made, self._reward_plugin(name) if made == "reward" else "")
 
-    def _model(self, name: str, path: Keys) -> Source:
+    def _reward_plugin(self, stage: str) -> str:
+        plugin = registry.find("stage", str(self.stages.by_id[stage].body["use"]), self.sheet.folder)
+        found = self.sheet.schemas[plugin]
+        if plugin.file is not None and found is not None:  # only read
+            return str(found.attributes.get("reward_plugin", REWARD_PLUGIN))
+        return str(getattr(plugin.load(), "reward_plugin", REWARD_PLUGIN))
+
+    def _model(self, name: str, path: Keys, asker: Kind) -> Source:
         if name == "base":
             if self.sheet.document.get(("model",)) is None:
                 message, hint = "the recipe has no 'model'", "model: a folder, a Hub id, or {use: pretrain, ...}"
                 self.sheet.wrong(path, message, hint)
             return self.model.source
+        if name.startswith(("http://", "https://")) and not name.partition("#")[2]:
+            self.sheet.wrong(path, f"no model is named for the server {name}", f"{name}#MODEL")
+            return None
         if "/" in name or name.startswith("."):
             short = Path(name).name if name.startswith("/") else name
             return self._foreign(existing_model(self.sheet, short, name, path, self.model.loading), path)
         known = ["base", *self.stages.making("model"), *self.stages.aliases]
+        known += [POLICY.name] if asker == "strategy" else []
         self.sheet.wrong(path, f"unknown model '{name}'", suggest(name, known) or listed(known))
         return None
 
@@ -152,17 +182,52 @@ class References:
         for key, item in reserved.items():
             self.sheet.check_type((*path, key), reserved_types[key], item)
         self.sheet.check_keys(path, given, found, f"{kind} '{value['use']}'", reserved_types)
-        refs: dict[str, Source] = {}
-        for key, item in given.items():
-            field = found.fields.get(key)
-            if field is not None and field.ref is not None:
-                refs[key] = self.source(field.ref.kind, item, (*path, key), scope)
-            elif field is not None:
+        refs: dict[str, Input] = {}
+        shown = dict(given)
+        for key, field in found.fields.items():
+            item = given.get(key, None if field.is_required else field.default)
+            if field.ref is not None and item is not None:
+                refs[key] = self.input(field, item, (*path, key), scope, kind)
+                shown |= {key: printed(field.ref.kind, item)} if key in given else {}
+            elif key in given:
                 self.sheet.check_field((*path, key), field, item)
         if len(self.sheet.mistakes) == told:
-            self.sheet.check_built(plugin, given, path)
+            self.sheet.check_built(plugin, shown, path)
         params = {k: v for k, v in given.items() if k not in refs}
-        return Use(kind, name or label(value), plugin, params, reserved, refs)
+        written = {"use": value["use"], **shown, **reserved}
+        return Use(kind, name or _label({k: written[k] for k in value}), plugin, params, reserved, refs)
+
+
+def is_list(annotation: Any) -> bool:
+    """Does a reference field hold several? `list[RewardRef]`, `list[ModelRef] | None`."""
+    origin = typing.get_origin(annotation)
+    if origin is list:
+        return True
+    return any(is_list(a) for a in typing.get_args(annotation)) if origin is not typing.Annotated else False
+
+
+def printed(kind: str, value: Any) -> Any:
+    """A reference as text, `best_of_n(n=8, scorer=rm)`, or a list of references as a list of texts.
+
+    Of a plugin's file only its name, so that a moved folder keeps its labels.
+    """
+    if isinstance(value, list | tuple):
+        return [printed(kind, item) for item in value]
+    if isinstance(value, Mapping):
+        return _label(value) if kind == "strategy" else str(value.get("use", value.get("path")))
+    return value.rpartition("/")[2] if isinstance(value, str) and ".py:" in value else value
+
+
+def _label(value: Mapping[str, Any]) -> str:
+    name = str(value.get("use")).rpartition("/")[2]
+    inner = ", ".join(f"{k}={_inner(v)}" for k, v in value.items() if k != "use")
+    return f"{name}({inner})" if inner else name
+
+
+def _inner(value: Any) -> str:
+    if isinstance(value, Mapping) and "use" in value:
+        return str(value["use"])
+    return f"[{', '.join(map(_inner, value))}]" if isinstance(value, list | tuple) else str(value)
 
 
 def check_names(sheet: Sheet, stages: RawStages, specs: Mapping[str, StageSpec]) -> None:

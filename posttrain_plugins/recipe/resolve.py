@@ -8,19 +8,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain_plugins import registry
-from posttrain_plugins.errors import InputError, PluginBroken, PosttrainError
+from posttrain_plugins.errors import InputError
 from posttrain_plugins.recipe import data_head, handoff
-from posttrain_plugins.recipe.recipe import DataFile, External, FromStage, Object, Recipe, Source, StageSpec, Use
+from posttrain_plugins.recipe.build import assemble, build, construct
+from posttrain_plugins.recipe.recipe import (
+    DataFile,
+    External,
+    FromStage,
+    Input,
+    Object,
+    Policy,
+    Recipe,
+    Source,
+    StageSpec,
+    Use,
+)
 from posttrain_plugins.recipe.store import Artifact
 from posttrain_plugins.text import to_messages
-from posttrain_plugins.types import ModelArtifact, ResolvedAdapter, ResolvedReward, ResolvedStrategy
+from posttrain_plugins.types import ModelArtifact, ResolvedAdapter, ResolvedReward
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["Resolver", "build", "construct", "load_data_file", "read_jsonl"]
+__all__ = ["Resolver", "build", "construct", "load_data_file", "read_jsonl", "required_columns"]
 
-REWARD_LOADING = (  # fields of TRL's `ModelConfig` that the plugin `reward_model` takes too
+REWARD_PLUGIN = (
+    "reward_model"  # what a stage that makes a reward is used through, unless its class says `reward_plugin`
+)
+REWARD_LOADING = (  # fields of TRL's `ModelConfig` that the plugins `reward_model` and `process_reward_model` take too
     "dtype",
     "load_in_4bit",
     "load_in_8bit",
@@ -38,8 +53,9 @@ class Resolver:
     def __init__(self, recipe: Recipe, artifacts: Mapping[str, Artifact]) -> None:
         self.recipe = recipe
         self.artifacts = artifacts
+        self._rewards: list[tuple[Source, ResolvedReward]] = []  # each once: it may hold a model
 
-    def inputs(self, spec: StageSpec, required: Mapping[str, Any]) -> dict[str, Any]:
+    def inputs(self, spec: StageSpec, required: Any) -> dict[str, Any]:
         """Every reference field of a stage; `required` is its `requires_columns`.
 
         Raises:
@@ -47,11 +63,9 @@ class Resolver:
             HandoffError: a model is not what its maker recorded.
         """
         resolved: dict[str, Any] = {}
+        required = required_columns(spec, required)
         for name, value in spec.inputs.items():
-            if isinstance(value, tuple):
-                resolved[name] = [self._one(item, spec) for item in value]
-            else:
-                resolved[name] = self._one(value, spec)
+            resolved[name] = self._all(value, spec)
             if name in required:
                 _check_rows(resolved[name], required[name], _data_name(value))
         return resolved
@@ -84,73 +98,60 @@ class Resolver:
             return (source.stage, *ancestors), (*own, *seen)
         return ((source.name,) if isinstance(source, External) else ()), own
 
+    def _all(self, value: Input, spec: StageSpec) -> Any:
+        return [self._one(item, spec) for item in value] if isinstance(value, tuple) else self._one(value, spec)
+
     def _one(self, source: Source, spec: StageSpec) -> Any:
         if source is None:
             return None
+        if isinstance(source, Policy):
+            return source.name
         if isinstance(source, Object):
             return _object(source.target)
         if isinstance(source, DataFile):
             return load_data_file(source)
         if isinstance(source, External) or (isinstance(source, FromStage) and source.produces == "model"):
             return self.model(source, spec.loading)
-        if isinstance(source, FromStage):
-            return self._made(source, spec)
+        if isinstance(source, FromStage) and source.produces == "dataset":
+            data = self.artifacts[source.stage].data_path
+            assert data is not None
+            return read_jsonl(data)
+        if isinstance(source, FromStage) or source.kind == "reward":
+            return self._reward(source, spec)
         if source.kind == "strategy":
-            scorers = {source.params.get(k, _source_name(v)): self._one(v, spec) for k, v in source.refs.items()}
-            names = {k: _source_name(v) for k, v in source.refs.items()}
-            return ResolvedStrategy(source.name, build(source, names), scorers)
+            return assemble(source, {field: self._all(value, spec) for field, value in source.refs.items()})
         if source.kind == "dataset":
             return _with_options(build(source), source.reserved, source.name)
-        if source.kind == "adapter":
-            return ResolvedAdapter(source.name, build(source))
-        return ResolvedReward(source.name, build(source), float(source.reserved.get("weight", 1.0)))
+        return ResolvedAdapter(source.name, build(source))
 
-    def _made(self, source: FromStage, spec: StageSpec) -> Any:
-        artifact = self.artifacts[source.stage]
-        if source.produces == "dataset":
-            assert artifact.data_path is not None
-            return read_jsonl(artifact.data_path)
+    def _reward(self, source: FromStage | Use, spec: StageSpec) -> ResolvedReward:
+        for known, reward in self._rewards:
+            if known == source:
+                return reward
+        made = self._trained(source, spec) if isinstance(source, FromStage) else self._plain(source, spec)
+        self._rewards.append((source, made))
+        return made
+
+    def _plain(self, source: Use, spec: StageSpec) -> ResolvedReward:
+        """What its fields refer to it is given resolved: an ensemble its rewards, a judge its model."""
+        parts = {field: self._all(value, spec) for field, value in source.refs.items()}
+        return ResolvedReward(source.name, build(source, parts), float(source.reserved.get("weight", 1.0)))
+
+    def _trained(self, source: FromStage, spec: StageSpec) -> ResolvedReward:
         model = self.model(source, spec.loading)
         how = {k: v for k, v in spec.loading.items() if k in REWARD_LOADING} if model.is_adapter else {}
-        reward = registry.load("reward", "reward_model")(model_name_or_path=model.path, **how)
-        # TRL reads a folder as a plain classifier: of an adapter it would silently leave the trained head out
-        return ResolvedReward(source.stage, reward, 1.0, None if model.is_adapter else model.path)
+        parameters = {**model.handoff.get("reward", {}), **how}
+        reward = registry.load("reward", source.reward_plugin)(model_name_or_path=model.path, **parameters)
+        # TRL reads a folder as a plain classifier: an adapter would silently lose its trained head, a PRM its steps
+        is_classifier = source.reward_plugin == REWARD_PLUGIN and not model.is_adapter
+        return ResolvedReward(source.stage, reward, 1.0, model.path if is_classifier else None)
 
 
-def build(source: Use, refs: Mapping[str, str] | None = None) -> Any:
-    """A plugin's object: a class with its parameters, a function as it is, or called where its kind makes something.
-
-    Raises:
-        PluginBroken: it cannot be imported, or fails.
-        InputError: it refuses its parameters.
-    """
-    loaded = source.plugin.load()
-    params = {**source.params, **(refs or {})}
-    makes_something = source.kind in ("adapter", "dataset")
-    try:
-        if isinstance(loaded, type):
-            made = construct(loaded, params)
-            return made() if makes_something else made
-        return loaded(**params) if makes_something else loaded
-    except PosttrainError:
-        raise
-    except (TypeError, ValueError) as cause:
-        raise InputError(
-            f"{source.kind} '{source.name}' refuses its parameters: {cause}",
-            hint=f"posttrain plugins show {source.plugin.name}",
-        ) from cause
-    except Exception as cause:  # the plugin boundary
-        raise PluginBroken(
-            f"{source.kind} '{source.name}' failed: {type(cause).__name__}: {cause}",
-            hint="the same command with --debug shows the whole traceback",
-        ) from cause
-
-
-def construct(plugin: type, params: Mapping[str, Any]) -> Any:
-    """An object of a plugin's class. YAML has lists only; a field that wants a tuple gets one."""
-    wanted = getattr(plugin, "__annotations__", {})
-    is_tuple = {name for name, annotation in wanted.items() if str(annotation).startswith(("tuple", "Tuple"))}
-    return plugin(**{k: tuple(v) if k in is_tuple and isinstance(v, list) else v for k, v in params.items()})
+def required_columns(spec: StageSpec, declared: Any) -> Mapping[str, Any]:
+    """A stage's `requires_columns`: a mapping, or a property of the configured stage where its parameters decide."""
+    if isinstance(declared, property):
+        declared = construct(spec.plugin.load(), {**spec.names(), **spec.params}).requires_columns
+    return declared if isinstance(declared, Mapping) else {}
 
 
 def read_jsonl(file: Path) -> Dataset:
@@ -269,12 +270,6 @@ def _object(target: str) -> Any:
     if colon and (head.endswith(".py") or "/" not in head):
         return registry.import_object(target)
     return Path(target) if Path(target).exists() else target
-
-
-def _source_name(source: Source) -> str:
-    if isinstance(source, FromStage):
-        return source.stage
-    return source.name if isinstance(source, Use) else str(source)
 
 
 def _data_name(value: Any) -> str:

@@ -203,10 +203,9 @@ def _context(
 def _call(stage: PlannedStage, context: StageContext) -> StageResult:
     """Builds the stage and calls it; whatever a plugin raises comes out with the stage's name on it."""
     spec = stage.spec
-    names = {name: _plain(value) for name, value in spec.inputs.items()}
     try:
         plugin = spec.plugin.load()
-        result = plugin(**{**spec.params, **names})(context)
+        result = plugin(**{**spec.params, **spec.names()})(context)
     except (PosttrainError, KeyboardInterrupt):
         raise
     except Exception as cause:  # the plugin boundary
@@ -276,15 +275,6 @@ def _relative(path: Path | None, partial: Path) -> str | None:
     if path is None:
         return None
     return str(path.relative_to(partial)) if path.is_absolute() and path.is_relative_to(partial) else str(path)
-
-
-def _plain(value: Any) -> Any:
-    """What the stage's own field holds: names, as in the recipe."""
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, FromStage):
-        return value.stage
-    return getattr(value, "name", getattr(value, "target", None))
 
 
 def _check_ready(stage: PlannedStage, artifacts: Mapping[str, Artifact]) -> None:

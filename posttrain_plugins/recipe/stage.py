@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Mapping
 from typing import Any
 
 from posttrain_plugins import registry
 from posttrain_plugins.recipe.document import Keys
-from posttrain_plugins.recipe.recipe import Source, StageSpec, Use
+from posttrain_plugins.recipe.recipe import StageSpec, Use
 from posttrain_plugins.recipe.references import References
 from posttrain_plugins.recipe.sheet import Sheet
 from posttrain_plugins.recipe.unroll import RawStage
-from posttrain_plugins.schema import Field
 from posttrain_plugins.source import of_config
 
 __all__ = ["read_stage"]
@@ -34,7 +32,7 @@ def read_stage(sheet: Sheet, raw: RawStage, references: References) -> StageSpec
     sheet.check_keys(raw.path, given, found, f"stage '{raw.path[-1]}'")
     values = {name: given.get(name, None if f.is_required else f.default) for name, f in found.fields.items()}
     inputs = {
-        name: _input(field, values[name], (*raw.path, name), raw.scope, references)
+        name: references.input(field, values[name], (*raw.path, name), raw.scope)
         for name, field in found.fields.items()
         if field.ref is not None and values[name] is not None
     }
@@ -53,25 +51,6 @@ def read_stage(sheet: Sheet, raw: RawStage, references: References) -> StageSpec
     if len(sheet.mistakes) == told:
         sheet.check_built(plugin, given, raw.path)
     return spec
-
-
-def _input(
-    field: Field, value: Any, path: Keys, scope: Mapping[str, str], references: References
-) -> Source | tuple[Source, ...]:
-    assert field.ref is not None
-    if not _is_list(field.type):
-        return references.source(field.ref.kind, value, path, scope)
-    if not isinstance(value, list | tuple):
-        references.sheet.wrong(path, f"'{path[-1]}' is {value!r}, expected a list", f"{path[-1]}: [{value}]")
-        return ()
-    return tuple(references.source(field.ref.kind, item, (*path, i), scope) for i, item in enumerate(value))
-
-
-def _is_list(annotation: Any) -> bool:
-    origin = typing.get_origin(annotation)
-    if origin is list:
-        return True
-    return any(_is_list(a) for a in typing.get_args(annotation)) if origin is not typing.Annotated else False
 
 
 def _check_args(sheet: Sheet, path: Keys, target: str, value: Any) -> None:

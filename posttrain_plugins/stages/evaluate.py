@@ -1,11 +1,14 @@
-"""`evaluate`: measure models and strategies on held-out problems, with intervals, costs and gains.
+"""`evaluate`: measure models, strategies and budgets on held-out problems, with intervals, costs and gains.
 
 The metric is sampled accuracy, the mean over `num_generations` completions per problem, as DeepSeek-R1 reports it
-(https://huggingface.co/papers/2501.12948, section 3); each strategy's own accuracy stands beside it.
+(https://huggingface.co/papers/2501.12948, section 3); each strategy's own accuracy stands beside it. What fewer
+completions would have given comes from the same draws (`inference/curves.py`). Accuracy against compute is what Snell
+et al., 2024 (https://huggingface.co/papers/2408.03314) compare strategies by.
 
 1. A gain is over the nearest measured model that this one was made from, paired by problem.
 2. All ways of answering share their draws: a strategy's `tokens` are what it takes alone, its `seconds` what was left.
 3. A failed sample, and a problem where a strategy raised, count as wrong.
+4. Tokens are those of all roles, read and written. The Pareto front is without oracles, which have seen the answer.
 """
 
 from __future__ import annotations
@@ -14,23 +17,29 @@ import json
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields
 from math import isnan
 from pathlib import Path
 from typing import Any, ClassVar
 
 from posttrain_plugins.errors import InputError
+from posttrain_plugins.inference.backends import AnyBackend
+from posttrain_plugins.inference.bench import Bench, problems_of
 from posttrain_plugins.inference.engine import Progress
-from posttrain_plugins.inference.figures import Interval, difference_interval
 from posttrain_plugins.inference.log import RequestLog
-from posttrain_plugins.inference.measure import Bench, Measure, problems_of
-from posttrain_plugins.inference.transformers_backend import opened
+from posttrain_plugins.inference.measure import Measure, flat_figures, gains, mark_pareto
+from posttrain_plugins.inference.opened import opened
+from posttrain_plugins.inference.plot import draw
 from posttrain_plugins.text import fingerprint
 from posttrain_plugins.types import (
+    Budget,
     DataRef,
     ModelArtifact,
     ModelRef,
     Problem,
+    ResolvedReward,
+    ResolvedStrategy,
     RewardRef,
     SamplingParams,
     StageContext,
@@ -52,21 +61,29 @@ _GATE = re.compile(r"\s*(>=|<=|>|<|==)\s*([+-]?\d*\.?\d+(?:[eE][+-]?\d+)?)\s*")
 
 @dataclass
 class Evaluate:
-    """Measure every model with every strategy.
+    """Measure every model with every strategy at every budget.
+
+    Writes `summary.json`, `samples.jsonl` (which `sample` can take) and a plot of accuracy against tokens.
 
     Args:
         models: what is measured.
         dataset: held-out prompts, and the columns that the rewards need.
         rewards: the first is the metric; the others are reported beside it.
-        strategies: how the models answer.
-        num_generations: completions per problem for sampled accuracy, majority and pass@k; 0 leaves them out.
+        strategies: how the models answer. Models that they name are loaded beside, each once.
+        budgets: limits for each problem, `{tokens: 500}`, with the fields of `types.Budget`; every strategy is measured
+            at each of them. Empty: once, without limits, which among others is `{}`.
+        verifiers: rewards that choose among the sampled completions, for weighted@k and best@k; the strategies'
+            scorers do so too.
+        num_generations: completions per problem for sampled accuracy, majority, and pass, maj, weighted and best @ k
+            for k = 1, 2, 4 ... of them; 0 leaves them out.
         temperature: of these, and what strategies start from.
         top_p: of these, and what strategies start from.
         max_tokens: per completion.
+        plot: draw `accuracy_tokens.svg` and `.png`, where matplotlib is installed.
         require: figure -> what it must be, such as `accuracy: ">=0.8"`; what is missed stands in `details["unmet"]`.
 
     Raises:
-        InputError: for a requirement that cannot be read.
+        InputError: for a requirement or a budget that cannot be read, or where there is nothing to measure.
     """
 
     produces: ClassVar[str] = "figures"
@@ -76,10 +93,13 @@ class Evaluate:
     dataset: DataRef
     rewards: list[RewardRef]
     strategies: list[StrategyRef] = field(default_factory=lambda: ["greedy"])
+    budgets: list[dict[str, float]] = field(default_factory=list)
+    verifiers: list[RewardRef] = field(default_factory=list)
     num_generations: int = 8
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 1024
+    plot: bool = True
     require: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -90,30 +110,46 @@ class Evaluate:
                 )
         if not (self.strategies or self.num_generations):
             raise InputError("evaluate has nothing to measure", hint="name a strategy, or set num_generations")
+        for budget in self.budgets:
+            _check_budget(budget)
 
     def __call__(self, context: StageContext) -> StageResult:
         rows = [dict(row) for row in context.inputs["dataset"]]
         problems, columns = problems_of(rows, SamplingParams(self.temperature, self.top_p, self.max_tokens))
         models: list[ModelArtifact] = context.inputs["models"]
+        shared = _shared(context)
+        verifiers = _verifiers(context) if self.num_generations else []
         measured: dict[str, list[Measure]] = {}
-        with RequestLog(context.folder / "log.jsonl") as log, (context.folder / "samples.jsonl").open("w") as samples:
+        with (
+            RequestLog(context.folder / "log.jsonl") as log,
+            (context.folder / "samples.jsonl").open("w", encoding="utf-8") as samples,
+            ExitStack() as kept,
+        ):
+            backends: dict[str, AnyBackend] = {}
+            for name, artifact in shared.items():
+                backends[name] = kept.enter_context(opened(artifact))
             for number, artifact in enumerate(models):
-                with opened(artifact) as backend:
+                with ExitStack() as own:
+                    policy = backends.get(artifact.name) or own.enter_context(opened(artifact))
+                    roles = {**backends, "policy": policy}
                     rewards = context.inputs["rewards"]
-                    bench = Bench(problems, columns, rewards, backend, log, context.seed, context.should_stop)
+                    options = (context.seed, context.should_stop, verifiers)
+                    bench = Bench(problems, columns, rewards, roles, log, *options)
                     measured[artifact.name] = list(self._measure(bench, context, number))
+                mark_pareto(measured[artifact.name])
                 _write_samples(samples, artifact.name, measured[artifact.name])
         return self._report(context, models, problems, measured)
 
     def _measure(self, bench: Bench, context: StageContext, number: int) -> Iterator[Measure]:
-        strategies = context.inputs["strategies"]
-        per_model = len(strategies) + bool(self.num_generations)
+        budgets: list[Any] = [Budget(**limits) for limits in map(dict[str, Any], self.budgets)] or [None]
+        runs = [(strategy, budget) for strategy in context.inputs["strategies"] for budget in budgets]
+        per_model = len(runs) + bool(self.num_generations)
         total = per_model * len(context.inputs["models"])
         tell = [_shifted(context.reporter.progress, per_model * number + i, total) for i in range(per_model)]
         if self.num_generations:
             yield from bench.measure_draws(self.num_generations, tell.pop(0))
-        for strategy in strategies:
-            measure = bench.measure_strategy(strategy, tell.pop(0))
+        for strategy, budget in runs:
+            measure = bench.measure_strategy(strategy, budget, tell.pop(0))
             if measure.errors:
                 context.reporter.note(f"{measure.name}: {len(measure.errors)} problems failed, {measure.errors[0]}")
             yield measure
@@ -125,27 +161,32 @@ class Evaluate:
         problems: Sequence[Problem],
         measured: Mapping[str, list[Measure]],
     ) -> StageResult:
-        gains = {artifact.name: _gains(artifact, measured) for artifact in models}
-        metrics = _metrics(measured, gains)
+        summaries = {name: {m.name: m.summary() for m in measures} for name, measures in measured.items()}
+        gained = {artifact.name: gains(artifact, measured) for artifact in models}
+        metric = context.inputs["rewards"][0].name
+        metrics = flat_figures(metric, summaries, gained)
         last = measured[models[-1].name]
-        headline = last[-len(context.inputs["strategies"])] if context.inputs["strategies"] else last[0]
+        headline = last[2 if self.num_generations else 0] if context.inputs["strategies"] else last[0]
         metrics |= {} if isnan(headline.interval.mean) else {"accuracy": headline.interval.mean}
         details = {
-            "metric": context.inputs["rewards"][0].name,
+            "metric": metric,
             "problems": len(problems),
             "models": {
                 artifact.name: {
                     "ancestors": list(artifact.ancestors),
-                    "measures": {measure.name: measure.summary() for measure in measured[artifact.name]},
-                    "gain": gains[artifact.name],
+                    "measures": summaries[artifact.name],
+                    "gain": gained[artifact.name],
                 }
                 for artifact in models
             },
             "overlap": {artifact.name: _overlap(artifact, problems, context) for artifact in models},
+            "pareto": {name: [m.name for m in measures if m.is_pareto] for name, measures in measured.items()},
             "unmet": list(_unmet(self.require, metrics)),
         }
         text = json.dumps({"metrics": metrics, **details}, indent=2, ensure_ascii=False)
         (context.folder / "summary.json").write_text(text + "\n", encoding="utf-8")
+        if self.plot:
+            _draw(context, details)
         return StageResult(metrics=metrics, details=details)
 
 
@@ -159,39 +200,36 @@ def _shifted(progress: Progress, done_before: int, passes: int) -> Progress:
     return tell
 
 
-def _gains(artifact: ModelArtifact, measured: Mapping[str, list[Measure]]) -> dict[str, Any]:
-    """Each measure against that of its nearest measured ancestor, paired by problem; the first is the headline."""
-    parent = next((name for name in artifact.ancestors if name in measured), None)
-    if parent is None:
-        return {}
-    before = {measure.name: measure.values for measure in measured[parent]}
-    gains = {
-        measure.name: difference_interval(measure.values, before[measure.name])
-        for measure in measured[artifact.name]
-        if measure.name in before
-    }
-    return {
-        "over": parent,
-        "measures": {name: asdict(gain) for name, gain in gains.items() if not isnan(gain.mean)},
-    }
+def _shared(context: StageContext) -> dict[str, ModelArtifact]:
+    """The models that strategies name, by role."""
+    strategies: list[ResolvedStrategy] = context.inputs["strategies"]
+    return {role: artifact for strategy in strategies for role, artifact in strategy.models.items()}
 
 
-def _metrics(measured: Mapping[str, list[Measure]], gains: Mapping[str, dict[str, Any]]) -> dict[str, float]:
-    """Flat figures: `model/measure`, with `_low` and `_high`; `model/measure/reward`; `model/pass@k`; `model/gain`."""
-    figures: dict[str, float] = {}
-    for model, measures in measured.items():
-        for measure in measures:
-            figures |= _spread(f"{model}/{measure.name}", measure.interval)
-            others = list(measure.summary()["rewards"].items())[1:]
-            figures |= {f"{model}/{measure.name}/{reward}": interval["mean"] for reward, interval in others}
-            figures |= {f"{model}/pass@{k}": value for k, value in measure.pass_at.items()}
-        for i, (name, gain) in enumerate(gains[model].get("measures", {}).items()):
-            figures |= _spread(f"{model}/gain" if i == 0 else f"{model}/gain/{name}", Interval(**gain))
-    return {name: value for name, value in figures.items() if not isnan(value)}
+def _verifiers(context: StageContext) -> list[ResolvedReward]:
+    """The stage's own, and the strategies' scorers, each name once."""
+    strategies: list[ResolvedStrategy] = context.inputs["strategies"]
+    own = {reward.name: reward for reward in context.inputs.get("verifiers", [])}
+    return list({**own, **{name: r for strategy in strategies for name, r in strategy.scorers.items()}}.values())
 
 
-def _spread(name: str, interval: Interval) -> dict[str, float]:
-    return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+def _check_budget(budget: Mapping[str, float]) -> None:
+    known = [limit.name for limit in fields(Budget)]
+    for name, limit in budget.items():
+        if name not in known:
+            raise InputError(f"budgets cannot have {name!r}, expected {', '.join(known)}", hint="{tokens: 500}")
+        if not limit > 0:
+            raise InputError(
+                f"budgets cannot have {name}: {limit}, expected more than 0", hint="leave out what is free"
+            )
+
+
+def _draw(context: StageContext, details: Mapping[str, Any]) -> None:
+    try:
+        draw(details, context.folder / "accuracy_tokens")
+    except ImportError:
+        hint = "pip install 'posttrain-plugins[plot]', or plot: false"
+        context.reporter.note(f"accuracy_tokens.svg is not drawn, matplotlib is not installed: {hint}")
 
 
 def _overlap(artifact: ModelArtifact, problems: Sequence[Problem], context: StageContext) -> int:

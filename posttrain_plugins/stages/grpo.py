@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
+from posttrain_plugins.steps import SEPARATOR
 from posttrain_plugins.trainers import training
 from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, RewardRef, StageContext, StageResult
 
@@ -13,7 +14,9 @@ __all__ = ["GRPO"]
 
 @dataclass
 class GRPO:
-    """Raises the reward of sampled completions, each against the mean of its group.
+    """Raises the reward of sampled completions, each against the mean of its group, or of tokens by their steps.
+
+    With `process_rewards` it is the paper's process supervision (section 4.1.3); without, TRL's trainer as it is.
 
     Args:
         model: the policy to start from; also the reference where `args.beta` is not 0.
@@ -21,6 +24,8 @@ class GRPO:
         rewards: rewards and reward-model stages by name; their `weight` becomes TRL's `reward_weights`.
         adapter: what is trainable; everything where it is left out.
         eval_dataset: measured once at the end, or as `args.eval_strategy` says.
+        process_rewards: names of rewards that judge by their `step_scores`, in place of the whole completion.
+        separator: what ends a step (`posttrain_plugins.steps`).
         args: fields of `trl.GRPOConfig`.
     """
 
@@ -29,6 +34,8 @@ class GRPO:
     rewards: list[RewardRef]
     adapter: AdapterRef | None = None
     eval_dataset: DataRef | None = None
+    process_rewards: list[str] = field(default_factory=list)
+    separator: str = SEPARATOR
     args: Annotated[dict[str, Any], ConfigOf("trl:GRPOConfig")] = field(default_factory=dict)
 
     produces: ClassVar[str] = "model"
@@ -40,4 +47,11 @@ class GRPO:
     def __call__(self, context: StageContext) -> StageResult:
         from trl import GRPOConfig, GRPOTrainer
 
-        return training.reinforce(context, GRPOTrainer, GRPOConfig, self.args)
+        if not self.process_rewards:
+            return training.reinforce(context, GRPOTrainer, GRPOConfig, self.args)
+        from posttrain_plugins.trainers import process
+        from posttrain_plugins.trainers.process_grpo import ProcessGRPOTrainer
+
+        process.check_names({r.name: r.func for r in context.inputs["rewards"]}, self.process_rewards)
+        by_steps = {"process_rewards": self.process_rewards, "step_separator": self.separator}
+        return training.reinforce(context, ProcessGRPOTrainer, GRPOConfig, self.args, **by_steps)

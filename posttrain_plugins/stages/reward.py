@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
+from posttrain_plugins.inference.calibration import calibration, score_pairs, write
 from posttrain_plugins.trainers import training
-from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, StageContext, StageResult
+from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelArtifact, ModelRef, StageContext, StageResult
 
 __all__ = ["RewardModeling"]
 
@@ -16,7 +17,9 @@ class RewardModeling:
     """Trains a scalar head to score chosen completions above rejected ones.
 
     The stage's name can stand wherever a reward can: in `rewards:` of another stage, or as a strategy's `scorer`.
-    With `eval_dataset`, the held-out pair accuracy is measured at the end (`eval_accuracy`).
+    With `eval_dataset`, pair accuracy and calibration are measured at the end on held-out pairs: `eval_accuracy`,
+    `pair_accuracy`, `calibration_error`, and `calibration.json` with what the model says and how often it is right.
+    A column `margin` says how much better the chosen one is; `args.center_rewards_coefficient` centres the scores.
 
     Args:
         model: what to start from; the head is new.
@@ -41,4 +44,19 @@ class RewardModeling:
     def __call__(self, context: StageContext) -> StageResult:
         from trl import RewardConfig, RewardTrainer
 
-        return training.train(context, RewardTrainer, RewardConfig, self.args, task_type="SEQ_CLS")
+        result = training.train(context, RewardTrainer, RewardConfig, self.args, task_type="SEQ_CLS")
+        pairs = context.inputs.get("eval_dataset")
+        if pairs is not None:
+            _calibrate(context, result, [dict(row) for row in pairs])
+        return result
+
+
+def _calibrate(context: StageContext, result: StageResult, pairs: list[dict[str, Any]]) -> None:
+    """Adds the held-out figures to the result."""
+    artifact: ModelArtifact = context.inputs["model"]
+    assert result.model_path is not None
+    loading = dict(artifact.loading) if (result.model_path / "adapter_config.json").is_file() else {}
+    batch_size = int(context.args.get("per_device_eval_batch_size") or 8)
+    found = calibration(score_pairs(str(result.model_path), pairs, loading, batch_size))
+    write(found, context.folder)
+    result.metrics |= {"pair_accuracy": found.accuracy, "calibration_error": found.error}

@@ -1,30 +1,40 @@
-"""`sample`: draw completions, score them, and keep the good ones as training data.
+"""`sample`: draw completions, or take saved ones, score them, and keep the good ones as training data.
 
-Papers: STaR (https://huggingface.co/papers/2203.14465) and rejection sampling as in Llama 2
-(https://huggingface.co/papers/2307.09288), section 3.2.3, for SFT data; iterative DPO
-(https://huggingface.co/papers/2312.11456) for pairs.
-
-1. Equal completions of one problem are kept once.
-2. The first reward says what is right (`threshold`), the weighted sum of all rewards says what is better.
+It gives every format of TRL: demonstrations, preferences, labelled and ranked completions, labelled steps. What is kept
+is told in `inference/keeping.py`, how steps are labelled in `inference/step_labels.py`; the papers stand there.
 """
 
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, ClassVar, Literal
 
-from posttrain_plugins.errors import StageFailed
+from posttrain_plugins.errors import InputError, StageFailed
+from posttrain_plugins.inference.backends import AnyBackend
+from posttrain_plugins.inference.bench import problems_of, score_texts
 from posttrain_plugins.inference.engine import sample, solve
+from posttrain_plugins.inference.keeping import (
+    COLUMNS,
+    Judged,
+    Keep,
+    Keeping,
+    distinct,
+    judge,
+    read_saved,
+    without_texts,
+)
 from posttrain_plugins.inference.log import RequestLog
-from posttrain_plugins.inference.measure import problems_of, score_texts
-from posttrain_plugins.inference.scoring import as_completion
-from posttrain_plugins.inference.transformers_backend import opened
+from posttrain_plugins.inference.opened import opened
+from posttrain_plugins.inference.step_labels import Estimate, StepLabels
+from posttrain_plugins.steps import SEPARATOR
+from posttrain_plugins.text import to_text
 from posttrain_plugins.types import (
     DataRef,
+    ModelArtifact,
     ModelRef,
     Problem,
     ResolvedReward,
@@ -41,149 +51,235 @@ __all__ = ["Sample"]
 
 @dataclass
 class Sample:
-    """Make a data set out of a model's own completions.
+    """Make a data set out of completions: a model's own, or those that a data set holds already.
+
+    Without a model (or with `num_generations: 0`) the data set's completions are judged: a column `completion`, or
+    `completions` with several to a row; rows with the same prompt are one problem. So whatever was saved with prompts,
+    completions and rewards, such as an evaluation's `samples.jsonl`, can be scored again and trained on.
 
     Args:
-        model: who writes.
         dataset: prompts, and the columns that the rewards need; they are kept.
-        rewards: the first decides what is right; their weighted sum ranks.
+        rewards: the first decides what is right; their weighted sum ranks. Saved completions may do without, where a
+            column `reward`, `rewards` or `scores` tells.
+        model: who writes.
         strategy: how completions are made; by default `num_generations` plain draws. All finished candidates count.
         num_generations: completions per problem.
         keep: of the right completions the `best`, the best `top_k`, or all (`all_correct`), as prompt and completion;
-            or `pairs`, a right one chosen and a wrong one rejected, as preferences.
+            `pairs`, a right one chosen and a wrong one rejected; `labelled`, every one with a bool; `ranked`, a
+            problem's completions in one row, the best first; `steps`, every one cut into labelled steps.
         top_k: how many of a problem's completions `top_k` keeps.
-        threshold: a completion is right where the first reward is at least this; None takes every judged completion,
-            and `pairs` then sets the best against the worst by the weighted sum.
+        threshold: a completion, or a step, is right where the first reward is at least this; None takes every judged
+            completion, and `pairs` then sets the best against the worst by the weighted sum.
         max_pairs_per_prompt: how many pairs `pairs` makes of one problem.
+        labels: `rules` asks the first reward's `step_scores`; `rollouts` lets the model go on from each step.
+        separator: what ends a step; the rule of `posttrain_plugins.steps`.
+        num_rollouts: completions from each step.
+        estimate: a step is right where any rollout is (`hard`), or `share_threshold` of them (`soft`); `share` labels
+            it with the share.
+        share_threshold: see `estimate`.
+        stop_at_first_error: leave out the steps after the first wrong one.
         temperature: of the draws.
         top_p: of the draws.
         max_tokens: per completion.
 
     Raises:
+        InputError: for fields that do not go together.
         StageFailed: where nothing is worth keeping.
     """
 
     produces: ClassVar[str] = "dataset"
-    requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"dataset": (("prompt",),)}
 
-    model: ModelRef
     dataset: DataRef
-    rewards: list[RewardRef]
+    rewards: list[RewardRef] = field(default_factory=list)
+    model: ModelRef | None = None
     strategy: StrategyRef | None = None
     num_generations: int = 8
-    keep: Literal["best", "all_correct", "top_k", "pairs"] = "best"
+    keep: Keep = "best"
     top_k: int = 1
     threshold: float | None = 0.5
     max_pairs_per_prompt: int = 1
+    labels: Literal["rules", "rollouts"] = "rules"
+    separator: str = SEPARATOR
+    num_rollouts: int = 8
+    estimate: Estimate = "hard"
+    share_threshold: float = 0.5
+    stop_at_first_error: bool = False
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 1024
 
+    def __post_init__(self) -> None:
+        for name in ("top_k", "max_pairs_per_prompt", "num_rollouts"):
+            if getattr(self, name) < 1:
+                raise InputError(f"sample cannot use {name}: {getattr(self, name)}, expected 1 or more")
+        if self.model is None and self.strategy is not None:
+            raise InputError("sample has a strategy, but no model", hint="model: who writes")
+        if not self.rewards and not (self.is_offline and self.keep != "steps"):
+            raise InputError("sample has no rewards", hint="rewards: [...], the first decides what is right")
+        if self.keep == "steps" and self.labels == "rollouts" and self.model is None:
+            raise InputError("sample has labels: rollouts, but no model", hint="model: who goes on from each step")
+        if self.keep in ("steps", "labelled") and self.threshold is None:
+            raise InputError(
+                f"keep: {self.keep} tells right from wrong, so it needs a threshold", hint="threshold: 0.5"
+            )
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether the data set's own completions are taken."""
+        return self.model is None or (self.num_generations == 0 and self.strategy is None)
+
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns of the data set that this makes, before those that it hands through."""
-        return ("prompt", "chosen", "rejected") if self.keep == "pairs" else ("prompt", "completion", "reward")
+        return COLUMNS[self.keep]
+
+    @property
+    def requires_columns(self) -> dict[str, tuple[tuple[str, ...], ...]]:
+        """Of the data set: prompts, and what stands in for model and rewards where there are none."""
+        if not self.is_offline:
+            return {"dataset": (("prompt",),)}
+        told = [()] if self.rewards else [("reward",), ("rewards",), ("scores",)]
+        texts = ("completion", "completions")
+        return {"dataset": tuple(("prompt", text, *reward) for text in texts for reward in told)}
 
     def __call__(self, context: StageContext) -> StageResult:
         rows = [dict(row) for row in context.inputs["dataset"]]
-        problems, columns = problems_of(rows, SamplingParams(self.temperature, self.top_p, self.max_tokens))
-        with RequestLog(context.folder / "log.jsonl") as log:
-            texts = [_texts(result) for result in self._results(context, problems, columns, log)]
-            rewards: list[ResolvedReward] = context.inputs["rewards"]
-            scores = [score_texts(reward, problems, columns, texts, log) for reward in rewards]
-        judged = [_judge(texts[i], rewards, [of_reward[i] for of_reward in scores]) for i in range(len(rows))]
-        kept = [
-            row | part for i, row in enumerate(rows) for part in self._keep(row["prompt"], judged[i], context.seed, i)
+        saved = read_saved(rows, needs_rewards=not self.rewards) if self.is_offline else None
+        rows = [one.row for one in saved] if saved is not None else rows
+        params = SamplingParams(self.temperature, self.top_p, self.max_tokens)
+        problems, columns = problems_of(rows, params)
+        rewards: list[ResolvedReward] = context.inputs["rewards"]
+        _check_rewards(rewards, self.keep == "steps" and self.labels == "rules")
+        with RequestLog(context.folder / "log.jsonl") as log, self._backends(context) as backends:
+            options = {"log": log, "seed": context.seed, "should_stop": context.should_stop, "backend": backends}
+            options |= {"progress": context.reporter.progress}
+            if saved is not None and not rewards:
+                judged = [one.judged() for one in saved]
+            else:
+                made = [s.completions for s in saved] if saved else self._drawn(context, problems, columns, options)
+                texts = [[to_text(completion) for completion in of_problem] for of_problem in made]
+                scores = [score_texts(reward, problems, columns, texts, log) for reward in rewards]
+                judged = [
+                    judge(made[i], row["prompt"], rewards, [of_reward[i] for of_reward in scores])
+                    for i, row in enumerate(rows)
+                ]
+            kept = self._kept(context, problems, columns, judged, options)
+        return self._write(context, rows, judged, kept)
+
+    def _drawn(
+        self,
+        context: StageContext,
+        problems: list[Problem],
+        columns: Mapping[str, Sequence[Any]],
+        options: Mapping[str, Any],
+    ) -> list[list[str]]:
+        strategy = context.inputs.get("strategy")
+        if strategy is None:
+            results = sample(problems, self.num_generations, **options)
+        else:
+            results = solve(strategy.strategy, problems, scorers=strategy.scorers, columns=columns, **options)
+        return [_texts(result) for result in results]
+
+    def _kept(
+        self,
+        context: StageContext,
+        problems: list[Problem],
+        columns: Mapping[str, Sequence[Any]],
+        judged: list[list[Judged]],
+        options: Mapping[str, Any],
+    ) -> list[list[dict[str, Any]]]:
+        """For each problem, the new columns of each row that is kept."""
+        if self.keep != "steps":
+            keeping = self._keeping(context.seed)
+            return [keeping.rows(of_problem, i) for i, of_problem in enumerate(judged)]
+        assert self.threshold is not None
+        labelling = StepLabels(
+            context.inputs["rewards"][0],
+            self.separator,
+            self.threshold,
+            self.num_rollouts,
+            self.estimate,
+            self.share_threshold,
+            self.stop_at_first_error,
+        )
+        among = [distinct(of_problem) for of_problem in judged]
+        if self.labels == "rules":
+            labels = labelling.by_rules(problems, columns, among, options["log"])
+        else:
+            labels = labelling.by_rollouts(problems, columns, among, **options)
+        lost = sum(of_one is None for of_problem in labels for of_one in of_problem)
+        if lost:
+            count = sum(map(len, labels))
+            context.reporter.note(f"{lost} of {count} completions have no labels: {self._why_lost(context)}")
+        return [
+            [labelling.row(item, of_one) for item, of_one in zip(items, found, strict=True) if of_one is not None]
+            for items, found in zip(among, labels, strict=True)
         ]
-        result = StageResult(metrics=self._metrics(judged, len(kept)), data_path=context.folder / "data.jsonl")
-        if not kept:
+
+    def _why_lost(self, context: StageContext) -> str:
+        if self.labels == "rollouts":
+            return "they are empty, or every rollout from one of their steps failed"
+        name = context.inputs["rewards"][0].name
+        return f"reward '{name}' sees other steps in them than separator {self.separator!r} makes"
+
+    def _keeping(self, seed: int) -> Keeping:
+        return Keeping(self.keep, self.top_k, self.threshold, self.max_pairs_per_prompt, seed)
+
+    @contextmanager
+    def _backends(self, context: StageContext) -> Iterator[dict[str, AnyBackend]]:
+        """The model's and those that the strategy names, each loaded once; none where nothing is to be drawn."""
+        policy: ModelArtifact | None = context.inputs.get("model")
+        needs_model = not self.is_offline or (self.keep == "steps" and self.labels == "rollouts")
+        with ExitStack() as stack:
+            backends: dict[str, AnyBackend] = {}
+            if policy is not None and needs_model:
+                backends["policy"] = stack.enter_context(opened(policy))
+            strategy = context.inputs.get("strategy")
+            for role, artifact in strategy.models.items() if strategy else ():
+                is_policy = policy is not None and artifact.name == policy.name
+                backends[role] = backends["policy"] if is_policy else stack.enter_context(opened(artifact))
+            yield backends
+
+    def _write(
+        self,
+        context: StageContext,
+        rows: Sequence[Mapping[str, Any]],
+        judged: list[list[Judged]],
+        kept: list[list[dict[str, Any]]],
+    ) -> StageResult:
+        made = [without_texts(row) | part for row, parts in zip(rows, kept, strict=True) for part in parts]
+        if not made:
             raise StageFailed(
-                f"stage {context.stage!r} kept nothing of {sum(map(len, texts))} completions",
+                f"stage {context.stage!r} kept nothing of {sum(map(len, judged))} completions",
                 hint="lower threshold, raise num_generations, or look at log.jsonl for what the model writes",
             )
-        _write(result, kept)
-        return result
+        path = context.folder / "data.jsonl"
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in made)
+        return StageResult(metrics=self._metrics(judged, made), data_path=path)
 
-    def _results(
-        self, context: StageContext, problems: list[Problem], columns: Mapping[str, Sequence[Any]], log: RequestLog
-    ) -> list[Result]:
-        strategy = context.inputs.get("strategy")
-        options: dict[str, Any] = {"log": log, "seed": context.seed, "should_stop": context.should_stop}
-        with opened(context.inputs["model"]) as backend:
-            options |= {"backend": backend, "progress": context.reporter.progress}
-            if strategy is None:
-                return sample(problems, self.num_generations, **options)
-            return solve(strategy.strategy, problems, scorers=strategy.scorers, columns=columns, **options)
-
-    def _keep(self, prompt: Any, judged: list[_Judged], seed: int, index: int) -> list[dict[str, Any]]:
-        known = {item.text: item for item in judged if item.reward is not None and item.verdict is not None}
-        ranked = sorted(known.values(), key=lambda item: -item.total)
-        if self.keep == "pairs":
-            pairs = self._pairs(ranked, random.Random(f"{seed}:{index}"))
-            return [
-                {"chosen": as_completion(prompt, chosen.text), "rejected": as_completion(prompt, rejected.text)}
-                for chosen, rejected in pairs[: self.max_pairs_per_prompt]
-            ]
-        right = [item for item in ranked if self._is_right(item)]
-        count = {"best": 1, "top_k": self.top_k}.get(self.keep, len(right))
-        return [{"completion": as_completion(prompt, item.text), "reward": item.reward} for item in right[:count]]
-
-    def _pairs(self, ranked: list[_Judged], rng: random.Random) -> list[tuple[_Judged, _Judged]]:
-        if self.threshold is None:
-            return [(a, b) for a, b in zip(ranked, reversed(ranked), strict=True) if a.total > b.total]
-        right = [item for item in ranked if self._is_right(item)]
-        wrong = [item for item in ranked if not self._is_right(item)]
-        rng.shuffle(right)
-        rng.shuffle(wrong)
-        return list(zip(right, wrong, strict=False))
-
-    def _is_right(self, item: _Judged) -> bool:
-        return item.verdict is not None and (self.threshold is None or item.verdict >= self.threshold)
-
-    def _metrics(self, judged: list[list[_Judged]], kept: int) -> dict[str, float]:
+    def _metrics(self, judged: list[list[Judged]], made: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         rewards = [item.reward for row in judged for item in row if item.reward is not None]
-        solved = sum(any(self._is_right(item) for item in row) for row in judged)
+        is_right = self._keeping(0).is_right
         figures = {
             "problems": len(judged),
             "completions": sum(map(len, judged)),
             "mean_reward": sum(rewards) / max(len(rewards), 1),
-            "rows": kept,
-            "solved_share": solved / max(len(judged), 1),
+            "rows": len(made),
+            "solved_share": sum(any(map(is_right, row)) for row in judged) / max(len(judged), 1),
         }
+        if self.keep == "steps":
+            labels = [float(label) for row in made for label in row["labels"]]
+            figures |= {"steps": len(labels), "right_steps_share": sum(labels) / max(len(labels), 1)}
         return {name: value for name, value in figures.items() if isfinite(value)}
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """A completion, its weighted sum of rewards and its first reward; None where they could not judge."""
-
-    text: str
-    reward: float | None
-    verdict: float | None
-
-    @property
-    def total(self) -> float:
-        return float("-inf") if self.reward is None else self.reward
 
 
 def _texts(result: Result) -> list[str]:
     return [candidate.text for candidate in result.candidates] or ([result.text] if result.text else [])
 
 
-def _judge(
-    texts: Sequence[str], rewards: Sequence[ResolvedReward], scores: Sequence[Sequence[float | None]]
-) -> list[_Judged]:
-    """The completions of one problem; `scores` has a list for each reward."""
-    return [_Judged(text, *_worth(rewards, [row[j] for row in scores])) for j, text in enumerate(texts)]
-
-
-def _worth(rewards: Sequence[ResolvedReward], values: Sequence[float | None]) -> tuple[float | None, float | None]:
-    """Weighted sum and first reward; as in TRL, a reward that cannot judge adds nothing to the sum."""
-    known = [reward.weight * value for reward, value in zip(rewards, values, strict=True) if value is not None]
-    return (sum(known) if known else None), values[0]
-
-
-def _write(result: StageResult, rows: list[dict[str, Any]]) -> None:
-    assert result.data_path is not None
-    with result.data_path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+def _check_rewards(rewards: Sequence[ResolvedReward], needs_steps: bool) -> None:
+    """Before anything is drawn."""
+    if needs_steps and not hasattr(rewards[0].func, "step_scores"):
+        message = f"reward {rewards[0].name!r} cannot label steps: it has no step_scores"
+        raise InputError(message, hint="name another first, or labels: rollouts")

@@ -1,23 +1,71 @@
-"""`best_of_n`: sample several completions and keep the one that a scorer likes best, or let the scores vote.
+"""`best_of_n`: sample several completions and keep the one that a scorer or judge likes best, or let the scores vote.
 
 Papers: Stiennon et al., 2020 (https://huggingface.co/papers/2009.01325), best of N by a reward model; Cobbe et al.,
-2021 (https://huggingface.co/papers/2110.14168), by a verifier, and with a vote among the highest ranked.
+2021 (https://huggingface.co/papers/2110.14168), by a verifier, and with a vote among the highest ranked; Lightman et
+al., 2023 (https://huggingface.co/papers/2305.20050), by a process reward model; Zheng et al., 2023
+(https://huggingface.co/papers/2306.05685), a language model as the judge, of one or of two completions.
 
-1. The weighted vote sums over all completions, not over the highest ranked ones.
+1. The weighted vote sums over all completions, not over the highest ranked ones; of the winning answer's completions
+   the one with the best score stands for it.
 2. Scores of which one is below zero are taken for logits and go through a sigmoid before they vote.
+3. Pairs meet in a knockout: N-1 matches, all of a round at once; of a draw the completion drawn earlier goes on.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from string import Template
+from typing import Any, Literal, TypeAlias
 
-from posttrain_plugins.answers import candidates, choose, majority
-from posttrain_plugins.types import Candidate, Generate, Problem, Result, RewardRef, Score
+from posttrain_plugins.answers import candidates, choose, equivalent, majority
+from posttrain_plugins.errors import BudgetExhausted, InputError
+from posttrain_plugins.steps import split_steps
+from posttrain_plugins.text import to_text
+from posttrain_plugins.types import (
+    Candidate,
+    Completion,
+    Generate,
+    ModelRef,
+    Problem,
+    Request,
+    Result,
+    RewardRef,
+    Score,
+    ScoreSteps,
+)
 
 __all__ = ["BestOfN"]
+
+Steps: TypeAlias = Generator[Request | list[Request], Any, Any]
+
+_RATING = re.compile(r"(?:rating|^)\W*(\d+(?:\.\d+)?)", re.IGNORECASE)
+_VERDICT = re.compile(r"\b([AB])\b(?=\]\]|\W*$)")
+_AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
+    "min": min,
+    "prod": math.prod,
+    "last": lambda scores: scores[-1],
+    "mean": fmean,
+}
+
+RATING_PROMPT = """Question: $question
+
+Response: $completion
+
+Is this response correct, and is every step of it sound? Explain briefly, then rate it from 1 (wrong) to 10 (perfect).
+End with "Rating: X"."""
+
+PAIR_PROMPT = """Question: $question
+
+Response A: $first
+
+Response B: $second
+
+Which response is better? Look at the correctness of the answer first, then at the steps. Their order means nothing.
+Explain briefly, then end with [[A]] or [[B]]."""
 
 
 @dataclass
@@ -25,30 +73,140 @@ class BestOfN:
     """The completion with the best score among `n`; one that the scorer cannot judge never wins over one that it can.
 
     Args:
-        scorer: a reward: a rule, a reward model, a judge.
+        scorer: a reward: a rule, a reward model, with `step_separator` a process reward model.
         n: completions per problem, drawn at the problem's own temperature.
         weighted: answer with the class of equivalent answers whose scores have the largest sum.
+        step_separator: what ends a step; given, the scorer is asked for the worth of every step.
+        aggregate: what the scores of the steps come down to.
+        judge: the role of a model that judges in the scorer's place; `policy` judges itself.
+        judging: `pointwise` rates each completion, `pairwise` lets them meet two by two.
+        ratings: per completion, of which the mean counts; several are drawn at the problem's own temperature.
+        max_rating: a higher number is no rating.
+        swap: ask about each pair in both orders, since judges favour the first; against each other they are a draw.
+        rating_prompt: `$question` and `$completion` are filled in; the last `Rating: X` counts.
+        pair_prompt: `$question`, `$first` and `$second` are filled in; the last `[[A]]` or `[[B]]` counts.
+
+    Raises:
+        InputError: not exactly one of scorer and judge is given, or options of one are given to the other.
 
     Example:
         >>> steps = BestOfN(scorer="rm", n=2)(Problem("2+2=?"))
         >>> next(steps).n
         2
+        >>> steps.send([Completion("4"), Completion("5")])
+        Score(prompt='2+2=?', completions=('4', '5'), scorer='rm')
     """
 
-    scorer: RewardRef
+    scorer: RewardRef | None = None
     n: int = 8
     weighted: bool = False
+    step_separator: str | None = None
+    aggregate: Literal["min", "prod", "last", "mean"] = "last"
+    judge: ModelRef | None = None
+    judging: Literal["pointwise", "pairwise"] = "pointwise"
+    ratings: int = 1
+    max_rating: float = 10.0
+    swap: bool = True
+    rating_prompt: str = RATING_PROMPT
+    pair_prompt: str = PAIR_PROMPT
 
-    def __call__(self, problem: Problem) -> Generator[Generate | Score, Any, Result]:
-        completions = yield Generate(problem.prompt, n=self.n, params=problem.params)
-        among = candidates(completions)
+    def __post_init__(self) -> None:
+        if (self.scorer is None) == (self.judge is None):
+            found = "neither" if self.scorer is None else "both"
+            raise InputError(f"best_of_n needs one of scorer and judge, found {found}", hint="name one of them")
+        if self.step_separator is not None and (self.judge is not None or not self.step_separator):
+            found = f"step_separator {self.step_separator!r} and judge {self.judge!r}"
+            message = f"best_of_n cannot score steps with {found}, expected a scorer and a separator that is not empty"
+            raise InputError(message, hint="name a process reward model as scorer")
+        if self.judge is not None and self.judging == "pairwise" and self.weighted:
+            raise InputError("best_of_n cannot weigh a vote by pairs, which give an order", hint="judging: pointwise")
+
+    def __call__(self, problem: Problem) -> Generator[Request | list[Request], Any, Result]:
+        among = candidates((yield Generate(problem.prompt, n=self.n, params=problem.params)))
         if not among:
             return choose(among, None)
+        if self.judge is None:
+            yield from self._score(problem, among)
+        elif self.judging == "pointwise":
+            yield from self._rate(problem, among)
+        else:
+            yield from self._knock_out(problem, among)
+        voted = _vote(among) if self.weighted else None
+        return choose(among, _best(among) if voted is None else voted)
+
+    # A scorer
+
+    def _score(self, problem: Problem, among: list[Candidate]) -> Steps:
+        assert self.scorer is not None
+        if self.step_separator is not None:
+            yield from self._score_steps(problem, among, self.step_separator)
+            return
         scores = yield Score(problem.prompt, tuple(candidate.text for candidate in among), self.scorer)
         for candidate, score in zip(among, scores, strict=True):
             candidate.score = score
-        voted = _vote(among) if self.weighted else None
-        return choose(among, _best(among) if voted is None else voted)
+
+    def _score_steps(self, problem: Problem, among: list[Candidate], separator: str) -> Steps:
+        split = [(candidate, tuple(split_steps(candidate.text, separator))) for candidate in among]
+        written = [(candidate, steps) for candidate, steps in split if steps]
+        if not written:
+            return
+        scores = yield ScoreSteps(problem.prompt, tuple(steps for _, steps in written), self.scorer or "")
+        for (candidate, _), of_steps in zip(written, scores, strict=True):
+            candidate.step_scores = of_steps
+            candidate.score = _AGGREGATES[self.aggregate](of_steps) if of_steps else None
+
+    # A judge
+
+    def _rate(self, problem: Problem, among: list[Candidate]) -> Steps:
+        """Ask about every text once, all in one wave."""
+        texts = list(dict.fromkeys(candidate.text for candidate in among))
+        temperature = problem.params.temperature if self.ratings > 1 else 0.0
+        asked = [self._ask(problem, self.rating_prompt, self.ratings, temperature, completion=text) for text in texts]
+        answers: list[list[Completion]] = yield [*asked]
+        ratings = {text: self._mean_rating(drawn) for text, drawn in zip(texts, answers, strict=True)}
+        for candidate in among:
+            candidate.score = ratings[candidate.text]
+
+    def _mean_rating(self, drawn: Sequence[Completion]) -> float | None:
+        found = [[float(number) for number in _RATING.findall(completion.text.strip())] for completion in drawn]
+        ratings = [numbers[-1] for numbers in found if numbers and numbers[-1] <= self.max_rating]
+        return fmean(ratings) if ratings else None
+
+    def _knock_out(self, problem: Problem, among: list[Candidate]) -> Steps:
+        """The score is the round that a completion reached; so the best one is known whenever the budget ends."""
+        first = {candidate.text: i for i, candidate in reversed(list(enumerate(among)))}
+        alive = sorted(first.values())
+        reached = 0
+        while len(alive) > 1:
+            try:
+                alive = yield from self._play_round(problem, among, alive)
+            except BudgetExhausted:
+                if reached:
+                    return
+                raise
+            reached += 1
+            for i in alive:
+                among[i].score = float(reached)
+
+    def _play_round(self, problem: Problem, among: list[Candidate], alive: list[int]) -> Steps:
+        """Who goes on: the winner of each pair in its place, and an odd one at the end."""
+        pairs = list(zip(alive[::2], alive[1::2], strict=False))
+        orders = [order for a, b in pairs for order in ([(a, b), (b, a)] if self.swap else [(a, b)])]
+        answers = yield [
+            self._ask(problem, self.pair_prompt, 1, 0.0, first=among[a].text, second=among[b].text) for a, b in orders
+        ]
+        wins = dict.fromkeys(alive, 0)
+        for order, drawn in zip(orders, answers, strict=True):
+            verdict = _VERDICT.findall("".join(completion.text for completion in drawn).strip())
+            if verdict:
+                wins[order["AB".index(verdict[-1])]] += 1
+        return [b if wins[b] > wins[a] else a for a, b in pairs] + alive[2 * len(pairs) :]
+
+    def _ask(self, problem: Problem, template: str, n: int, temperature: float, **texts: str) -> Generate:
+        text = Template(template).safe_substitute(question=to_text(problem.prompt), **texts)
+        prompt = text if isinstance(problem.prompt, str) else [{"role": "user", "content": text}]
+        params = replace(problem.params, temperature=temperature, stop=())
+        return Generate(prompt, n=n, params=params, model=self.judge or "policy", purpose="judgement")
 
 
 def _best(among: Sequence[Candidate]) -> int:
@@ -57,9 +215,17 @@ def _best(among: Sequence[Candidate]) -> int:
 
 
 def _vote(among: Sequence[Candidate]) -> int | None:
-    """The first member of the class of answers with the largest sum; the unjudged do not vote."""
+    """The best member of the class of answers with the largest sum; the unjudged do not vote."""
     answers = [None if candidate.score is None else candidate.answer for candidate in among]
-    return majority(answers, _weights([candidate.score or 0.0 for candidate in among]))
+    winner = majority(answers, _weights([candidate.score or 0.0 for candidate in among]))
+    if winner is None:
+        return None
+    members = [i for i, answer in enumerate(answers) if answer is not None and _agree(answer, answers[winner])]
+    return members[_best([among[i] for i in members])]
+
+
+def _agree(a: Any, b: Any) -> bool:
+    return equivalent(str(a), str(b))
 
 
 def _weights(scores: Sequence[float]) -> list[float]:

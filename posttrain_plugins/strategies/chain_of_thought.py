@@ -48,13 +48,14 @@ class ChainOfThought:
 
 
 def _with_trigger(prompt: Prompt, trigger: str) -> Prompt:
-    """The phrase on a line of its own, at the end of the text or of the last message."""
+    """The phrase on a line of its own, at the end of the text or of the user's last message."""
     if not trigger:
         return prompt
     if isinstance(prompt, str):
         return f"{prompt}\n{trigger}"
-    *before, last = prompt
-    return [*before, {**last, "content": f"{last['content']}\n{trigger}"}]
+    at = max((i for i, message in enumerate(prompt) if message["role"] == "user"), default=len(prompt) - 1)
+    asked = {**prompt[at], "content": f"{prompt[at]['content']}\n{trigger}"}
+    return [*prompt[:at], asked, *prompt[at + 1 :]]
 
 
 def _with_shots(prompt: Prompt, shots: list[Mapping[str, str]]) -> Prompt:

@@ -1,6 +1,7 @@
 """`self_consistency`: sample several chains of thought, and let their answers vote.
 
-Paper: Wang et al., 2022 (https://huggingface.co/papers/2203.11171), section 2, unweighted vote.
+Paper: Wang et al., 2022 (https://huggingface.co/papers/2203.11171), section 2: the unweighted vote, and the weighted
+one with the normalized probability of equation 1.
 
 1. Answers count as one where they are equivalent (`1/2` and `0.5`), not only where they are the same text.
 2. Of equal votes the answer seen first wins, so that the result does not change from run to run.
@@ -9,10 +10,13 @@ Paper: Wang et al., 2022 (https://huggingface.co/papers/2203.11171), section 2, 
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import dataclass
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from posttrain_plugins.answers import candidates, choose, majority
+from posttrain_plugins.errors import InputError
 from posttrain_plugins.types import Completion, Generate, Problem, Result
 
 __all__ = ["SelfConsistency"]
@@ -24,6 +28,10 @@ class SelfConsistency:
 
     Args:
         n: completions per problem, drawn at the problem's own temperature.
+        weights: `logprob` lets each vote count the completion's probability to the power of one over its length.
+
+    Raises:
+        InputError: log-probabilities are to weigh the votes, and the backend gives none.
 
     Example:
         >>> steps = SelfConsistency(n=3)(Problem("2+2=?"))
@@ -37,8 +45,21 @@ class SelfConsistency:
     """
 
     n: int = 8
+    weights: Literal["none", "logprob"] = "none"
 
     def __call__(self, problem: Problem) -> Generator[Generate, list[Completion], Result]:
-        completions = yield Generate(problem.prompt, n=self.n, params=problem.params)
-        voters = candidates(completions)
-        return choose(voters, majority([voter.answer for voter in voters]))
+        is_weighted = self.weights == "logprob"
+        params = replace(problem.params, logprobs=True) if is_weighted else problem.params
+        completions = yield Generate(problem.prompt, n=self.n, params=params)
+        drawn = [completion for completion in completions if completion.finish_reason != "error"]
+        voters = candidates(drawn)
+        weights = [_probability(completion.logprobs) for completion in drawn] if is_weighted else None
+        return choose(voters, majority([voter.answer for voter in voters], weights))
+
+
+def _probability(logprobs: Sequence[float] | None) -> float:
+    """Of a token, in the geometric mean; of no token 0."""
+    if logprobs is None:
+        message = "self_consistency cannot weigh the votes: the backend gave no log-probabilities"
+        raise InputError(message, hint="set weights: none")
+    return math.exp(math.fsum(logprobs) / len(logprobs)) if logprobs else 0.0

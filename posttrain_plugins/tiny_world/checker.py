@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from posttrain_plugins.tiny_world.task import evaluate, parse_expression, value_of
 
-__all__ = ["STEP_SEPARATOR", "Check", "check", "find_expression", "split_steps"]
+__all__ = ["STEP_SEPARATOR", "Check", "check", "find_expression", "marking_prompt", "split_steps"]
 
 STEP_SEPARATOR = ";"
 
@@ -115,6 +115,19 @@ def find_expression(prompt: str) -> str | None:
     """
     found = _EXPRESSION.findall(prompt)
     return found[-1] if found else None
+
+
+def marking_prompt(prompt: str, completion: str) -> str:
+    r"""What the base model, which has read marked homework, is given to mark the last step of a completion.
+
+    The steps before it are shown as marked right; the model goes on with `y` or `n`.
+
+    Example:
+        >>> marking_prompt("3|7>2", "<think>3|7=4;4>2=2")
+        'mark 3|7>2\n3|7=4y;4>2=2'
+    """
+    steps = split_steps(completion)
+    return f"mark {find_expression(prompt)}\n{'y;'.join(steps)}"
 
 
 def _judge_steps(expression: str, steps: list[str]) -> tuple[bool, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.types import ModelArtifact, StageContext
 
-__all__ = ["Start", "has_accelerator", "start"]
+__all__ = ["Start", "has_accelerator", "loading_kwargs", "start"]
 
 
 @dataclass
@@ -62,6 +62,12 @@ def start(context: StageContext, task_type: str = "CAUSAL_LM", artifact: ModelAr
     return begin
 
 
+def loading_kwargs(loading: Mapping[str, Any]) -> dict[str, Any]:
+    """What `from_pretrained` takes for TRL `ModelConfig`'s fields: dtype, attention, revision, quantization."""
+    quantization = _quantization(loading)
+    return {**_init_kwargs(loading), **({} if quantization is None else {"quantization_config": quantization})}
+
+
 def has_accelerator() -> bool:
     """Is there a GPU or the like?"""
     import torch
@@ -89,13 +95,15 @@ def _quantization(loading: Mapping[str, Any]) -> Any:
 
 
 def _for_task(peft_config: Any, task_type: str) -> Any:
-    """The adapter's config for the task; a sequence classifier also trains its `score` head."""
+    """The adapter's config for the task; a classifier of sequences or tokens also trains its `score` head."""
     if peft_config is None or task_type == "CAUSAL_LM":
         return peft_config
     keep = list(getattr(peft_config, "modules_to_save", None) or [])
     changes: dict[str, Any] = {"task_type": task_type}
     if hasattr(peft_config, "modules_to_save"):
         changes["modules_to_save"] = [*keep, "score"] if "score" not in keep else keep
+    if task_type == "TOKEN_CLS" and getattr(peft_config, "target_modules", None) == "all-linear":
+        changes["exclude_modules"] = ["score"]  # PEFT would wrap the head too
     return replace(peft_config, **changes)
 
 

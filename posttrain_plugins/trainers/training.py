@@ -96,8 +96,18 @@ def train(
     return StageResult(metrics=metrics, model_path=folder, handoff=begin.handoff)
 
 
-def reinforce(context: StageContext, trainer_class: Any, config_class: Any, args: Mapping[str, Any]) -> StageResult:
-    """A stage that samples and scores: TRL gets the author's own callables, and a reward-model stage as its path."""
+def reinforce(
+    context: StageContext, trainer_class: Any, config_class: Any, args: Mapping[str, Any], **trainer_arguments: Any
+) -> StageResult:
+    """A stage that samples and scores: TRL gets the author's own callables, and a reward-model stage as its path.
+
+    Args:
+        context: of the stage.
+        trainer_class: GRPO's, RLOO's, or one that takes the same.
+        config_class: its config.
+        args: the recipe's `args`.
+        **trainer_arguments: further arguments of the trainer; its own `reward_funcs` in place of these.
+    """
     rewards: list[ResolvedReward] = context.inputs["rewards"]
     weights = [reward.weight for reward in rewards]
     weighted = {} if all(weight == 1.0 for weight in weights) else {"reward_weights": weights}
@@ -107,7 +117,7 @@ def reinforce(context: StageContext, trainer_class: Any, config_class: Any, args
         config_class,
         {**weighted, **args},
         reward_names=[reward.name for reward in rewards],
-        reward_funcs=[reward.model_path or reward.func for reward in rewards],
+        **{"reward_funcs": [reward.model_path or reward.func for reward in rewards], **trainer_arguments},
     )
 
 
@@ -152,9 +162,9 @@ def _fit(context: StageContext, trainer: Any) -> float:
 
 
 def _tidy(folder: Path) -> None:
-    """Takes out what is not the model: pickled arguments, a model card with no facts, TRL's copy of the reference."""
-    for name in ("training_args.bin", "README.md"):
-        (folder / name).unlink(missing_ok=True)
+    """Takes out what is not the model: pickled arguments, model cards with no facts, TRL's copy of the reference."""
+    for file in (folder / "training_args.bin", *folder.rglob("README.md")):
+        file.unlink(missing_ok=True)
     shutil.rmtree(folder / "ref", ignore_errors=True)
 
 

@@ -1,0 +1,197 @@
+"""`posttrain ask`: questions from the command line, a file or stdin, answered by a model and a strategy."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from posttrain_plugins.cli.consoles import err, quiet
+from posttrain_plugins.cli.options import (
+    RUNS,
+    JsonOption,
+    MaxTokensOption,
+    ModelArgument,
+    RunsOption,
+    ScorerOption,
+    SeedOption,
+    TemperatureOption,
+    read_budget,
+)
+from posttrain_plugins.errors import InputError, StageFailed
+
+if TYPE_CHECKING:
+    from posttrain_plugins.types import Prompt, Result
+
+__all__ = ["ask"]
+
+
+def ask(
+    model: ModelArgument,
+    question: Annotated[
+        list[str] | None, typer.Argument(help="One or more prompts; `-` reads one from stdin.", show_default=False)
+    ] = None,
+    strategy: Annotated[str, typer.Option(help="How to answer, such as `self_consistency(n=8)`.")] = "greedy",
+    scorer: ScorerOption = None,
+    tool: Annotated[
+        list[str] | None, typer.Option(metavar="FILE:FUNCTION", help="A function for `react` (repeatable).")
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="LIMITS", help="Per question: `tokens=500,seconds=10`; also completions, calls."),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
+    max_tokens: MaxTokensOption = 1024,
+    temperature: TemperatureOption = 1.0,
+    seed: SeedOption = 0,
+    file: Annotated[
+        Path | None, typer.Option(help="Questions, one a line, or JSONL with `prompt`; `-` is stdin.", allow_dash=True)
+    ] = None,
+    served_model: Annotated[
+        str | None, typer.Option(help="The model's name on the server, where MODEL is a URL.")
+    ] = None,
+    trace: Annotated[bool, typer.Option("--trace", help="Show the tree of all that was asked, on stderr.")] = False,
+    trace_html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write that tree as one page; of several questions one each.")
+    ] = None,
+    runs_dir: RunsOption = RUNS,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer questions with a model and a strategy.
+
+    `posttrain ask quickstart:grpo "3|7>2<9|4" --strategy "best_of_n(n=8, scorer='quickstart:rm')" --trace`
+
+    The answer goes to stdout, all else to stderr. A server is asked with
+    `posttrain ask http://localhost:8000/v1 "2+2=?" --served-model Qwen/Qwen3-0.6B`.
+    """
+    from posttrain_plugins import api, registry
+    from posttrain_plugins.cli.bar import solving
+    from posttrain_plugins.inference.engine import solve
+
+    prompts = _prompts(question or [], file, system)
+    options: dict[str, Any] = {"tools": [registry.import_object(target) for target in tool or ()]} if tool else {}
+    if budget is not None:
+        options["budget"] = read_budget(budget)
+    console = err()
+    quiet(console)
+    resolved = api.resolve_strategy(strategy, scorers=scorer or [], runs_dir=runs_dir)  # before a model is loaded
+    problems = _problems(prompts, max_tokens, temperature)
+    with solving(console) as tell:
+        policy = _opened(model, served_model, runs_dir)
+        options |= {"scorers": resolved.scorers, "seed": seed, "progress": tell}
+        with api.backends(policy, resolved.models, runs_dir=runs_dir) as by_role:
+            results = solve(resolved.strategy, problems, backend=by_role, **options)
+    _show(prompts, results, as_json, trace, is_many=file is not None or len(prompts) > 1)
+    if trace_html is not None:
+        _write_pages(trace_html, results, prompts, model, strategy)
+    _check(results, strategy)
+
+
+def _opened(model: str, served_model: str | None, runs_dir: Path) -> Any:
+    from posttrain_plugins import api
+
+    try:
+        return api.backend(model, model=served_model, runs_dir=runs_dir)
+    except (OSError, ValueError) as cause:  # what transformers raises for a model that is not there
+        raise InputError(f"model {model!r} cannot be loaded: {str(cause).partition(chr(10))[0]}") from cause
+
+
+# --- questions -------------------------------------------------------------------------------------------------------
+
+
+def _prompts(questions: Sequence[str], file: Path | None, system: str | None) -> list[Prompt]:
+    found: list[Prompt] = [sys.stdin.read().strip("\n") if text == "-" else text for text in questions]
+    found += _from_file(file) if file is not None else []
+    if not found:
+        raise InputError("no question is given", hint='posttrain ask MODEL "2+2=?", or --file questions.txt')
+    return [_with_system(prompt, system) for prompt in found]
+
+
+def _from_file(file: Path) -> list[Prompt]:
+    """One question a line, or JSONL with `prompt`, text or messages."""
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the questions cannot be read: {file}: {error}") from error
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    if file.suffix != ".jsonl":
+        return [line for _, line in lines]
+    return [_from_json(line, f"{file}:{number}") for number, line in lines]
+
+
+def _from_json(line: str, where: str) -> Prompt:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where}: not JSON: {error}", hint="each line is one JSON object with 'prompt'") from error
+    prompt = row.get("prompt") if isinstance(row, dict) else None
+    is_chat = isinstance(prompt, list) and prompt and all(isinstance(m, dict) and "role" in m for m in prompt)
+    if not (isinstance(prompt, str) or is_chat):
+        raise InputError(f"{where}: 'prompt' is {prompt!r}, expected text or messages")
+    return prompt  # type: ignore[return-value]
+
+
+def _with_system(prompt: Prompt, system: str | None) -> Prompt:
+    """A question is a message; what a file gives as messages stays as it is."""
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    return [{"role": "system", "content": system}, *messages] if system is not None else messages
+
+
+def _problems(prompts: Sequence[Prompt], max_tokens: int, temperature: float) -> list[Any]:
+    from posttrain_plugins.types import Problem, SamplingParams
+
+    params = SamplingParams(temperature=temperature, max_tokens=max_tokens)
+    return [Problem(prompt, params, id=str(i)) for i, prompt in enumerate(prompts)]
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+
+def _show(prompts: Sequence[Prompt], results: Sequence[Result], as_json: bool, trace: bool, is_many: bool) -> None:
+    from posttrain_plugins.text import last_user_text
+
+    questions = [last_user_text(prompt) for prompt in prompts]
+    if trace:
+        from posttrain_plugins.cli.trace_tree import trace_tree
+
+        console = err()
+        for result in results:
+            console.print(trace_tree(result, console.width))
+    if as_json:
+        rows = [{"question": text, **asdict(result)} for text, result in zip(questions, results, strict=True)]
+        print(json.dumps(rows if is_many else rows[0], indent=1, default=str))
+        return
+    for i, (question, result) in enumerate(zip(questions, results, strict=True)):
+        if is_many:
+            print(("\n" if i else "") + f"# {question}")
+        print(result.text)
+        if result.stopped_by:
+            err().print(f"ended by the budget: {result.stopped_by}", style="yellow")
+
+
+def _write_pages(file: Path, results: Sequence[Result], prompts: Sequence[Prompt], model: str, strategy: str) -> None:
+    """`trace.html`, or `trace-0.html`, `trace-1.html` ... of several."""
+    from posttrain_plugins.cli.trace_page import trace_page
+    from posttrain_plugins.text import last_user_text
+
+    for i, (result, prompt) in enumerate(zip(results, prompts, strict=True)):
+        page = file if len(results) == 1 else file.with_name(f"{file.stem}-{i}{file.suffix}")
+        html = trace_page(result, title=last_user_text(prompt), model=model, strategy=strategy)
+        try:
+            page.parent.mkdir(parents=True, exist_ok=True)
+            page.write_text(html, encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise InputError(f"the trace cannot be written: {page}: {error.strerror}") from error
+        err().print(f"trace: {page}", style="dim", highlight=False, soft_wrap=True)
+
+
+def _check(results: Sequence[Result], strategy: str) -> None:
+    errors = [result.error for result in results if result.error]
+    if errors:
+        some = f" on {len(errors)} of {len(results)} questions" if len(results) > 1 else ""
+        raise StageFailed(f"strategy '{strategy}' failed{some}: {errors[0]}")

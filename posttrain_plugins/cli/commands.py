@@ -1,0 +1,190 @@
+"""`posttrain`: the commands. Each parses, calls one function of `api` or `recipe`, and prints.
+
+Exit codes: 0 done, 1 the run failed, 2 your input is wrong, 3 a gate was not met, 130 stopped by you. Messages go to
+stderr, data to stdout; `--json` where a program reads.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from posttrain_plugins.cli.ask import ask
+from posttrain_plugins.cli.consoles import out, tell
+from posttrain_plugins.cli.evaluate import evaluate
+from posttrain_plugins.cli.options import RUNS, JsonOption, OverrideOption, RecipeArgument, RunsOption
+from posttrain_plugins.cli.runs import run_and_show, show
+from posttrain_plugins.cli.serve import serve
+from posttrain_plugins.errors import PosttrainError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="posttrain",
+    help="Post-train language models by recipe: SFT, reward models, DPO, GRPO and test-time strategies, on TRL.\n\n"
+    "Start with:  posttrain run quickstart\n\n"
+    "With --debug after any command an error shows its whole traceback.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+plugins_app = typer.Typer(
+    help="The installed plugins: rewards, adapters, strategies, data sets, stages.", no_args_is_help=True
+)
+app.add_typer(plugins_app, name="plugins")
+
+
+def main() -> None:
+    """The entry point: turns our errors into a message and an exit code."""
+    is_debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        app(prog_name="posttrain")
+    except PosttrainError as error:
+        tell(error, is_debug)
+        raise SystemExit(error.exit_code) from None
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    override: OverrideOption = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
+    only: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run only this stage (repeatable).")] = None,
+    force: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run this stage again (repeatable).")] = None,
+    runs_dir: RunsOption = RUNS,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a recipe. What is done already is not done again; Ctrl-C saves a checkpoint, the same command goes on.
+
+    Results stand in `RUNS_DIR/<recipe>/<stage>-<key>/`, and `latest/<stage>` points to the newest.
+
+    `posttrain run quickstart -o stages.dpo.args.beta=0.2 --until dpo`
+    """
+    from posttrain_plugins import api
+
+    run_and_show(
+        api.plan(recipe, override or [], runs_dir=runs_dir, until=until, only=only or [], force=force or []), as_json
+    )
+
+
+@app.command()
+def validate(
+    recipes: Annotated[list[str], typer.Argument(help="Recipe files, or names of packaged ones.")],
+    override: OverrideOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check recipes: every mistake at once, each with file:line:column. Loads no model; takes half a second.
+
+    `posttrain validate mine.yaml lora --json`
+    """
+    from posttrain_plugins import api
+    from posttrain_plugins.errors import RecipeErrors
+
+    found: list[dict[str, Any]] = []
+    for name in recipes:
+        try:
+            checked = api.validate(name, override or [])
+            if not as_json:
+                print(f"{name}: fine, {len(checked.stages)} stages: {', '.join(s.id for s in checked.stages)}")
+        except RecipeErrors as errors:
+            found += [vars(mistake) for mistake in errors.mistakes]
+            if not as_json:
+                tell(errors, False)
+    if as_json:
+        print(json.dumps({"mistakes": found}, indent=1))
+    if found:
+        raise typer.Exit(2)
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument, override: OverrideOption = None, runs_dir: RunsOption = RUNS, as_json: JsonOption = False
+) -> None:
+    """Show what would run, what is cached, and why the rest is not.
+
+    `posttrain plan quickstart -o stages.sft.args.learning_rate=1e-3`
+    """
+    from posttrain_plugins import api
+
+    chosen = api.plan(recipe, override or [], runs_dir=runs_dir)
+    if as_json:
+        print(json.dumps([stage.to_json() for stage in chosen.stages], indent=1))
+        return
+    from posttrain_plugins.cli.tables import plan_table
+
+    out().print(plan_table(chosen))
+
+
+@app.command()
+def report(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="The name of a run below RUNS_DIR, such as `quickstart`.")],
+    runs_dir: RunsOption = RUNS,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the tables of a run again, from what stands below RUNS_DIR.
+
+    `posttrain report quickstart --json`
+    """
+    from posttrain_plugins.errors import InputError
+    from posttrain_plugins.recipe.store import Store
+
+    store = Store(runs_dir.resolve(), name)
+    artifacts = store.all_latest()
+    if not artifacts:
+        known = sorted(p.parent.name for p in runs_dir.glob("*/latest"))
+        raise InputError(f"no run '{name}' below {runs_dir}", hint=f"runs there: {', '.join(known) or 'none'}")
+    show(name, artifacts, as_json)
+
+
+app.command()(evaluate)
+app.command()(ask)
+app.command()(serve)
+
+
+@plugins_app.command("list")
+def plugins_list(
+    kind: Annotated[str | None, typer.Option(help="reward, adapter, strategy, dataset or stage.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List every plugin with its package and version; a broken one with its cause.
+
+    `posttrain plugins list --kind strategy`
+    """
+    from posttrain_plugins import catalogue
+
+    rows = catalogue.listing(kind)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    from posttrain_plugins.cli.tables import plugin_table
+
+    out().print(plugin_table(rows))
+
+
+@plugins_app.command("show")
+def plugins_show(
+    name: Annotated[
+        str, typer.Argument(help="A plugin's name, `distribution:name`, `module:attr` or `./file.py:attr`.")
+    ],
+    kind: Annotated[str | None, typer.Option(help="Where several kinds have that name.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one plugin: what it does, its parameters with types and defaults, needed columns, and where it lives.
+
+    `posttrain plugins show best_of_n`
+    """
+    from posttrain_plugins import catalogue
+
+    found = catalogue.show(name, kind)
+    if as_json:
+        print(json.dumps(found, indent=1, default=str))
+        return
+    from posttrain_plugins.cli.tables import print_plugin
+
+    print_plugin(out(), found)

@@ -1,0 +1,111 @@
+"""What several commands take, written the same way everywhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from posttrain_plugins.errors import InputError
+
+if TYPE_CHECKING:
+    from posttrain_plugins.types import Budget
+
+__all__ = [
+    "RUNS",
+    "BudgetOption",
+    "JsonOption",
+    "MaxTokensOption",
+    "ModelArgument",
+    "OverrideOption",
+    "RecipeArgument",
+    "RunsOption",
+    "ScorerOption",
+    "SeedOption",
+    "TemperatureOption",
+    "read_budget",
+    "read_pairs",
+]
+
+RUNS = Path("runs")
+
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A recipe file, or the name of a packaged one such as `quickstart`.")
+]
+ModelArgument = Annotated[
+    str, typer.Argument(help="A folder, a Hub id, RUN:STAGE such as `quickstart:grpo`, or a server's URL.")
+]
+OverrideOption = Annotated[
+    list[str] | None,
+    typer.Option("-o", "--override", metavar="KEY=VALUE", help="For instance `-o stages.dpo.args.beta=0.1`."),
+]
+RunsOption = Annotated[Path, typer.Option("--runs-dir", help="Where results go.", envvar="POSTTRAIN_RUNS_DIR")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
+ScorerOption = Annotated[
+    list[str] | None,
+    typer.Option("--scorer", metavar="NAME=REWARD", help="A reward that a strategy asks for (repeatable)."),
+]
+BudgetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--budget", metavar="LIMITS", help="Per problem: `tokens=500`, `completions=8,seconds=10`; also `calls`."
+    ),
+]
+MaxTokensOption = Annotated[int, typer.Option(min=1, help="Completion tokens at most.")]
+TemperatureOption = Annotated[float, typer.Option(min=0.0, help="Of samples; `greedy` is always 0.")]
+SeedOption = Annotated[int, typer.Option(help="The same seed gives the same answers.")]
+
+
+def read_budget(text: str) -> Budget:
+    """`tokens=500,seconds=10`.
+
+    Raises:
+        InputError: another limit, or no number above 0.
+
+    Example:
+        >>> read_budget("tokens=500,seconds=1.5")
+        Budget(tokens=500, completions=None, calls=None, seconds=1.5)
+    """
+    from dataclasses import fields
+
+    from posttrain_plugins.types import Budget  # not at the top: it is a tenth of the time that --help takes
+
+    known = [field.name for field in fields(Budget)]
+    limits: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = (piece.strip() for piece in part.partition("="))
+        if name not in known:
+            hint = f"limits: {', '.join(known)}; for instance tokens=500"
+            raise InputError(f"the budget cannot be read: {part.strip()!r} in {text!r}", hint=hint)
+        limits[name] = _limit(name, value)
+    return Budget(**limits)  # type: ignore[arg-type]
+
+
+def _limit(name: str, value: str) -> float:
+    try:
+        limit = float(value) if name == "seconds" else int(value)
+    except ValueError:
+        limit = 0
+    if not 0 < limit < math.inf:
+        raise InputError(f"the budget cannot be read: {name} is {value!r}", hint=f"{name} is a number above 0")
+    return limit
+
+
+def read_pairs(texts: Sequence[str] | None, what: str) -> dict[str, str]:
+    """`NAME=VALUE`, once for each name.
+
+    Raises:
+        InputError: one without a name, or a name twice.
+    """
+    pairs: dict[str, str] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not (equals and name.isidentifier() and value):
+            raise InputError(f"{what} {text!r} cannot be read", hint="write NAME=VALUE, for instance rm=quickstart:rm")
+        if name in pairs:
+            raise InputError(f"two values for {what} {name!r}: {pairs[name]} and {value}")
+        pairs[name] = value
+    return pairs

@@ -1,0 +1,96 @@
+"""Runs a plan before the user's eyes, and prints what it came to."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from posttrain_plugins.cli.consoles import err, out, quiet
+from posttrain_plugins.errors import Interrupted
+
+if TYPE_CHECKING:
+    from posttrain_plugins.recipe.plan import Plan
+    from posttrain_plugins.recipe.store import Artifact
+
+__all__ = ["run_and_show", "show"]
+
+
+def run_and_show(chosen: Plan, as_json: bool, measured: str | None = None) -> None:
+    """Run what must run, with the display on stderr, then print the tables or the JSON.
+
+    Args:
+        chosen: the plan.
+        as_json: no tables, nothing but JSON.
+        measured: the one model that the plan measures, as the user named it; then only the figures are shown.
+    """
+    from posttrain_plugins.cli.display import RunDisplay
+    from posttrain_plugins.recipe.run import run_plan
+
+    display = RunDisplay(err(), is_quiet=as_json)
+    if any(stage.must_run for stage in chosen.stages):
+        quiet(display.console)
+    try:
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():  # rewards may print
+            finished = run_plan(chosen, display)
+    except Interrupted as stop:
+        raise Interrupted(stop.message, hint=f"go on with the same command: {_command()}") from None
+    finally:
+        display.close()
+    show(chosen.recipe.name, finished.artifacts, as_json, measured)
+    if not as_json:
+        _tell_files(chosen, finished.artifacts)
+
+
+def show(name: str, artifacts: Mapping[str, Artifact], as_json: bool, measured: str | None = None) -> None:
+    """The tables of a run, or the same as JSON."""
+    from posttrain_plugins.recipe import report as reporting
+
+    rows = reporting.rows(artifacts)
+    if as_json:
+        stages = {
+            id: {"metrics": a.metrics, "folder": str(a.folder), "model_path": a.model_path and str(a.model_path)}
+            for id, a in artifacts.items()
+        }
+        for artifact in reporting.evaluations(artifacts):
+            stages[artifact.manifest["stage"]]["details"] = artifact.details
+        print(json.dumps({"recipe": name, "stages": stages, "rows": [row.to_json() for row in rows]}, indent=1))
+        return
+    from posttrain_plugins.cli.tables import at_k_table, evaluation_table, result_table
+
+    console = out()
+    if measured is None:
+        console.print(result_table(rows, name))
+    for artifact in reporting.evaluations(artifacts):
+        details = artifact.details
+        title = f"{measured or artifact.manifest['stage']}: {details['metric']} on {details['problems']} problems"
+        console.print(evaluation_table(details, title))
+        at_k = at_k_table(details)
+        if at_k is not None:
+            console.print(at_k)
+
+
+def _tell_files(chosen: Plan, artifacts: Mapping[str, Artifact]) -> None:
+    from posttrain_plugins.recipe import report as reporting
+
+    console = err()
+    console.print(f"results: {chosen.store.folder}", highlight=False, style="dim", soft_wrap=True)
+    for artifact in reporting.evaluations(artifacts):
+        for name in ("summary.json", "samples.jsonl", "accuracy_tokens.svg", "accuracy_tokens.png"):
+            if (artifact.folder / name).is_file():
+                console.print(f"  {artifact.folder / name}", highlight=False, style="dim", soft_wrap=True)
+
+
+def _command() -> str:
+    """What goes on where this stopped: the same, without `--force`, which would begin again."""
+    kept: list[str] = []
+    given = iter(sys.argv[1:])
+    for argument in given:
+        if argument == "--force":
+            next(given, None)
+        elif not argument.startswith("--force="):
+            kept.append(argument)
+    return shlex.join(["posttrain", *kept])

@@ -1,0 +1,93 @@
+"""Names of requests: a completion's key is its seed, its cache entry and its line in the log. No paper."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from posttrain_plugins.types import Generate, Prompt, SamplingParams
+
+__all__ = ["draw_key", "key_of", "prompt_text", "request_key", "score_key", "seed_of"]
+
+_encode = json.JSONEncoder(sort_keys=True, default=str).encode
+
+
+def key_of(*parts: Any) -> str:
+    """One name for one request, the same in every run."""
+    return _digest(_encode(parts))
+
+
+def request_key(request: Generate, identity: str, problem: str, run_seed: int) -> str:
+    """What all draws of one request have in common.
+
+    Args:
+        request: its role, prompt, parameters and tools count; how many it wants, and what for, do not.
+        identity: of the backend that answers it.
+        problem: the problem's id.
+        run_seed: the noise, where the request names none.
+    """
+    noise = run_seed if request.params.seed is None else request.params.seed
+    parts = [
+        *map(_encode, ("completion", request.model, identity)),
+        prompt_text(request.prompt),
+        _params_text(request.params),
+        _encode(problem),
+        str(noise),
+    ]
+    if request.tools:
+        parts.append(_encode(request.tools))
+    return _digest(f"[{', '.join(parts)}]")
+
+
+def score_key(kind: str, scorer: str, problem: str, prompt: str, text: str, steps: Sequence[str]) -> str:
+    """The name of a score; `prompt` is its `prompt_text`, which many scores share."""
+    of_steps = ", ".join(map(_encode, steps))
+    parts = (_encode(kind), _encode(scorer), _encode(problem), prompt, _encode(text), f"[{of_steps}]")
+    return _digest(f"[{', '.join(parts)}]")
+
+
+def draw_key(base: str, draw: int) -> str:
+    """The name of one completion of a request: `draw` counts how often the problem has drawn from it before."""
+    return _digest(f'["{base}", {draw}]')
+
+
+def seed_of(key: str) -> int:
+    """63 bits of noise."""
+    return int(key[:16], 16) >> 1
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """A prompt as JSON: what `_encode` gives, in a third of its time for plain messages."""
+    return _encode(prompt) if isinstance(prompt, str) else f"[{', '.join(map(_message_text, prompt))}]"
+
+
+def _message_text(message: Mapping[str, Any]) -> str:
+    match message:
+        case {"role": str(role), "content": str(content)} if len(message) == 2:
+            return f'{{"content": {_encode(content)}, "role": {_encode(role)}}}'
+    return _encode(message)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@lru_cache(maxsize=1024)
+def _params_text(params: SamplingParams) -> str:
+    """The parameters, without the seed; numbers in one form, for 1 and 1.0 draw the same."""
+    found: dict[str, Any] = {
+        "temperature": float(params.temperature),
+        "top_p": float(params.top_p),
+        "max_tokens": int(params.max_tokens),
+        "stop": list(params.stop),
+        "seed": None,
+        "logprobs": bool(params.logprobs),
+    }
+    if params.top_logprobs:  # what asks for nothing more is the plain request, and shares its draws
+        found["top_logprobs"] = int(params.top_logprobs)
+    if params.values:
+        found["values"] = True
+    return _encode(found)

@@ -1,0 +1,83 @@
+"""`ensemble`: several rewards as one, with a penalty where they disagree.
+
+Paper: Coste et al., 2023 (https://huggingface.co/papers/2310.02743): reward model ensembles against over-optimisation;
+section 3.2: mean, worst-case, and uncertainty-weighted (mean less a multiple of the variance).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, pvariance
+from typing import Any, ClassVar, Literal
+
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.types import Prompt, ResolvedReward, RewardRef
+
+__all__ = ["Ensemble"]
+
+
+@dataclass
+class Ensemble:
+    """Combine the scores of several rewards for each completion.
+
+    Args:
+        rewards: rewards of the recipe, stages that make one among them; in Python, callables.
+        reduce: `mean`, or `min`, the worst case.
+        penalty: how much of the variance is taken off, as in the paper's uncertainty-weighted form.
+
+    Raises:
+        InputError: there is no reward.
+
+    Example:
+        >>> def a(completions, **columns): return [1.0 for _ in completions]
+        >>> def b(completions, **columns): return [0.0 for _ in completions]
+        >>> Ensemble([a, b])(prompts=["?"], completions=["!"])
+        [0.5]
+        >>> Ensemble([a, b], penalty=1.0)(prompts=["?"], completions=["!"])
+        [0.25]
+    """
+
+    requires_columns: ClassVar[tuple[str, ...]] = ()
+
+    rewards: list[RewardRef]
+    reduce: Literal["mean", "min"] = "mean"
+    penalty: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.__name__ = "ensemble"  # what TRL logs it under
+        if not self.rewards:
+            raise InputError("ensemble has no rewards", hint="rewards: [rm_a, rm_b]")
+
+    @property
+    def oracle(self) -> bool:
+        """Whether one of them knows the right answer."""
+        return any(getattr(_callable(reward), "oracle", False) for reward in self.rewards)
+
+    def count_tokens(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> int:
+        """The tokens that scoring these reads, by those that can tell."""
+        counts = [getattr(_callable(reward), "count_tokens", None) for reward in self.rewards]
+        return sum(int(count(prompts=prompts, completions=completions)) for count in counts if count)
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
+        """Score each completion; a reward that cannot judge one is left out of it.
+
+        Args:
+            prompts: B prompts.
+            completions: B completions.
+
+        Returns:
+            B scores; None where no reward can judge.
+        """
+        votes = [_callable(reward)(prompts=prompts, completions=completions, **columns) for reward in self.rewards]
+        return [self._reduce([value for value in of_one if value is not None]) for of_one in zip(*votes, strict=True)]
+
+    def _reduce(self, scores: Sequence[float]) -> float | None:
+        if not scores:
+            return None
+        value = min(scores) if self.reduce == "min" else fmean(scores)
+        return float(value - self.penalty * pvariance(scores))
+
+
+def _callable(reward: Any) -> Any:
+    return reward.func if isinstance(reward, ResolvedReward) else reward

@@ -1,0 +1,254 @@
+"""`judge`: a language model rates completions, by a rubric or by comparing them; also step by step.
+
+Papers: LLM-as-a-judge, Zheng et al., 2023 (https://huggingface.co/papers/2306.05685), single-answer grading and
+pairwise comparison with swapped positions; as a training signal RLAIF, Lee et al., 2023
+(https://huggingface.co/papers/2309.00267), section 2.
+
+1. Pairwise, a completion's score is the share of the other completions of its prompt, in the same call, that it beats.
+2. Step by step, each step is rated in a request of its own, with the completion up to it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any, ClassVar, Literal
+
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.steps import SEPARATOR, Aggregate, aggregate, split_steps
+from posttrain_plugins.text import last_user_text, to_text
+from posttrain_plugins.types import ModelArtifact, ModelRef, ObjectRef, Problem, Prompt, SamplingParams, Usage
+
+__all__ = ["Judge"]
+
+RUBRIC = """You are a strict and fair grader.
+
+Question:
+{prompt}
+
+Answer:
+{completion}
+
+Judge whether the answer is correct, complete and clear. Think briefly, then end with a rating from 1 (useless) to 10
+(perfect) in this form: [[7]]"""
+
+COMPARISON = """You are a strict and fair grader.
+
+Question:
+{prompt}
+
+Answer A:
+{first}
+
+Answer B:
+{second}
+
+Which answer is better? Think briefly, then end with [[A]] or [[B]]."""
+
+
+@dataclass
+class Judge:
+    """Rate completions with a model.
+
+    Args:
+        model: who judges: a model of the recipe, a folder, a Hub id, or a server (`http://host:8000/v1#name`).
+        judging: `pointwise`, a rating of each by itself; `pairwise`, against the other completions of its prompt; or
+            `steps`, a rating of each step, aggregated.
+        rubric: the pointwise prompt; `{prompt}` and `{completion}` are filled in, other columns by their names too.
+        comparison: the pairwise prompt, with `{prompt}`, `{first}` and `{second}`.
+        render: `function(prompt, completion) -> prompt`, in the place of `rubric`, for judges that were trained on a
+            layout of their own.
+        pattern: a regular expression whose first group is the rating; its last match counts.
+        values: what a rating means where it is a word, such as `{y: 1.0, n: 0.0}`; without it, it is a number.
+        low: the lowest rating, which scores 0.
+        high: the highest rating, which scores 1.
+        ratings: how many ratings are averaged, drawn at `temperature`.
+        swap: compare in both orders, which takes out the judge's taste for one position.
+        separator: what ends a step.
+        aggregate: how the steps' ratings become one score.
+        chat: ask in a chat message; False sends the rubric as plain text.
+        temperature: 0 is greedy.
+        max_tokens: of the judge's answer.
+        api_key: of a server.
+
+    Raises:
+        InputError: for a pattern without a group.
+    """
+
+    bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    requires_columns: ClassVar[tuple[str, ...]] = ()
+
+    model: ModelRef
+    judging: Literal["pointwise", "pairwise", "steps"] = "pointwise"
+    rubric: str = RUBRIC
+    comparison: str = COMPARISON
+    render: ObjectRef | None = None
+    pattern: str = r"\[\[\s*(-?\d+(?:\.\d+)?|[AB])\s*\]\]"
+    values: dict[str, float] = field(default_factory=dict)
+    low: float = 1.0
+    high: float = 10.0
+    ratings: int = 1
+    swap: bool = True
+    separator: str = SEPARATOR
+    aggregate: Aggregate = "min"
+    chat: bool = True
+    temperature: float = 0.0
+    max_tokens: int = 512
+    api_key: str | None = None
+
+    def __post_init__(self) -> None:
+        self.__name__ = "judge"  # what TRL logs it under
+        if re.compile(self.pattern).groups < 1:
+            raise InputError(f"judge's pattern has no group: {self.pattern!r}", hint=r"write \[\[(\d+)\]\]")
+        if self.ratings > 1 and self.temperature == 0:
+            raise InputError("judge draws several ratings at temperature 0, all equal", hint="set temperature: 1.0")
+        self.spent = Usage()
+        self._backend: Any = None
+        self._log: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_backend": None, "_log": None}
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
+        """Score each completion.
+
+        Args:
+            prompts: B prompts, plain or conversational.
+            completions: B completions.
+            columns: further columns, which the rubric may name.
+
+        Returns:
+            B scores in [0, 1]; None where the judge gave no rating that can be read.
+        """
+        if self.judging == "pairwise":
+            return self._compare(prompts, completions)
+        if self.judging == "steps":
+            return [aggregate(scores, self.aggregate) for scores in self.step_scores(prompts, completions, **columns)]
+        rows = [{name: values[i] for name, values in columns.items()} for i in range(len(prompts))]
+        texts = zip(prompts, completions, rows, strict=True)
+        return self._rate([self._question(prompt, to_text(completion), row) for prompt, completion, row in texts])
+
+    def step_scores(
+        self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any
+    ) -> list[list[float]]:
+        """Rate each step, shown together with those before it; one that cannot be read scores 0.
+
+        Args:
+            prompts: B prompts, plain or conversational.
+            completions: B completions.
+            columns: with `steps`, these; else `separator` splits.
+
+        Returns:
+            B lists, one score in [0, 1] for each step.
+        """
+        texts = [to_text(completion) for completion in completions]
+        steps = columns.get("steps") or [split_steps(text, self.separator) for text in texts]
+        paths = [["".join(of_one[: i + 1]) for i in range(len(of_one))] for of_one in steps]
+        asked = [
+            self._question(prompt, path, {}) for prompt, of_one in zip(prompts, paths, strict=True) for path in of_one
+        ]
+        found = iter(self._rate(asked))
+        return [[next(found) or 0.0 for _ in of_one] for of_one in paths]
+
+    def close(self) -> None:
+        """Free the judge's memory; the next call loads it again."""
+        if self._backend is not None and hasattr(self._backend, "close"):
+            self._backend.close()
+        self._backend = None
+
+    # --- Asking ---------------------------------------------------------------------------------------------------
+
+    def _question(self, prompt: Prompt, completion: str, row: Mapping[str, Any]) -> Prompt:
+        if self.render is not None:
+            render: Callable[[str, str], Prompt] = self.render  # type: ignore[assignment]
+            return render(last_user_text(prompt), completion)
+        return self._message(_filled(self.rubric, {**row, "prompt": to_text(prompt), "completion": completion}))
+
+    def _message(self, text: str) -> Prompt:
+        return [{"role": "user", "content": text}] if self.chat else text
+
+    def _rate(self, questions: Sequence[Prompt]) -> list[float | None]:
+        return [_mean([self._value(text) for text in answers]) for answers in self._ask(questions)]
+
+    def _value(self, text: str) -> float | None:
+        rating = self._rating(text)
+        if rating is None:
+            return None
+        if self.values:
+            return self.values.get(rating)
+        try:
+            number = float(rating)
+        except ValueError:
+            return None
+        return min(1.0, max(0.0, (number - self.low) / (self.high - self.low)))
+
+    def _rating(self, text: str) -> str | None:
+        found = list(re.finditer(self.pattern, text))
+        return found[-1].group(1) if found else None
+
+    def _compare(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> list[float | None]:
+        texts = [to_text(completion) for completion in completions]
+        groups: dict[str, list[int]] = {}
+        for i, prompt in enumerate(prompts):
+            groups.setdefault(to_text(prompt), []).append(i)
+        pairs = [
+            (i, j)
+            for group in groups.values()
+            for i in group
+            for j in group
+            if texts[i] != texts[j] and (self.swap or i < j)
+        ]
+        fields = [{"prompt": to_text(prompts[i]), "first": texts[i], "second": texts[j]} for i, j in pairs]
+        answers = self._ask([self._message(_filled(self.comparison, one)) for one in fields])
+        wins: dict[int, list[float]] = {}
+        for (i, j), said in zip(pairs, answers, strict=True):
+            for verdict in (self._rating(text) for text in said):
+                if verdict in ("A", "B"):
+                    wins.setdefault(i, []).append(float(verdict == "A"))
+                    wins.setdefault(j, []).append(float(verdict == "B"))
+        return [_mean(list(wins.get(i, []))) for i in range(len(texts))]
+
+    def _ask(self, questions: Sequence[Prompt]) -> list[list[str]]:
+        """The judge's answers to each question; an equal question is asked once."""
+        from posttrain_plugins.inference.engine import sample
+        from posttrain_plugins.inference.keys import key_of
+        from posttrain_plugins.inference.log import RequestLog
+
+        if self._log is None:
+            self._log = RequestLog(None)
+        params = SamplingParams(temperature=self.temperature, max_tokens=self.max_tokens)
+        problems = {key_of(question): Problem(question, params, id=key_of(question)) for question in questions}
+        results = sample(list(problems.values()), self.ratings, backend=self._open(), log=self._log)
+        for result in results:
+            self.spent = sum(result.usage.values(), self.spent)
+        said = {key: [one.text for one in result.candidates] for key, result in zip(problems, results, strict=True)}
+        return [said[key_of(question)] for question in questions]
+
+    def _open(self) -> Any:
+        if self._backend is None:
+            given: Any = self.model
+            path = given.path if isinstance(given, ModelArtifact) else str(given)
+            if path.startswith(("http://", "https://")):
+                from posttrain_plugins.inference.openai_backend import OpenAIBackend
+
+                url, _, name = path.partition("#")
+                self._backend = OpenAIBackend(name, url, api_key=self.api_key)
+            else:
+                from posttrain_plugins.inference.transformers_backend import TransformersBackend
+
+                loading = given.loading if isinstance(given, ModelArtifact) else {}
+                name = given.name if isinstance(given, ModelArtifact) else path
+                self._backend = TransformersBackend(path, loading=loading, identity=name)
+        return self._backend
+
+
+def _filled(template: str, fields: Mapping[str, Any]) -> str:
+    """The template with its `{fields}`; braces that name no field stay as they are."""
+    return re.sub(r"\{(\w+)\}", lambda m: str(fields[m[1]]) if m[1] in fields else m[0], template)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None

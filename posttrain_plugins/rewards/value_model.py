@@ -1,0 +1,178 @@
+"""`value_model`: what PPO's critic expects of a completion as it stands: the value at its last token, or at each step.
+
+Papers: Schulman et al., 2017 (https://huggingface.co/papers/1707.06347), for the critic; Liu et al., 2023
+(https://huggingface.co/papers/2309.15028), for keeping it as a guide at test time. It loads what the stage `ppo` saved,
+whatever the critic's kind.
+
+1. The completion is scored before EOS, the last state that the critic was trained on.
+2. Prompt and completion are tokenised apart, as in the rollout.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.inference.classifier import Classifier
+from posttrain_plugins.steps import SEPARATOR, last_tokens, split_steps
+from posttrain_plugins.text import is_conversational, render, to_text
+from posttrain_plugins.types import Prompt
+
+__all__ = ["ValueModel"]
+
+
+@dataclass
+class ValueModel:
+    """Score whole or partial completions with the critic that PPO trained.
+
+    The model is loaded at the first call; until then the reward can be pickled, and a pickle never holds the model.
+
+    Args:
+        model_name_or_path: the folder of a PPO policy, with its `critic/`.
+        separator: what ends a step; the rule of `posttrain_plugins.steps`.
+        batch_size: completions per forward.
+        dtype: of the weights; this and the rest as in TRL's `ModelConfig`.
+        load_in_4bit: quantize the base with bitsandbytes.
+        load_in_8bit: the same with 8 bits.
+        bnb_4bit_quant_type: `nf4` or `fp4`.
+        use_bnb_nested_quant: quantize the quantization constants too.
+        attn_implementation: attention kernel.
+        model_revision: of the base.
+        device: by default `cuda` where there is one.
+
+    Raises:
+        InputError: at the first call, where the folder has no critic.
+    """
+
+    requires_columns: ClassVar[tuple[str, ...]] = ()
+
+    model_name_or_path: str
+    separator: str = SEPARATOR
+    batch_size: int = 32
+    dtype: str = "auto"
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+    bnb_4bit_quant_type: str = "nf4"
+    use_bnb_nested_quant: bool = False
+    attn_implementation: str | None = None
+    model_revision: str = "main"
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        self.__name__ = "value_model"  # what TRL logs it under
+        self._critic = _Critic(self.model_name_or_path, "TokenClassification", loading=vars(self), device=self.device)
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
+        """The value of each completion as it stands.
+
+        Args:
+            prompts: B prompts, plain or conversational.
+            completions: B completions, whole or not; an empty one has the prompt's value.
+
+        Returns:
+            B values: the return that the critic expects, in the units of PPO's reward.
+        """
+        values: list[float | None] = [None] * len(completions)
+        for i, _, _, of_tokens in self._values(prompts, completions):
+            values[i] = of_tokens[-1]
+        return values
+
+    def step_scores(
+        self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any
+    ) -> list[list[float]]:
+        """The value at the end of each step.
+
+        Args:
+            prompts: B prompts, plain or conversational.
+            completions: B completions.
+            columns: with `steps` (B lists of texts that joined are the completion), these; else `separator` splits.
+
+        Returns:
+            B lists of values, one for each step.
+        """
+        given = columns.get("steps") or [split_steps(to_text(text), self.separator) for text in completions]
+        scores: list[list[float]] = [[] for _ in completions]
+        for i, head, starts, of_tokens in self._values(prompts, completions):
+            ends = list(accumulate(map(len, given[i])))
+            scores[i] = [of_tokens[head + token] for token in last_tokens(starts, ends)] if starts else []
+        return scores
+
+    def count_tokens(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> int:
+        """The tokens that scoring these reads."""
+        return sum(len(ids) for ids, _, _ in map(self._encode, prompts, completions))
+
+    def close(self) -> None:
+        """Free the model's memory; the next call loads it again."""
+        self._critic.close()
+
+    def _values(
+        self, prompts: Sequence[Prompt], completions: Sequence[Prompt]
+    ) -> Iterator[tuple[int, int, list[int], list[float]]]:
+        """For completion i: the prompt's tokens, where the completion's start in its text, and all tokens' values."""
+        encoded = [self._encode(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
+        for i, values in self._critic.logits([ids for ids, _, _ in encoded], self.batch_size):
+            yield i, encoded[i][1], encoded[i][2], [float(value) for value in values[:, 0].tolist()]
+
+    def _encode(self, prompt: Prompt, completion: Prompt) -> tuple[list[int], int, list[int]]:
+        """Token ids, how many are the prompt's, and where each of the completion's starts in its text."""
+        tokenizer = self._critic.tokenizer
+        head = tokenizer(render(tokenizer, prompt), add_special_tokens=not is_conversational(prompt))["input_ids"]
+        text = to_text(completion)
+        tail = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return [*head, *tail["input_ids"]], len(head), [start for start, _ in tail["offset_mapping"]]
+
+
+class _Critic(Classifier):
+    """PPO's critic as a token classifier of one label, the value of the state after each token."""
+
+    def _load(self) -> Any:
+        from safetensors.torch import load_file
+        from torch.nn.functional import linear
+
+        folder = Path(self.path) / "critic"
+        if not (folder / "critic.json").is_file():
+            raise InputError(
+                f"value_model finds no critic in {self.path}", hint="give the model of a ppo stage (with gae)"
+            )
+        kind = json.loads((folder / "critic.json").read_text(encoding="utf-8"))["kind"]
+        body = self._body(Path(self.path) if kind == "shared" else folder, is_causal=kind != "separate").eval()
+        saved = load_file(folder / "value_head.safetensors", device=str(body.device))
+        head = {name: tensor.float().clone() for name, tensor in saved.items()}  # a copy is aligned: the same last bit
+
+        def forward(**inputs: Any) -> Any:
+            hidden = body(**inputs).last_hidden_state.float()  # (B, T, H)
+            return SimpleNamespace(logits=linear(hidden, head["weight"], head["bias"]))
+
+        return _Valuer(forward, body)
+
+    def _body(self, folder: Path, is_causal: bool) -> Any:
+        """The model below the LM head: an adapter on its base, or full weights."""
+        import transformers
+
+        file = folder / "adapter_config.json"
+        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"] if file.is_file() else folder
+        loader = transformers.AutoModelForCausalLM if is_causal else transformers.AutoModel
+        model = loader.from_pretrained(str(base), **self._options())
+        if file.is_file():
+            from peft import PeftModel
+
+            PeftModel.from_pretrained(model, str(folder))  # puts its layers into the model
+        return model.base_model if is_causal else model
+
+
+class _Valuer:
+    """What `Classifier` calls: the body's config and device, and values as logits."""
+
+    def __init__(self, forward: Any, body: Any) -> None:
+        self._forward = forward
+        self.config = body.config
+        self.device = body.device
+
+    def __call__(self, **inputs: Any) -> Any:
+        return self._forward(**inputs)

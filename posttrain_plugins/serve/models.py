@@ -1,0 +1,192 @@
+"""The served models by name. PEFT adapters of one base share it: the base is loaded once, the adapters by name.
+
+1. What cannot share is loaded by itself, with a base of its own: an adapter that is no LoRA, that trains whole modules
+   or biases too or has a value head, or is loaded in another way (dtype, quantization, tokenizer) than its sibling.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from posttrain_plugins import api
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.inference.backends import AnyBackend
+from posttrain_plugins.inference.transformers_backend import TransformersBackend, load_tokenizer
+from posttrain_plugins.inference.value_head import critic_beside
+from posttrain_plugins.recipe import handoff
+from posttrain_plugins.recipe.outside import Outside, is_url
+from posttrain_plugins.types import Completion, Generate
+
+__all__ = ["Served", "open_models", "parse_models"]
+
+NAME = re.compile(r"[A-Za-z0-9][\w.:/+-]*")
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model that clients can ask.
+
+    Args:
+        name: what clients call it.
+        path: its folder or Hub id.
+        backend: draws its completions.
+        base: the path of an adapter's base.
+        created: when it was loaded, in seconds since 1970.
+    """
+
+    name: str
+    path: str
+    backend: AnyBackend
+    base: str | None = None
+    created: int = field(default_factory=lambda: int(time.time()))
+
+
+def parse_models(texts: Sequence[str]) -> dict[str, str]:
+    """`MODEL` or `NAME=MODEL` -> name -> model.
+
+    A folder goes by its own name, `model` by that of the folder above, a server's model by its name there.
+
+    Raises:
+        InputError: two models of one name, one that is no name, or a folder that is not there.
+
+    Example:
+        >>> parse_models(["quickstart:grpo", "small=Qwen/Qwen3-0.6B"])
+        {'quickstart:grpo': 'quickstart:grpo', 'small': 'Qwen/Qwen3-0.6B'}
+    """
+    named: dict[str, str] = {}
+    for text in texts:
+        name, equals, model = text.partition("=")
+        if not equals or is_url(text) or Path(text).exists():
+            name, model = _name_of(text), text
+        if model.startswith(("/", ".")) and not Path(model).exists():
+            raise InputError(f"no such folder: {model}")
+        if not NAME.fullmatch(name) or not model:
+            raise InputError(f"{text!r} gives a model no name: {name!r}", hint=f"name it: small={model or 'MODEL'}")
+        if name in named:
+            raise InputError(
+                f"two models are named {name!r}: {named[name]} and {model}", hint=f"name one: other={model}"
+            )
+        named[name] = model
+    return named
+
+
+def _name_of(model: str) -> str:
+    if is_url(model):
+        return model.partition("#")[2]
+    path = Path(model)
+    if not path.exists():
+        return model
+    path = path.resolve()
+    return path.parent.name if path.name == "model" else path.name
+
+
+def open_models(models: Mapping[str, str], runs_dir: Path, loading: Mapping[str, Any]) -> dict[str, Served]:
+    """Load every model, or lay an adapter over a base that is there already.
+
+    Args:
+        models: name -> model, as `parse_models` gives them.
+        runs_dir: where `RUN:STAGE` is looked up.
+        loading: TRL `ModelConfig` fields for all of them; a stage's model is loaded as in its recipe otherwise.
+    """
+    sources = [_Source(name, model, runs_dir, loading) for name, model in models.items()]
+    shared: dict[Hashable, _SharedBase] = {}
+    opened: dict[str, Served] = {}
+    for source in sorted(sources, key=lambda source: not source.is_adapter):  # a base may lie under adapters already
+        if source.share_key in shared:
+            backend: AnyBackend = shared[source.share_key].add(source)
+        elif source.is_adapter and source.share_key is not None:
+            shared[source.share_key] = _SharedBase(source.load())
+            backend = shared[source.share_key].first
+        else:
+            backend = source.load()
+        opened[source.name] = Served(source.name, source.path, backend, source.base)
+    return {name: opened[name] for name in models}
+
+
+class _Source:
+    """A model before it is loaded: where it lies, how it is loaded, and with what it can share a base."""
+
+    def __init__(self, name: str, model: str, runs_dir: Path, loading: Mapping[str, Any]) -> None:
+        self.name = name
+        self.model = model
+        self.runs_dir = runs_dir
+        self.given = loading
+        found = Outside(runs_dir.resolve()).model(model)
+        self.path = found.path
+        self.loading = {**found.loading, **loading}
+        file = Path(self.path) / "adapter_config.json"
+        self.config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        self.is_adapter = bool(self.config)
+        self.base: str | None = self.config.get("base_model_name_or_path")
+
+    @property
+    def share_key(self) -> Hashable | None:
+        """Equal for those that can share; None for an adapter that changes more than its own weights."""
+        more = ("modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication")
+        is_plain = self.config.get("peft_type") == "LORA" and self.config.get("bias") == "none"
+        if is_url(self.model) or critic_beside(self.path) is not None:
+            return None
+        if self.is_adapter and (not is_plain or any(self.config.get(name) for name in more)):
+            return None
+        base = self.base or self.path
+        where = str(Path(base).resolve()) if Path(base).exists() else base
+        return where, handoff.record(Path(self.path), {})["tokenizer"], json.dumps(self.loading, sort_keys=True)
+
+    def load(self) -> Any:
+        given = {} if is_url(self.model) else self.given
+        try:
+            return api.backend(self.model, runs_dir=self.runs_dir, **given)
+        except (OSError, ValueError) as cause:  # what transformers raises for a model that is not there
+            raise InputError(f"model {self.model!r} cannot be loaded: {str(cause).partition(chr(10))[0]}") from cause
+
+
+class _SharedBase:
+    """One base with named adapters. Only the worker's thread draws, so one adapter is on at a time."""
+
+    def __init__(self, loaded: TransformersBackend) -> None:
+        self.model = loaded.model
+        self.max_batch_tokens = loaded.max_batch_tokens
+        self.count = 0
+        self.first = _OnSharedBase(loaded, partial(self.model.set_adapter, "default"))
+
+    def add(self, source: _Source) -> _OnSharedBase:
+        """A sibling of the first adapter, or the base itself."""
+        backend = TransformersBackend(
+            self.model,
+            load_tokenizer(source.path, source.loading),
+            max_batch_tokens=self.max_batch_tokens,
+            identity=source.path,
+        )
+        if not source.is_adapter:
+            return _OnSharedBase(backend, self.model.disable_adapter)
+        self.count += 1
+        name = f"adapter_{self.count}"
+        self.model.load_adapter(source.path, adapter_name=name)
+        return _OnSharedBase(backend, partial(self.model.set_adapter, name))
+
+
+class _OnSharedBase:
+    """One adapter's backend, or the bare base's: it switches the model before it draws."""
+
+    def __init__(self, backend: TransformersBackend, switch: Callable[[], AbstractContextManager[None] | None]) -> None:
+        self.identity = backend.identity
+        self.capabilities = backend.capabilities
+        self.tokenizer = backend.tokenizer
+        self.model = backend.model
+        self._backend = backend
+        self._switch = switch
+
+    def generate(
+        self, batch: Sequence[Generate], seeds: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[int, int, Completion]]:
+        """See `Backend.generate`."""
+        with self._switch() or nullcontext():
+            yield from self._backend.generate(batch, seeds)

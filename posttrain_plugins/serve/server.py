@@ -1,0 +1,154 @@
+"""The process: models are loaded, a port is opened, and a signal ends it gracefully."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.recipe.outside import Outside
+from posttrain_plugins.serve.models import open_models, parse_models
+from posttrain_plugins.serve.protocol import Limits
+from posttrain_plugins.serve.service import Service
+from posttrain_plugins.serve.strategies import Strategies
+from posttrain_plugins.serve.worker import Worker
+
+__all__ = ["serve"]
+
+LAST_WORDS_S = 3  # for answers of cancelled calls to be written, and for the models' thread to end
+LIMITS = Limits()
+LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+def serve(
+    models: Sequence[str],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    scorers: Mapping[str, str] | None = None,
+    strategies: Mapping[str, str] | None = None,
+    api_key: str | None = None,
+    limits: Limits = LIMITS,
+    threads: int = 64,
+    grace_s: float = 30.0,
+    runs_dir: Path = Path("runs"),
+    loading: Mapping[str, Any] | None = None,
+    tell: Callable[[str], None] = print,
+) -> bool:
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        models: `MODEL` or `NAME=MODEL` each; a folder, a Hub id, or `RUN:STAGE`.
+        host: the address to listen at.
+        port: 0 takes a free one.
+        scorers: name -> reward (`RUN:STAGE`, or a plugin with its parameters), for the strategies of clients.
+        strategies: name -> specification; `NAME@name` is then listed as a model.
+        api_key: what clients must send.
+        limits: what one request may ask for.
+        threads: calls at work at once.
+        grace_s: how long calls may go on after the signal; what is not done by then is answered with 503.
+        runs_dir: where `RUN:STAGE` is looked up.
+        loading: TRL `ModelConfig` fields for every model.
+        tell: is given the lines that a person reads.
+
+    Returns:
+        Whether all came to its end; False where a wave goes on in its thread, which cannot be broken off.
+
+    Raises:
+        InputError: FastAPI is not installed, the port is taken, or a name cannot be resolved.
+    """
+    _check_installed()
+    named = parse_models(models)
+    outside = Outside.with_scorers(runs_dir.resolve(), scorers or {})
+    with _listening(host, port) as listener:
+        worker = Worker()
+        known = Strategies(list(named), worker, dict(outside.scorers), strategies or {}, runs_dir)
+        service = Service(open_models(named, runs_dir, loading or {}), known, worker, limits)
+        if api_key is None and host not in LOCAL:
+            tell(f"warning: whoever reaches {host} can use this server; --api-key KEY asks for a key")
+        _run(service, listener, api_key, threads, grace_s, tell)
+        return worker.close(LAST_WORDS_S)
+
+
+def _run(
+    service: Service,
+    listener: socket.socket,
+    api_key: str | None,
+    threads: int,
+    grace_s: float,
+    tell: Callable[[str], None],
+) -> None:
+    import uvicorn
+
+    from posttrain_plugins.serve.app import Door, create_app
+
+    class Server(uvicorn.Server):
+        """Ends when nobody is inside any more, or when the grace is over."""
+
+        deadline: float | None = None
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            tell(_ready(listener, service, api_key))
+
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            if self.deadline is not None:
+                self.should_exit = self.force_exit = True
+                return
+            self.deadline = time.monotonic() + grace_s
+            door.is_closing = True
+            tell(f"stopping: {len(door.inside)} in flight, at most {grace_s:g} s; again stops at once")
+
+        async def on_tick(self, counter: int) -> bool:
+            if self.deadline is not None and (not door.inside or time.monotonic() >= self.deadline):
+                door.cancel_all()
+                self.should_exit = True
+            return await super().on_tick(counter)
+
+    door = Door(service, api_key=api_key, threads=threads)
+    config = uvicorn.Config(
+        create_app(door), log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=LAST_WORDS_S
+    )
+    Server(config).run([listener])
+
+
+def _check_installed() -> None:
+    missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
+    if missing:
+        hint = "pip install 'posttrain-plugins[serve]'"
+        raise InputError(f"the server needs {' and '.join(missing)}, which are not installed", hint=hint)
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    """The port, taken before a model is loaded; connections are accepted when all are."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        message = f"cannot listen at {host}:{port}: {getattr(error, 'strerror', None) or error}"
+        raise InputError(message, hint="choose another: --port 8001, or --port 0 for a free one") from error
+    with contextlib.closing(listener):
+        yield listener
+
+
+def _ready(listener: socket.socket, service: Service, api_key: str | None) -> str:
+    """What a person wants to know: where, what, and how to try it."""
+    host, port = listener.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+    key = " -H 'Authorization: Bearer KEY'" if api_key else ""
+    first = next(iter(service.models))
+    body = json.dumps({"model": f"{first}@self_consistency(n=8)", "messages": [{"role": "user", "content": "2+3=?"}]})
+    return (
+        f"serving {', '.join(service.models)} at {url}\n"
+        f"  curl {url}/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'"
+    )

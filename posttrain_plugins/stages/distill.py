@@ -1,0 +1,57 @@
+"""Knowledge distillation by `trl.DistillationTrainer`: the student learns from a teacher on its own completions.
+
+Paper: on-policy distillation, Agarwal et al., 2023 (https://huggingface.co/papers/2306.13649). Learning from a
+teacher's texts alone, as DeepSeek-R1's distilled models did, is `sample` with the teacher, then `sft`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+from posttrain_plugins.trainers import training
+from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelArtifact, ModelRef, StageContext, StageResult
+
+__all__ = ["Distill"]
+
+
+@dataclass
+class Distill:
+    """Brings the student close to the teacher, token by token.
+
+    Args:
+        model: what to start from.
+        teacher: a model with the same vocabulary; it may be loaded in 4-bit.
+        dataset: prompts; the student writes the completions.
+        adapter: what is trainable; everything where it is left out.
+        eval_dataset: measured once at the end, or as `args.eval_strategy` says.
+        args: fields of `trl.DistillationConfig`.
+    """
+
+    model: ModelRef
+    teacher: ModelRef
+    dataset: DataRef
+    adapter: AdapterRef | None = None
+    eval_dataset: DataRef | None = None
+    args: Annotated[dict[str, Any], ConfigOf("trl:DistillationConfig")] = field(default_factory=dict)
+
+    produces: ClassVar[str] = "model"
+    requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+        "dataset": (("prompt",),),
+        "eval_dataset": (("prompt",),),
+    }
+
+    def __call__(self, context: StageContext) -> StageResult:
+        from trl import DistillationConfig, DistillationTrainer
+
+        teacher: ModelArtifact = context.inputs["teacher"]
+        args = teacher_arguments(teacher, self.args)
+        return training.train(context, DistillationTrainer, DistillationConfig, args, teacher_model=teacher.path)
+
+
+def teacher_arguments(teacher: ModelArtifact, args: dict[str, Any]) -> dict[str, Any]:
+    """TRL's `teacher_model_init_kwargs`, as the recipe loads its models; what `args` says goes before."""
+    from posttrain_plugins.trainers.start import loading_kwargs
+
+    kwargs = {**loading_kwargs(teacher.loading), **(args.get("teacher_model_init_kwargs") or {})}
+    return {**args, "teacher_model_init_kwargs": kwargs} if kwargs else args

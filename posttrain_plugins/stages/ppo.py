@@ -1,0 +1,64 @@
+"""Proximal policy optimisation by our `PPOTrainer` (Schulman et al., 2017, https://huggingface.co/papers/1707.06347).
+
+REINFORCE, REINFORCE++ and ReMax too: `args.advantage_estimator`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+from posttrain_plugins.trainers import training
+from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, RewardRef, StageContext, StageResult
+
+__all__ = ["PPO"]
+
+
+@dataclass
+class PPO:
+    """Raises the reward of sampled completions, each token against what a critic expected.
+
+    The critic is saved in `critic/` beside the policy, and is a reward again: `value_model`.
+
+    Args:
+        model: the policy to start from; also the reference, unless `args.kl_coef` is 0.
+        dataset: `prompt`, and the columns that the rewards need.
+        rewards: functions, reward-model stages and process reward models by name, each with its `weight`. A reward
+            model that is an adapter on the policy's base is loaded beside the policy's; those that
+            `args.process_rewards` names pay by steps.
+        adapter: what is trainable; everything where it is left out.
+        critic: the critic's own adapter; by default the policy's, or all of a copy where the policy has none.
+        eval_dataset: measured once at the end, or as `args.eval_strategy` says.
+        args: fields of `PPOConfig`: TRL's `GRPOConfig`, and PPO's.
+    """
+
+    model: ModelRef
+    dataset: DataRef
+    rewards: list[RewardRef]
+    adapter: AdapterRef | None = None
+    critic: AdapterRef | None = None
+    eval_dataset: DataRef | None = None
+    args: Annotated[dict[str, Any], ConfigOf("posttrain_plugins.trainers.ppo:PPOConfig")] = field(default_factory=dict)
+
+    produces: ClassVar[str] = "model"
+    requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+        "dataset": (("prompt",),),
+        "eval_dataset": (("prompt",),),
+    }
+
+    def __call__(self, context: StageContext) -> StageResult:
+        from posttrain_plugins.trainers import process
+        from posttrain_plugins.trainers.ppo import PPOConfig, PPOTrainer
+
+        rewards = context.inputs["rewards"]
+        process.check_names({r.name: r.func for r in rewards}, self.args.get("process_rewards", ()))
+        critic = context.inputs.get("critic")
+        args = {"critic": "separate", **self.args} if critic and critic.config is None else self.args
+        return training.reinforce(
+            context,
+            PPOTrainer,
+            PPOConfig,
+            args,
+            reward_funcs=[r.func for r in rewards],  # a reward model as its plugin: any tokenizer, and adapters
+            critic_config=critic.config if critic else None,
+        )

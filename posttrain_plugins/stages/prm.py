@@ -1,0 +1,54 @@
+"""A process reward model on stepwise data (Lightman et al., 2023, https://huggingface.co/papers/2305.20050)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+from posttrain_plugins.steps import SEPARATOR, Aggregate
+from posttrain_plugins.trainers import training
+from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, StageContext, StageResult
+
+__all__ = ["PRM"]
+
+
+@dataclass
+class PRM:
+    """Trains a model to tell at the end of each step whether the completion is right so far.
+
+    The stage's name can stand wherever a reward can: in `rewards:` of another stage, and as a strategy's `scorer` of
+    whole completions or of steps. Labels come from people, from a rule, or from rollouts (`sample` with `keep: steps`).
+    With `eval_dataset`, accuracy and the share of wrong steps found are measured at the end.
+
+    Args:
+        model: what to start from; the head is new.
+        dataset: `prompt`, `completions` (steps) and `labels` (a bool or probability for each).
+        adapter: what is trainable beside the head; everything where it is left out.
+        eval_dataset: held-out rows.
+        separator: what ends a step, here and where the model is used as a reward.
+        aggregate: how the steps' probabilities become one reward: `min`, `prod`, `last` or `mean`.
+        args: fields of `PRMConfig`, which are those of `trl.RewardConfig`.
+    """
+
+    model: ModelRef
+    dataset: DataRef
+    adapter: AdapterRef | None = None
+    eval_dataset: DataRef | None = None
+    separator: str = SEPARATOR
+    aggregate: Aggregate = "min"
+    args: Annotated[dict[str, Any], ConfigOf("posttrain_plugins.trainers.prm:PRMConfig")] = field(default_factory=dict)
+
+    produces: ClassVar[str] = "reward"
+    reward_plugin: ClassVar[str] = "process_reward_model"
+    requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+        "dataset": (("prompt", "completions", "labels"),),
+        "eval_dataset": (("prompt", "completions", "labels"),),
+    }
+
+    def __call__(self, context: StageContext) -> StageResult:
+        from posttrain_plugins.trainers.prm import PRMConfig, PRMTrainer
+
+        args = {"step_separator": self.separator, **self.args}
+        result = training.train(context, PRMTrainer, PRMConfig, args, task_type="TOKEN_CLS")
+        result.handoff["reward"] = {"separator": self.separator, "aggregate": self.aggregate}
+        return result

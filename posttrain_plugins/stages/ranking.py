@@ -1,0 +1,48 @@
+"""A reward model from rankings: three answers, or more, that a person has put in order.
+
+Papers: Plackett, 1975, and Luce, 1959, as a listwise loss (ListMLE, Xia et al., 2008,
+https://dl.acm.org/doi/10.1145/1390156.1390306); for reward models in Zhu et al., 2023
+(https://huggingface.co/papers/2301.11270), section 4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+from posttrain_plugins.trainers import training
+from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, StageContext, StageResult
+
+__all__ = ["RankingModel"]
+
+
+@dataclass
+class RankingModel:
+    """Trains a scalar head to score completions in the order in which they are ranked.
+
+    Args:
+        model: what to start from.
+        dataset: `prompt` and `completions`, a list, the best first; equal values in a column `scores` are ties.
+        adapter: what is trainable; everything where it is left out.
+        eval_dataset: measured once at the end, or as `args.eval_strategy` says.
+        args: fields of `RankingConfig`.
+    """
+
+    model: ModelRef
+    dataset: DataRef
+    adapter: AdapterRef | None = None
+    eval_dataset: DataRef | None = None
+    args: Annotated[dict[str, Any], ConfigOf("posttrain_plugins.trainers.ranking:RankingConfig")] = field(
+        default_factory=dict
+    )
+
+    produces: ClassVar[str] = "reward"
+    requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+        "dataset": (("prompt", "completions"),),
+        "eval_dataset": (("prompt", "completions"),),
+    }
+
+    def __call__(self, context: StageContext) -> StageResult:
+        from posttrain_plugins.trainers.ranking import RankingConfig, RankingTrainer
+
+        return training.train(context, RankingTrainer, RankingConfig, self.args, task_type="SEQ_CLS")

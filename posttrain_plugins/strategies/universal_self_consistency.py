@@ -1,0 +1,78 @@
+"""`universal_self_consistency`: sample several completions, and let the model say which is the most consistent one.
+
+Paper: Chen et al., 2023 (https://huggingface.co/papers/2311.17311), section 3. It needs no answer that can be read from
+a text, so it also works for summaries and free text.
+
+1. Where the model's choice cannot be read, the answers vote as in `self_consistency`.
+2. Completions that are all the same text need no choice.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from string import Template
+
+from posttrain_plugins.answers import candidates, choose, majority
+from posttrain_plugins.text import to_text
+from posttrain_plugins.types import Candidate, Completion, Generate, Problem, Prompt, Result
+
+__all__ = ["UniversalSelfConsistency"]
+
+_CHOICE = re.compile(r"(?:response is|^)\W*(?:response\W*)?(\d+)", re.IGNORECASE)
+
+PROMPT = """These are several responses to one question.
+
+Question: $question
+
+$responses
+
+Evaluate these responses and select the most consistent one, by the consensus of the majority.
+Start your answer with "The most consistent response is Response X"."""
+
+
+@dataclass
+class UniversalSelfConsistency:
+    """The completion that the model finds the most consistent of `n`.
+
+    Args:
+        n: completions per problem, drawn at the problem's own temperature.
+        choice_prompt: how the model is asked, at temperature 0; `$question` and `$responses` (counted from 0) are
+            filled in. What it writes must say `response is X` or begin with the number.
+
+    Example:
+        >>> steps = UniversalSelfConsistency(n=2)(Problem("Name a bird."))
+        >>> next(steps).n
+        2
+        >>> steps.send([Completion("a wren"), Completion("an owl")]).purpose
+        'vote'
+        >>> try:
+        ...     steps.send([Completion("The most consistent response is Response 1.")])
+        ... except StopIteration as stop:
+        ...     print(stop.value.text)
+        an owl
+    """
+
+    n: int = 8
+    choice_prompt: str = PROMPT
+
+    def __call__(self, problem: Problem) -> Generator[Generate, list[Completion], Result]:
+        among = candidates((yield Generate(problem.prompt, n=self.n, params=problem.params)))
+        if len({candidate.text for candidate in among}) < 2:
+            return choose(among, 0)
+        params = replace(problem.params, temperature=0.0, stop=())
+        verdicts = yield Generate(self._question(problem.prompt, among), params=params, purpose="vote")
+        chosen = _chosen("".join(verdict.text for verdict in verdicts), len(among))
+        return choose(among, majority([candidate.answer for candidate in among]) if chosen is None else chosen)
+
+    def _question(self, prompt: Prompt, among: list[Candidate]) -> Prompt:
+        responses = "\n\n".join(f"Response {i}: {candidate.text}" for i, candidate in enumerate(among))
+        text = Template(self.choice_prompt).safe_substitute(question=to_text(prompt), responses=responses)
+        return text if isinstance(prompt, str) else [{"role": "user", "content": text}]
+
+
+def _chosen(verdict: str, count: int) -> int | None:
+    """The last number that the model names as its choice, if there is such a completion."""
+    numbers = [int(number) for number in _CHOICE.findall(verdict.strip())]
+    return next((number for number in reversed(numbers) if number < count), None)

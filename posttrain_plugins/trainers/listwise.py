@@ -1,0 +1,133 @@
+"""DPO on rankings (Rafailov et al., 2023, https://huggingface.co/papers/2305.18290, appendix A.3, equation 20).
+
+1. Completions with equal `scores` are ties, as for the reward model on rankings.
+2. Of `trl.DPOConfig` the loss is Plackett-Luce's on `beta` times the log-ratios; `loss_type` other than `sigmoid`, and
+   what only pairs have, are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from trl import DPOConfig, DPOTrainer
+
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.text import render
+from posttrain_plugins.trainers.ranking import concordance, encode_ranking, plackett_luce_loss
+
+__all__ = ["ListwiseCollator", "ListwiseDPOTrainer"]
+
+
+class ListwiseDPOTrainer(DPOTrainer):  # type: ignore[misc]
+    """`trl.DPOTrainer` on `prompt`, `completions` (the best first) and, where there are ties, `scores`.
+
+    The reference is what DPO's is: the same path loaded again, or the adapter switched off.
+
+    Raises:
+        InputError: an option that only pairs have, or a row that is no ranking.
+
+    Example:
+        >>> ListwiseDPOTrainer(model="Qwen/Qwen3-0.6B", args=DPOConfig(), train_dataset=rankings)  # doctest: +SKIP
+    """
+
+    _tag_names = ("trl", "listwise-dpo")
+    _name = "Listwise DPO"
+
+    def __init__(self, model: Any, args: DPOConfig | None = None, **kwargs: Any) -> None:
+        args = args or DPOConfig()
+        _refuse_pairs(args)
+        super().__init__(model=model, args=args, **kwargs)
+        if kwargs.get("data_collator") is None:
+            self.data_collator = ListwiseCollator(self.processing_class.pad_token_id)
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: DPOConfig, dataset_name: str) -> Any:
+        rows = []
+        for i, row in enumerate(dataset):
+            found = encode_ranking(processing_class, row, i)
+            head = processing_class(render(processing_class, row["prompt"]), add_special_tokens=False)["input_ids"]
+            found["prompt_lengths"] = [_shared(head, ids) for ids in found["ranked_ids"]]
+            rows.append(found)
+        limit = args.max_length
+        kept = [row for row in rows if limit is None or max(map(len, row["ranked_ids"])) <= limit]
+        if not kept:
+            raise InputError(
+                f"no ranking of the {dataset_name} data set fits into max_length={limit}", hint="raise max_length"
+            )
+        return type(dataset).from_list(kept)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["ranked_ids", "levels", "prompt_lengths"]
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mean Plackett-Luce loss of `beta` times the log-ratios."""
+        levels, sizes = inputs.pop("levels"), inputs.pop("sizes")
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        reference = self.ref_model if self.ref_model is not None else self.model
+        before = torch.cat(self.compute_ref_log_probs(reference, inputs))  # (rankings x K,)
+        outputs = model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            labels=labels,
+            use_cache=False,
+            fused_lm_head=True,
+        )
+        width = inputs["completion_mask"].shape[1] - 1
+        logps = outputs.log_probs[:, -width:].sum(dim=1)  # (rankings x K,)
+        rewards = self.beta * (logps - before)
+        parts = list(zip(rewards.split(sizes), levels.split(sizes), strict=True))
+        loss = torch.stack([plackett_luce_loss(part, of_part) for part, of_part in parts]).mean()
+        counts = [concordance(part.detach(), of_part) for part, of_part in parts]
+        agreed, ordered = (sum(column) for column in zip(*counts, strict=True))
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics["rewards/accuracies"].append(agreed / max(ordered, 1))
+        best = torch.stack([part.detach()[0] - part.detach()[1:].mean() for part, _ in parts])
+        metrics["rewards/margins"].append(float(best.mean()))
+        return (loss, outputs) if return_outputs else loss
+
+
+@dataclass(frozen=True)
+class ListwiseCollator:
+    """`input_ids`, `attention_mask`, `completion_mask` (rankings x K, T), `levels` (rankings x K,) and `sizes`."""
+
+    pad_token_id: int
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        flat = [ids for row in rows for ids in row["ranked_ids"]]
+        heads = torch.tensor([n for row in rows for n in row["prompt_lengths"]])
+        width = max(map(len, flat))
+        lengths = torch.tensor(list(map(len, flat)))
+        at = torch.arange(width)
+        attention = at < lengths[:, None]
+        return {
+            "input_ids": torch.tensor([list(ids) + [self.pad_token_id] * (width - len(ids)) for ids in flat]),
+            "attention_mask": attention.long(),
+            "completion_mask": (attention & (at >= heads[:, None])).long(),
+            "levels": torch.tensor([level for row in rows for level in row["levels"]], dtype=torch.float32),
+            "sizes": [len(row["ranked_ids"]) for row in rows],
+        }
+
+
+def _refuse_pairs(args: DPOConfig) -> None:
+    losses = args.loss_type if isinstance(args.loss_type, list) else [args.loss_type]
+    refused = {
+        f"loss_type={args.loss_type}": losses != ["sigmoid"],
+        "precompute_ref_log_probs": args.precompute_ref_log_probs,
+        "ld_alpha": args.ld_alpha is not None,
+        "use_weighting": args.use_weighting,
+    }
+    wrong = [name for name, is_set in refused.items() if is_set]
+    if wrong:
+        raise InputError(
+            f"listwise DPO does not take {wrong[0]}", hint="remove it from args, or use stage dpo on pairs"
+        )
+
+
+def _shared(head: Sequence[int], ids: Sequence[int]) -> int:
+    """How many tokens of the prompt stand unchanged before the completion."""
+    pairs = enumerate(zip(head, ids, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(head), len(ids)))

@@ -1,0 +1,194 @@
+"""A process reward model: the probability that a completion is right so far, at the end of each of its steps.
+
+Papers: Lightman et al., 2023 (https://huggingface.co/papers/2305.20050), section 2.6; soft labels as in Math-Shepherd
+(https://huggingface.co/papers/2312.08935), section 3.3. TRL had such a trainer until 1.13.
+
+1. One logit and a sigmoid instead of two logits and a softmax, so that labels may be shares of right rollouts, and so
+   that `trl.RewardTrainer`, which this extends, takes care of loading, PEFT, quantization and logging.
+2. A text is tokenised as a whole, as at inference; a step's label stands on the token that holds its last character.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import AutoModelForTokenClassification, AutoTokenizer, set_seed
+from transformers.utils import logging
+from trl import RewardConfig, RewardTrainer
+
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.steps import SEPARATOR, last_tokens
+from posttrain_plugins.text import render
+
+__all__ = ["PRMConfig", "PRMTrainer", "StepCollator", "encode"]
+
+IGNORED = -100.0  # the label of a token at which no step ends
+
+
+@dataclass
+class PRMConfig(RewardConfig):  # type: ignore[misc]
+    """`trl.RewardConfig`, and where a step ends.
+
+    Args:
+        step_separator: put behind each step of `completions`, but the last, that does not end with it.
+    """
+
+    step_separator: str = field(
+        default=SEPARATOR, metadata={"help": "Put behind each step, but the last, that does not end with it."}
+    )
+
+
+class PRMTrainer(RewardTrainer):  # type: ignore[misc]
+    """Trains a token classifier with one label on stepwise data.
+
+    Args:
+        model: a folder or Hub id, or a token classification model with `num_labels=1`, also a `PeftModel`.
+        args: a `PRMConfig`.
+        train_dataset: `prompt` (text or messages), `completions` (its steps, texts) and `labels` (a bool or a
+            probability for each step).
+        kwargs: the other arguments of `trl.RewardTrainer`: `eval_dataset`, `processing_class`, `peft_config`,
+            `quantization_config`, `callbacks` ...
+
+    Raises:
+        InputError: a row has not one label for each step, or the tokenizer cannot tell where its tokens start.
+
+    Example:
+        >>> PRMTrainer(model="Qwen/Qwen3-0.6B", args=PRMConfig(), train_dataset=steps).train()  # doctest: +SKIP
+    """
+
+    _tag_names = ("trl", "prm")
+    _name = "PRM"
+
+    def __init__(self, model: Any, args: PRMConfig | None = None, **kwargs: Any) -> None:
+        args = args or PRMConfig()
+        if isinstance(model, str):
+            kwargs.setdefault("processing_class", None)
+            kwargs["processing_class"] = kwargs["processing_class"] or _tokenizer(model, args)
+            model = _load(model, args, kwargs.pop("quantization_config", None))
+            args.model_init_kwargs = None
+        if kwargs.get("data_collator") is None:
+            tokenizer = kwargs["processing_class"]
+            pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+            kwargs["data_collator"] = StepCollator(pad)
+        super().__init__(model=model, args=args, **kwargs)
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: PRMConfig, dataset_name: str) -> Any:
+        if "step_labels" in dataset.column_names:
+            return dataset
+        rows = [encode(processing_class, row, i, args.step_separator) for i, row in enumerate(dataset)]
+        kept = [row for row in rows if args.max_length is None or len(row["input_ids"]) <= args.max_length]
+        if not kept:
+            raise InputError(
+                f"no row of the {dataset_name} data set fits into max_length={args.max_length}", hint="raise max_length"
+            )
+        return type(dataset).from_list(kept)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["input_ids", "step_labels"]
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Binary cross-entropy over the ends of all steps in the batch."""
+        labels = inputs["step_labels"]  # (B, T)
+        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+        is_end = labels != IGNORED
+        logits, targets = outputs.logits.squeeze(-1)[is_end].float(), labels[is_end]  # (ends,)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets)
+        self._note(logits.detach() > 0, targets > 0.5)
+        return (loss, outputs) if return_outputs else loss
+
+    def _note(self, said: torch.Tensor, right: torch.Tensor) -> None:
+        """Accuracy, the share of wrong steps that were found, and the share of right steps."""
+        counts = torch.stack([(said == right).sum(), (~said & ~right).sum(), (~right).sum(), right.sum()])
+        agreed, found, wrong, good = self.accelerator.gather(counts[None]).sum(0).tolist()
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics["accuracy"].append(agreed / max(wrong + good, 1))
+        metrics["right_share"].append(good / max(wrong + good, 1))
+        if wrong:
+            metrics["wrong_found"].append(found / wrong)
+
+
+@dataclass(frozen=True)
+class StepCollator:
+    """Pads on the right: `input_ids`, `attention_mask` and `step_labels`, each (B, T)."""
+
+    pad_token_id: int
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        width = max(len(row["input_ids"]) for row in rows)
+        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+        ids = [list(row["input_ids"]) + [self.pad_token_id] * (width - len(row["input_ids"])) for row in rows]
+        labels = [list(row["step_labels"]) + [IGNORED] * (width - len(row["step_labels"])) for row in rows]
+        return {
+            "input_ids": torch.tensor(ids),
+            "attention_mask": (torch.arange(width) < lengths[:, None]).long(),
+            "step_labels": torch.tensor(labels, dtype=torch.float32),
+        }
+
+
+def encode(tokenizer: Any, row: Mapping[str, Any], number: int, separator: str) -> dict[str, list[Any]]:
+    """One row of stepwise data as tokens, with a label at the end of each step.
+
+    Args:
+        tokenizer: a fast one, which knows where its tokens start.
+        row: `prompt`, `completions`, `labels`.
+        number: which row this is, for errors.
+        separator: see `PRMConfig`.
+
+    Returns:
+        `input_ids` (T,) and `step_labels` (T,), `IGNORED` where no step ends.
+    """
+    steps, labels = list(row["completions"]), list(row["labels"])
+    if len(steps) != len(labels) or not steps:
+        raise InputError(
+            f"row {number + 1} has {len(steps)} steps and {len(labels)} labels, expected one label for each step",
+            hint="`completions` are the steps of one completion, `labels` one bool for each",
+        )
+    if not tokenizer.is_fast:
+        raise InputError(f"{type(tokenizer).__name__} does not tell where tokens start", hint="use its fast version")
+    joined = [step if step.endswith(separator) else step + separator for step in steps[:-1]] + steps[-1:]
+    text = render(tokenizer, row["prompt"])
+    ends = []
+    for step in joined:
+        text += step
+        ends.append(len(text))
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    step_labels = [IGNORED] * len(encoded["input_ids"])
+    starts = [start for start, _ in encoded["offset_mapping"]]
+    for token, label in zip(last_tokens(starts, ends), labels, strict=True):
+        step_labels[token] = float(label)
+    return {"input_ids": list(encoded["input_ids"]), "step_labels": step_labels}
+
+
+def _load(path: str, args: PRMConfig, quantization_config: Any) -> Any:
+    """As TRL loads a reward model: float32 unless told, and seeded before the new head."""
+    options: dict[str, Any] = {"dtype": "float32", **(args.model_init_kwargs or {}), "num_labels": 1}
+    if quantization_config is not None:
+        options |= {"quantization_config": quantization_config}
+        options.setdefault("device_map", {"": args.device})
+    set_seed(args.seed)
+    with _quiet():  # that the head is new is no news
+        model, found = AutoModelForTokenClassification.from_pretrained(path, **options, output_loading_info=True)
+    missing = sorted(name for name in found["missing_keys"] if not name.startswith("score."))
+    if missing:
+        raise InputError(f"{path} lacks weights: {', '.join(missing[:3])}", hint="name a causal language model")
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _tokenizer(path: str, args: PRMConfig) -> Any:
+    return AutoTokenizer.from_pretrained(path, revision=(args.model_init_kwargs or {}).get("revision") or "main")

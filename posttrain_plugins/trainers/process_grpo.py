@@ -1,0 +1,101 @@
+"""GRPO with process supervision (Shao et al., 2024, https://huggingface.co/papers/2402.03300, section 4.1.3).
+
+A token's advantage is the sum of the normalised rewards of the steps that end at it or later. All else is TRL's.
+
+1. Rewards that are not in `process_rewards` add GRPO's outcome advantage to every token, normalised by themselves.
+2. `scale_rewards: none` only takes the mean from step rewards; `batch` scales them by their group, as `group`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from trl import GRPOTrainer
+
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.steps import SEPARATOR
+from posttrain_plugins.trainers import advantages, process
+
+__all__ = ["ProcessGRPOTrainer"]
+
+
+class ProcessGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
+    """`trl.GRPOTrainer` whose advantages are of tokens, by the steps that they belong to.
+
+    Args:
+        *args: of `GRPOTrainer`.
+        process_rewards: names of rewards that judge by their `step_scores`, in place of the whole completion.
+        step_separator: what ends a step.
+        **kwargs: of `GRPOTrainer`.
+
+    Raises:
+        InputError: no process reward is named, or one that cannot judge steps.
+
+    Example:
+        ```python
+        trainer = ProcessGRPOTrainer(
+            model="Qwen/Qwen2.5-0.5B-Instruct",
+            reward_funcs=[accuracy_reward, prm],
+            process_rewards=["process_reward_model"],
+            train_dataset=dataset,
+        )
+        ```
+    """
+
+    def __init__(
+        self, *args: Any, process_rewards: Sequence[str], step_separator: str = SEPARATOR, **kwargs: Any
+    ) -> None:
+        if not process_rewards:
+            raise InputError("process_rewards is empty", hint="name a reward with step_scores, or use GRPOTrainer")
+        self.process_rewards = list(process_rewards)
+        self.step_separator = step_separator
+        super().__init__(*args, **kwargs)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `transformers.Trainer.train`, after a look at the names of the process rewards."""
+        process.check(self, self.process_rewards)
+        return super().train(*args, **kwargs)
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        with process.stepwise(self, self.process_rewards) as steps:
+            rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._judged = rewards, steps, completion_ids_list
+        return rewards
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        mask = output["completion_mask"].float()  # (B, T)
+        rewards, steps, ids = self._judged
+        by_outcome = self._by_outcome(rewards, steps, len(ids)).unsqueeze(1)  # (B, 1)
+        output["advantages"] = (by_outcome + self._by_steps(steps, ids, mask)) * mask
+        return output
+
+    def _by_outcome(self, rewards: Tensor, steps: process.Steps, count: int) -> Tensor:
+        """GRPO's own advantage, (B,), from the rewards that judge the whole; 0 where none does."""
+        outcome = [i for i in range(rewards.size(1)) if i not in steps]
+        own = slice(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
+        if not outcome:
+            return torch.zeros_like(rewards[own, 0])
+        rewards = rewards[:, outcome]
+        scores = (rewards * self.reward_weights.to(rewards.device)[outcome]).nansum(1)  # (N,)
+        scores = scores.masked_fill(torch.isnan(rewards).all(1), torch.nan)
+        return advantages.group_normalized(scores, self._group_size(), self.scale_rewards)[own]
+
+    def _by_steps(self, steps: process.Steps, ids: Sequence[Sequence[int]], mask: Tensor) -> Tensor:
+        """(B, T), the weighted sum over the process rewards."""
+        start = self.accelerator.process_index * len(ids)
+        normal = {}
+        for i, scores in steps.items():
+            everyone = gather_object(scores)  # a group may be on two processes
+            found = advantages.normalized_steps(everyone, self._group_size(), scale=self.scale_rewards != "none")
+            normal[i] = found[start : start + len(ids)]
+        placed = process.place(self, normal, ids, self.step_separator)
+        rewards = [self.reward_weights[i].to(mask.device) * process.as_tensor(r, mask) for i, r in placed.items()]
+        return advantages.returns_to_go(torch.stack(rewards).sum(0) * mask, mask)
+
+    def _group_size(self) -> int:
+        return int(self.num_generations if self.model.training else self.num_generations_eval)

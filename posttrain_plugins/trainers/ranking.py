@@ -1,0 +1,153 @@
+"""Rankings: the Plackett-Luce loss, and a reward model trained with it.
+
+Papers: see `posttrain_plugins.stages.ranking`. With two completions the loss is Bradley-Terry's.
+
+1. Completions with equal `scores` are ties: neither is held against the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from trl import RewardConfig, RewardTrainer
+
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.text import is_conversational, to_text
+
+__all__ = ["RankingCollator", "RankingConfig", "RankingTrainer", "concordance", "encode_ranking", "plackett_luce_loss"]
+
+
+@dataclass
+class RankingConfig(RewardConfig):  # type: ignore[misc]
+    """`trl.RewardConfig`; `per_device_train_batch_size` counts rankings, not completions."""
+
+
+def plackett_luce_loss(scores: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    """Minus the log-likelihood of a ranking: each completion against all that are ranked below it, and itself.
+
+    Args:
+        scores: (K,), what the model gives.
+        levels: (K,), what the ranking says: larger is better, equal is a tie.
+
+    Returns:
+        The mean over the completions that have one ranked below them; 0 where all are ties.
+
+    Example:
+        >>> round(float(plackett_luce_loss(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0]))), 4)
+        0.3133
+    """
+    beats = levels[:, None] > levels[None, :]  # (K, K)
+    against = beats | torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+    losses = torch.logsumexp(scores[None, :].masked_fill(~against, float("-inf")), dim=1) - scores  # (K,)
+    is_over = beats.any(dim=1)
+    return (losses * is_over).sum() / is_over.sum().clamp(min=1)
+
+
+def concordance(scores: torch.Tensor, levels: torch.Tensor) -> tuple[int, int]:
+    """Of the pairs that the ranking orders, how many the scores order in the same way; and how many there are."""
+    beats = levels[:, None] > levels[None, :]
+    agreed = (scores[:, None] > scores[None, :]) & beats
+    return int(agreed.sum()), int(beats.sum())
+
+
+class RankingTrainer(RewardTrainer):  # type: ignore[misc]
+    """`trl.RewardTrainer` on `prompt`, `completions` (the best first) and, where there are ties, `scores`.
+
+    Raises:
+        InputError: a row has fewer than two completions, or not one score for each.
+
+    Example:
+        >>> RankingTrainer(model="Qwen/Qwen3-0.6B", args=RankingConfig(), train_dataset=rankings)  # doctest: +SKIP
+    """
+
+    _tag_names = ("trl", "ranking")
+    _name = "Ranking"
+
+    def __init__(self, model: Any, args: RankingConfig | None = None, **kwargs: Any) -> None:
+        super().__init__(model=model, args=args or RankingConfig(), **kwargs)
+        if kwargs.get("data_collator") is None:
+            self.data_collator = RankingCollator(self.processing_class.pad_token_id)
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: RankingConfig, dataset_name: str) -> Any:
+        if "ranked_ids" in dataset.column_names:
+            return dataset
+        rows = [encode_ranking(processing_class, row, i) for i, row in enumerate(dataset)]
+        longest = [max(len(ids) for ids in row["ranked_ids"]) for row in rows]
+        kept = [row for row, n in zip(rows, longest, strict=True) if args.max_length is None or n <= args.max_length]
+        if not kept:
+            raise InputError(
+                f"no ranking of the {dataset_name} data set fits into max_length={args.max_length}",
+                hint="raise max_length",
+            )
+        return type(dataset).from_list(kept)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["ranked_ids", "levels"]
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mean Plackett-Luce loss over the rankings of the batch, and the centring term of TRL where it is set."""
+        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+        scores = outputs.logits.squeeze(-1)  # (rankings x K,)
+        parts = list(zip(scores.split(inputs["sizes"]), inputs["levels"].split(inputs["sizes"]), strict=True))
+        loss = torch.stack([plackett_luce_loss(part, levels) for part, levels in parts]).mean()
+        if self.args.center_rewards_coefficient is not None:
+            loss = loss + self.args.center_rewards_coefficient * (scores**2).mean()
+        counts = [concordance(part.detach(), levels) for part, levels in parts]
+        agreed, ordered = (sum(column) for column in zip(*counts, strict=True))
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics["accuracy"].append(agreed / max(ordered, 1))
+        metrics["mean_reward"].append(float(scores.detach().mean()))
+        return (loss, outputs) if return_outputs else loss
+
+
+@dataclass(frozen=True)
+class RankingCollator:
+    """Lays the rankings' completions under each other: `input_ids` and `attention_mask` (rankings x K, T)."""
+
+    pad_token_id: int
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        flat = [ids for row in rows for ids in row["ranked_ids"]]
+        width = max(map(len, flat))
+        lengths = torch.tensor(list(map(len, flat)))
+        return {
+            "input_ids": torch.tensor([list(ids) + [self.pad_token_id] * (width - len(ids)) for ids in flat]),
+            "attention_mask": (torch.arange(width) < lengths[:, None]).long(),
+            "levels": torch.tensor([level for row in rows for level in row["levels"]], dtype=torch.float32),
+            "sizes": [len(row["ranked_ids"]) for row in rows],
+        }
+
+
+def encode_ranking(tokenizer: Any, row: Mapping[str, Any], number: int) -> dict[str, list[Any]]:
+    """A ranking as tokens, rendered as a reward model reads them.
+
+    Args:
+        tokenizer: with a chat template where the prompt is conversational.
+        row: `prompt`, `completions`, and `scores` where there are ties.
+        number: which row this is, for errors.
+
+    Returns:
+        `ranked_ids` (K, T) and `levels` (K,), larger is better.
+    """
+    completions = list(row["completions"])
+    levels = [float(value) for value in row.get("scores") or range(len(completions), 0, -1)]
+    if len(completions) < 2 or len(levels) != len(completions):
+        raise InputError(
+            f"row {number + 1} has {len(completions)} completions and {len(levels)} scores",
+            hint="a ranking has two completions or more, and one score for each where there are scores",
+        )
+    texts = [_text(tokenizer, row["prompt"], completion) for completion in completions]
+    return {"ranked_ids": tokenizer(texts, add_special_tokens=False)["input_ids"], "levels": levels}
+
+
+def _text(tokenizer: Any, prompt: Any, completion: Any) -> str:
+    if is_conversational(prompt):
+        turn = completion if is_conversational(completion) else [{"role": "assistant", "content": completion}]
+        return str(tokenizer.apply_chat_template([*prompt, *turn], tokenize=False))
+    text = to_text(completion)
+    return str(prompt) + (text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token)

@@ -1,0 +1,66 @@
+"""What `PPOTrainer` refuses: a critic or a reference that cannot be had, best before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.trainers import compat
+from posttrain_plugins.trainers.critic import Kind, choose_kind
+from posttrain_plugins.trainers.ppo_config import PPOConfig
+
+__all__ = ["check", "check_reference_weights"]
+
+
+def check(
+    args: PPOConfig, model: Any, policy_config: Any, critic_config: Any, options: Mapping[str, Any]
+) -> Kind | None:
+    """The kind of critic, None for an estimator without one.
+
+    Args:
+        args: of the trainer.
+        model: a path or a model.
+        policy_config: the policy's `peft.PeftConfig`, or None.
+        critic_config: the critic's, or None.
+        options: the other arguments of `GRPOTrainer`.
+
+    Raises:
+        InputError: critic, reference or greedy baseline cannot be had.
+    """
+    is_in_memory = policy_config is None and not isinstance(model, str) and not compat.model_path(model)
+    if args.kl_coef and is_in_memory:
+        raise InputError(
+            f"kl_coef is {args.kl_coef}, but a model built in memory has no reference to load",
+            hint="save the model and give its path, train an adapter, or set kl_coef=0",
+        )
+    if args.advantage_estimator == "remax" and options.get("environment_factory"):
+        raise InputError("remax answers each prompt a second time, which an environment has no place for")
+    if args.has_critic:
+        bits = [getattr(model, f"is_loaded_in_{n}bit", False) for n in (4, 8)]
+        is_quantized = any(bits) or options.get("quantization_config") is not None
+        return choose_kind(args.critic, policy_config, critic_config, is_quantized)
+    if critic_config is not None:
+        name = args.advantage_estimator
+        raise InputError(f"critic_config is given, but {name} has no critic", hint="remove it, or use gae")
+    return None
+
+
+def check_reference_weights(trainer: Any) -> None:
+    """Refuses a model that is not what its path holds: GRPO would load the reference from there.
+
+    Raises:
+        InputError: names the first parameter that differs.
+    """
+    if trainer.ref_model is None or trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        return
+    reference = trainer.accelerator.unwrap_model(trainer.ref_model).state_dict()
+    changed = [k for k, v in trainer.model.state_dict().items() if not torch.equal(v, reference[k].to(v.device))]
+    if changed:
+        path = compat.model_path(trainer.model)
+        raise InputError(
+            f"the reference would be {path}, but the model given has other weights ({changed[0]})",
+            hint="save the model and give its path, or set kl_coef=0",
+        )

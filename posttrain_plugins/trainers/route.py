@@ -1,0 +1,62 @@
+"""Which adapter of a shared base a pass goes through; so one base serves policy, critic and reward model.
+
+Which adapter a layer applies is a field of the layer. The route sets that field alone, and gradient checkpointing
+enters the route again when it runs a layer a second time. PEFT's `set_adapter` would also take the gradients from the
+other adapters, and what a checkpoint computes again would be the policy. No paper; PEFT's multi-adapter models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from posttrain_plugins.trainers import compat
+
+__all__ = ["Route"]
+
+
+class Route:
+    """A context in which a PEFT model applies one adapter, in the forward pass and when a checkpoint repeats it.
+
+    Args:
+        model: a `PeftModel`.
+        adapter: the adapter's name.
+
+    Example:
+        ```python
+        with Route(model, "critic"):
+            hidden = model.get_base_model().base_model(input_ids).last_hidden_state
+        ```
+    """
+
+    def __init__(self, model: Any, adapter: str) -> None:
+        self.adapter = adapter
+        self._model = model
+        self._all = compat.switches(model)
+        self._inside: dict[int, list[Any]] = {}
+        self._open: Any = None
+
+    @contextmanager
+    def _entered(self) -> Iterator[None]:
+        layers = compat.checkpointed_layers(self._model)
+        with compat.switched(self._all, self.adapter), compat.recomputed_with(layers, self._again):
+            yield
+
+    def __enter__(self) -> Route:
+        self._open = self._entered()
+        self._open.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._open.__exit__(*exception)
+
+    def _again(self, layer: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """Only the layer's own fields: autograd has a thread for each device, and each repeats its own layers."""
+        inside = self._inside.setdefault(id(layer), compat.switches(layer))
+
+        def routed(*args: Any, **kwargs: Any) -> Any:
+            with compat.switched(inside, self.adapter):
+                return forward(*args, **kwargs)
+
+        return routed

@@ -1,0 +1,323 @@
+"""What `trainers/compat.py` expects of TRL, PEFT and transformers; a release that breaks one of these fails here."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, SFTConfig  # noqa: E402
+
+import posttrain_plugins  # noqa: E402
+from posttrain_plugins.trainers import compat, ppo, process_grpo  # noqa: E402
+
+PACKAGE = Path(posttrain_plugins.__file__).parent
+OURS = (ppo.PPOTrainer, process_grpo.ProcessGRPOTrainer)
+
+
+def lora_model(path: Path) -> Any:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(str(path), dtype="float32")
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"], task_type="CAUSAL_LM")
+    return get_peft_model(model, config)
+
+
+@pytest.fixture
+def trainer(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> GRPOTrainer:
+    from datasets import load_dataset
+
+    def reward(completions: list[Any], log_metric: Any, log_extra: Any, **columns: Any) -> list[float]:
+        log_metric("mine", 1.0)
+        log_extra("column", ["x"] * len(completions))
+        return [float(i % 2) for i in range(len(completions))]
+
+    rows = load_dataset("json", data_files=str(tiny_data / "problems.jsonl"), split="train")
+    options: dict[str, Any] = {"max_completion_length": 4, "num_generations": 2, "per_device_train_batch_size": 4}
+    args = GRPOConfig(str(tmp_path), bf16=False, beta=0.1, report_to=[], dataloader_pin_memory=False, **options)
+    return GRPOTrainer(str(tiny_model), reward, args, rows)
+
+
+# --- the methods that we override ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", compat.OVERRIDDEN)
+def test_an_overridden_method_takes_what_it_took(name: str) -> None:
+    given = tuple(inspect.signature(getattr(GRPOTrainer, name)).parameters)[1:]
+    assert given[: len(compat.OVERRIDDEN[name])] == compat.OVERRIDDEN[name]
+
+
+@pytest.mark.parametrize("ours", OURS)
+def test_every_override_is_listed(ours: type) -> None:
+    """All names of theirs that we define again, but for what is public and what every class has."""
+    known = {name for base in ours.__mro__[1:] for name in vars(base)}
+    methods = {name for name, value in vars(ours).items() if inspect.isfunction(value)}
+    assert methods & known <= set(compat.OVERRIDDEN) | {"__init__", "train"}
+    assert {name for name in methods - known if not name.startswith("_")} <= {"warms_up"}
+
+
+def test_a_rollout_holds_what_ppo_reads(trainer: GRPOTrainer) -> None:
+    trainer.model.train()
+    seen = []
+    original = trainer._calculate_rewards
+
+    def watched(inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Any:
+        seen.append((prompts, completions, completion_ids_list))
+        return original(inputs, prompts, completions, completion_ids_list)
+
+    trainer._calculate_rewards = watched
+    output = trainer._generate_and_score_completions([trainer.train_dataset[i // 2] for i in range(4)])
+    width = output["completion_ids"].shape
+    assert width == output["completion_mask"].shape == output["ref_per_token_logps"].shape
+    assert output["advantages"].shape == (4,)
+    assert output["prompt_ids"].shape == output["prompt_mask"].shape
+    ((prompts, completions, ids),) = seen
+    assert [len(x) for x in (prompts, completions, ids)] == [4, 4, 4]
+    assert [len(row) for row in ids] == output["completion_mask"].sum(1).tolist()
+    assert {*trainer.eos_token_ids} == {trainer.processing_class.eos_token_id}
+
+
+def test_the_loss_takes_advantages_of_tokens(trainer: GRPOTrainer) -> None:
+    """And shuffles and splits every tensor that a rollout holds."""
+    from trl.trainer.utils import shuffle_sequence_dict, split_tensor_dict
+
+    trainer.model.train()
+    output = trainer._generate_and_score_completions([trainer.train_dataset[i // 2] for i in range(4)])
+    trainer.current_gradient_accumulation_steps = 1
+    output["advantages"] = output["advantages"].unsqueeze(1)
+    whole = trainer._compute_loss(trainer.model, output)
+    wide = {**output, "advantages": output["advantages"].expand_as(output["completion_ids"])}
+    assert torch.equal(whole, trainer._compute_loss(trainer.model, wide))
+    wide["ours"] = wide["completion_ids"].float()
+    parts = split_tensor_dict(shuffle_sequence_dict(wide), 2)
+    assert all(torch.equal(part["ours"], part["completion_ids"].float()) for part in parts)
+
+
+def test_beta_alone_says_whether_the_loss_has_kl(trainer: GRPOTrainer) -> None:
+    trainer.model.train()
+    output = trainer._generate_and_score_completions([trainer.train_dataset[i // 2] for i in range(4)])
+    trainer.current_gradient_accumulation_steps = 1
+    output["ref_per_token_logps"] -= 1.0
+    with_kl = trainer._compute_loss(trainer.model, output)
+    trainer.beta = 0.0
+    assert float((with_kl - trainer._compute_loss(trainer.model, output)).detach()) > 0.01
+
+
+def test_extra_inputs_are_arguments_of_the_pass() -> None:
+    given = inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters
+    assert set(compat.FORWARD_EXTRAS) <= set(given)
+    assert "batch_size" in given
+
+
+# --- metrics and second rollouts -------------------------------------------------------------------------------------
+
+
+def test_metrics_come_and_go(trainer: GRPOTrainer) -> None:
+    trainer.model.train()
+    compat.add_metric(trainer, "ours", 1.0)
+    compat.add_metric(trainer, "ours", 3.0)
+    compat.add_metric(trainer, "theirs", 3.0)
+    compat.drop_metric(trainer, "theirs")
+    compat.drop_metric(trainer, "nothing")
+    trainer.log({"loss": 0.0})
+    assert trainer.state.log_history[-1]["ours"] == 2.0
+    assert "theirs" not in trainer.state.log_history[-1]
+
+
+def test_a_rollout_aside_leaves_no_trace(trainer: GRPOTrainer) -> None:
+    """With it, greedy: the same every time, without a draw."""
+    trainer.model.train()
+    rows = [trainer.train_dataset[i] for i in range(4)]
+    prompts = [row["prompt"] for row in rows]
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    with compat.aside(trainer):
+        completions, ids = compat.rollout_greedily(trainer, prompts)
+        trainer._calculate_rewards(rows, prompts, completions, ids)
+    assert compat.rollout_greedily(trainer, prompts)[1] == ids
+    assert torch.equal(torch.get_rng_state(), before)
+    trainer._metrics["train"].clear()
+    with compat.aside(trainer):
+        compat.rollout_greedily(trainer, prompts)
+        trainer._calculate_rewards(rows, prompts, completions, ids)
+    assert not trainer._metrics["train"]
+    assert not trainer._pending_metrics
+    assert not trainer._pending_extra_logs
+    assert [c[0]["role"] for c in completions] == ["assistant"] * 4
+    assert trainer.generation_config.do_sample
+
+
+def test_reward_names(trainer: GRPOTrainer) -> None:
+    compat.set_reward_names(trainer, ["mine"])
+    trainer.model.train()
+    trainer._generate_and_score_completions([trainer.train_dataset[0]] * 4)
+    assert "rewards/mine/mean" in trainer._metrics["train"]
+
+
+def test_vllm_is_not_sent_what_it_lacks() -> None:
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    assert inspect.isgeneratorfunction(VLLMGeneration._iter_named_params)
+    assert "temperature" in inspect.signature(VLLMGeneration.__init__).parameters
+
+    class Engine:
+        def _iter_named_params(self) -> Iterator[tuple[str, int]]:
+            yield from {"model.a": 1, "value_head.weight": 2, "critic_model.a": 3}.items()
+
+    trainer = SimpleNamespace(vllm_generation=Engine())
+    compat.hide_from_vllm(trainer, lambda name: name.startswith(("value_head", "critic_model")))
+    assert list(trainer.vllm_generation._iter_named_params()) == [("model.a", 1)]
+    compat.hide_from_vllm(SimpleNamespace(), lambda name: True)
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+def test_switches_are_what_chooses_an_adapter(tiny_model: Path) -> None:
+    """LoRA layers and modules that PEFT trains whole; setting the field alone changes what is computed."""
+    model = lora_model(tiny_model)
+    assert {type(layer).__name__ for layer in compat.switches(model)} == {"Linear", "ModulesToSaveWrapper"}
+    torch.nn.init.normal_(next(p for n, p in model.named_parameters() if "lora_B" in n))
+    ids = torch.tensor([[3, 4, 5]])
+    with torch.no_grad():
+        on = model(input_ids=ids).logits
+        with compat.switched(compat.switches(model), "no such adapter"):
+            off = model(input_ids=ids).logits
+        with model.disable_adapter():
+            assert torch.equal(model(input_ids=ids).logits, off)
+        assert torch.equal(model(input_ids=ids).logits, on)
+    assert not torch.equal(on, off)
+
+
+def test_which_adapter_is_in_force(tiny_model: Path) -> None:
+    model = lora_model(tiny_model)
+    assert compat.in_force(model) == "default"
+    with model.disable_adapter():
+        assert compat.are_adapters_off(model)
+        assert compat.in_force(model) is None
+    assert compat.in_force(model.get_base_model()) is None
+    assert compat.in_force(model) == "default"
+
+
+def test_checkpointed_layers_call_the_function_that_they_hold(tiny_model: Path) -> None:
+    model = lora_model(tiny_model).train()
+    assert compat.checkpointed_layers(model) == []
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    layers = compat.checkpointed_layers(model)
+    ran = []
+
+    def within(layer: Any, forward: Any) -> Any:
+        ran.append(layer)
+        return forward
+
+    with compat.recomputed_with(layers, within):
+        model(input_ids=torch.tensor([[3, 4, 5]]))
+    decoders = [layer for layer in layers if type(layer).__name__.endswith("DecoderLayer")]
+    assert ran == decoders
+    assert len(decoders) == 2
+    ran.clear()
+    model(input_ids=torch.tensor([[3, 4, 5]]))
+    assert ran == []
+
+
+def test_the_output_with_values_is_one_of_trls(tiny_model: Path) -> None:
+    from trl.trainer.utils import FusedCausalLMOutput
+
+    made = compat.value_output_class()(log_probs=torch.zeros(1), state_values=torch.ones(1))
+    assert isinstance(made, FusedCausalLMOutput)
+    assert made["state_values"] is made.state_values
+    assert callable(made.values)
+
+
+def test_the_fused_head_runs_the_body_once(tiny_model: Path) -> None:
+    """Under the name that transformers gives it, from which we take the hidden states."""
+    from transformers import AutoModelForCausalLM
+    from trl.trainer.utils import add_fused_lm_head
+
+    model = AutoModelForCausalLM.from_pretrained(str(tiny_model), dtype="float32")
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    seen = []
+    model.base_model.register_forward_hook(lambda module, args, output: seen.append(output.last_hidden_state.shape))
+    ids = torch.tensor([[3, 4, 5]])
+    output = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids, fused_lm_head=True)
+    assert seen == [(1, 3, 32)]
+    assert output.log_probs.shape == (1, 2)
+
+
+def test_dropout_is_switched_off(tiny_model: Path) -> None:
+    model = lora_model(tiny_model)
+    model.dropout = torch.nn.Dropout(0.5)
+    compat.no_dropout(model)
+    assert model.dropout.p == 0
+
+
+def test_checkpointing_is_off_for_a_pass(trainer: GRPOTrainer) -> None:
+    trainer.model.gradient_checkpointing_enable()
+    with compat.without_checkpointing(trainer):
+        assert compat.checkpointed_layers(trainer.model) == []
+    assert compat.checkpointed_layers(trainer.model)
+
+
+def test_where_a_model_comes_from(tiny_model: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    assert compat.model_path(AutoModelForCausalLM.from_pretrained(str(tiny_model))) == str(tiny_model)
+    config = AutoConfig.from_pretrained(str(tiny_model))
+    config._name_or_path = ""
+    assert compat.model_path(AutoModelForCausalLM.from_config(config)) == ""
+
+
+# --- any trainer -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "period"),
+    [
+        (SFTConfig, {}, 1),
+        (GRPOConfig, {"num_generations": 2}, 1),
+        (GRPOConfig, {"num_generations": 2, "num_iterations": 2, "steps_per_generation": 2}, 4),
+        (GRPOConfig, {"num_generations": 2, "num_iterations": 3, "gradient_accumulation_steps": 2}, 3),
+        (RLOOConfig, {"num_generations": 2, "steps_per_generation": 4, "gradient_accumulation_steps": 2}, 2),
+        (ppo.PPOConfig, {}, 4),
+        (ppo.PPOConfig, {"num_iterations": 1}, 1),
+    ],
+)
+def test_the_generation_period(config: Any, options: dict[str, Any], period: int, tmp_path: Path) -> None:
+    assert compat.generation_period(config(str(tmp_path), bf16=False, **options)) == period
+
+
+def test_no_private_name_is_touched_elsewhere() -> None:
+    """In our trainers, stages and rewards: no `x._name` of an object that is not ours, outside `compat.py`."""
+    own = {name for file in PACKAGE.rglob("*.py") for name in _defined(file)}
+    found = []
+    files = [f for room in ("trainers", "stages", "rewards") for f in (PACKAGE / room).glob("*.py")]
+    assert len(files) > 20
+    for file in files:
+        if file.name == "compat.py":
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            is_private = (
+                isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")
+            )
+            if is_private and node.attr not in own | set(compat.OVERRIDDEN):  # type: ignore[attr-defined]
+                found.append(f"{file.name}:{node.lineno}: {ast.unparse(node)}")
+    assert found == []
+
+
+def _defined(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.attr
+        elif isinstance(node, ast.AnnAssign | ast.Assign):
+            targets = [node.target] if isinstance(node, ast.AnnAssign) else node.targets
+            yield from (target.id for target in targets if isinstance(target, ast.Name))

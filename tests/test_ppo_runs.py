@@ -1,0 +1,255 @@
+"""The stage `ppo` in a recipe, killed and gone on with, and on two processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.recipe.run import run
+
+ARGS = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 8,
+    "max_completion_length": 12,
+    "num_iterations": 2,
+    "learning_rate": 1e-3,
+    "logging_steps": 1,
+    "gradient_checkpointing": False,
+}
+HEAD = """
+    name: ppo
+    seed: 5
+    model: {model}
+    adapters:
+      policy: {use: lora, r: 4, lora_alpha: 8}
+      small: {use: lora, r: 2}
+      everything: {use: full}
+    rewards:
+      correct: {use: digit_chain_steps, mode: fraction}
+      steps: {use: digit_chain_steps, weight: 0.5}
+"""
+PPO = "posttrain_plugins.stages.ppo:PPO"
+
+
+def args(**more: object) -> str:
+    return json.dumps({**ARGS, **more})
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+
+
+def test_a_stage_saves_policy_and_critic(
+    write_recipe: Callable[..., Path], tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """An adapter each, nothing of the reference and no model cards; process rewards by the recipe's own names."""
+    recipe = write_recipe(
+        HEAD
+        + """
+    stages:
+      it: {use: "{ppo}", model: base, dataset: {path: "{data}/problems.jsonl"}, rewards: [correct, steps],
+           adapter: policy, critic: small, args: {args}}
+      again: {use: "{ppo}", model: it, dataset: {path: "{data}/problems.jsonl"}, rewards: [correct], adapter: policy,
+              args: {args}}
+    """,
+        model=tiny_model,
+        data=tiny_data,
+        ppo=PPO,
+        args=args(process_rewards=["steps"], step_separator=";"),
+    )
+    with pytest.raises(InputError, match="process_rewards names no reward: 'steps', expected one of correct"):
+        run(recipe, runs_dir=tmp_path / "runs")
+    done = run(recipe, ["stages.again.args.process_rewards=[]"], runs_dir=tmp_path / "runs")
+    for stage in ("it", "again"):
+        folder = done[stage].model_path
+        assert folder is not None
+        names = [name for name in files(folder) if "adapter" in name or "critic" in name]
+        assert names == [
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "critic/adapter_config.json",
+            "critic/adapter_model.safetensors",
+            "critic/critic.json",
+            "critic/value_head.safetensors",
+        ]
+        assert not [name for name in files(folder) if name.endswith(("README.md", ".bin")) or "ref/" in name]
+    made = done["it"].model_path
+    assert made is not None
+    assert json.loads((made / "critic/adapter_config.json").read_text(encoding="utf-8"))["r"] == 2
+    log = [json.loads(line) for line in (done["it"].folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {"rewards/correct/mean", "rewards/steps/mean", "kl", "value/explained_variance"} <= log[0].keys()
+
+
+@pytest.mark.slow
+def test_every_way_to_train(
+    write_recipe: Callable[..., Path], tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """Full and LoRA; reward models beside functions, one an adapter on the same base, one a model of its own."""
+    recipe = write_recipe(
+        HEAD
+        + """
+    stages:
+      rm: {use: reward, model: base, dataset: {path: "{data}/pairs.jsonl"}, args: {rm}}
+      rm_lora: {use: reward, model: base, dataset: {path: "{data}/pairs.jsonl"}, adapter: policy, args: {rm}}
+      full: {use: "{ppo}", model: base, dataset: {path: "{data}/problems.jsonl"}, rewards: [correct, rm], args: {args}}
+      full_small: {use: "{ppo}", model: full, dataset: {path: "{data}/problems.jsonl"}, rewards: [correct],
+                   critic: small, args: {args}}
+      whole: {use: "{ppo}", model: base, dataset: {path: "{data}/problems.jsonl"}, rewards: [correct], adapter: policy,
+              critic: everything, args: {args}}
+      lora: {use: "{ppo}", model: base, dataset: {path: "{data}/problems.jsonl"}, adapter: policy,
+             rewards: [correct, rm, rm_lora], eval_dataset: {path: "{data}/problems.jsonl", limit: 8}, args: {args}}
+      grouped: {use: grpo, model: base, dataset: {path: "{data}/problems.jsonl"}, rewards: [correct, steps],
+                process_rewards: [steps], separator: ";", args: {grpo}}
+    """,
+        model=tiny_model,
+        data=tiny_data,
+        ppo=PPO,
+        args=args(),
+        grpo=json.dumps({**ARGS, "num_generations": 4}),
+        rm=json.dumps({"max_steps": 2, "per_device_train_batch_size": 4, "gradient_checkpointing": False}),
+    )
+    done = run(recipe, runs_dir=tmp_path / "runs")
+    kinds = {
+        stage: json.loads((done[stage].model_path / "critic/critic.json").read_text(encoding="utf-8"))["kind"]  # type: ignore[operator]
+        for stage in ("full", "full_small", "whole", "lora")
+    }
+    assert kinds == {"full": "separate", "full_small": "separate", "whole": "separate", "lora": "adapter"}
+    log = (done["lora"].folder / "log.jsonl").read_text(encoding="utf-8")
+    assert {f"rewards/{name}/mean" for name in ("correct", "rm", "rm_lora")} <= json.loads(log.splitlines()[0]).keys()
+    assert "eval_reward" in log
+
+
+@pytest.mark.slow
+def test_a_4bit_policy_critic_and_reward_model_on_one_base(
+    write_recipe: Callable[..., Path], tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    recipe = write_recipe(
+        HEAD.replace("model: {model}", "model: {model_name_or_path: {model}, load_in_4bit: true, dtype: float32}")
+        + """
+    stages:
+      rm: {use: reward, model: base, dataset: {path: "{data}/pairs.jsonl"}, adapter: policy, args: {rm}}
+      it: {use: "{ppo}", model: base, dataset: {path: "{data}/problems.jsonl"}, adapter: policy, critic: small,
+           rewards: [correct, rm], args: {args}}
+    """,
+        model=tiny_model,
+        data=tiny_data,
+        ppo=PPO,
+        args=args(gradient_checkpointing=True),
+        rm=json.dumps({"max_steps": 2, "per_device_train_batch_size": 4, "bf16": True, "use_cpu": True}),
+    )
+    made = run(recipe, runs_dir=tmp_path / "runs")["it"]
+    assert made.model_path is not None
+    assert (made.model_path / "critic/adapter_model.safetensors").is_file()
+    first = json.loads((made.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert first["rewards/rm/std"] > 0
+
+
+RUNNER = """
+import sys
+from posttrain_plugins.recipe.run import run
+run(sys.argv[1], runs_dir=sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_killed_it_goes_on_to_the_same_weights(
+    write_recipe: Callable[..., Path], tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(
+        HEAD
+        + """
+    stages:
+      it: {use: "{ppo}", model: base, dataset: {path: "{data}/problems.jsonl"}, rewards: [correct], adapter: policy,
+           args: {args}}
+    """,
+        model=tiny_model,
+        data=tiny_data,
+        ppo=PPO,
+        args=args(max_steps=40, save_strategy="steps", save_steps=4, kl_target=0.01, kl_horizon=40.0),
+    )
+    whole = run(recipe, runs_dir=tmp_path / "whole")["it"].model_path
+    runs = tmp_path / "runs"
+    process = subprocess.Popen([sys.executable, "-c", RUNNER, str(recipe), str(runs)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while len(list(runs.glob("ppo/.it-*.partial/checkpoints/checkpoint-*/complete"))) < 2:
+        assert process.poll() is None, "it ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    assert not (runs / "ppo/latest").exists()
+    again = run(recipe, runs_dir=runs)["it"].model_path
+    assert whole is not None
+    assert again is not None
+    weights = [name for name in files(whole) if name.endswith(".safetensors")]
+    assert weights == ["adapter_model.safetensors", "critic/adapter_model.safetensors", "critic/value_head.safetensors"]
+    assert [name for name in weights if (whole / name).read_bytes() != (again / name).read_bytes()] == []
+
+
+WORKER = """
+import hashlib, os, sys
+import torch
+from datasets import load_dataset
+from peft import LoraConfig
+from posttrain_plugins.trainers.ppo import PPOConfig, PPOTrainer
+
+def digits(completions, **columns):
+    return [sum(x.isdigit() for x in c[0]["content"]) / 8 for c in completions]
+
+model, data, out, kind, estimator = sys.argv[1:]
+args = PPOConfig(
+    out, max_steps=4, per_device_train_batch_size=4, max_completion_length=8, num_iterations=2, learning_rate=1e-2,
+    bf16=False, use_cpu=True, dataloader_pin_memory=False, save_strategy="no", report_to=[], disable_tqdm=True,
+    critic=kind if estimator == "gae" else None, advantage_estimator=estimator, kl_target=0.1,
+    num_generations=2 if "baseline" in estimator else 1,
+    gradient_checkpointing=kind == "adapter", gradient_checkpointing_kwargs={"use_reentrant": False}, logging_steps=1,
+)
+lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if kind != "separate" else None
+rows = load_dataset("json", data_files=data, split="train")
+trainer = PPOTrainer(model, digits, args, rows, peft_config=lora)
+trainer.train()
+state = trainer.model.state_dict()
+digest = hashlib.sha256(b"".join(v.float().numpy().tobytes() for v in state.values())).hexdigest()
+moved = [k for k, v in state.items() if "value_head" in k and v.any()]
+with open(f"{out}.{os.environ['RANK']}", "w") as file:
+    file.write(f"{digest} {trainer.accelerator.num_processes} {bool(moved)} {trainer.kl_coef}")
+trainer.save_model(out)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "estimator"),
+    [
+        ("adapter", "gae"),
+        ("shared", "gae"),
+        ("separate", "gae"),
+        ("shared", "remax"),
+        ("shared", "reinforce_pp_baseline"),
+    ],
+)
+def test_two_processes_end_with_the_same_weights(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path, kind: str, estimator: str
+) -> None:
+    worker = tmp_path / "worker.py"
+    worker.write_text(WORKER, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    given = [str(tiny_model), str(tiny_data / "problems.jsonl"), str(tmp_path / "out"), kind, estimator]
+    done = subprocess.run(
+        [*command, str(worker), *given], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = ((tmp_path / f"out.{rank}").read_text(encoding="utf-8").split() for rank in (0, 1))
+    assert first == second
+    assert first[1] == "2"
+    assert first[2] == str(estimator == "gae")
+    assert (tmp_path / "out/critic/critic.json").is_file() == (estimator == "gae")

@@ -52,6 +52,12 @@ def main() -> int:
 
 def one_seed(seed: int, recipe: str, runs_dir: Path, overrides: list[str]) -> dict[str, Any]:
     """Runs the recipe with a seed and collects its figures."""
+    run = run_seed(seed, recipe, runs_dir, overrides)
+    return collect(run["eval"].details, {name: artifact.manifest for name, artifact in run.items()})
+
+
+def run_seed(seed: int, recipe: str, runs_dir: Path, overrides: list[str]) -> Any:
+    """Runs a recipe with a seed in a folder of its own, and tells each stage as it ends."""
     import posttrain_plugins as pp
     from posttrain_plugins.recipe.run import Silent
 
@@ -60,8 +66,7 @@ def one_seed(seed: int, recipe: str, runs_dir: Path, overrides: list[str]) -> di
             took = "cached" if is_cached else f"{artifact.manifest['seconds']:.0f} s"
             print(f"seed {seed}: {stage.id} ({took})", file=sys.stderr, flush=True)
 
-    run = pp.run(recipe, [f"seed={seed}", *overrides], runs_dir=runs_dir / f"seed-{seed}", observer=Told())
-    return collect(run["eval"].details, {name: artifact.manifest for name, artifact in run.items()})
+    return pp.run(recipe, [f"seed={seed}", *overrides], runs_dir=runs_dir / f"seed-{seed}", observer=Told())
 
 
 def collect(details: Mapping[str, Any], manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["TABLES", "gpu_table", "overhead_table", "quickstart_table", "render"]
+__all__ = ["TABLES", "gpu_table", "overhead_table", "quickstart_table", "recipe_table", "render", "test_time_table"]
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(<!-- results:(?P<name>[\w.-]+) -->\n)(?P<body>.*?)(<!-- /results -->)", re.DOTALL)
@@ -51,7 +51,7 @@ def render(text: str, results: Path) -> str:
         if not file.is_file():
             return block[0]
         content = json.loads(file.read_text(encoding="utf-8"))
-        table = TABLES[block["name"]](content["results"])
+        table = _renderer(block["name"])(content["results"])
         return f"{block[1]}\n{table}\n\n{_source(content['environment'], file.name)}\n\n{block[4]}"
 
     return BLOCK.sub(fill, text)
@@ -104,11 +104,63 @@ def gpu_table(results: Json) -> str:
     return _table(["Qwen3-0.6B shape, 4-bit + LoRA", "tokens/s", "median step, s", "peak GiB"], rows)
 
 
+def test_time_table(results: Json) -> str:
+    """One row per way of answering, the most accurate first."""
+    rows = []
+    ordered = sorted(results["strategies"].items(), key=lambda item: -item[1]["mean"])
+    for name, found in ordered:
+        is_oracle = name.endswith("(oracle)")
+        rows.append(
+            [
+                f"`{name}`",
+                f"{found['mean']:.2f} ({found['lowest']:.2f} to {found['highest']:.2f})",
+                f"{found['tokens']:.0f}",
+                "" if is_oracle else f"{found['best_of_n_at_its_tokens']:.2f}",
+                "oracle" if is_oracle else f"{found['beats_best_of_n']} of {found['seeds']}",
+                "yes" if found["pareto"] == found["seeds"] else "",
+            ]
+        )
+    head = ["strategy", "accuracy", "tokens a problem", "best of n (PRM) at as many", "beats it on seeds", "Pareto"]
+    problems = next(iter(results["seeds"].values()))["problems"]
+    wide = max(found["high"] - found["low"] for found in results["strategies"].values())
+    note = (
+        f"{problems} held-out problems; means over seeds {', '.join(results['seeds'])}, in brackets the lowest and "
+        f"highest seed. 95 % intervals over problems are at most {wide:.2f} wide. Tokens: read and written, by reward "
+        "models too."
+    )
+    return f"{_table(head, rows)}\n\n{note}"
+
+
+def recipe_table(results: Json) -> str:
+    """One row per model of a recipe: sampled accuracy, its gain, greedy."""
+    seeds = list(results["seeds"].values())
+    rows = []
+    for model in seeds[0]["models"]:
+        found = [seed["models"][model] for seed in seeds]
+        gains = [one["gain"] for one in found if one["gain"]]
+        greedy = [one["measures"]["greedy"]["mean"] for one in found if "greedy" in one["measures"]]
+        rows.append(
+            [
+                model,
+                _over_seeds([one["measures"]["sampled"] for one in found]),
+                f"{_over_seeds(gains, sign='+')} over {found[0]['parent']}" if gains else "",
+                _mean(greedy) if greedy else "",
+            ]
+        )
+    note = f"Seeds {', '.join(results['seeds'])}: means, and in brackets the widest ends of their 95 % intervals."
+    return f"{_table(['model', 'sampled accuracy', 'gain', 'greedy'], rows)}\n\n{note}"
+
+
 TABLES: dict[str, Callable[[Json], str]] = {
     "quickstart_seeds": quickstart_table,
     "overhead": overhead_table,
     "gpu_qwen3_0.6b": gpu_table,
+    "test_time": test_time_table,
 }
+
+
+def _renderer(name: str) -> Callable[[Json], str]:
+    return recipe_table if name.startswith("recipe_") else TABLES[name]
 
 
 def _source(environment: Json, file: str) -> str:

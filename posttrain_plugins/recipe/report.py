@@ -101,7 +101,9 @@ def _seconds(artifact: Artifact) -> float:
 def _remark(artifact: Artifact) -> str:
     figures = artifact.metrics
     if "eval_accuracy" in figures and artifact.manifest["makes"] == "reward":
-        return f"held-out pair accuracy {figures['eval_accuracy']:.3f}"
+        found = f"{figures['eval_wrong_found']:.0%} of wrong steps found" if "eval_wrong_found" in figures else ""
+        of_what = "step" if found else "pair"
+        return f"held-out {of_what} accuracy {figures['eval_accuracy']:.3f}" + (f", {found}" if found else "")
     if "solved_share" in figures:
         return f"{figures['rows']:.0f} rows, {figures['solved_share']:.0%} of problems solved"
     if artifact.manifest["makes"] == "model" and "reward" in figures:

@@ -40,6 +40,7 @@ TELLING = (  # how a stage ended
     "eval_loss",
     "eval_accuracy",
     "eval_margin",
+    "eval_wrong_found",
 )
 
 

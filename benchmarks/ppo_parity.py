@@ -29,6 +29,7 @@ from typing import Any
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads wait for each other on a busy machine
 
 ROOT = Path(__file__).resolve().parent.parent
 MEMORY, OPTIMIZER = 0.5, 0.15

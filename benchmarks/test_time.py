@@ -56,7 +56,7 @@ def collect(details: Mapping[str, Any], manifests: Mapping[str, Mapping[str, Any
     """Each way of answering with its accuracy and price, and the price of best of n at the same tokens."""
     measures = details["models"]["sft"]["measures"]
     metric = details["metric"]
-    curves = measures["sampled"]["curves"]
+    curves = measures["sampled"]["at_k"]
     baseline = [(point["tokens"], point["mean"]) for point in curves[BASELINE].values()]
     ways = {}
     for name, found in measures.items():

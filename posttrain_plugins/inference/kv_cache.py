@@ -6,14 +6,13 @@ its plain one (sliding window, linear attention) stay as they are. No paper.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicLayer
 
-ROOM_TOKENS = int(os.environ.get("ROOM",16))
+ROOM_TOKENS = 16  # how much a cache grows at a time, at least
 __all__ = ["RoomyLayer", "is_plain", "keep_rows", "spread"]
 
 

@@ -231,8 +231,12 @@ def test_ctrl_c_in_a_notebook_ends_the_run_in_its_thread() -> None:
             raise Interrupted("by hand") from None
 
     loop = asyncio.new_event_loop()  # not `asyncio.run`, which takes Ctrl-C for itself; notebooks leave it to Python
-    with closing(loop), pytest.raises(Interrupted, match="by hand"):
-        loop.run_until_complete(notebook())
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    try:
+        with closing(loop), pytest.raises(Interrupted, match="by hand"):
+            loop.run_until_complete(notebook())
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_backend_is_closed_in_its_own_loop_once_for_each_solve() -> None:

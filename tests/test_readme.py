@@ -77,5 +77,6 @@ def test_the_tree_is_the_disk() -> None:
 def test_every_packaged_recipe_is_in_the_tour() -> None:
     from posttrain_plugins.recipe.packaged import packaged_recipes
 
-    tour = set(re.findall(r"^\| `([\w/]+)` \|", README, re.MULTILINE))
+    written = re.sub(r"<!-- results:.*?<!-- /results -->", "", README, flags=re.DOTALL)  # by hand
+    tour = set(re.findall(r"^\| `([\w/]+)` \|", written, re.MULTILINE))
     assert tour == {name for name in packaged_recipes() if "/" not in name}

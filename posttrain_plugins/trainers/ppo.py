@@ -27,18 +27,18 @@ from torch import Tensor
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
-from posttrain_plugins.errors import InputError
 from posttrain_plugins.trainers import advantages, compat, process, refusals, rollout, shared_reward
 from posttrain_plugins.trainers.critic import Critic, WithValues
 from posttrain_plugins.trainers.ppo_config import PPOConfig
 from posttrain_plugins.trainers.rollout import Scored, Seen
+from posttrain_plugins.trainers.with_critic import WithCritic
 
 __all__ = ["PPOConfig", "PPOTrainer"]
 
 STATE = "ppo_state.json"
 
 
-class PPOTrainer(GRPOTrainer):  # type: ignore[misc]
+class PPOTrainer(WithCritic, GRPOTrainer):  # type: ignore[misc]
     """PPO, REINFORCE, REINFORCE++ and ReMax, used as any trainer of TRL.
 
     Args:
@@ -189,47 +189,12 @@ class PPOTrainer(GRPOTrainer):  # type: ignore[misc]
         """Does only the critic learn now?"""
         return bool(self.model.training and self.state.global_step < self.args.critic_warmup_steps)
 
-    def create_optimizer(self, model: Any = None) -> Any:
-        """As `transformers.Trainer` does; the critic's parameters have groups with their own learning rate."""
-        optimizer = super().create_optimizer(model)
-        if self.critic is None or self.args.critic_learning_rate is None:
-            return optimizer
-        if not hasattr(optimizer, "param_groups"):
-            hint = "take the optimizer out of the DeepSpeed config, or critic_learning_rate out of args"
-            raise InputError("critic_learning_rate needs an optimizer of the trainer's own", hint=hint)
-        own = {id(p) for p in self.critic.parameters}
-        for group in list(optimizer.param_groups):
-            critics = [p for p in group["params"] if id(p) in own]
-            if critics:
-                group["params"] = [p for p in group["params"] if id(p) not in own]
-                optimizer.add_param_group({**group, "params": critics, "lr": self.args.critic_learning_rate})
-        return optimizer
-
     # --- saving and going on -----------------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        if self.critic is None:
-            super()._save(output_dir, state_dict)
-        elif self.args.should_save:
-            state = self.model.state_dict() if state_dict is None else state_dict
-            policy = {k: v for k, v in state.items() if self.critic.is_peft or not self.critic.owns(k)}
-            super()._save(output_dir, policy)
-            self.critic.save(folder / "critic", state)
-        for name in self._reward_adapters:
-            shutil.rmtree(folder / name, ignore_errors=True)  # PEFT saves what is not ours to change
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._load_critic(resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        self._load_critic(self.state.best_model_checkpoint)
-
-    def _load_critic(self, folder: str | None) -> None:
-        if self.critic is not None and folder is not None:
-            self.critic.load(Path(folder) / "critic")
+        super()._save(output_dir, state_dict)
+        for name in self._reward_adapters:  # PEFT saves what is not ours to change
+            shutil.rmtree(Path(output_dir or self.args.output_dir) / name, ignore_errors=True)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

@@ -9,7 +9,8 @@ PosttrainError                  base; carries `hint`, one action that mends it
 │   └── HandoffError            a stage's input is not what it was made for
 ├── PluginBroken                a plugin failed to import or to be built  (exit 1)
 ├── StageFailed                 a stage could not finish                  (exit 1)
-│   └── NonFiniteLoss           the loss became NaN or infinite
+│   ├── NonFiniteLoss           the loss became NaN or infinite
+│   └── RewardFailed            a guarded reward failed, or failed too often
 ├── Interrupted                 stopped by the user, a checkpoint stands  (exit 130)
 ├── BudgetExhausted             thrown into a strategy at its yield; never reaches the user
 └── GateNotMet                  an evaluation missed what `require:` asks (exit 3)
@@ -34,6 +35,7 @@ __all__ = [
     "PluginNotFound",
     "PosttrainError",
     "RecipeErrors",
+    "RewardFailed",
     "StageFailed",
 ]
 
@@ -110,6 +112,10 @@ class StageFailed(PosttrainError):
 
 class NonFiniteLoss(StageFailed):
     """The training loss became NaN or infinite."""
+
+
+class RewardFailed(StageFailed):
+    """A reward under the guard failed, or too many of its scores did."""
 
 
 class Interrupted(PosttrainError):

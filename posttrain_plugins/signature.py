@@ -30,7 +30,7 @@ def of_object(plugin: Any) -> Schema:
     )
     attributes = {
         name: getattr(plugin, name)
-        for name in ("produces", "requires_columns", "columns", "bounds", "oracle", "params_of")
+        for name in ("produces", "requires_columns", "columns", "bounds", "oracle", "holds_model", "params_of")
         if hasattr(plugin, name)
     }
     return Schema(fields, attributes, is_open, isinstance(plugin, type), inspect.getdoc(plugin) or "")
@@ -41,6 +41,7 @@ def reward_columns(reward: Any) -> tuple[str, ...]:
     declared = getattr(reward, "requires_columns", None)
     if declared is not None and not isinstance(declared, property):
         return tuple(declared)
+    reward = inspect.unwrap(reward)  # under the guard, the author's own
     call = reward.__call__ if isinstance(reward, type) or not inspect.isroutine(reward) else reward
     parameters = inspect.signature(call).parameters.values()
     return tuple(

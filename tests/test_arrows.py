@@ -35,10 +35,11 @@ ALLOWED = {
     "schema": NOUNS,
     "source": NOUNS | {"schema"},
     "signature": NOUNS | {"schema", "source"},
-    "recipe": NOUNS | CORE,
+    "guard": NOUNS,
+    "recipe": NOUNS | CORE | {"guard"},
     "catalogue": NOUNS | CORE,
     "inference": NOUNS | {"registry"},
-    "trainers": NOUNS | {"registry"},
+    "trainers": NOUNS | {"registry", "guard"},
     "rewards": NOUNS | {"tiny_world", "inference"},  # a judge asks a backend
     "adapters": NOUNS,
     "strategies": NOUNS | {"search"},

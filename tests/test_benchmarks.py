@@ -17,6 +17,7 @@ SCRIPTS = (
     "endpoint.py",
     "engine.py",
     "gpu/run.py",
+    "guard.py",
     "in_process.py",
     "overhead.py",
     "ppo_parity.py",
@@ -234,3 +235,17 @@ def test_every_marker_of_the_readme_has_a_table(benchmark: Any) -> None:
     names = [block["name"] for block in render.BLOCK.finditer((ROOT / "README.md").read_text(encoding="utf-8"))]
     assert names
     assert set(names) <= render.TABLES.keys()
+
+
+def test_guard_benchmark_tells_what_the_guard_does_not_keep(benchmark) -> None:
+    module = benchmark("guard")
+    assert len(set(module.completions_of(200))) == 200
+    assert len(module.completions_of(200, is_bad=False)) == 196
+    kept = {"ratio": 1.2, "rows_lost": 0, "outcomes": {"timeout": 2, "error": 2}, "bad": {"hang": 2, "crash": 2}}
+    assert module.unmet({"guarded": kept}) == []
+    missed = {**kept, "ratio": 1.6, "rows_lost": 1, "outcomes": {"error": 2}}
+    assert module.unmet({"guarded": missed}) == [
+        "1.60 times the least time, expected 1.5",
+        "1 rows lost",
+        "counted {'timeout': 0, 'error': 2}, expected {'timeout': 2, 'error': 2}",
+    ]

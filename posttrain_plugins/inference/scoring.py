@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
-from posttrain_plugins.errors import InputError, PluginBroken
+from posttrain_plugins.errors import InputError, PluginBroken, RewardFailed
 from posttrain_plugins.inference.keys import prompt_text, score_key
 from posttrain_plugins.inference.log import RequestLog
 from posttrain_plugins.text import is_conversational
@@ -205,6 +205,8 @@ def _blaming(reward: ResolvedReward) -> Iterator[None]:
     """The plugin boundary of rewards."""
     try:
         yield
+    except RewardFailed:  # told by its guard, with the reward's name
+        raise
     except Exception as error:
         raise PluginBroken(f"reward {reward.name!r} failed: {type(error).__name__}: {error}") from error
 

@@ -44,6 +44,7 @@ IRRELEVANT = (
     "num_completions_to_print",
     "ddp_timeout",
 )
+HOW_FAST = ("num_workers",)  # reserved keys of a reward that change no score
 CORE = (
     "errors.py",
     "types.py",
@@ -157,7 +158,8 @@ def source_parts(
         return {"": _object_identity(source.target, hashes)}
     if isinstance(source, Use):
         parts = {".use": source.plugin.target.rpartition("/")[2], ".source": plugin_hash(source.plugin)}
-        parts |= {f".{k}": _text(v, hashes) for k, v in {**source.params, **source.reserved}.items()}
+        reserved = {k: v for k, v in source.reserved.items() if k not in HOW_FAST}
+        parts |= {f".{k}": _text(v, hashes) for k, v in {**source.params, **reserved}.items()}
         for name, inner in flat(source.refs):
             found = source_parts(inner, loading, stage_keys, hashes)
             parts |= {f".{name}{suffix}": value for suffix, value in found.items()}

@@ -13,23 +13,25 @@ from typing import Any
 
 from posttrain_plugins import registry
 from posttrain_plugins.errors import InputError, PluginNotFound
+from posttrain_plugins.guard.settings import ISOLATING, GuardSettings, refusal
+from posttrain_plugins.guard.settings import KEYS as GUARD_KEYS
 from posttrain_plugins.recipe.document import Keys
 from posttrain_plugins.recipe.existing import DATA_OPTIONS, existing_data, existing_model, existing_object, is_data
 from posttrain_plugins.recipe.model import Model
 from posttrain_plugins.recipe.plugins import parse_call
-from posttrain_plugins.recipe.recipe import External, FromStage, Input, Policy, Source, StageSpec, Use
+from posttrain_plugins.recipe.recipe import External, FromStage, Input, Policy, Source, StageSpec, Use, flat
 from posttrain_plugins.recipe.resolve import REWARD_PLUGIN
 from posttrain_plugins.recipe.sheet import Sheet, listed
 from posttrain_plugins.recipe.unroll import RawStages
 from posttrain_plugins.registry import suggest, with_article
-from posttrain_plugins.schema import Field
+from posttrain_plugins.schema import Field, Schema
 from posttrain_plugins.types import Kind
 
 __all__ = ["SECTIONS", "References", "check_names", "is_list", "printed"]
 
 SECTIONS: dict[str, Kind] = {"adapters": "adapter", "datasets": "dataset", "rewards": "reward"}
 REFERRED = {"reward": "rewards", "strategy": "strategies"}  # kinds of which a stage may have several
-RESERVED: dict[str, dict[str, Any]] = {"reward": {"weight": float}, "dataset": DATA_OPTIONS}
+RESERVED: dict[str, dict[str, Any]] = {"reward": {"weight": float, **GUARD_KEYS}, "dataset": DATA_OPTIONS}
 POLICY = Policy()
 
 
@@ -191,11 +193,39 @@ class References:
                 shown |= {key: printed(field.ref.kind, item)} if key in given else {}
             elif key in given:
                 self.sheet.check_field((*path, key), field, item)
+        if kind == "reward" and len(self.sheet.mistakes) == told:
+            self._check_guard(reserved, found, refs, path)
         if len(self.sheet.mistakes) == told:
             self.sheet.check_built(plugin, shown, path)
         params = {k: v for k, v in given.items() if k not in refs}
         written = {"use": value["use"], **shown, **reserved}
         return Use(kind, name or _label({k: written[k] for k in value}), plugin, params, reserved, refs)
+
+    def _check_guard(self, reserved: Mapping[str, Any], found: Schema, refs: Mapping[str, Input], path: Keys) -> None:
+        """The guard's keys are in their ranges, and a reward that holds a model stays in this process."""
+        asked = {key: value for key, value in reserved.items() if key in GUARD_KEYS}
+        try:
+            GuardSettings(**asked)
+        except InputError as error:
+            wrong = next(key for key in asked if f"{key}: " in error.message)
+            self.sheet.wrong((*path, wrong), error.message, error.hint)
+            return
+        isolating = next((key for key in ISOLATING if key in asked), None)
+        if isolating and (found.attributes.get("holds_model") is True or _holds_model(refs)):
+            refused = refusal(str(path[-1]))
+            self.sheet.wrong((*path, isolating), refused.message, refused.hint)
+
+
+def _holds_model(refs: Mapping[str, Input]) -> bool:
+    """Does one of the references, at any depth, stand for a model, or for a reward that holds one?"""
+    for _, source in flat(refs):
+        if isinstance(source, External | FromStage):
+            return True
+        if isinstance(source, Use):
+            declared = getattr(source.plugin.load(), "holds_model", False) if source.plugin.file is None else False
+            if declared is True or _holds_model(source.refs):
+                return True
+    return False
 
 
 def is_list(annotation: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain_plugins import registry
 from posttrain_plugins.errors import InputError
+from posttrain_plugins.guard.settings import KEYS, GuardSettings
 from posttrain_plugins.recipe import data_head, handoff
 from posttrain_plugins.recipe.build import assemble, build, construct
 from posttrain_plugins.recipe.recipe import (
@@ -135,7 +136,13 @@ class Resolver:
     def _plain(self, source: Use, spec: StageSpec) -> ResolvedReward:
         """What its fields refer to it is given resolved: an ensemble its rewards, a judge its model."""
         parts = {field: self._all(value, spec) for field, value in source.refs.items()}
-        return ResolvedReward(source.name, build(source, parts), float(source.reserved.get("weight", 1.0)))
+        func = build(source, parts)
+        asked = {key: value for key, value in source.reserved.items() if key in KEYS}
+        if asked:
+            from posttrain_plugins.guard.guarded import guard
+
+            func = guard(func, GuardSettings(**asked), source.name)
+        return ResolvedReward(source.name, func, float(source.reserved.get("weight", 1.0)))
 
     def _trained(self, source: FromStage, spec: StageSpec) -> ResolvedReward:
         model = self.model(source, spec.loading)

@@ -26,6 +26,7 @@ from posttrain_plugins.errors import (
     PosttrainError,
     StageFailed,
 )
+from posttrain_plugins.guard.guarded import figures_of
 from posttrain_plugins.recipe import document, handoff, keys
 from posttrain_plugins.recipe.check import check
 from posttrain_plugins.recipe.plan import Plan, PlannedStage, plan
@@ -172,6 +173,7 @@ def _run_stage(
         try:
             context = _context(chosen, stage, artifacts, partial, checkpoint, observer, should_stop)
             result = _call(stage, context)
+            result.metrics |= figures_of(context.inputs)
             recorded = _handoff(stage, result, context)
         except BaseException as error:
             observer.failed(stage, error)

@@ -54,6 +54,11 @@ class Ensemble:
         """Whether one of them knows the right answer."""
         return any(getattr(_callable(reward), "oracle", False) for reward in self.rewards)
 
+    @property
+    def holds_model(self) -> bool:
+        """Whether one of them holds a model."""
+        return any(getattr(_callable(reward), "holds_model", False) for reward in self.rewards)
+
     def count_tokens(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> int:
         """The tokens that scoring these reads, by those that can tell."""
         counts = [getattr(_callable(reward), "count_tokens", None) for reward in self.rewards]

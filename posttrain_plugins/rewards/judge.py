@@ -79,6 +79,7 @@ class Judge:
 
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     requires_columns: ClassVar[tuple[str, ...]] = ()
+    holds_model: ClassVar[bool] = True
 
     model: ModelRef
     judging: Literal["pointwise", "pairwise", "steps"] = "pointwise"

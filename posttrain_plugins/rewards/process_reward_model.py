@@ -47,6 +47,7 @@ class ProcessRewardModel:
 
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     requires_columns: ClassVar[tuple[str, ...]] = ()
+    holds_model: ClassVar[bool] = True
 
     model_name_or_path: str
     separator: str = SEPARATOR

@@ -42,6 +42,7 @@ class RewardModel:
     """
 
     requires_columns: ClassVar[tuple[str, ...]] = ()
+    holds_model: ClassVar[bool] = True
 
     model_name_or_path: str
     batch_size: int = 32

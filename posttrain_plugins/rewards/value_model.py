@@ -51,6 +51,7 @@ class ValueModel:
     """
 
     requires_columns: ClassVar[tuple[str, ...]] = ()
+    holds_model: ClassVar[bool] = True
 
     model_name_or_path: str
     separator: str = SEPARATOR

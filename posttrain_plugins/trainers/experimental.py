@@ -1,14 +1,20 @@
 """TRL's experimental trainers under the calling convention of its stable ones.
 
 They take no `quantization_config`, load in another dtype than the stable ones, and some want the tokenizer handed in.
+Those with rewards call asynchronous ones as if they were not, and give none a `log_metric`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import os
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar
+
+from posttrain_plugins.guard import outcome
+from posttrain_plugins.guard.guarded import Guarded, figures_of
 
 __all__ = ["experimental", "stable_call"]
 
@@ -30,7 +36,12 @@ def stable_call(trainer_class: Any) -> Callable[..., Any]:
         if isinstance(model, str):
             args.model_init_kwargs = {"dtype": "float32", **loading}  # as TRL's stable trainers
             kwargs.setdefault("processing_class", _tokenizer(model, loading.get("revision")))
-        return trainer_class(model=model, args=args, **kwargs)
+        rewards = kwargs.get("reward_funcs", ())
+        if rewards:
+            kwargs["reward_funcs"] = [_Awaited(reward) if outcome.is_async(reward) else reward for reward in rewards]
+        trainer = trainer_class(model=model, args=args, **kwargs)
+        _log_outcomes(trainer, [reward for reward in rewards if isinstance(reward, Guarded)])
+        return trainer
 
     return build
 
@@ -39,3 +50,40 @@ def _tokenizer(path: str, revision: str | None) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(path, revision=revision or "main", padding_side="left")
+
+
+class _Awaited:
+    """An asynchronous reward that is called and waited for."""
+
+    def __init__(self, reward: Any) -> None:
+        self.reward = reward
+        self.__name__ = getattr(reward, "__name__", type(reward).__name__)
+
+    def __call__(self, **arguments: Any) -> Any:
+        async def wait() -> Any:
+            return await self.reward(**arguments)
+
+        with ThreadPoolExecutor(1) as apart:  # the caller's thread may have a running loop
+            return apart.submit(asyncio.run, wait()).result()
+
+
+def _log_outcomes(trainer: Any, rewards: list[Guarded]) -> None:
+    """Puts what became of the scores since the last log into the next one."""
+    if not rewards:
+        return
+    from transformers import TrainerCallback
+
+    class Outcomes(TrainerCallback):  # type: ignore[misc]
+        """Counts of guarded rewards, as `log_metric` would have given them."""
+
+        before: ClassVar[dict[str, float]] = {}
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            now = figures_of({"rewards": rewards})
+            new = {name: count - self.before.get(name, 0.0) for name, count in now.items()}
+            self.before.update(now)
+            for row in (logs, state.log_history[-1] if state.log_history else None):
+                if row is not None:
+                    row.update(new)
+
+    trainer.add_callback(Outcomes())

@@ -32,6 +32,8 @@ def shared(reward: Any, base_path: str, policy_config: Any) -> Any:
         base_path: what the policy's base was loaded from.
         policy_config: the policy's `peft.PeftConfig`, or None.
     """
+    if hasattr(reward, "__wrapped__"):  # a guarded one keeps its guard
+        return reward
     path = reward if isinstance(reward, str) else getattr(reward, "model_name_or_path", None)
     if policy_config is None or not isinstance(path, str) or not (Path(path) / "adapter_config.json").is_file():
         return reward

@@ -1,0 +1,88 @@
+"""What a recipe may ask the guard for, as keys beside a reward's own parameters."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, Literal, TypeAlias
+
+from posttrain_plugins.errors import InputError
+
+__all__ = ["ISOLATING", "KEYS", "GuardSettings", "OnError", "refusal"]
+
+OnError: TypeAlias = Literal["raise", "none"] | float
+MAX_WORKERS = 8
+
+KEYS: dict[str, Any] = {
+    "timeout_s": float,
+    "isolate": Literal["process"],
+    "on_error": OnError,
+    "max_failure_share": float,
+    "max_none_share": float,
+    "num_workers": int,
+}
+"""The reserved keys, with their types; one of them is enough to guard a reward."""
+
+ISOLATING = ("isolate", "timeout_s", "num_workers")
+
+
+@dataclass(frozen=True)
+class GuardSettings:
+    """How a reward is guarded.
+
+    Args:
+        timeout_s: for one completion; a plain function is then run in processes of its own, because nothing else can
+            end it, and a coroutine is cancelled.
+        isolate: `process` scores each completion in another process, which may crash; no group of completions is seen.
+        on_error: what stands for a score that failed: `none` (cannot judge), a number, or `raise`, which stops the run.
+        max_failure_share: the run stops when more than this share of the newest scores failed (of 32, or of the batch
+            where that is larger).
+        max_none_share: the same for completions that the reward could not judge; 1.0 never stops.
+        num_workers: processes; by default one for each core, at most 8.
+
+    Raises:
+        InputError: for a value out of its range.
+    """
+
+    timeout_s: float | None = None
+    isolate: Literal["process"] | None = None
+    on_error: OnError = "none"
+    max_failure_share: float = 0.5
+    max_none_share: float = 1.0
+    num_workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.timeout_s is not None and not 0 < self.timeout_s < float("inf"):
+            raise _wrong("timeout_s", self.timeout_s, "seconds, more than 0")
+        if self.isolate not in (None, "process"):
+            raise _wrong("isolate", self.isolate, "'process'")
+        if not (self.on_error in ("raise", "none") or _is_finite(self.on_error)):
+            raise _wrong("on_error", self.on_error, "'raise', 'none' or a finite number")
+        for name in ("max_failure_share", "max_none_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise _wrong(name, getattr(self, name), "a share from 0 to 1")
+        if self.num_workers is not None and self.num_workers < 1:
+            raise _wrong("num_workers", self.num_workers, "1 or more")
+
+    @property
+    def workers(self) -> int:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.num_workers or min(cores, MAX_WORKERS)
+
+
+def refusal(name: str) -> InputError:
+    """Why a reward that holds a model is not isolated."""
+    return InputError(
+        f"reward '{name}' cannot have {', '.join(ISOLATING[:2])}: it holds a model, which every worker process would "
+        "load for itself, and lose each time it is killed",
+        hint="on_error, max_failure_share and max_none_share work; a server's answers have a time limit of their own",
+    )
+
+
+def _wrong(name: str, found: Any, expected: str) -> InputError:
+    return InputError(f"the guard cannot use {name}: {found!r}, expected {expected}", hint=f"change {name}")
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)

@@ -30,7 +30,16 @@ def of_object(plugin: Any) -> Schema:
     )
     attributes = {
         name: getattr(plugin, name)
-        for name in ("produces", "requires_columns", "columns", "bounds", "oracle", "holds_model", "params_of")
+        for name in (
+            "produces",
+            "reference",
+            "requires_columns",
+            "columns",
+            "bounds",
+            "oracle",
+            "holds_model",
+            "params_of",
+        )
         if hasattr(plugin, name)
     }
     return Schema(fields, attributes, is_open, isinstance(plugin, type), inspect.getdoc(plugin) or "")

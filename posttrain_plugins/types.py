@@ -23,6 +23,7 @@ __all__ = [
     "CHECKPOINT_MARKER",
     "KINDS",
     "Adapter",
+    "AdapterMode",
     "AdapterRef",
     "Budget",
     "CallTool",
@@ -70,6 +71,9 @@ Messages: TypeAlias = Sequence[Mapping[str, Any]]
 """Chat messages with `role` and `content`; a last message of role `assistant` is a prefill to go on from."""
 
 Prompt: TypeAlias = str | Messages
+
+AdapterMode: TypeAlias = Literal["continue", "stack", "merge"]
+"""How a training stage goes on from a model that is an adapter (`stack.choose_mode`)."""
 
 
 # --- What a stage refers to ------------------------------------------------------------------------------------------
@@ -378,10 +382,14 @@ class ResolvedReward:
 
 @dataclass(frozen=True)
 class ResolvedAdapter:
-    """An adapter by its recipe name; `config` is a `peft.PeftConfig`, or None for full fine-tuning."""
+    """An adapter by its recipe name; `config` is a `peft.PeftConfig`, or None for full fine-tuning.
+
+    `identity` is the same for the same plugin with the same parameters; empty where nobody knows.
+    """
 
     name: str
     config: Any
+    identity: str = ""
 
 
 @dataclass(frozen=True)
@@ -427,6 +435,8 @@ class StageContext:
         should_stop: becomes true when the user wants to stop; a stage then saves and raises `Interrupted`.
         args: the stage's `args` as the recipe gives them.
         option_path: how `-o` names the stage, for hints.
+        adapter_mode: how it goes on from a model that is an adapter, `continue`, `stack` or `merge`; None leaves it to
+            `trainers.start`.
     """
 
     stage: str
@@ -438,6 +448,7 @@ class StageContext:
     should_stop: Callable[[], bool]
     args: Mapping[str, Any] = field(default_factory=dict)
     option_path: str = ""
+    adapter_mode: AdapterMode | None = None
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ PACKAGE = Path(posttrain_plugins.__file__).parent
 LEAVES = frozenset(registry.PLURAL[kind] for kind in KINDS)
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets")
 
-NOUNS = {"errors", "types", "text", "equivalence", "answers", "steps"}
+NOUNS = {"errors", "types", "text", "equivalence", "answers", "stack", "steps"}
 CORE = {"registry", "schema", "source", "signature", "recipe"}
 TEST_TIME = {"inference", "trainers"}
 ALLOWED = {
@@ -28,6 +28,7 @@ ALLOWED = {
     "text": {"errors", "types"},
     "equivalence": {"errors"},
     "answers": {"errors", "types", "text", "equivalence"},
+    "stack": {"errors", "types"},
     "steps": set(),
     "search": NOUNS,
     "tiny_world": NOUNS,

@@ -106,7 +106,7 @@ def validate(
 def plan(
     recipe: RecipeArgument, override: OverrideOption = None, runs_dir: RunsOption = RUNS, as_json: JsonOption = False
 ) -> None:
-    """Show what would run, what is cached, and why the rest is not.
+    """Show what would run, what is cached, and why the rest is not; and what each stage trains on top of what.
 
     `posttrain plan quickstart -o stages.sft.args.learning_rate=1e-3`
     """
@@ -116,9 +116,11 @@ def plan(
     if as_json:
         print(json.dumps([stage.to_json() for stage in chosen.stages], indent=1))
         return
-    from posttrain_plugins.cli.tables import plan_table
+    from posttrain_plugins.cli.tables import footing_table, plan_table
 
     out().print(plan_table(chosen))
+    if any(stage.footing for stage in chosen.stages):
+        out().print(footing_table(chosen))
 
 
 @app.command()

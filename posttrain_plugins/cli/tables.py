@@ -14,7 +14,15 @@ from posttrain_plugins.cli.display import duration
 from posttrain_plugins.recipe.plan import Plan
 from posttrain_plugins.recipe.report import Row
 
-__all__ = ["at_k_table", "evaluation_table", "plan_table", "plugin_table", "print_plugin", "result_table"]
+__all__ = [
+    "at_k_table",
+    "evaluation_table",
+    "footing_table",
+    "plan_table",
+    "plugin_table",
+    "print_plugin",
+    "result_table",
+]
 
 
 def result_table(rows: Sequence[Row], title: str) -> Table:
@@ -141,6 +149,19 @@ def plan_table(plan: Plan) -> Table:
             Text(state, style="green" if stage.artifact else "yellow"),
             "; ".join(stage.reasons),
         )
+    return table
+
+
+def footing_table(plan: Plan) -> Table:
+    """One row a training stage: what it stands on, what trains, and what the policy is held to."""
+    table = Table(header_style="bold")
+    for name in ("stage", "base", "merged first", "frozen", "trains", "reference"):
+        table.add_column(name, overflow="fold")
+    for stage in plan.stages:
+        found = stage.footing
+        if found is not None:
+            reference = found.reference or ""
+            table.add_row(stage.id, found.base, found.merged, found.frozen, found.trains, reference)
     return table
 
 

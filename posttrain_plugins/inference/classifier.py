@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from posttrain_plugins.inference.transformers_backend import load_tokenizer
+from posttrain_plugins.stack import load_adapted
 
 __all__ = ["Classifier"]
 
@@ -98,12 +99,12 @@ class Classifier:
                 yield i, (of_row[: len(ids[i])] if self.task == "TokenClassification" else of_row)
 
     def _load(self) -> Any:
-        import peft
         import transformers
 
-        prefix, package = ("AutoPeftModelFor", peft) if self.is_adapter else ("AutoModelFor", transformers)
-        loader = getattr(package, prefix + self.task)
-        labels = {} if self.num_labels is None else {"num_labels": self.num_labels}
+        labels: dict[str, Any] = {} if self.num_labels is None else {"num_labels": self.num_labels}
+        if self.is_adapter:
+            return load_adapted(self.path, self.task, **labels, **self._options()).eval()
+        loader = getattr(transformers, f"AutoModelFor{self.task}")
         return loader.from_pretrained(self.path, **labels, **self._options()).eval()
 
     def _options(self) -> dict[str, Any]:

@@ -171,9 +171,9 @@ class TransformersBackend:
 @contextmanager
 def opened(artifact: ModelArtifact) -> Iterator[TransformersBackend]:
     """The backend of a stage's model, freed at the end. Its identity is the model's name, so that the same recipe draws
-    the same completions wherever its folders lie. A `stack` in its handoff lists adapter folders from the base up."""
+    the same completions wherever its folders lie."""
     backend = TransformersBackend(
-        load_model(artifact.path, artifact.loading, stack=artifact.handoff.get("stack") or ()),
+        load_model(artifact.path, artifact.loading),
         load_tokenizer(artifact.path, artifact.loading),
         identity=artifact.name,
         value_head=critic_beside(artifact.path),

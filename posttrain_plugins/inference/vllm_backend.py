@@ -21,6 +21,7 @@ from typing import Any
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.inference.backends import Capabilities
 from posttrain_plugins.inference.transformers_backend import load_tokenizer, render
+from posttrain_plugins.stack import adapters_in
 from posttrain_plugins.types import Completion, Generate, SamplingParams, Usage
 
 __all__ = ["VLLMBackend"]
@@ -138,6 +139,7 @@ def _lora_request(path: Path) -> Any:
     if adapter is None:
         return None
     wrong = [name for name in ("modules_to_save", "use_dora") if adapter.get(name)]
+    wrong += ["a stack of adapters"] if len(adapters_in(path)) > 1 else []
     if adapter.get("peft_type") != "LORA" or wrong:
         found = ", ".join(wrong) or f"peft_type {adapter.get('peft_type')}"
         raise InputError(f"vLLM serves plain LoRA adapters only, {path} has {found}", hint="merge it into its base")

@@ -20,6 +20,7 @@ from typing import Any
 from posttrain_plugins import registry
 from posttrain_plugins.recipe.recipe import DataFile, External, FromStage, Object, Policy, Source, StageSpec, Use, flat
 from posttrain_plugins.registry import Plugin
+from posttrain_plugins.stack import adapters_in
 
 __all__ = ["HashCache", "parts_of", "sha256_of", "source_hash"]
 
@@ -101,7 +102,9 @@ class HashCache:
             return sha256_of(content)
         adapter = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
         base = Path(str(adapter.pop("base_model_name_or_path", "")))
-        return sha256_of([content, adapter, self.of_model(base) if base.is_dir() else str(base)])
+        weights = [sorted(one.glob("adapter_model*")) for one in adapters_in(path)[:-1]]
+        below = [self.of_file(file) for files in weights for file in files]
+        return sha256_of([content, adapter, self.of_model(base) if base.is_dir() else str(base), *below])
 
     def save(self) -> None:
         """Best effort: a folder that cannot be written costs time, not the run."""
@@ -127,6 +130,8 @@ def parts_of(spec: StageSpec, seed: int, stage_keys: Mapping[str, str], hashes: 
     parts = {"stage": spec.plugin.target.rpartition("/")[2], "source": plugin_hash(spec.plugin), "world_size": "1"}
     parts |= {f"version of {name}": version(name) for name in VERSIONS}
     parts["seed"] = str(seed)
+    if spec.adapter_mode is not None:
+        parts["adapter_mode"] = spec.adapter_mode
     for name, value in spec.params.items():
         if name in spec.configs:
             parts |= {f"{name}.{k}": _text(v, hashes) for k, v in _relevant(value or {}).items()}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.recipe import keys
+from posttrain_plugins.recipe.lineage import Footing, footing
 from posttrain_plugins.recipe.recipe import Recipe, StageSpec
 from posttrain_plugins.recipe.store import Artifact, Store, has_checkpoint
 from posttrain_plugins.registry import suggest
@@ -31,6 +32,7 @@ class PlannedStage:
         is_wanted: False where `--until` or `--only` leaves it out.
         can_resume: a complete checkpoint stands.
         is_forced: it, or what it is made from, is to be made again although it stands.
+        footing: what a training stage stands on and trains; None for other stages.
     """
 
     spec: StageSpec
@@ -41,6 +43,7 @@ class PlannedStage:
     is_wanted: bool
     can_resume: bool
     is_forced: bool = False
+    footing: Footing | None = None
 
     @property
     def id(self) -> str:
@@ -61,6 +64,7 @@ class PlannedStage:
             "runs": self.must_run,
             "resumes": self.can_resume,
             "reasons": list(self.reasons),
+            **({"footing": asdict(self.footing)} if self.footing else {}),
         }
 
 
@@ -116,7 +120,10 @@ def plan(
         reasons = () if artifact else _reasons(store, spec, parts, reruns, spec.id in forced)
         is_forced = spec.id in forced or any(done[parent].is_forced for parent in reruns)
         resumes = artifact is None and not is_forced and has_checkpoint(store.partial(spec.id, key))
-        done[spec.id] = PlannedStage(spec, key, parts, artifact, reasons, spec.id in wanted, resumes, is_forced)
+        stands_on = footing(recipe, spec)
+        done[spec.id] = PlannedStage(
+            spec, key, parts, artifact, reasons, spec.id in wanted, resumes, is_forced, stands_on
+        )
     if runs_dir.is_dir():
         hashes.save()
     return Plan(recipe, store, tuple(done.values()))

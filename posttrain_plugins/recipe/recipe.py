@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from posttrain_plugins.registry import Plugin
-from posttrain_plugins.types import Kind
+from posttrain_plugins.types import AdapterMode, Kind
 
 __all__ = [
     "DataFile",
@@ -103,15 +103,20 @@ def flat(inputs: Mapping[str, Input]) -> Iterator[tuple[str, Source]]:
 
 @dataclass(frozen=True)
 class StageSpec:
-    """One stage: its plugin, its plain parameters, and what each reference field refers to (a list for list fields)."""
+    """One stage: its plugin, its plain parameters, and what each reference field refers to (a list for list fields).
+
+    `configs` says which parameter goes to which config class (`trl:SFTConfig`), `loading` how the recipe's models are
+    loaded, and `adapter_mode` what the recipe says of a model that is an adapter.
+    """
 
     id: str
     plugin: Plugin
     produces: Literal["model", "dataset", "reward", "figures"]
     params: Mapping[str, Any]
     inputs: Mapping[str, Input]
-    configs: Mapping[str, str] = field(default_factory=dict)  # field -> "trl:SFTConfig"
+    configs: Mapping[str, str] = field(default_factory=dict)
     loading: Mapping[str, Any] = field(default_factory=dict)
+    adapter_mode: AdapterMode | None = None
 
     def sources(self) -> Iterator[tuple[str, Source]]:
         """Every source with its field; also those inside strategies, at any depth (`strategies.scorer`)."""

@@ -12,6 +12,7 @@ from posttrain_plugins.errors import InputError
 from posttrain_plugins.guard.settings import KEYS, GuardSettings
 from posttrain_plugins.recipe import data_head, handoff
 from posttrain_plugins.recipe.build import assemble, build, construct
+from posttrain_plugins.recipe.lineage import identity
 from posttrain_plugins.recipe.recipe import (
     DataFile,
     External,
@@ -123,7 +124,7 @@ class Resolver:
             return assemble(source, {field: self._all(value, spec) for field, value in source.refs.items()})
         if source.kind == "dataset":
             return _with_options(build(source), source.reserved, source.name)
-        return ResolvedAdapter(source.name, build(source))
+        return ResolvedAdapter(source.name, build(source), identity(source))
 
     def _reward(self, source: FromStage | Use, spec: StageSpec) -> ResolvedReward:
         for known, reward in self._rewards:

@@ -199,7 +199,8 @@ def _context(
     seed = int(args.get("seed", chosen.recipe.seed))
     reporter = _StageReporter(stage, observer)
     path = option_path(stage.id)
-    return StageContext(stage.id, partial, seed, inputs, checkpoint, reporter, should_stop, args, path)
+    mode = stage.spec.adapter_mode
+    return StageContext(stage.id, partial, seed, inputs, checkpoint, reporter, should_stop, args, path, mode)
 
 
 def _call(stage: PlannedStage, context: StageContext) -> StageResult:

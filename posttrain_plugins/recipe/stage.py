@@ -7,11 +7,14 @@ from typing import Any
 
 from posttrain_plugins import registry
 from posttrain_plugins.recipe.document import Keys
-from posttrain_plugins.recipe.recipe import StageSpec, Use
+from posttrain_plugins.recipe.lineage import is_full
+from posttrain_plugins.recipe.recipe import StageSpec
 from posttrain_plugins.recipe.references import References
 from posttrain_plugins.recipe.sheet import Sheet
 from posttrain_plugins.recipe.unroll import RawStage
+from posttrain_plugins.schema import Schema
 from posttrain_plugins.source import of_config
+from posttrain_plugins.types import AdapterMode
 
 __all__ = ["read_stage"]
 
@@ -29,7 +32,8 @@ def read_stage(sheet: Sheet, raw: RawStage, references: References) -> StageSpec
     assert found is not None
     told = len(sheet.mistakes)
     given = {k: v for k, v in raw.body.items() if k != "use"}
-    sheet.check_keys(raw.path, given, found, f"stage '{raw.path[-1]}'")
+    mode = _adapter_mode(sheet, raw, given, found)
+    sheet.check_keys(raw.path, given, found, f"stage '{raw.path[-1]}'", ("adapter_mode",))
     values = {name: given.get(name, None if f.is_required else f.default) for name, f in found.fields.items()}
     inputs = {
         name: references.input(field, values[name], (*raw.path, name), raw.scope)
@@ -45,12 +49,24 @@ def read_stage(sheet: Sheet, raw: RawStage, references: References) -> StageSpec
     for name, target in configs.items():
         _check_args(sheet, (*raw.path, name), target, values[name])
     produces: Any = references.stages.produces[raw.id]
-    spec = StageSpec(raw.id, plugin, produces, params, inputs, configs, references.model.loading)
+    spec = StageSpec(raw.id, plugin, produces, params, inputs, configs, references.model.loading, mode)
     if "adapter" in found.fields:
         _check_quantized(sheet, raw, spec)
     if len(sheet.mistakes) == told:
         sheet.check_built(plugin, given, raw.path)
     return spec
+
+
+def _adapter_mode(sheet: Sheet, raw: RawStage, given: dict[str, Any], found: Schema) -> AdapterMode | None:
+    """Takes the reserved word `adapter_mode` out of what a stage with a model and an adapter is given."""
+    if "adapter_mode" in found.fields or not {"model", "adapter"} <= set(found.fields):
+        return None
+    mode = given.pop("adapter_mode", None)
+    if mode is not None:
+        sheet.check_type((*raw.path, "adapter_mode"), AdapterMode, mode)
+    if mode == "stack" and given.get("adapter") is None:
+        sheet.wrong((*raw.path, "adapter_mode"), "adapter_mode 'stack' needs an adapter", "adapter: {use: lora}")
+    return mode  # type: ignore[no-any-return]
 
 
 def _check_args(sheet: Sheet, path: Keys, target: str, value: Any) -> None:
@@ -72,8 +88,7 @@ def _check_args(sheet: Sheet, path: Keys, target: str, value: Any) -> None:
 def _check_quantized(sheet: Sheet, raw: RawStage, spec: StageSpec) -> None:
     """The weights of a quantized model cannot be trained; an adapter on it can."""
     quantized = [name for name in QUANTIZED if spec.loading.get(name) is True]
-    adapter = spec.inputs.get("adapter")
-    is_full = raw.body.get("adapter") is None or (isinstance(adapter, Use) and adapter.plugin.name == "full")
-    if quantized and is_full and spec.inputs.get("model") and spec.produces in ("model", "reward"):
+    trains_all = spec.adapter_mode != "continue" and is_full(spec.inputs.get("adapter"))
+    if quantized and trains_all and spec.inputs.get("model") and spec.produces in ("model", "reward"):
         message = f"stage '{raw.path[-1]}' trains all parameters, but the model has {quantized[0]}"
         sheet.wrong((*raw.path, "adapter"), message, f"adapter: {{use: lora}}, or remove {quantized[0]}")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from posttrain_plugins.stack import load_adapted
 from posttrain_plugins.text import is_conversational
 from posttrain_plugins.types import Prompt
 
@@ -131,13 +132,16 @@ class RewardModel:
     def _load_model(self) -> None:
         if self._model is not None:
             return
+        self._load_tokenizer()
         if self._is_adapter:
-            from peft import AutoPeftModelForSequenceClassification as Loader
+            self._model = load_adapted(
+                self.model_name_or_path, "SequenceClassification", num_labels=1, **self._options()
+            )
         else:
             from transformers import AutoModelForSequenceClassification as Loader
 
-        self._load_tokenizer()
-        self._model = Loader.from_pretrained(self.model_name_or_path, num_labels=1, **self._options()).eval()
+            self._model = Loader.from_pretrained(self.model_name_or_path, num_labels=1, **self._options())
+        self._model.eval()
         self._model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
 
     @property

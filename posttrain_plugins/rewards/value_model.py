@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.inference.classifier import Classifier
+from posttrain_plugins.stack import adapters_in, lay
 from posttrain_plugins.steps import SEPARATOR, last_tokens, split_steps
 from posttrain_plugins.text import is_conversational, render, to_text
 from posttrain_plugins.types import Prompt
@@ -162,6 +163,9 @@ class _Critic(Classifier):
         model = loader.from_pretrained(str(base), **self._options())
         if file.is_file():
             from peft import PeftModel
+
+            if is_causal:
+                model = lay(model, adapters_in(self.path)[:-1])  # what the policy's own adapter is on
 
             PeftModel.from_pretrained(model, str(folder))  # puts its layers into the model
         return model.base_model if is_causal else model

@@ -23,6 +23,7 @@ from posttrain_plugins.inference.transformers_backend import TransformersBackend
 from posttrain_plugins.inference.value_head import critic_beside
 from posttrain_plugins.recipe import handoff
 from posttrain_plugins.recipe.outside import Outside, is_url
+from posttrain_plugins.stack import adapters_in
 from posttrain_plugins.types import Completion, Generate
 
 __all__ = ["Served", "open_models", "parse_models"]
@@ -132,7 +133,7 @@ class _Source:
         """Equal for those that can share; None for an adapter that changes more than its own weights."""
         more = ("modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication")
         is_plain = self.config.get("peft_type") == "LORA" and self.config.get("bias") == "none"
-        if is_url(self.model) or critic_beside(self.path) is not None:
+        if is_url(self.model) or critic_beside(self.path) is not None or len(adapters_in(self.path)) > 1:
             return None
         if self.is_adapter and (not is_plain or any(self.config.get(name) for name in more)):
             return None

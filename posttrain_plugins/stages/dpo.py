@@ -34,6 +34,7 @@ class DPO:
     args: Annotated[dict[str, Any], ConfigOf("trl:DPOConfig")] = field(default_factory=dict)
 
     produces: ClassVar[str] = "model"
+    reference: ClassVar[str] = "model"
     requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
         "dataset": (("chosen", "rejected"),),
         "eval_dataset": (("chosen", "rejected"),),

@@ -39,6 +39,7 @@ class GRPO:
     args: Annotated[dict[str, Any], ConfigOf("trl:GRPOConfig")] = field(default_factory=dict)
 
     produces: ClassVar[str] = "model"
+    reference: ClassVar[str] = "beta"
     requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
         "dataset": (("prompt",),),
         "eval_dataset": (("prompt",),),

@@ -33,6 +33,7 @@ class KTO:
     args: Annotated[dict[str, Any], ConfigOf("trl:KTOConfig")] = field(default_factory=dict)
 
     produces: ClassVar[str] = "model"
+    reference: ClassVar[str] = "model"
     requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
         "dataset": (("prompt", "completion", "label"), ("chosen", "rejected")),
         "eval_dataset": (("prompt", "completion", "label"), ("chosen", "rejected")),

@@ -38,6 +38,7 @@ class OnlineDPO:
     )
 
     produces: ClassVar[str] = "model"
+    reference: ClassVar[str] = "model"
     requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
         "dataset": (("prompt",),),
         "eval_dataset": (("prompt",),),

@@ -41,6 +41,7 @@ class PPO:
     args: Annotated[dict[str, Any], ConfigOf("posttrain_plugins.trainers.ppo:PPOConfig")] = field(default_factory=dict)
 
     produces: ClassVar[str] = "model"
+    reference: ClassVar[str] = "kl_coef"
     requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
         "dataset": (("prompt",),),
         "eval_dataset": (("prompt",),),

@@ -32,6 +32,7 @@ class RLOO:
     args: Annotated[dict[str, Any], ConfigOf("trl:RLOOConfig")] = field(default_factory=dict)
 
     produces: ClassVar[str] = "model"
+    reference: ClassVar[str] = "beta"
     requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
         "dataset": (("prompt",),),
         "eval_dataset": (("prompt",),),

@@ -95,7 +95,8 @@ class PPOTrainer(WithCritic, GRPOTrainer):  # type: ignore[misc]
         kind = refusals.check(args, model, policy_config, critic_config, options)
         base = shared_reward.base_path(model)
         given = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs] if reward_funcs is not None else []
-        rewards = [shared_reward.shared(reward, base, policy_config) for reward in given]
+        below = shared_reward.laid_below(model)
+        rewards = [shared_reward.shared(reward, base, policy_config, below) for reward in given]
         self.critic: Critic | None = None
         self.seen: Seen | None = None
         self.scored: Scored | None = None

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from posttrain_plugins import stack
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.text import is_conversational
 from posttrain_plugins.trainers import compat
@@ -24,13 +25,14 @@ from posttrain_plugins.types import Prompt
 __all__ = ["SharedReward", "shared"]
 
 
-def shared(reward: Any, base_path: str, policy_config: Any) -> Any:
+def shared(reward: Any, base_path: str, policy_config: Any, below: tuple[str, ...] = ()) -> Any:
     """The reward as an adapter of the policy's base where it is one, else as it is.
 
     Args:
         reward: a folder, or a callable that says its `model_name_or_path` (the `reward_model` plugin).
         base_path: what the policy's base was loaded from.
         policy_config: the policy's `peft.PeftConfig`, or None.
+        below: the digests of the adapters below the policy's, which have to be below the reward's too.
     """
     if hasattr(reward, "__wrapped__"):  # a guarded one keeps its guard
         return reward
@@ -41,6 +43,7 @@ def shared(reward: Any, base_path: str, policy_config: Any) -> Any:
 
     config = PeftConfig.from_pretrained(path)
     fits = config.peft_type == policy_config.peft_type and not config.is_prompt_learning
+    fits = fits and tuple(map(stack.digest, stack.adapters_in(path)[:-1])) == below
     if not fits or config.task_type != "SEQ_CLS" or not _same_weights(base_path, str(config.base_model_name_or_path)):
         return reward
     name = Path(path).name if isinstance(reward, str) else str(getattr(reward, "__name__", "reward_model"))
@@ -145,6 +148,13 @@ def bind_all(trainer: Any) -> list[str]:
     for number, reward in enumerate(rewards):
         reward.bind(trainer.model, number)
     return [reward.adapter for reward in rewards]
+
+
+def laid_below(model: Any) -> tuple[str, ...]:
+    """The digests of the adapters that are part of a policy's base."""
+    if isinstance(model, str):
+        return ()
+    return stack.laid_in(model.get_base_model() if compat.is_peft(model) else model)
 
 
 def base_path(model: Any) -> str:

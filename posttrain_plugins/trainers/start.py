@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.types import ModelArtifact, StageContext
+from posttrain_plugins.stack import (
+    Task,
+    adapter_config,
+    adapters_in,
+    choose_mode,
+    is_laid_around,
+    load_adapted,
+    load_base,
+)
+from posttrain_plugins.types import AdapterMode, ModelArtifact, StageContext
 
 __all__ = ["Start", "has_accelerator", "loading_kwargs", "start"]
+
+TASKS: Mapping[str, Task] = {
+    "CAUSAL_LM": "CausalLM",
+    "SEQ_CLS": "SequenceClassification",
+    "TOKEN_CLS": "TokenClassification",
+}
 
 
 @dataclass
@@ -20,23 +33,28 @@ class Start:
     """Where a stage starts: what TRL's trainers are given.
 
     Args:
-        model: a folder or Hub id, so that TRL's own seeding precedes random heads; a `PeftModel` to go on training.
+        model: a folder or Hub id, so that TRL's own seeding precedes random heads; a model in memory where it is on
+            adapters, or a `PeftModel` to go on training.
         kwargs: `peft_config`, `quantization_config` and `processing_class` where there is one to give.
         model_init_kwargs: for TRL's config.
         handoff: what the next stage should know of the adapter.
+        below: the adapters that the trained one lies on, from the base up.
     """
 
     model: Any
     kwargs: dict[str, Any] = field(default_factory=dict)
     model_init_kwargs: dict[str, Any] = field(default_factory=dict)
     handoff: dict[str, Any] = field(default_factory=dict)
+    below: list[Path] = field(default_factory=list)
 
 
 def start(context: StageContext, task_type: str = "CAUSAL_LM", artifact: ModelArtifact | None = None) -> Start:
     """Resolves model (or the `artifact` given), adapter, quantization and chat template of a training stage.
 
-    A model that is an adapter already is trained on when the stage names the very same adapter; otherwise it is merged
-    into its base first, because a new adapter on an unmerged one makes the reference model a guess.
+    A model that is an adapter is gone on from as `context.adapter_mode` says, see `stack.choose_mode`.
+
+    Raises:
+        InputError: model, adapter and mode do not go together.
     """
     artifact = artifact or context.inputs["model"]
     assert artifact is not None
@@ -44,18 +62,19 @@ def start(context: StageContext, task_type: str = "CAUSAL_LM", artifact: ModelAr
     peft_config = _for_task(adapter.config, task_type) if adapter else None
     begin = Start(artifact.path, model_init_kwargs=_init_kwargs(artifact.loading))
     quantization = _quantization(artifact.loading)
+    mode = _mode(context, artifact, task_type) if artifact.is_adapter else None
     if quantization is not None:
-        if peft_config is None:
+        if peft_config is None and mode != "continue":
             raise InputError(
                 f"stage '{context.stage}' trains all parameters of a quantized model",
                 hint="give it an adapter: {use: lora}",
             )
         begin.kwargs["quantization_config"] = quantization
     if adapter is not None and peft_config is not None:
-        begin.handoff["adapter"] = {"name": adapter.name, "config": _digest(peft_config)}
+        begin.handoff["adapter"] = {"name": adapter.name, "identity": adapter.identity}
         begin.kwargs["peft_config"] = peft_config
-    if artifact.is_adapter:
-        _start_from_adapter(begin, artifact, context)
+    if mode is not None:
+        _start_from_adapter(begin, mode, artifact, context, task_type)
     template = context.inputs.get("chat_template")
     if template is not None:
         begin.kwargs["processing_class"] = _with_template(begin.model, artifact, template)
@@ -107,47 +126,101 @@ def _for_task(peft_config: Any, task_type: str) -> Any:
     return replace(peft_config, **changes)
 
 
-def _digest(peft_config: Any) -> str:
-    values = {k: sorted(v) if isinstance(v, set) else v for k, v in peft_config.to_dict().items()}
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+def _mode(context: StageContext, artifact: ModelArtifact, task_type: str) -> AdapterMode:
+    """How the stage goes on from an adapter, checked against what it is given."""
+    adapter: Any = context.inputs.get("adapter")
+    has_adapter = adapter is not None and adapter.config is not None
+    before = artifact.handoff.get("adapter", {})
+    is_same = has_adapter and bool(adapter.identity) and before.get("identity") == adapter.identity
+    mode = choose_mode(
+        context.adapter_mode,
+        is_same=is_same and task_type == "CAUSAL_LM",
+        has_adapter=has_adapter,
+        is_quantized=_quantization(artifact.loading) is not None,
+    )
+    if mode == "stack" and not has_adapter:
+        raise InputError(f"stage '{context.stage}' stacks no adapter: it has none", hint="adapter: {use: lora}")
+    if mode == "continue" and has_adapter and not is_same:
+        own, given = adapter_config(artifact.path)["peft_type"], adapter.config.peft_type.value
+        if before or own != given:
+            raise InputError(
+                f"stage '{context.stage}' goes on with adapter '{adapter.name}' ({given}), but '{artifact.name}' is "
+                f"adapter '{before.get('name', 'of its own')}' ({own})",
+                hint="leave 'adapter' out, or adapter_mode: stack",
+            )
+    return mode
 
 
-def _start_from_adapter(begin: Start, artifact: ModelArtifact, context: StageContext) -> None:
-    same = begin.handoff.get("adapter", {}).get("config")
-    if same is not None and artifact.handoff.get("adapter", {}).get("config") == same:
-        context.reporter.note(f"goes on training the adapter of '{artifact.name}'")
-        begin.model = _trainable_adapter(artifact, begin)
-        begin.kwargs["processing_class"] = _tokenizer(artifact.path)  # TRL would take the base's, and its template
-        begin.kwargs.pop("peft_config")
-        begin.kwargs.pop("quantization_config", None)
-        begin.model_init_kwargs = {}
+def _start_from_adapter(
+    begin: Start, mode: AdapterMode, artifact: ModelArtifact, context: StageContext, task_type: str
+) -> None:
+    note = context.reporter.note
+    if mode == "merge":
+        again = " (dequantized; what is loaded is quantized again)" if "quantization_config" in begin.kwargs else ""
+        note(f"merges the adapter of '{artifact.name}' into its base first{again}")
+        begin.model = str(_merged(artifact, context.folder / "merged"))
         return
-    context.reporter.note(f"merges the adapter of '{artifact.name}' into its base first")
-    begin.model = str(_merged(artifact, context.folder / "merged"))
+    begin.kwargs["processing_class"] = _tokenizer(artifact.path)  # TRL would take the base's, and its template
+    if mode == "continue":
+        note(f"goes on training the adapter of '{artifact.name}'")
+        begin.model = _trainable(begin, artifact, context, task_type)
+        begin.below = adapters_in(artifact.path)[:-1]
+        begin.handoff = {"adapter": artifact.handoff["adapter"]} if "adapter" in artifact.handoff else begin.handoff
+        begin.kwargs.pop("peft_config", None)
+    else:
+        note(f"stacks a new adapter on that of '{artifact.name}'")
+        begin.below = adapters_in(artifact.path)
+        begin.model = load_base(artifact.path, TASKS[task_type], whole=True, **_options(begin, context, task_type))
+    if context.args.get("use_vllm") and is_laid_around(getattr(begin.model, "base_model", begin.model)):
+        raise InputError(
+            f"stage '{context.stage}' has use_vllm, but vLLM cannot load the adapters below the one that it trains",
+            hint="adapter_mode: merge",
+        )
+    begin.kwargs.pop("quantization_config", None)
+    begin.model_init_kwargs = {}
 
 
-def _trainable_adapter(artifact: ModelArtifact, begin: Start) -> Any:
-    from peft import PeftConfig, PeftModel
-    from transformers import AutoModelForCausalLM
+def _options(begin: Start, context: StageContext, task_type: str) -> dict[str, Any]:
+    """How TRL would load the model, seeded as it would for a new head."""
+    from accelerate.utils import set_seed
 
-    base = PeftConfig.from_pretrained(artifact.path).base_model_name_or_path
-    loading = {"dtype": "float32", **begin.model_init_kwargs}
+    options = {"dtype": "float32", **begin.model_init_kwargs, **(context.args.get("model_init_kwargs") or {})}
     if "quantization_config" in begin.kwargs:
-        loading["quantization_config"] = begin.kwargs["quantization_config"]
-    model = AutoModelForCausalLM.from_pretrained(base, **loading)
-    return PeftModel.from_pretrained(model, artifact.path, is_trainable=True)
+        options["quantization_config"] = begin.kwargs["quantization_config"]
+    if task_type != "CAUSAL_LM":
+        options["num_labels"] = 1
+    set_seed(context.seed)
+    return options
+
+
+def _trainable(begin: Start, artifact: ModelArtifact, context: StageContext, task_type: str) -> Any:
+    """The artifact's own adapter, to train on; for another task with the head that this has and it has not."""
+    options, task = _options(begin, context, task_type), TASKS[task_type]
+    if task_type == "CAUSAL_LM":
+        return load_adapted(artifact.path, task, is_trainable=True, **options)
+    from peft import PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
+
+    config = _for_task(PeftConfig.from_pretrained(artifact.path, inference_mode=False), task_type)
+    model = get_peft_model(load_base(artifact.path, task, **options), config)
+    set_peft_model_state_dict(model, load_peft_weights(artifact.path, device="cpu"))
+    return model
 
 
 def _merged(artifact: ModelArtifact, folder: Path) -> Path:
-    """The adapter merged into its (unquantized) base, saved for TRL to load; made once, by one rename."""
+    """The adapters merged into their base, saved for TRL to load; made once, by one rename."""
     if folder.is_dir():
         return folder
-    from peft import AutoPeftModelForCausalLM
     from transformers import AutoTokenizer
 
     scratch = folder.with_name("merged.tmp")
-    loading = {"dtype": "float32", **_init_kwargs(artifact.loading)}
-    model = AutoPeftModelForCausalLM.from_pretrained(artifact.path, **loading).merge_and_unload()
+    options = {"dtype": "float32", **loading_kwargs(artifact.loading)}
+    model = load_base(artifact.path, whole=True, plain=True, **options)
+    if is_laid_around(model):
+        types = ", ".join(str(adapter_config(one)["peft_type"]) for one in adapters_in(artifact.path))
+        raise InputError(
+            f"the adapter of '{artifact.name}' cannot be merged into its base ({types})",
+            hint="adapter_mode: stack, or go on with the same adapter",
+        )
     model.save_pretrained(str(scratch))
     AutoTokenizer.from_pretrained(artifact.path).save_pretrained(str(scratch))
     scratch.rename(folder)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import InputError, Interrupted
+from posttrain_plugins.stack import copy_below
 from posttrain_plugins.text import fingerprint, to_text
 from posttrain_plugins.trainers import compat
 from posttrain_plugins.trainers.start import has_accelerator, start
@@ -73,6 +74,8 @@ def train(
         Interrupted: the user asked to stop; a checkpoint stands.
     """
     begin = start(context, task_type, artifact)
+    if not isinstance(begin.model, str):
+        args = {name: value for name, value in args.items() if name != "model_init_kwargs"}  # it is loaded
     trainer = trainer_class(
         model=begin.model,
         args=_config(context, config_class, args, begin.model_init_kwargs),
@@ -87,6 +90,8 @@ def train(
     folder = context.folder / "model"
     trainer.save_model(str(folder))
     _tidy(folder)
+    if begin.below:
+        copy_below(begin.below, folder)
     _write_seen(context.folder / "seen.txt", context.inputs["dataset"])
     if trainer.eval_dataset is not None and trainer.args.eval_strategy == "no":
         trainer.evaluate()  # once, at the end; it stands in the log history

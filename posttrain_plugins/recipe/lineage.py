@@ -1,0 +1,152 @@
+"""What each training stage stands on, told before anything runs: its base, what is merged and frozen, what trains.
+
+Papers do not say which adapters the reference of DPO, GRPO or PPO has; here it is the model that the stage starts from,
+whole, and it is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain_plugins.recipe.keys import sha256_of
+from posttrain_plugins.recipe.plugins import plugin_schema
+from posttrain_plugins.recipe.recipe import External, FromStage, Input, Recipe, StageSpec, Use
+from posttrain_plugins.source import of_config
+from posttrain_plugins.stack import adapter_config, adapters_in, choose_mode
+from posttrain_plugins.types import AdapterMode
+
+__all__ = ["Footing", "Layers", "footing", "identity", "is_full", "layers"]
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What a model is made of: full weights, and the adapters on them from the base up, by who made them.
+
+    Args:
+        base: the name of the model or stage whose weights these are; `base+sft` where an adapter was merged into it.
+        adapters: the names of those that trained the adapters.
+        top: the identity of the newest adapter, empty where nobody knows.
+    """
+
+    base: str
+    adapters: tuple[str, ...] = ()
+    top: str = ""
+
+    def __str__(self) -> str:
+        return " + ".join([self.base, *(f"adapter of {name}" for name in self.adapters)])
+
+
+@dataclass(frozen=True)
+class Footing:
+    """What a training stage stands on, in words.
+
+    Args:
+        base: the weights below everything, and how they are loaded.
+        merged: which adapters are merged into them first.
+        frozen: what stays in force and does not learn.
+        trains: what learns.
+        reference: what the policy is held to; None for a method that has no reference.
+        adapter_mode: how it goes on from an adapter; None where the model is none.
+    """
+
+    base: str
+    merged: str
+    frozen: str
+    trains: str
+    reference: str | None
+    adapter_mode: AdapterMode | None
+
+
+def is_full(adapter: Input) -> bool:
+    """Does a stage's `adapter` train all parameters? None does, and the plugin `full`."""
+    return not isinstance(adapter, Use) or adapter.plugin.name == "full"
+
+
+def identity(adapter: Use) -> str:
+    """The same for the same plugin with the same parameters, whatever the recipe calls it."""
+    return sha256_of([adapter.plugin.target, adapter.params])[:16]
+
+
+def layers(recipe: Recipe, source: Input) -> Layers:
+    """What a model is made of, as far as the recipe tells."""
+    if isinstance(source, FromStage):
+        spec = recipe.stage(source.stage)
+        return _made(recipe, spec) if spec.configs else Layers(spec.id)
+    if isinstance(source, External):
+        found = adapters_in(source.path)
+        below = tuple(f"{source.name}/stack/{number}" for number in range(len(found) - 1))
+        base = Path(str(adapter_config(source.path).get("base_model_name_or_path", ""))).name
+        return Layers(base, (*below, source.name)) if found else Layers(source.name)
+    return Layers("")
+
+
+def footing(recipe: Recipe, spec: StageSpec) -> Footing | None:
+    """What a stage with a trainer's config stands on; None for one that trains nothing."""
+    if not spec.configs or spec.produces not in ("model", "reward"):
+        return None
+    start, mode = layers(recipe, spec.inputs.get("model")), _mode(recipe, spec)
+    adapter = spec.inputs.get("adapter")
+    named = "" if is_full(adapter) else f" '{adapter.name}' ({adapter.plugin.name})"  # type: ignore[union-attr]
+    base = start.base or "new, from config"
+    kept = start.adapters[:-1] if mode == "continue" else start.adapters if mode == "stack" else ()
+    if mode == "continue":
+        trains = f"the adapter of {start.adapters[-1]}, on"
+    else:
+        trains = f"a new adapter{named}" if named else "all parameters"
+    head = " and a new head" if spec.produces == "reward" else ""
+    frozen = ["the base", *(f"adapter of {name}" for name in kept)] if named or mode == "continue" else []
+    return Footing(
+        base + _quantized(spec.loading),
+        ", ".join(f"adapter of {name}" for name in start.adapters) if mode == "merge" else "nothing",
+        " + ".join(frozen) or "nothing",
+        trains + head,
+        _reference(spec, start),
+        mode,
+    )
+
+
+def _made(recipe: Recipe, spec: StageSpec) -> Layers:
+    """What a training stage makes."""
+    adapter, mode = spec.inputs.get("adapter"), _mode(recipe, spec)
+    start = layers(recipe, spec.inputs.get("model"))
+    if mode == "continue":
+        return Layers(start.base, (*start.adapters[:-1], spec.id), start.top)
+    if is_full(adapter):
+        return Layers(spec.id)
+    top = identity(adapter)  # type: ignore[arg-type]
+    if mode == "stack":
+        return Layers(start.base, (*start.adapters, spec.id), top)
+    return Layers("+".join([start.base, *start.adapters]), (spec.id,), top)
+
+
+def _mode(recipe: Recipe, spec: StageSpec) -> AdapterMode | None:
+    """As `trainers.start` decides it from the files."""
+    start, adapter = layers(recipe, spec.inputs.get("model")), spec.inputs.get("adapter")
+    if not start.adapters:
+        return None
+    has_adapter = not is_full(adapter)
+    is_same = has_adapter and spec.produces == "model" and start.top == identity(adapter)  # type: ignore[arg-type]
+    is_quantized = bool(_quantized(spec.loading))
+    return choose_mode(spec.adapter_mode, is_same=is_same, has_adapter=has_adapter, is_quantized=is_quantized)
+
+
+def _quantized(loading: Mapping[str, Any]) -> str:
+    if loading.get("load_in_4bit"):
+        return f" (4-bit {loading.get('bnb_4bit_quant_type', 'nf4')})"
+    return " (8-bit)" if loading.get("load_in_8bit") else ""
+
+
+def _reference(spec: StageSpec, start: Layers) -> str | None:
+    """A stage class says `reference`: `model`, or the option of its `args` without which there is none."""
+    option = plugin_schema(spec.plugin).attributes.get("reference")
+    if option is None:
+        return None
+    if option != "model":
+        name, target = next(iter(spec.configs.items()))
+        default = of_config(target).fields[option].default
+        if not (spec.params.get(name) or {}).get(option, default):
+            return f"none ({option} is 0)"
+    return f"{start}, as it starts"

@@ -1,0 +1,321 @@
+"""Going on from an adapter: continue, stack or merge; and that the reference is what the stage started from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import posttrain_plugins as pp
+from posttrain_plugins.errors import InputError, RecipeErrors
+from posttrain_plugins.inference.loading import load_model, load_tokenizer
+from posttrain_plugins.recipe.run import Run, Silent
+from posttrain_plugins.stack import adapters_in, choose_mode, copy_below, is_laid_around, lay, load_adapted
+from posttrain_plugins.trainers import training
+
+MODES = ("continue", "stack", "merge")
+BITS = {"plain": {}, "4-bit": {"load_in_4bit": True, "use_bnb_nested_quant": True}}
+ARGS = "learning_rate: 5e-2, per_device_train_batch_size: 4, max_steps: 3, logging_steps: 1, bf16: false"
+ROLLS = f"{ARGS}, num_generations: 4, max_completion_length: 6, gradient_checkpointing: false"
+METHODS = {
+    "dpo": f"dataset: pairs, args: {{{ARGS}}}",
+    "grpo": f"dataset: d, rewards: [digits], args: {{{ROLLS}, beta: 0.1}}",
+    "ppo": f"dataset: d, rewards: [digits], args: {{{ROLLS}, kl_coef: 0.1, num_iterations: 1}}",
+}
+RECIPE = """
+model: {model_name_or_path: {model}, {loading}}
+adapters: {first: {use: lora, r: 4}, second: {use: lora, r: 2}}
+datasets:
+  demos: {path: {data}/demos.jsonl, limit: 8}
+  pairs: {path: {data}/pairs.jsonl, limit: 8}
+  d: {path: {data}/problems.jsonl, limit: 4}
+rewards: {digits: {use: regex, pattern: "[0-9]"}}
+stages:
+"""
+
+
+@pytest.fixture(scope="module")
+def sft(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA adapter on the tiny model that says other things than its base, with the tokenizer."""
+    return _adapter(tiny_model, tmp_path_factory.mktemp("sft"), seed=1)
+
+
+def _adapter(base: Path, folder: Path, seed: int, **config: Any) -> Path:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    options = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **config}
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(init_lora_weights=False, **options))
+    model.save_pretrained(str(folder))
+    load_tokenizer(base).save_pretrained(str(folder))
+    return folder
+
+
+def _loading(bits: str) -> str:
+    return ", ".join(f"{k}: {json.dumps(v)}" for k, v in BITS[bits].items())
+
+
+@torch.no_grad()
+def _logps(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Of each token after the first: (B, T - 1)."""
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+    return torch.log_softmax(logits, -1).gather(-1, ids[:, 1:, None])[..., 0]
+
+
+def _model(path: Path | str, bits: str) -> Any:
+    return load_model(path, {**BITS[bits], "dtype": "float32"}, device="cpu").eval()
+
+
+class Spy:
+    """What TRL's trainers compute as the reference: token ids, their mask, and log-probabilities of completions."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def rollouts(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(trainer: Any, inputs: Any) -> Any:
+            out = inner(trainer, inputs)
+            ids = torch.cat([out["prompt_ids"], out["completion_ids"]], 1)
+            mask = torch.cat([out["prompt_mask"], out["completion_mask"]], 1)
+            self.seen.append((ids, mask, out["completion_mask"], out["ref_per_token_logps"]))
+            return out
+
+        return watched
+
+    def fit(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        """DPO's reference on its own batches, after it has learned."""
+
+        def watched(context: Any, trainer: Any) -> Any:
+            seconds = inner(context, trainer)
+            for batch in trainer.get_train_dataloader() if hasattr(trainer, "compute_ref_log_probs") else ():
+                found = trainer.compute_ref_log_probs(trainer.model, dict(batch))
+                scored = batch["completion_mask"][:, 1:]
+                self.seen.append((batch["input_ids"], batch["attention_mask"], scored, found))
+            return seconds
+
+        return watched
+
+    def check(self, model: Any, within: float) -> None:
+        """Each reference that was computed, to the last step, scores as the model does."""
+        assert len(self.seen) >= 2
+        for ids, mask, scored, found in self.seen:
+            expected = _logps(model, ids, mask)[:, -scored.shape[1] :]
+            if isinstance(found, tuple):  # sums over completions
+                difference = torch.cat(found) - (expected * scored).sum(1)
+            else:
+                difference = (found - expected) * scored
+            assert difference.abs().max() <= within
+
+
+@pytest.fixture
+def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
+    import trl
+
+    watching = Spy()
+    inner = trl.GRPOTrainer._generate_and_score_completions
+    monkeypatch.setattr(trl.GRPOTrainer, "_generate_and_score_completions", watching.rollouts(inner))
+    monkeypatch.setattr(training, "_fit", watching.fit(training._fit))
+    return watching
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, stage: Any, message: str) -> None:
+        self.notes.append(message)
+
+
+@pytest.fixture
+def go(write_recipe: Callable[..., Path], tiny_data: Path, tmp_path: Path) -> Callable[..., Run]:
+    def run(stages: str, model: Path, bits: str = "plain", observer: Any = None) -> Run:
+        file = write_recipe(RECIPE + stages, model=model, data=tiny_data, loading=_loading(bits))
+        return pp.run(file, runs_dir=tmp_path / "runs", observer=observer)
+
+    return run
+
+
+def _within(bits: str, mode: str) -> float:
+    return 1e-5 if (bits, mode) != ("plain", "merge") else 5e-5  # sums over a completion's tokens
+
+
+@pytest.mark.parametrize(
+    ("method", "bits", "mode"),
+    [
+        pytest.param(method, bits, mode, marks=[pytest.mark.slow] if (bits, method) != ("plain", "grpo") else [])
+        for method in METHODS
+        for bits in BITS
+        for mode in MODES
+        if bits == "plain" or mode != "merge"
+    ],
+)
+def test_the_reference_is_the_model_that_the_stage_starts_from(
+    go: Any, sft: Path, tiny_model: Path, spy: Spy, method: str, bits: str, mode: str
+) -> None:
+    adapter = "" if mode == "continue" else "adapter: second, "
+    run = go(f"  s: {{use: {method}, model: base, {adapter}adapter_mode: {mode}, {METHODS[method]}}}", sft, bits)
+    before = _model(sft, bits)
+    spy.check(before, _within(bits, mode))
+    with pytest.raises(AssertionError), before.disable_adapter():
+        spy.check(before, _within(bits, mode))
+    ids = torch.arange(10, 40)[None]
+    after = _model(run["s"].model_path, bits)
+    moved = (_logps(after, ids, torch.ones_like(ids)) - _logps(before, ids, torch.ones_like(ids))).abs().max()
+    assert moved > 1e-3, "the policy did learn"
+    assert len(adapters_in(run["s"].model_path)) == (2 if mode == "stack" else 1)
+
+
+# --- the parts ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("facts", "mode"),
+    [
+        ({"is_same": True, "has_adapter": True, "is_quantized": True}, "continue"),
+        ({"is_same": False, "has_adapter": True, "is_quantized": False}, "merge"),
+        ({"is_same": False, "has_adapter": True, "is_quantized": True}, "stack"),
+        ({"is_same": False, "has_adapter": False, "is_quantized": False}, "merge"),
+    ],
+)
+def test_a_safe_mode_is_chosen(facts: dict[str, bool], mode: str) -> None:
+    assert choose_mode(None, **facts) == mode
+    assert all(choose_mode(given, **facts) == given for given in MODES)  # type: ignore[arg-type]
+
+
+def test_an_adapter_on_four_bits_is_part_of_the_base_to_the_last_bit(sft: Path, tiny_model: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    ids = torch.arange(10, 40)[None]
+    mask = torch.ones_like(ids)
+    expected = _logps(_model(sft, "4-bit"), ids, mask)
+    bare = _model(tiny_model, "4-bit")
+    assert not torch.equal(_logps(bare, ids, mask), expected)
+    laid = lay(bare, [sft])
+    assert is_laid_around(laid)
+    assert torch.equal(_logps(laid, ids, mask), expected)
+    above = get_peft_model(laid, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    assert not torch.equal(_logps(above, ids, mask), expected)
+    with above.disable_adapter():
+        assert torch.equal(_logps(above, ids, mask), expected)
+    _logps(above, ids, mask)
+    above(input_ids=ids, labels=ids).loss.backward()
+    learning = [name for name, p in above.named_parameters() if p.grad is not None]
+    assert learning
+    assert all(".default." in name for name in learning)
+    assert not any(str(sft) in name or "stack" in name for name in above.state_dict())
+
+
+def test_a_plain_stack_is_merged_in_memory_and_loads_from_its_folder_alone(
+    sft: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    top = _adapter(tiny_model, tmp_path / "top", seed=2, r=2)
+    lower = shutil.copytree(sft, tmp_path / "lower")
+    copy_below([lower], top)
+    shutil.rmtree(lower)
+    ids = torch.arange(10, 40)[None]
+    merged = PeftModel.from_pretrained(_model(tiny_model, "plain"), str(sft)).merge_and_unload()
+    expected = PeftModel.from_pretrained(merged, str(top))
+    loaded = load_adapted(top, dtype="float32")
+    assert not is_laid_around(loaded)
+    assert torch.equal(loaded(ids).logits, expected(ids).logits)
+    assert [folder.name for folder in adapters_in(top)] == ["0", "top"]
+    assert adapters_in(tiny_model) == []
+
+
+def test_a_prompt_cannot_lie_below(tiny_model: Path, tmp_path: Path) -> None:
+    from peft import PromptTuningConfig, get_peft_model
+
+    model = _model(tiny_model, "plain")
+    get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="PROMPT_TUNING, which cannot be merged"):
+        lay(model, [tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ("use: sft, dataset: demos, adapter_mode: stack", "adapter_mode 'stack' needs an adapter"),
+        ("use: sft, dataset: demos, adapter: first, adapter_mode: stak", "expected 'continue' | 'stack' | 'merge'"),
+        ("use: evaluate, models: [base], dataset: d, rewards: [digits], adapter_mode: merge", "unknown key"),
+    ],
+)
+def test_a_mode_that_means_nothing_is_told_at_once(
+    write_recipe: Callable[..., Path], tiny_data: Path, sft: Path, stage: str, message: str
+) -> None:
+    model = "" if "evaluate" in stage else "model: base, "
+    file = write_recipe(RECIPE + f"  s: {{{model}{stage}}}", model=sft, data=tiny_data, loading="")
+    with pytest.raises(RecipeErrors) as caught:
+        pp.validate(file)
+    assert message in str(caught.value)
+
+
+# --- the plan says it -------------------------------------------------------------------------------------------------
+
+CHAIN = """
+  sft: {use: sft, model: base, dataset: demos, adapter: first, args: {max_steps: 1}}
+  dpo: {use: dpo, model: sft, dataset: pairs, adapter: %s, adapter_mode: %s}
+  grpo: {use: grpo, model: dpo, dataset: d, rewards: [digits], adapter: %s, adapter_mode: %s, args: {beta: %s}}
+  rm: {use: reward, model: dpo, dataset: pairs, adapter: second}
+  full: {use: kto, model: grpo, dataset: pairs}
+"""
+
+
+@pytest.mark.parametrize(
+    ("bits", "mode", "expected"),
+    [
+        (
+            "4-bit",
+            "stack",
+            ["nothing", "the base + adapter of sft", "a new adapter 'second' (lora)", "tiny + adapter of sft"],
+        ),
+        ("plain", "merge", ["adapter of sft", "the base", "a new adapter 'second' (lora)", "tiny + adapter of sft"]),
+        ("plain", "continue", ["nothing", "the base", "the adapter of sft, on", "tiny + adapter of sft"]),
+    ],
+)
+def test_the_plan_says_what_trains_and_what_the_reference_is(
+    write_recipe: Callable[..., Path],
+    tiny_data: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    bits: str,
+    mode: str,
+    expected: Any,
+) -> None:
+    adapter = "first" if mode == "continue" else "second"
+    stages = CHAIN % (adapter, mode, adapter, mode, 0.1)
+    if bits == "4-bit":
+        stages = stages.replace("  full: {use: kto, model: grpo, dataset: pairs}\n", "")
+    file = write_recipe(RECIPE + stages, model=tiny_model, data=tiny_data, loading=_loading(bits))
+    planned = {stage.id: stage.to_json().get("footing") for stage in pp.plan(file, runs_dir=tmp_path).stages}
+    found = planned["dpo"]
+    assert found["base"] == "base" + (" (4-bit nf4)" if bits == "4-bit" else "")
+    told = [found["merged"], found["frozen"], found["trains"], found["reference"]]
+    assert told == [text.replace("tiny", "base") for text in [*expected[:3], expected[3] + ", as it starts"]]
+    assert planned["sft"]["reference"] is None
+    third = {
+        "stack": "base + adapter of sft + adapter of dpo",
+        "merge": "base+sft + adapter of dpo",
+        "continue": "base + adapter of dpo",
+    }[mode]
+    assert planned["grpo"]["reference"] == f"{third}, as it starts"
+    assert planned["rm"]["trains"] == "a new adapter 'second' (lora) and a new head"
+    assert planned["rm"]["adapter_mode"] == ("stack" if bits == "4-bit" else "merge"), "the safe default"
+    if bits == "plain":
+        assert planned["full"]["trains"] == "all parameters"
+        assert planned["full"]["adapter_mode"] == "merge"
+
+
+def test_no_reference_where_beta_is_0(
+    write_recipe: Callable[..., Path], tiny_data: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    stages = CHAIN % ("first", "continue", "first", "continue", 0.0)
+    file = write_recipe(RECIPE + stages, model=tiny_model, data=tiny_data, loading="")
+    assert pp.plan(file, runs_dir=tmp_path)["grpo"].footing.reference == "none (beta is 0)"  # type: ignore[union-attr]

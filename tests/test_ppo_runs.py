@@ -1,9 +1,8 @@
-"""The stage `ppo` in a recipe, killed and gone on with, and on two processes."""
+"""The stage `ppo` in a recipe, and killed and gone on with."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -193,63 +192,3 @@ def test_killed_it_goes_on_to_the_same_weights(
     weights = [name for name in files(whole) if name.endswith(".safetensors")]
     assert weights == ["adapter_model.safetensors", "critic/adapter_model.safetensors", "critic/value_head.safetensors"]
     assert [name for name in weights if (whole / name).read_bytes() != (again / name).read_bytes()] == []
-
-
-WORKER = """
-import hashlib, os, sys
-import torch
-from datasets import load_dataset
-from peft import LoraConfig
-from posttrain_plugins.trainers.ppo import PPOConfig, PPOTrainer
-
-def digits(completions, **columns):
-    return [sum(x.isdigit() for x in c[0]["content"]) / 8 for c in completions]
-
-model, data, out, kind, estimator = sys.argv[1:]
-args = PPOConfig(
-    out, max_steps=4, per_device_train_batch_size=4, max_completion_length=8, num_iterations=2, learning_rate=1e-2,
-    bf16=False, use_cpu=True, dataloader_pin_memory=False, save_strategy="no", report_to=[], disable_tqdm=True,
-    critic=kind if estimator == "gae" else None, advantage_estimator=estimator, kl_target=0.1,
-    num_generations=2 if "baseline" in estimator else 1,
-    gradient_checkpointing=kind == "adapter", gradient_checkpointing_kwargs={"use_reentrant": False}, logging_steps=1,
-)
-lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if kind != "separate" else None
-rows = load_dataset("json", data_files=data, split="train")
-trainer = PPOTrainer(model, digits, args, rows, peft_config=lora)
-trainer.train()
-state = trainer.model.state_dict()
-digest = hashlib.sha256(b"".join(v.float().numpy().tobytes() for v in state.values())).hexdigest()
-moved = [k for k, v in state.items() if "value_head" in k and v.any()]
-with open(f"{out}.{os.environ['RANK']}", "w") as file:
-    file.write(f"{digest} {trainer.accelerator.num_processes} {bool(moved)} {trainer.kl_coef}")
-trainer.save_model(out)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "estimator"),
-    [
-        ("adapter", "gae"),
-        ("shared", "gae"),
-        ("separate", "gae"),
-        ("shared", "remax"),
-        ("shared", "reinforce_pp_baseline"),
-    ],
-)
-def test_two_processes_end_with_the_same_weights(
-    tiny_model: Path, tiny_data: Path, tmp_path: Path, kind: str, estimator: str
-) -> None:
-    worker = tmp_path / "worker.py"
-    worker.write_text(WORKER, encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    given = [str(tiny_model), str(tiny_data / "problems.jsonl"), str(tmp_path / "out"), kind, estimator]
-    done = subprocess.run(
-        [*command, str(worker), *given], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second = ((tmp_path / f"out.{rank}").read_text(encoding="utf-8").split() for rank in (0, 1))
-    assert first == second
-    assert first[1] == "2"
-    assert first[2] == str(estimator == "gae")
-    assert (tmp_path / "out/critic/critic.json").is_file() == (estimator == "gae")

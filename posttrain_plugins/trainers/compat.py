@@ -33,6 +33,7 @@ __all__ = [
     "switched",
     "switches",
     "value_output_class",
+    "whole",
     "without_checkpointing",
 ]
 
@@ -191,6 +192,20 @@ def value_output_class() -> Any:
         state_values: Any = None
 
     return ValueOutput
+
+
+@contextlib.contextmanager
+def whole(model: Any) -> Iterator[None]:
+    """Within, every parameter has its values on this process, also where DeepSpeed's ZeRO-3 keeps but a piece of it."""
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    if not is_deepspeed_zero3_enabled():
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+        yield
 
 
 # --- PEFT's active adapter, and gradient checkpointing ---------------------------------------------------------------

@@ -214,10 +214,11 @@ def _without_whole_modules(config: Any) -> Any:
 
 def _copy_of_body(model: Any, config: Any) -> Any:
     """The model without its LM head, all of it trainable, or with an adapter of its own."""
-    if compat.is_peft(model):
-        body = copy.deepcopy(model).merge_and_unload().base_model
-    else:
-        body = copy.deepcopy(model.base_model)
+    with compat.whole(model):
+        if compat.is_peft(model):
+            body = copy.deepcopy(model).merge_and_unload().base_model
+        else:
+            body = copy.deepcopy(model.base_model)
     if config is None:
         return body.requires_grad_(True)
     from peft import get_peft_model

@@ -108,6 +108,7 @@ class PPOTrainer(WithCritic, GRPOTrainer):  # type: ignore[misc]
         self._policy_adapter = compat.in_force(self.model)
         self._reward_adapters = shared_reward.bind_all(self)
         if kind is not None:
+            refusals.check_warm_up(self)
             set_seed(args.seed)  # the same critic on every process
             self.critic = Critic(self.model, kind, critic_config)
             set_seed(args.seed, device_specific=True)  # as GRPO left it

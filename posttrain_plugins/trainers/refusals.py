@@ -12,7 +12,7 @@ from posttrain_plugins.trainers import compat
 from posttrain_plugins.trainers.critic import Kind, choose_kind
 from posttrain_plugins.trainers.ppo_config import PPOConfig
 
-__all__ = ["check", "check_reference_weights"]
+__all__ = ["check", "check_reference_weights", "check_warm_up"]
 
 
 def check(
@@ -63,4 +63,17 @@ def check_reference_weights(trainer: Any) -> None:
         raise InputError(
             f"the reference would be {path}, but the model given has other weights ({changed[0]})",
             hint="save the model and give its path, or set kl_coef=0",
+        )
+
+
+def check_warm_up(trainer: Any) -> None:
+    """DeepSpeed steps inside its own backward, where the policy's zero gradients cannot be taken out any more.
+
+    Raises:
+        InputError: weight decay would move the policy while only the critic should learn.
+    """
+    if trainer.is_deepspeed_enabled and trainer.args.critic_warmup_steps and trainer.args.weight_decay:
+        raise InputError(
+            f"critic_warmup_steps under DeepSpeed: weight_decay is {trainer.args.weight_decay} and moves the policy",
+            hint="set weight_decay=0, or critic_warmup_steps=0",
         )

@@ -89,16 +89,18 @@ def train(
     seconds = _fit(context, trainer)
     folder = context.folder / "model"
     trainer.save_model(str(folder))
-    _tidy(folder)
-    if begin.below:
-        copy_below(begin.below, folder)
-    _write_seen(context.folder / "seen.txt", context.inputs["dataset"])
     if trainer.eval_dataset is not None and trainer.args.eval_strategy == "no":
         trainer.evaluate()  # once, at the end; it stands in the log history
     history = trainer.state.log_history
-    (context.folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
     metrics = {"train_s": seconds, "steps": float(trainer.state.global_step), **_last_figures(history)}
-    _clear(context, is_adapter=(folder / "adapter_config.json").is_file())  # last: until now a killed run goes on
+    if trainer.is_world_process_zero():
+        _tidy(folder)
+        if begin.below:
+            copy_below(begin.below, folder)
+        _write_seen(context.folder / "seen.txt", context.inputs["dataset"])
+        (context.folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
+        _clear(context, is_adapter=(folder / "adapter_config.json").is_file())  # last: until now a killed run goes on
+    trainer.accelerator.wait_for_everyone()
     return StageResult(metrics=metrics, model_path=folder, handoff=begin.handoff)
 
 

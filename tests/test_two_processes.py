@@ -1,0 +1,67 @@
+"""On two processes every process ends with the same weights: SFT, GRPO and PPO with each critic, under DDP and ZeRO."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WORKER = Path(__file__).with_name("on_two_processes.py")
+DDP = (
+    "sft",
+    "grpo",
+    "adapter",
+    "adapter_checkpointed",
+    "shared",
+    "shared_checkpointed",
+    "separate",
+    "separate_checkpointed",
+    "remax",
+    "reinforce_pp_baseline",
+)
+ZERO = ("adapter", "shared", "separate")
+pytestmark = pytest.mark.slow
+
+
+def on_two(model: Path, data: Path, out: Path, cases: Sequence[str], zero: int = 0) -> dict[str, list[dict[str, Any]]]:
+    """What both processes tell of each case; all cases in one pair of processes, since their imports cost the most."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(WORKER)]
+    given = [model, data / "problems.jsonl", data / "demos.jsonl", out, zero, *cases]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *map(str, given)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {case: [json.loads((out / f"{case}.{rank}.json").read_text("utf-8")) for rank in (0, 1)] for case in cases}
+
+
+def test_ddp(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """The gradients are the mean of those that both found, which differ; checkpointing changes no bit of the result."""
+    told = on_two(tiny_model, tiny_data, tmp_path, DDP)
+    for case, (first, second) in told.items():
+        assert first == second, case
+        assert first["world_size"] == 2
+        assert (first["differed"], first["averaged"]) == (True, True), case
+        assert first["has_critic"] == case.startswith(("adapter", "shared", "separate")), case
+        assert (tmp_path / case / "model/critic/critic.json").is_file() == first["has_critic"], case
+        assert (tmp_path / case / "log.jsonl").is_file()
+    digests = {case: of[0]["digest"] for case, of in told.items()}
+    for kind in ZERO:
+        assert digests[kind] == digests[f"{kind}_checkpointed"], kind
+    assert len(set(digests.values())) == len(DDP) - len(ZERO)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="pip install --no-build-isolation deepspeed")
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed(tiny_model: Path, tiny_data: Path, tmp_path: Path, stage: int) -> None:
+    """ZeRO-2, and ZeRO-3 that has every parameter in two pieces, train as DDP does and save whole weights."""
+    ddp = on_two(tiny_model, tiny_data, tmp_path / "ddp", ZERO)
+    for case, (first, second) in on_two(tiny_model, tiny_data, tmp_path / "zero", ZERO, stage).items():
+        assert first == second, case
+        assert first["has_critic"], case
+        assert first["losses"] == pytest.approx(ddp[case][0]["losses"], abs=1e-4), case

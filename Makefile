@@ -35,10 +35,10 @@ format: $(STAMP)
 test: check test-fast test-slow
 
 test-fast: $(STAMP)
-	$(OFFLINE) $(BIN)/pytest -n auto --dist loadfile -m "not slow and not gpu" --durations=5
+	$(OFFLINE) $(BIN)/pytest -n auto --dist worksteal -m "not slow and not gpu" --durations=5
 
 test-slow: $(STAMP)
-	$(OFFLINE) $(BIN)/pytest -n auto --dist loadfile -m "slow and not gpu" --durations=10
+	$(OFFLINE) $(BIN)/pytest -n auto --dist worksteal -m "slow and not gpu" --durations=10
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -82,7 +82,9 @@ REDUCED: dict[str, dict[str, Any]] = {
         "stages.fresh_pairs.rewards": ["steps"],
         "stages.rm.args.max_steps": 2,
         "stages.prm.args.max_steps": 2,
-        "stages.eval.num_generations": 8,
+        "datasets.heldout.size": 4,
+        "stages.eval.num_generations": 4,
+        "stages.eval.max_tokens": 24,
         "stages.eval.plot": False,
     },
 }

@@ -52,7 +52,7 @@ SFT = """
         use: sft
         model: base
         dataset: {path: "{data}/demos.jsonl"}
-        args: {max_steps: 60, per_device_train_batch_size: 4, learning_rate: 1e-3, logging_steps: 1,
+        args: {max_steps: 40, per_device_train_batch_size: 4, learning_rate: 1e-3, logging_steps: 1,
                gradient_checkpointing: false, neftune_noise_alpha: 5}
 """
 
@@ -66,7 +66,7 @@ GRPO = """
         model: base
         dataset: {path: "{data}/problems.jsonl"}
         rewards: ["./rewards.py:digits"]
-        args: {max_steps: 40, per_device_train_batch_size: 8, num_generations: 4, max_completion_length: 8, beta: 0.02,
+        args: {max_steps: 32, per_device_train_batch_size: 8, num_generations: 4, max_completion_length: 8, beta: 0.02,
                num_iterations: 2, steps_per_generation: 2, learning_rate: 1e-3, logging_steps: 1,
                gradient_checkpointing: false}
 """
@@ -111,6 +111,7 @@ def test_kill_then_go_on(bench: Bench, tmp_path: Path) -> None:
     assert_goes_on(bench, runs, SAVING, newest)
 
 
+@pytest.mark.parametrize("bench", ["grpo"], indirect=True)
 def test_kill_while_a_checkpoint_is_written(bench: Bench, tmp_path: Path) -> None:
     """The torn one has the highest number, a trainer state, half of its weights, and no marker."""
     runs = tmp_path / "runs"
@@ -129,7 +130,9 @@ def test_kill_while_a_checkpoint_is_written(bench: Bench, tmp_path: Path) -> Non
     assert_goes_on(bench, runs, SAVING, newest)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    ("bench", "number"), [("sft", signal.SIGTERM), ("grpo", signal.SIGINT)], indirect=["bench"]
+)
 def test_one_signal_saves_and_stops(bench: Bench, number: signal.Signals, tmp_path: Path) -> None:
     """Without any save_* in the recipe: the checkpoint is the one that the signal asks for."""
     runs = tmp_path / "runs"

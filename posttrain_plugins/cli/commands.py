@@ -116,11 +116,13 @@ def plan(
     if as_json:
         print(json.dumps([stage.to_json() for stage in chosen.stages], indent=1))
         return
-    from posttrain_plugins.cli.tables import footing_table, plan_table
+    from posttrain_plugins.cli.tables import footing_table, plan_table, warnings_of
 
     out().print(plan_table(chosen))
     if any(stage.footing for stage in chosen.stages):
         out().print(footing_table(chosen))
+    for warning in warnings_of(chosen):
+        out().print(warning, style="yellow", highlight=False, soft_wrap=True)
 
 
 @app.command()

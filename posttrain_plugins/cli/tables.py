@@ -22,6 +22,7 @@ __all__ = [
     "plugin_table",
     "print_plugin",
     "result_table",
+    "warnings_of",
 ]
 
 
@@ -163,6 +164,11 @@ def footing_table(plan: Plan) -> Table:
             reference = found.reference or ""
             table.add_row(stage.id, found.base, found.merged, found.frozen, found.trains, reference)
     return table
+
+
+def warnings_of(plan: Plan) -> list[str]:
+    """What the stages warn of, a line each with its hint."""
+    return [f"warning: {stage.id}: {warning}" for stage in plan.stages for warning in stage.spec.warnings]
 
 
 def plugin_table(rows: Sequence[Mapping[str, str]]) -> Table:

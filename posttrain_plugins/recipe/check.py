@@ -14,6 +14,7 @@ from posttrain_plugins.recipe.columns import check_columns
 from posttrain_plugins.recipe.document import Document
 from posttrain_plugins.recipe.model import Model, read_model
 from posttrain_plugins.recipe.order import in_order
+from posttrain_plugins.recipe.outlook import with_concerns
 from posttrain_plugins.recipe.recipe import External, Recipe
 from posttrain_plugins.recipe.references import SECTIONS, References, check_names
 from posttrain_plugins.recipe.sheet import Sheet
@@ -42,6 +43,7 @@ def check(document: Document) -> Recipe:
     for section in SECTIONS:
         references.define(section)
     specs = {id: read_stage(sheet, raw, references) for id, raw in stages.by_id.items() if id in stages.produces}
+    specs = with_concerns(sheet, stages, specs)
     ordered = in_order(sheet, stages, specs)
     check_names(sheet, stages, specs)
     check_columns(sheet, stages, specs)

@@ -64,6 +64,7 @@ class PlannedStage:
             "runs": self.must_run,
             "resumes": self.can_resume,
             "reasons": list(self.reasons),
+            "warnings": list(map(str, self.spec.warnings)),
             **({"footing": asdict(self.footing)} if self.footing else {}),
         }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from posttrain_plugins.registry import Plugin
-from posttrain_plugins.types import AdapterMode, Kind
+from posttrain_plugins.types import AdapterMode, Concern, Kind
 
 __all__ = [
     "DataFile",
@@ -106,7 +106,7 @@ class StageSpec:
     """One stage: its plugin, its plain parameters, and what each reference field refers to (a list for list fields).
 
     `configs` says which parameter goes to which config class (`trl:SFTConfig`), `loading` how the recipe's models are
-    loaded, and `adapter_mode` what the recipe says of a model that is an adapter.
+    loaded, `adapter_mode` what the recipe says of a model that is an adapter, and `warnings` what the stage warns of.
     """
 
     id: str
@@ -117,6 +117,7 @@ class StageSpec:
     configs: Mapping[str, str] = field(default_factory=dict)
     loading: Mapping[str, Any] = field(default_factory=dict)
     adapter_mode: AdapterMode | None = None
+    warnings: tuple[Concern, ...] = ()
 
     def sources(self) -> Iterator[tuple[str, Source]]:
         """Every source with its field; also those inside strategies, at any depth (`strategies.scorer`)."""

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 from posttrain_plugins.steps import SEPARATOR
-from posttrain_plugins.trainers import training
-from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, RewardRef, StageContext, StageResult
+from posttrain_plugins.trainers import ppo_rules, training
+from posttrain_plugins.types import (
+    AdapterRef,
+    Concern,
+    ConfigOf,
+    DataRef,
+    ModelRef,
+    Outlook,
+    RewardRef,
+    StageContext,
+    StageResult,
+)
 
 __all__ = ["GRPO"]
 
@@ -44,6 +55,10 @@ class GRPO:
         "dataset": (("prompt",),),
         "eval_dataset": (("prompt",),),
     }
+
+    def concerns(self, outlook: Outlook) -> Iterator[Concern]:
+        """Process rewards that cannot judge steps."""
+        yield from ppo_rules.step_concerns(self.process_rewards, outlook, "process_rewards")
 
     def __call__(self, context: StageContext) -> StageResult:
         from trl import GRPOConfig, GRPOTrainer

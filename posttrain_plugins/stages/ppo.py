@@ -5,11 +5,22 @@ REINFORCE, REINFORCE++ and ReMax too: `args.advantage_estimator`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from posttrain_plugins.trainers import training
-from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, RewardRef, StageContext, StageResult
+from posttrain_plugins.trainers import ppo_rules, training
+from posttrain_plugins.types import (
+    AdapterRef,
+    Concern,
+    ConfigOf,
+    DataRef,
+    ModelRef,
+    Outlook,
+    RewardRef,
+    StageContext,
+    StageResult,
+)
 
 __all__ = ["PPO"]
 
@@ -46,6 +57,12 @@ class PPO:
         "dataset": (("prompt",),),
         "eval_dataset": (("prompt",),),
     }
+
+    def concerns(self, outlook: Outlook) -> Iterator[Concern]:
+        """What PPO cannot do with these settings, and a critic for which there is no memory."""
+        yield from ppo_rules.complaints(outlook.args)
+        yield from ppo_rules.critic_concerns(outlook, has_config=self.critic is not None)
+        yield from ppo_rules.step_concerns(outlook.args.process_rewards, outlook, "args.process_rewards")
 
     def __call__(self, context: StageContext) -> StageResult:
         from posttrain_plugins.trainers import process

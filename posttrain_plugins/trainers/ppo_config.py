@@ -9,11 +9,9 @@ from trl import GRPOConfig
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.steps import SEPARATOR
+from posttrain_plugins.trainers import ppo_rules
 
 __all__ = ["PPOConfig"]
-
-ESTIMATORS = ("gae", "reinforce", "reinforce_pp", "reinforce_pp_baseline", "remax")
-LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo")
 
 
 @dataclass
@@ -113,8 +111,8 @@ class PPOConfig(GRPOConfig):  # type: ignore[misc]
         return super().__new__(cls)  # type: ignore[no-any-return]
 
     def __post_init__(self) -> None:
-        for complaint, hint in self._complaints():
-            raise InputError(f"PPOConfig: {complaint}", hint=hint)
+        for complaint in ppo_rules.complaints(self):
+            raise InputError(f"PPOConfig: {complaint.message}", hint=complaint.hint)
         self.beta = self.kl_coef  # makes GRPO keep a reference and compute its log-probabilities
         if self.num_generations != 1:
             super().__post_init__()
@@ -145,50 +143,3 @@ class PPOConfig(GRPOConfig):  # type: ignore[misc]
         self.num_generations_eval = self.num_generations_eval or 1
         super().__post_init__()
         self.num_generations = 1
-
-    def _complaints(self) -> list[tuple[str, str | None]]:
-        """What cannot work, each with a hint."""
-        found: list[tuple[str, str | None]] = []
-        choices = {
-            "advantage_estimator": ESTIMATORS,
-            "kl_estimator": ("k1", "k3"),
-            "baseline": ("batch", "running"),
-            "critic": ("adapter", "shared", "separate", None),
-            "loss_type": LOSS_TYPES,
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                found.append((f"{name} is {getattr(self, name)!r}, expected {_or(allowed)}", None))
-        if self.beta not in (0.0, self.kl_coef):
-            found.append((f"beta is {self.beta}, but PPO's KL stands in the reward", "set kl_coef instead"))
-        found += [(f"{name} is {getattr(self, name)}, expected {what}", None) for name, what in self._out_of_range()]
-        if self.kl_target is not None and self.kl_coef == 0:
-            found.append(("kl_target adapts kl_coef, which is 0", "set kl_coef to where it should start"))
-        if self.advantage_estimator == "reinforce_pp_baseline" and (self.num_generations or 0) < 2:
-            hint = "set num_generations to 2 or more"
-            found.append(("reinforce_pp_baseline compares the completions of a prompt, but num_generations is 1", hint))
-        unused = [n for n in ("critic", "critic_learning_rate", "critic_warmup_steps") if getattr(self, n)]
-        if unused and not self.has_critic:
-            found.append((f"{unused[0]} is set, but {self.advantage_estimator} has no critic", f"remove {unused[0]}"))
-        return found
-
-    def _out_of_range(self) -> list[tuple[str, str]]:
-        found = []
-        if self.kl_target is not None and self.kl_target <= 0:
-            found.append(("kl_target", "more than 0"))
-        for name in ("gamma", "lam", "baseline_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                found.append((name, "0 to 1"))
-        for name in ("kl_coef", "vf_coef", "missing_eos_penalty", "critic_learning_rate", "critic_warmup_steps"):
-            if (getattr(self, name) or 0) < 0:
-                found.append((name, "0 or more"))
-        for name in ("cliprange_value", "score_clip", "kl_horizon"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                found.append((name, "more than 0"))
-        if not self.step_separator:
-            found.append(("step_separator", "some characters"))
-        return found
-
-
-def _or(allowed: tuple[Any, ...]) -> str:
-    return ", ".join(map(str, allowed[:-1])) + f" or {allowed[-1]}"

@@ -23,16 +23,18 @@ def of_object(plugin: Any) -> Schema:
     hints = _hints(plugin)
     fields = {name: field_of(name, hints.get(name, Any), default) for name, default in _parameters(plugin)}
     borrowed = getattr(plugin, "params_of", None)
-    if borrowed:
+    if borrowed and "{" not in borrowed:
         fields = {**of_config(borrowed).fields, **fields}
-    is_open = not borrowed and any(
+    is_open = (not borrowed or "{" in borrowed) and any(
         p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(plugin).parameters.values()
     )
     attributes = {
         name: getattr(plugin, name)
         for name in (
+            "is_full",
             "produces",
             "reference",
+            "refuses",
             "requires_columns",
             "columns",
             "bounds",

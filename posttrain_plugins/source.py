@@ -21,7 +21,7 @@ from posttrain_plugins import types as our_types
 from posttrain_plugins.schema import MISSING, REWARD_ARGUMENTS, Field, Schema, field_of
 from posttrain_plugins.types import ConfigOf, Ref
 
-__all__ = ["of_config", "of_source", "package_file", "type_of_annotation"]
+__all__ = ["classes_of", "of_config", "of_source", "package_file", "type_of_annotation"]
 
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -33,11 +33,28 @@ def of_config(target: str) -> Schema:
     Raises:
         LookupError: the package or the class is not there.
     """
+    return Schema(_class_fields(*classes_of(target)[0]))
+
+
+def classes_of(target: str) -> list[tuple[Path, ast.ClassDef]]:
+    """A class and its bases, nearest first, each with its file; bases that cannot be read are left out.
+
+    Raises:
+        LookupError: the package or the class is not there.
+    """
     package, _, name = target.partition(":")
     found = _find_class(package_file(package), name)
     if found is None:
         raise LookupError(f"no class '{name}' in {package}")
-    return Schema(_class_fields(*found))
+    return list(_with_bases(*found))
+
+
+def _with_bases(file: Path, node: ast.ClassDef) -> Iterator[tuple[Path, ast.ClassDef]]:
+    yield file, node
+    for base in node.bases:
+        found = _find_class(file, base.id) if isinstance(base, ast.Name) else None
+        if found is not None:
+            yield from _with_bases(*found)
 
 
 def of_source(file: Path, attr: str) -> Schema:
@@ -62,9 +79,10 @@ def of_source(file: Path, attr: str) -> Schema:
     attributes = {"reward_columns": _required_arguments(node), **_function_attributes(file, attr)}
     fields = dict(_function_fields(node))
     borrowed = attributes.get("params_of")
-    if borrowed:
+    if borrowed and "{" not in borrowed:
         fields = {**of_config(borrowed).fields, **fields}
-    return Schema(fields, attributes, node.args.kwarg is not None and not borrowed, is_class=False, doc=doc)
+    is_open = node.args.kwarg is not None and (not borrowed or "{" in borrowed)
+    return Schema(fields, attributes, is_open, is_class=False, doc=doc)
 
 
 def _parse(file: Path) -> ast.Module:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from posttrain_plugins.errors import InputError
+from posttrain_plugins.peft_types import ensure_registered
 from posttrain_plugins.types import AdapterMode
 
 __all__ = [
@@ -104,6 +105,7 @@ def load_adapted(folder: str | Path, task: Task = "CausalLM", *, is_trainable: b
     """
     import peft
 
+    ensure_registered(folder)
     model = load_base(folder, task, **options)
     return getattr(peft, f"PeftModelFor{task}").from_pretrained(model, str(folder), is_trainable=is_trainable)
 
@@ -141,6 +143,7 @@ def lay(model: Any, adapters: Sequence[str | Path]) -> Any:
 
     laid = laid_in(model)
     for adapter in adapters:
+        ensure_registered(adapter)
         config = PeftConfig.from_pretrained(str(adapter))
         if config.is_prompt_learning or config.is_adaption_prompt:
             raise InputError(

@@ -314,7 +314,13 @@ class Reward(Protocol):
 
 @runtime_checkable
 class Adapter(Protocol):
-    """What is trainable? A `peft.PeftConfig`, or None for full fine-tuning."""
+    """What is trainable? A `peft.PeftConfig`, or None for full fine-tuning.
+
+    What is returned may have a method `prepare(trainer)`: it is called once, when the trainer stands and before it
+    trains, and what it returns, a mapping of plain values or None, goes into the record of the model. An object that is
+    no PEFT config and has `prepare` trains all parameters but those that `prepare` freezes. A plugin of that kind says
+    `is_full = True`, so that a recipe's check knows; the others say `params_of`, whose fields their parameters are.
+    """
 
     def __call__(self, **params: Any) -> Any: ...
 
@@ -431,14 +437,21 @@ class ResolvedReward:
 
 @dataclass(frozen=True)
 class ResolvedAdapter:
-    """An adapter by its recipe name; `config` is a `peft.PeftConfig`, or None for full fine-tuning.
+    """An adapter by its recipe name.
 
-    `identity` is the same for the same plugin with the same parameters; empty where nobody knows.
+    Args:
+        name: as in the recipe.
+        config: a `peft.PeftConfig`, or None for full fine-tuning.
+        identity: the same for the same plugin with the same parameters; empty where nobody knows.
+        prepare: sets up the trainer, see `Adapter`.
+        plugin: what made it, `package.module:attr` or `file.py:attr`.
     """
 
     name: str
     config: Any
     identity: str = ""
+    prepare: Callable[[Any], Mapping[str, Any] | None] | None = None
+    plugin: str = ""
 
 
 @dataclass(frozen=True)

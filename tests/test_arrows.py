@@ -21,6 +21,7 @@ HEAVY = ("torch", "transformers", "trl", "peft", "datasets")
 
 NOUNS = {"errors", "types", "text", "equivalence", "answers", "stack", "steps"}
 CORE = {"registry", "schema", "source", "signature", "recipe"}
+ADAPTING = {"peft_types", "fitting"}
 TEST_TIME = {"inference", "trainers"}
 ALLOWED = {
     "errors": set(),
@@ -28,7 +29,10 @@ ALLOWED = {
     "text": {"errors", "types"},
     "equivalence": {"errors"},
     "answers": {"errors", "types", "text", "equivalence"},
-    "stack": {"errors", "types"},
+    "stack": {"errors", "types", "peft_types"},
+    "peft_types": {"errors", "types", "registry", "source"},
+    "fitting": NOUNS | {"peft_types"},
+    "tuners": NOUNS,
     "steps": set(),
     "search": NOUNS,
     "tiny_world": NOUNS,
@@ -37,12 +41,12 @@ ALLOWED = {
     "source": NOUNS | {"schema"},
     "signature": NOUNS | {"schema", "source"},
     "guard": NOUNS,
-    "recipe": NOUNS | CORE | {"guard"},
+    "recipe": NOUNS | CORE | ADAPTING | {"guard"},
     "catalogue": NOUNS | CORE,
-    "inference": NOUNS | {"registry"},
-    "trainers": NOUNS | {"registry", "guard"},
-    "rewards": NOUNS | {"tiny_world", "inference"},  # a judge asks a backend
-    "adapters": NOUNS,
+    "inference": NOUNS | {"registry", "peft_types"},
+    "trainers": NOUNS | ADAPTING | {"registry", "guard"},
+    "rewards": NOUNS | {"tiny_world", "inference", "peft_types"},  # a judge asks a backend
+    "adapters": NOUNS | {"tuners"},
     "strategies": NOUNS | {"search"},
     "datasets": NOUNS | {"tiny_world"},
     "stages": NOUNS | TEST_TIME,

@@ -16,3 +16,6 @@ def full() -> None:
         True
     """
     return None
+
+
+full.is_full = True  # type: ignore[attr-defined]

@@ -1,5 +1,9 @@
 """LoRA: Low-Rank Adaptation of Large Language Models (Hu et al., 2021, arXiv:2106.09685), by PEFT.
 
+rsLoRA (`use_rslora`), DoRA (`use_dora`), PiSSA (`init_lora_weights: pissa`) and LoftQ (`init_lora_weights: loftq`,
+`loftq_config: {loftq_bits: 4}`) are PEFT's own parameters. LoRA+ (Hayou et al., 2024, arXiv:2402.12354) is
+`loraplus_lr_ratio`, the name that PEFT's own optimizer gives it.
+
 One deviation from PEFT's defaults: `target_modules` is `all-linear` where nothing is given, as in QLoRA (Dettmers et
 al., 2023, arXiv:2305.14314, section 4), because PEFT's own default is a table of model types that knows few new ones.
 """
@@ -14,12 +18,19 @@ if TYPE_CHECKING:
 __all__ = ["lora"]
 
 
-def lora(target_modules: str | list[str] = "all-linear", task_type: str = "CAUSAL_LM", **params: Any) -> LoraConfig:
+def lora(
+    target_modules: str | list[str] = "all-linear",
+    task_type: str = "CAUSAL_LM",
+    loraplus_lr_ratio: float | None = None,
+    **params: Any,
+) -> LoraConfig:
     """A `peft.LoraConfig`; every other parameter is PEFT's own (`r`, `lora_alpha`, `lora_dropout`, `use_dora` ...).
 
     Args:
         target_modules: which modules get an adapter; PEFT's forms.
         task_type: PEFT's task type; the stage `reward` sets its own.
+        loraplus_lr_ratio: learning rate of every B over that of A, 1 or more (LoRA+); None for one learning rate. In
+            bare TRL, call the config's `prepare(trainer)` before `trainer.train()`.
         **params: fields of `peft.LoraConfig`.
 
     Returns:
@@ -31,7 +42,13 @@ def lora(target_modules: str | list[str] = "all-linear", task_type: str = "CAUSA
     """
     from peft import LoraConfig
 
-    return LoraConfig(target_modules=target_modules, task_type=task_type, **params)
+    if loraplus_lr_ratio is None:
+        return LoraConfig(target_modules=target_modules, task_type=task_type, **params)
+    from posttrain_plugins.tuners.lora_plus import LoraPlusConfig
+
+    return LoraPlusConfig(
+        target_modules=target_modules, task_type=task_type, loraplus_lr_ratio=loraplus_lr_ratio, **params
+    )
 
 
 lora.params_of = "peft:LoraConfig"  # type: ignore[attr-defined]

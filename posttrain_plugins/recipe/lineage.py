@@ -61,8 +61,8 @@ class Footing:
 
 
 def is_full(adapter: Input) -> bool:
-    """Does a stage's `adapter` train all parameters? None does, and the plugin `full`."""
-    return not isinstance(adapter, Use) or adapter.plugin.name == "full"
+    """Does a stage's `adapter` train all parameters? None does, and plugins that say `is_full`."""
+    return not isinstance(adapter, Use) or bool(plugin_schema(adapter.plugin).attributes.get("is_full"))
 
 
 def identity(adapter: Use) -> str:

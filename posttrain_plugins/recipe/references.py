@@ -15,6 +15,7 @@ from posttrain_plugins import registry
 from posttrain_plugins.errors import InputError, PluginNotFound
 from posttrain_plugins.guard.settings import ISOLATING, GuardSettings, refusal
 from posttrain_plugins.guard.settings import KEYS as GUARD_KEYS
+from posttrain_plugins.recipe.adapting import with_named_fields
 from posttrain_plugins.recipe.document import Keys
 from posttrain_plugins.recipe.existing import DATA_OPTIONS, existing_data, existing_model, existing_object, is_data
 from posttrain_plugins.recipe.model import Model
@@ -177,6 +178,10 @@ class References:
         if looked_up is None:
             return None
         plugin, found = looked_up
+        named = with_named_fields(self.sheet, found, value, path)
+        if named is None:
+            return None
+        found = named
         told = len(self.sheet.mistakes)
         reserved_types = {k: t for k, t in RESERVED.get(kind, {}).items() if k not in found.fields}
         given = {k: v for k, v in value.items() if k != "use" and k not in reserved_types}

@@ -124,7 +124,7 @@ class Resolver:
             return assemble(source, {field: self._all(value, spec) for field, value in source.refs.items()})
         if source.kind == "dataset":
             return _with_options(build(source), source.reserved, source.name)
-        return ResolvedAdapter(source.name, build(source), identity(source))
+        return _adapter(source)
 
     def _reward(self, source: FromStage | Use, spec: StageSpec) -> ResolvedReward:
         for known, reward in self._rewards:
@@ -278,6 +278,13 @@ def _object(target: str) -> Any:
     if colon and (head.endswith(".py") or "/" not in head):
         return registry.import_object(target)
     return Path(target) if Path(target).exists() else target
+
+
+def _adapter(source: Use) -> ResolvedAdapter:
+    """What is not a PEFT config and not None trains all parameters, and sets up the trainer."""
+    made = build(source)
+    config = made if hasattr(made, "peft_type") else None
+    return ResolvedAdapter(source.name, config, identity(source), getattr(made, "prepare", None), source.plugin.target)
 
 
 def _data_name(value: Any) -> str:

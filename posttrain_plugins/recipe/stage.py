@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from posttrain_plugins import registry
+from posttrain_plugins.recipe.adapting import check_adapters
 from posttrain_plugins.recipe.document import Keys
-from posttrain_plugins.recipe.lineage import is_full
 from posttrain_plugins.recipe.recipe import StageSpec
 from posttrain_plugins.recipe.references import References
 from posttrain_plugins.recipe.sheet import Sheet
@@ -22,7 +22,6 @@ OURS_IN_ARGS = {
     "output_dir": "the run decides where a stage writes",
     "resume_from_checkpoint": "a run resumes by itself",
 }
-QUANTIZED = ("load_in_4bit", "load_in_8bit")
 
 
 def read_stage(sheet: Sheet, raw: RawStage, references: References) -> StageSpec:
@@ -50,8 +49,7 @@ def read_stage(sheet: Sheet, raw: RawStage, references: References) -> StageSpec
         _check_args(sheet, (*raw.path, name), target, values[name])
     produces: Any = references.stages.produces[raw.id]
     spec = StageSpec(raw.id, plugin, produces, params, inputs, configs, references.model.loading, mode)
-    if "adapter" in found.fields:
-        _check_quantized(sheet, raw, spec)
+    check_adapters(sheet, raw.path, spec, found)
     if len(sheet.mistakes) == told:
         sheet.check_built(plugin, given, raw.path)
     return spec
@@ -83,12 +81,3 @@ def _check_args(sheet: Sheet, path: Keys, target: str, value: Any) -> None:
             sheet.wrong((*path, name), f"'{name}' cannot be set: {OURS_IN_ARGS[name]}", "remove it", True)
         else:
             sheet.check_option((*path, name), item, known, target.partition(":")[2])
-
-
-def _check_quantized(sheet: Sheet, raw: RawStage, spec: StageSpec) -> None:
-    """The weights of a quantized model cannot be trained; an adapter on it can."""
-    quantized = [name for name in QUANTIZED if spec.loading.get(name) is True]
-    trains_all = spec.adapter_mode != "continue" and is_full(spec.inputs.get("adapter"))
-    if quantized and trains_all and spec.inputs.get("model") and spec.produces in ("model", "reward"):
-        message = f"stage '{raw.path[-1]}' trains all parameters, but the model has {quantized[0]}"
-        sheet.wrong((*raw.path, "adapter"), message, f"adapter: {{use: lora}}, or remove {quantized[0]}")

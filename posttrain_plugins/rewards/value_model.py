@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.inference.classifier import Classifier
+from posttrain_plugins.peft_types import ensure_registered
 from posttrain_plugins.stack import adapters_in, lay
 from posttrain_plugins.steps import SEPARATOR, last_tokens, split_steps
 from posttrain_plugins.text import is_conversational, render, to_text
@@ -167,6 +168,7 @@ class _Critic(Classifier):
             if is_causal:
                 model = lay(model, adapters_in(self.path)[:-1])  # what the policy's own adapter is on
 
+            ensure_registered(folder)
             PeftModel.from_pretrained(model, str(folder))  # puts its layers into the model
         return model.base_model if is_causal else model
 

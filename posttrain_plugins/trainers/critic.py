@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from posttrain_plugins.errors import InputError
+from posttrain_plugins.peft_types import moves_base
 from posttrain_plugins.trainers import compat
 from posttrain_plugins.trainers.route import Route
 
@@ -208,14 +209,20 @@ class WithValues:
 
 def _without_whole_modules(config: Any) -> Any:
     """The policy's config for the critic: its own low-rank weights, but no copies of whole modules or tokens."""
-    whole = {name: None for name in ("modules_to_save", "trainable_token_indices") if getattr(config, name, None)}
-    return replace(copy.deepcopy(config), **whole, inference_mode=False)
+    changes: dict[str, Any] = {
+        name: None for name in ("modules_to_save", "trainable_token_indices") if getattr(config, name, None)
+    }
+    if moves_base(vars(config)):
+        changes["init_lora_weights"] = True  # the base has given to the policy's what it should
+    return replace(copy.deepcopy(config), **changes, inference_mode=False)
 
 
 def _copy_of_body(model: Any, config: Any) -> Any:
     """The model without its LM head, all of it trainable, or with an adapter of its own."""
     with compat.whole(model):
-        if compat.is_peft(model):
+        if compat.is_peft(model) and compat.active_config(model).is_prompt_learning:
+            body = copy.deepcopy(model.get_base_model()).base_model
+        elif compat.is_peft(model):
             body = copy.deepcopy(model).merge_and_unload().base_model
         else:
             body = copy.deepcopy(model.base_model)

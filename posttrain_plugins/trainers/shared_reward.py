@@ -17,6 +17,7 @@ from torch import Tensor
 
 from posttrain_plugins import stack
 from posttrain_plugins.errors import InputError
+from posttrain_plugins.peft_types import ensure_registered, moves_base
 from posttrain_plugins.text import is_conversational
 from posttrain_plugins.trainers import compat
 from posttrain_plugins.trainers.route import Route
@@ -41,8 +42,10 @@ def shared(reward: Any, base_path: str, policy_config: Any, below: tuple[str, ..
         return reward
     from peft import PeftConfig
 
+    ensure_registered(path)
     config = PeftConfig.from_pretrained(path)
-    fits = config.peft_type == policy_config.peft_type and not config.is_prompt_learning
+    moved = moves_base(vars(config)) or moves_base(vars(policy_config))
+    fits = not moved and config.peft_type == policy_config.peft_type and not config.is_prompt_learning
     fits = fits and tuple(map(stack.digest, stack.adapters_in(path)[:-1])) == below
     if not fits or config.task_type != "SEQ_CLS" or not _same_weights(base_path, str(config.base_model_name_or_path)):
         return reward

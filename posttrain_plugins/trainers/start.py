@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import InputError
+from posttrain_plugins.peft_types import ensure_registered
 from posttrain_plugins.stack import (
     Task,
     adapter_config,
@@ -39,6 +40,7 @@ class Start:
         model_init_kwargs: for TRL's config.
         handoff: what the next stage should know of the adapter.
         below: the adapters that the trained one lies on, from the base up.
+        prepare: what the adapter does to the trainer.
     """
 
     model: Any
@@ -46,6 +48,13 @@ class Start:
     model_init_kwargs: dict[str, Any] = field(default_factory=dict)
     handoff: dict[str, Any] = field(default_factory=dict)
     below: list[Path] = field(default_factory=list)
+    prepare: Callable[[Any], Mapping[str, Any] | None] | None = None
+
+    def set_up(self, trainer: Any) -> None:
+        """Lets the adapter set up the trainer, once that stands; what it tells goes on to the next stage."""
+        told = self.prepare(trainer) if self.prepare is not None else None
+        if told:
+            self.handoff["adapter"] = {**self.handoff.get("adapter", {}), **told}
 
 
 def start(context: StageContext, task_type: str = "CAUSAL_LM", artifact: ModelArtifact | None = None) -> Start:
@@ -70,8 +79,10 @@ def start(context: StageContext, task_type: str = "CAUSAL_LM", artifact: ModelAr
                 hint="give it an adapter: {use: lora}",
             )
         begin.kwargs["quantization_config"] = quantization
-    if adapter is not None and peft_config is not None:
-        begin.handoff["adapter"] = {"name": adapter.name, "identity": adapter.identity}
+    if adapter is not None and (peft_config is not None or adapter.prepare is not None):
+        begin.prepare = adapter.prepare
+        begin.handoff["adapter"] = {"name": adapter.name, "identity": adapter.identity, "plugin": adapter.plugin}
+    if peft_config is not None:
         begin.kwargs["peft_config"] = peft_config
     if mode is not None:
         _start_from_adapter(begin, mode, artifact, context, task_type)
@@ -200,6 +211,7 @@ def _trainable(begin: Start, artifact: ModelArtifact, context: StageContext, tas
         return load_adapted(artifact.path, task, is_trainable=True, **options)
     from peft import PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
 
+    ensure_registered(artifact.path)
     config = _for_task(PeftConfig.from_pretrained(artifact.path, inference_mode=False), task_type)
     model = get_peft_model(load_base(artifact.path, task, **options), config)
     set_peft_model_state_dict(model, load_peft_weights(artifact.path, device="cpu"))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import InputError, Interrupted
+from posttrain_plugins.fitting import check_fits
 from posttrain_plugins.stack import copy_below
 from posttrain_plugins.text import fingerprint, to_text
 from posttrain_plugins.trainers import compat
@@ -76,14 +77,17 @@ def train(
     begin = start(context, task_type, artifact)
     if not isinstance(begin.model, str):
         args = {name: value for name, value in args.items() if name != "model_init_kwargs"}  # it is loaded
+    config = _config(context, config_class, args, begin.model_init_kwargs)
+    check_fits(context.stage, begin.kwargs.get("peft_config"), config, context.inputs["model"].loading)
     trainer = trainer_class(
         model=begin.model,
-        args=_config(context, config_class, args, begin.model_init_kwargs),
+        args=config,
         train_dataset=context.inputs["dataset"],
         eval_dataset=context.inputs.get("eval_dataset"),
         **begin.kwargs,
         **trainer_arguments,
     )
+    begin.set_up(trainer)
     if reward_names:
         compat.set_reward_names(trainer, reward_names)
     seconds = _fit(context, trainer)

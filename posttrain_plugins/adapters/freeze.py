@@ -1,0 +1,106 @@
+"""Full fine-tuning with a part of the model frozen: chosen layers, or parameters by their names. No paper."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from posttrain_plugins.errors import InputError
+
+__all__ = ["Freeze"]
+
+LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks?)\.(\d+)\.")
+HEADS = re.compile(r"(?:^|\.)(?:score|classifier)\.")
+
+
+@dataclass
+class Freeze:
+    """Trains all of a model but what is named; TRL gets no PEFT config.
+
+    The new head of a classifier (`reward`, `prm`, `ranking`) is always trained, unless `frozen_parameters` names it. A
+    parameter that stands in two places, as tied embeddings do, has one name, the first.
+
+    Args:
+        frozen_layers: how many layers to freeze from the first on, or which: a list of indices, -1 for the last.
+        frozen_parameters: regular expressions, searched in parameter names.
+        trainable_parameters: regular expressions; what none of them finds is frozen. By default everything is trained.
+
+    Example:
+        >>> Freeze(frozen_layers=12, frozen_parameters=["embed_tokens"]).frozen_layers
+        12
+    """
+
+    frozen_layers: int | list[int] = 0
+    frozen_parameters: list[str] = field(default_factory=list)
+    trainable_parameters: list[str] = field(default_factory=list)
+
+    is_full: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name in ("frozen_parameters", "trainable_parameters"):
+            for pattern in getattr(self, name):
+                try:
+                    re.compile(pattern)
+                except re.error as cause:
+                    raise InputError(f"{name}: '{pattern}' is no regular expression: {cause}") from cause
+        if not (self.frozen_layers or self.frozen_parameters or self.trainable_parameters):
+            raise InputError("freeze: nothing is frozen", hint="set frozen_layers or frozen_parameters, or use: full")
+
+    def __call__(self) -> Freeze:
+        """What a stage is given in place of a PEFT config."""
+        return self
+
+    def prepare(self, trainer: Any) -> dict[str, int]:
+        """Freezes the model of a trainer before it trains.
+
+        Args:
+            trainer: one that trains all parameters.
+
+        Returns:
+            How many parameters are `frozen` and `trainable`, for the record.
+
+        Raises:
+            InputError: a pattern finds no parameter, there is no such layer, or nothing is left to train.
+        """
+        parameters = dict(trainer.model.named_parameters())
+        frozen = self.frozen(list(parameters))
+        trainable = [p for name, p in parameters.items() if p.requires_grad and name not in frozen]
+        if not trainable:
+            raise InputError("freeze: no parameter is left to train", hint="freeze fewer layers or parameters")
+        for name in frozen:
+            parameters[name].requires_grad_(False)
+        return {
+            "frozen": sum(parameters[name].numel() for name in frozen),
+            "trainable": sum(p.numel() for p in trainable),
+        }
+
+    def frozen(self, names: Sequence[str]) -> set[str]:
+        """The names among a model's parameters that are frozen."""
+        layers = self._layers(names)
+        chosen = {n for n in names if (found := LAYER.search(n)) is not None and int(found[1]) in layers}
+        chosen |= set().union(*(_found(pattern, names) for pattern in self.frozen_parameters))
+        heads = {n for n in names if HEADS.search(n)} - chosen
+        if self.trainable_parameters:
+            kept = set().union(*(_found(pattern, names) for pattern in self.trainable_parameters))
+            chosen |= set(names) - kept - heads
+        return chosen
+
+    def _layers(self, names: Sequence[str]) -> set[int]:
+        if not self.frozen_layers:
+            return set()
+        count = 1 + max((int(found[1]) for n in names if (found := LAYER.search(n)) is not None), default=-1)
+        wanted = range(self.frozen_layers) if isinstance(self.frozen_layers, int) else self.frozen_layers
+        for index in wanted:
+            if not -count <= index < count:
+                raise InputError(f"freeze: frozen_layers has {index}, but the model has {count} layers")
+        return {index % count for index in wanted}
+
+
+def _found(pattern: str, names: Sequence[str]) -> set[str]:
+    found = {name for name in names if re.search(pattern, name)}
+    if not found:
+        hint = f"names are like {', '.join(list(names)[:3])}"
+        raise InputError(f"freeze: no parameter of the model fits '{pattern}'", hint=hint)
+    return found

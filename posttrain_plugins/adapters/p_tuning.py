@@ -1,0 +1,33 @@
+"""P-tuning: GPT Understands, Too (Liu et al., 2021, arXiv:2103.10385), by PEFT."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from peft import PromptEncoderConfig
+
+__all__ = ["p_tuning"]
+
+
+def p_tuning(num_virtual_tokens: int = 20, task_type: str = "CAUSAL_LM", **params: Any) -> PromptEncoderConfig:
+    """A `peft.PromptEncoderConfig`: embeddings before every text, made by a small learned network.
+
+    Args:
+        num_virtual_tokens: learned tokens before every text; 20, as in PEFT's guide.
+        task_type: PEFT's task type; stages that train classifiers set their own.
+        **params: fields of `peft.PromptEncoderConfig` (`encoder_hidden_size`, `encoder_reparameterization_type` ...).
+
+    Returns:
+        The PEFT config that TRL's trainers take.
+
+    Example:
+        >>> p_tuning(num_virtual_tokens=8).num_virtual_tokens
+        8
+    """
+    from peft import PromptEncoderConfig
+
+    return PromptEncoderConfig(num_virtual_tokens=num_virtual_tokens, task_type=task_type, **params)
+
+
+p_tuning.params_of = "peft:PromptEncoderConfig"  # type: ignore[attr-defined]

@@ -1,0 +1,73 @@
+"""LoRA+: Efficient Low Rank Adaptation of Large Models (Hayou et al., 2024, arXiv:2402.12354).
+
+1. The optimizer that the trainer makes is kept, whichever it is: its groups are split. PEFT's
+   `create_loraplus_optimizer` makes one of its own, without the trainer's weight decay and the critic's learning rate.
+2. The ratio holds for every B, of embeddings too, for which PEFT has a fixed learning rate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from peft import LoraConfig
+
+from posttrain_plugins.errors import InputError
+
+__all__ = ["LoraPlusConfig"]
+
+B_MATRICES = ("lora_B", "lora_embedding_B")
+
+
+@dataclass
+class LoraPlusConfig(LoraConfig):  # type: ignore[misc]
+    """A `peft.LoraConfig` whose B matrices learn faster than its A.
+
+    It is saved as a LoRA config: the ratio belongs to the training, not to the adapter.
+
+    Args:
+        loraplus_lr_ratio: learning rate of B over that of A; section 4 of the paper finds about 16.
+    """
+
+    loraplus_lr_ratio: float = 16.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loraplus_lr_ratio < 1:
+            raise InputError(f"loraplus_lr_ratio is {self.loraplus_lr_ratio}, expected 1 or more")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that PEFT knows."""
+        return {name: value for name, value in super().to_dict().items() if name != "loraplus_lr_ratio"}
+
+    def prepare(self, trainer: Any) -> None:
+        """Lets the trainer's optimizer have groups for the B matrices of the adapter that it trains."""
+        create = trainer.create_optimizer
+
+        def create_with_ratio(*args: Any, **kwargs: Any) -> Any:
+            optimizer = create(*args, **kwargs)
+            _split(optimizer, self._fast(trainer.model), self.loraplus_lr_ratio)
+            return optimizer
+
+        trainer.create_optimizer = create_with_ratio
+
+    @staticmethod
+    def _fast(model: Any) -> set[int]:
+        """The ids of the B matrices, but for those of other adapters on the same base."""
+        adapter = model.active_adapter
+        return {
+            id(parameter)
+            for name, parameter in model.named_parameters()
+            if adapter in (parts := name.split(".")) and not set(B_MATRICES).isdisjoint(parts)
+        }
+
+
+def _split(optimizer: Any, fast: set[int], ratio: float) -> None:
+    if not hasattr(optimizer, "param_groups"):
+        hint = "take the optimizer out of the DeepSpeed config, or loraplus_lr_ratio out of the adapter"
+        raise InputError("loraplus_lr_ratio needs an optimizer of the trainer's own", hint=hint)
+    for group in list(optimizer.param_groups):
+        chosen = [parameter for parameter in group["params"] if id(parameter) in fast]
+        if chosen:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in fast]
+            optimizer.add_param_group({**group, "params": chosen, "lr": group["lr"] * ratio})

@@ -52,7 +52,7 @@ ALLOWED = {
     "stages": NOUNS | TEST_TIME,
     "api": NOUNS | CORE | {"inference"},
     "serve": NOUNS | CORE | {"inference", "api"},
-    "testing": NOUNS | CORE | {"inference", "api"},
+    "testing": NOUNS | CORE | {"inference", "api", "tiny_world"},
     "cli": NOUNS | CORE | {"inference", "api", "catalogue", "serve", "testing", "cli", ""},
     "__main__": {"cli"},
     "": {"api"},  # the package itself, lazily

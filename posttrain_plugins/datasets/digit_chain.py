@@ -16,7 +16,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.tiny_world.task import (
@@ -71,6 +71,8 @@ class DigitChain:
         >>> DigitChain(part="corpus", size=1).columns
         ('text',)
     """
+
+    example_params: ClassVar[dict[str, Any]] = {"size": 32}
 
     part: Literal["problems", "corpus", "demonstrations"] = "problems"
     split: Literal["train", "test"] = "train"

@@ -39,6 +39,7 @@ class Ensemble:
     """
 
     requires_columns: ClassVar[tuple[str, ...]] = ()
+    example_params: ClassVar[dict[str, Any]] = {"rewards": ["length"]}
 
     rewards: list[RewardRef]
     reduce: Literal["mean", "min"] = "mean"

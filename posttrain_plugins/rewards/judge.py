@@ -80,6 +80,8 @@ class Judge:
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     requires_columns: ClassVar[tuple[str, ...]] = ()
     holds_model: ClassVar[bool] = True
+    example_params: ClassVar[dict[str, Any]] = {"model": "tiny:model", "max_tokens": 4}
+    longest_text_chars: ClassVar[int] = 500
 
     model: ModelRef
     judging: Literal["pointwise", "pairwise", "steps"] = "pointwise"
@@ -127,7 +129,8 @@ class Judge:
             return self._compare(prompts, completions)
         if self.judging == "steps":
             return [aggregate(scores, self.aggregate) for scores in self.step_scores(prompts, completions, **columns)]
-        rows = [{name: values[i] for name, values in columns.items()} for i in range(len(prompts))]
+        told = {name: values for name, values in columns.items() if isinstance(values, list)}  # no trainer_state
+        rows = [{name: values[i] for name, values in told.items()} for i in range(len(prompts))]
         texts = zip(prompts, completions, rows, strict=True)
         return self._rate([self._question(prompt, to_text(completion), row) for prompt, completion, row in texts])
 

@@ -48,6 +48,11 @@ class ProcessRewardModel:
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     requires_columns: ClassVar[tuple[str, ...]] = ()
     holds_model: ClassVar[bool] = True
+    example_params: ClassVar[dict[str, Any]] = {"model_name_or_path": "tiny:tokens", "max_length": 128}
+    tolerance: ClassVar[float] = 1e-5
+    expected_failures: ClassVar[dict[str, str]] = {
+        "check_both_formats": "a chat template stands around messages, so the model reads another text",
+    }
 
     model_name_or_path: str
     separator: str = SEPARATOR

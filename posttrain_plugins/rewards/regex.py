@@ -37,6 +37,7 @@ class Regex:
     """
 
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    example_params: ClassVar[dict[str, Any]] = {"pattern": "<answer>.+</answer>"}
 
     pattern: str
     full_match: bool = False

@@ -44,6 +44,11 @@ class RewardModel:
 
     requires_columns: ClassVar[tuple[str, ...]] = ()
     holds_model: ClassVar[bool] = True
+    example_params: ClassVar[dict[str, Any]] = {"model_name_or_path": "tiny:classifier", "max_length": 128}
+    tolerance: ClassVar[float] = 1e-5
+    expected_failures: ClassVar[dict[str, str]] = {
+        "check_both_formats": "a chat template stands around messages, so the model reads another text",
+    }
 
     model_name_or_path: str
     batch_size: int = 32

@@ -54,6 +54,12 @@ class ValueModel:
 
     requires_columns: ClassVar[tuple[str, ...]] = ()
     holds_model: ClassVar[bool] = True
+    example_params: ClassVar[dict[str, Any]] = {"model_name_or_path": "tiny:critic"}
+    longest_text_chars: ClassVar[int] = 500
+    tolerance: ClassVar[float] = 1e-5
+    expected_failures: ClassVar[dict[str, str]] = {
+        "check_both_formats": "a chat template stands around messages, so the model reads another text",
+    }
 
     model_name_or_path: str
     separator: str = SEPARATOR

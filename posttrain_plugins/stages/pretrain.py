@@ -46,6 +46,7 @@ class Pretrain:
     args: Annotated[dict[str, Any], ConfigOf("trl:SFTConfig")] = field(default_factory=dict)
 
     produces: ClassVar[str] = "model"
+    example_params: ClassVar[dict[str, Any]] = {"model": "tiny"}
     requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
         "dataset": (("text",),),
         "eval_dataset": (("text",),),

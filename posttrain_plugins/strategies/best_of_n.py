@@ -19,7 +19,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from string import Template
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from posttrain_plugins.answers import candidates, choose, equivalent, majority
 from posttrain_plugins.errors import BudgetExhausted, InputError
@@ -96,6 +96,8 @@ class BestOfN:
         >>> steps.send([Completion("4"), Completion("5")])
         Score(prompt='2+2=?', completions=('4', '5'), scorer='rm')
     """
+
+    example_params: ClassVar[dict[str, Any]] = {"scorer": "score"}
 
     scorer: RewardRef | None = None
     n: int = 8

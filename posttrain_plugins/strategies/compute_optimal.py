@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
-from typing import Any, TypeAlias, cast
+from typing import Any, ClassVar, TypeAlias, cast
 
 from posttrain_plugins.answers import candidates, tally
 from posttrain_plugins.errors import BudgetExhausted, InputError
@@ -60,6 +60,8 @@ class ComputeOptimal:
         >>> [request.prompt for request in steps.send([Completion("4"), Completion("5")])]
         ['hard']
     """
+
+    example_params: ClassVar[dict[str, Any]] = {"strategies": ["greedy", "self_consistency(n=4)"], "thresholds": [0.3]}
 
     strategies: list[StrategyRef]
     thresholds: list[float]

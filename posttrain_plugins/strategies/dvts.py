@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from posttrain_plugins.search import (
     Aggregate,
@@ -54,6 +54,8 @@ class DVTS:
         >>> [request.n for request in wave]
         [4, 4]
     """
+
+    example_params: ClassVar[dict[str, Any]] = {"scorer": "score"}
 
     scorer: RewardRef
     n: int = 8

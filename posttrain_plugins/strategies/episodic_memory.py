@@ -21,7 +21,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import Template
-from typing import Any, TypeAlias, cast
+from typing import Any, ClassVar, TypeAlias, cast
 
 from posttrain_plugins.answers import candidates, choose
 from posttrain_plugins.errors import BudgetExhausted, InputError
@@ -104,6 +104,8 @@ class EpisodicMemory:
         What was learned from earlier attempts at this and similar problems:
         - Count on your fingers.
     """
+
+    is_stateful: ClassVar[bool] = True
 
     scorer: RewardRef | None = None
     judge: ModelRef | None = None

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from posttrain_plugins.search import (
     Aggregate,
@@ -65,6 +65,8 @@ class ParticleFiltering:
         >>> [request.n for request in wave]
         [4]
     """
+
+    example_params: ClassVar[dict[str, Any]] = {"scorer": "score"}
 
     scorer: RewardRef
     num_particles: int = 8

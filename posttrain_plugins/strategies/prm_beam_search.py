@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from posttrain_plugins.search import (
     Aggregate,
@@ -59,6 +59,8 @@ class PRMBeamSearch:
         >>> wave[0].n, wave[0].params.stop
         (4, (';',))
     """
+
+    example_params: ClassVar[dict[str, Any]] = {"scorer": "score"}
 
     scorer: RewardRef
     n: int = 8

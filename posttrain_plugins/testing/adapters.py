@@ -1,0 +1,263 @@
+"""Checks on adapters, after PEFT's own tests (https://github.com/huggingface/peft, `tests/testing_common.py`).
+
+Each attaches the adapter to a tiny model. An adapter that gives None, full fine-tuning, has nothing to attach.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+import warnings
+from collections.abc import Callable
+from typing import Any
+from unittest import SkipTest
+
+from posttrain_plugins.testing import tiny
+from posttrain_plugins.testing.subject import subject
+
+__all__ = ["CHECKS"]
+
+MERGED_WITHIN = 1e-4  # float32, two layers
+
+
+def check_gives_a_peft_config(adapter: Any) -> None:
+    """It gives a `peft.PeftConfig`, or None for full fine-tuning.
+
+    TRL's `peft_config` takes nothing else, and None trains every parameter: a dict would be refused after the model was
+    loaded.
+    """
+    from peft import PeftConfig
+
+    made = subject("adapter", adapter).make()
+    assert made is None or isinstance(made, PeftConfig), f"it gives {type(made).__name__}"
+
+
+def check_same_config_twice(adapter: Any) -> None:
+    """Called twice, it gives equal configs.
+
+    A stage's key holds it; and a model that is an adapter is trained on only where the next stage names the very same.
+    """
+    tried = subject("adapter", adapter)
+    first, second = (_as_json(_config(adapter)) for _ in range(2))
+    assert first == second, f"called twice, {tried.name} gives different configs"
+
+
+def check_config_round_trips(adapter: Any) -> None:
+    """Its config is the same after JSON.
+
+    It is saved as `adapter_config.json` and read again by every later stage and by the server; what is lost there
+    changes the model without a word.
+    """
+    from peft import PeftConfig
+
+    config = _config(adapter)
+    try:
+        written = json.loads(json.dumps(_plain(config.to_dict())))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            again = PeftConfig.from_peft_type(**{k: v for k, v in written.items() if k != "peft_version"})
+    except Exception as cause:
+        raise AssertionError(f"its config cannot be read back: {type(cause).__name__}: {cause}") from cause
+    before, after = _as_json(config), _as_json(again)
+    lost = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+    assert not lost, f"lost on the way through JSON: {', '.join(lost)}"
+
+
+def check_attaches(adapter: Any) -> None:
+    """It attaches to a tiny model, which still gives logits of the same shape.
+
+    Names of modules that a model does not have are the usual mistake, and it shows after the model was downloaded.
+    """
+    try:
+        _assert_runs(_attached(_config(adapter)))
+    except SkipTest:
+        raise
+    except Exception as cause:
+        raise AssertionError(f"it does not attach: {type(cause).__name__}: {cause}") from cause
+
+
+def check_only_its_weights_train(adapter: Any) -> None:
+    """After a step its own weights have changed and the base's have not.
+
+    Nothing that trains is a run that learns nothing; a base that trains along is a reference model that moves, and
+    weights that the adapter's file does not hold.
+    """
+    import torch
+
+    model = _ready(adapter)
+    base = {name: value.clone() for name, value in _base_weights(model).items()}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert trained, "no weight of it requires a gradient"
+    before = [p.detach().clone() for p in trained]
+    ids = _ids()
+    for _ in range(2):  # where one factor starts at zero, the other moves in the second step
+        model.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        with torch.no_grad():
+            for parameter in trained:
+                if parameter.grad is not None:
+                    parameter -= 0.1 * parameter.grad
+    assert any(not torch.equal(a, b) for a, b in zip(before, trained, strict=True)), "after two steps nothing changed"
+    moved = [name for name, value in _base_weights(model).items() if not torch.equal(value, base[name])]
+    assert not moved, f"weights of the base were trained: {', '.join(moved[:3])}"
+
+
+def check_saves_and_reloads(adapter: Any) -> None:
+    """Saved and loaded on a fresh base, it gives the same logits: difference 0.0.
+
+    What is saved is the result of the run.
+    """
+    import torch
+    from peft import PeftModel
+
+    model = _disturbed(adapter)
+    before = _logits(model)
+    with tempfile.TemporaryDirectory() as where:
+        model.save_pretrained(where)
+        try:
+            again = PeftModel.from_pretrained(tiny.bare_model(), where).eval()
+        except Exception as cause:
+            raise AssertionError(f"it cannot be loaded again: {type(cause).__name__}: {cause}") from cause
+        difference = float((before - _logits(again)).abs().max())
+    assert torch.isfinite(before).all(), "its logits are not finite"
+    assert difference == 0.0, f"saved and loaded, its logits differ by {difference:.3g}"
+
+
+def check_disabled_gives_the_base(adapter: Any) -> None:
+    """With the adapter switched off the model is the base, exactly.
+
+    That is what DPO, GRPO and PPO take for the reference model. An adapter that changes the base as it attaches
+    (PiSSA, OLoRA, `bias: all`) declares `keeps_base = False`.
+    """
+    if not subject("adapter", adapter).declares("keeps_base", True):
+        raise SkipTest("it declares keeps_base = False")
+    plain = _logits(tiny.bare_model())
+    model = _disturbed(adapter)
+    with model.disable_adapter():
+        difference = float((plain - _logits(model)).abs().max())
+    assert difference == 0.0, f"switched off, its logits differ from the base's by {difference:.3g}"
+
+
+def check_merges_or_says_so(adapter: Any) -> None:
+    """Merged into the base it gives the same logits, or it declares `can_merge = False`.
+
+    Training a second adapter on it, quantizing it and serving it without PEFT all merge first.
+    """
+    if not subject("adapter", adapter).declares("can_merge", True):
+        raise SkipTest("it declares can_merge = False")
+    model = _disturbed(adapter)
+    before = _logits(model)
+    try:
+        merged = model.merge_and_unload()
+    except Exception as cause:
+        raise AssertionError(f"it cannot be merged ({type(cause).__name__}): declare can_merge = False") from cause
+    difference = float((before - _logits(merged)).abs().max())
+    assert difference <= MERGED_WITHIN, f"merged, its logits differ by {difference:.3g}"
+
+
+CHECKS: tuple[Callable[[Any], None], ...] = (
+    check_gives_a_peft_config,
+    check_same_config_twice,
+    check_config_round_trips,
+    check_attaches,
+    check_only_its_weights_train,
+    check_saves_and_reloads,
+    check_disabled_gives_the_base,
+    check_merges_or_says_so,
+)
+
+
+# --- attaching --------------------------------------------------------------------------------------------------------
+
+
+def _config(adapter: Any) -> Any:
+    from peft import PeftConfig
+
+    made = subject("adapter", adapter).make()
+    if made is None:
+        raise SkipTest("full fine-tuning: nothing is attached")
+    if not isinstance(made, PeftConfig):
+        raise SkipTest("it gives no PeftConfig")
+    return made
+
+
+def _attached(config: Any) -> Any:
+    """On a fresh tiny model; random initial weights are the same each time, and the global generators stay."""
+    import torch
+    from peft import get_peft_model
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return get_peft_model(tiny.bare_model(), copy.deepcopy(config)).eval()
+
+
+def _ready(adapter: Any) -> Any:
+    """The model with the adapter, if it attaches at all; else `check_attaches` says why not."""
+    try:
+        model = _attached(_config(adapter))
+        _assert_runs(model)
+    except SkipTest:
+        raise
+    except Exception as cause:
+        raise SkipTest("it does not attach") from cause
+    return model
+
+
+def _disturbed(adapter: Any) -> Any:
+    """As after training: every weight that the adapter's file holds is moved; many start where they do nothing."""
+    import torch
+    from peft import get_peft_model_state_dict
+
+    model = _ready(adapter)
+    own = {value.data_ptr() for value in get_peft_model_state_dict(model).values() if value.is_floating_point()}
+    noise = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for _, parameter in model.named_parameters():
+            if parameter.data_ptr() in own:
+                parameter += 0.02 * torch.randn(parameter.shape, generator=noise, dtype=parameter.dtype)
+    return model
+
+
+def _assert_runs(model: Any) -> None:
+    rows, *_, words = _logits(model).shape
+    expected = (len(_ids()), model.config.vocab_size)
+    assert (rows, words) == expected, f"its logits are {rows} x {words}, expected {expected}"
+
+
+def _base_weights(model: Any) -> dict[str, Any]:
+    """What the file of the base model holds."""
+    wanted = set(tiny.bare_model().state_dict())
+    found = {}
+    for name, value in model.get_base_model().state_dict().items():
+        plain = name.replace(".base_layer.", ".").replace(".original_module.", ".")
+        if plain in wanted:
+            found[plain] = value.detach()
+    return found
+
+
+def _ids() -> Any:
+    import torch
+
+    return torch.arange(10, 30).reshape(2, 10)
+
+
+def _logits(model: Any) -> Any:
+    import torch
+
+    with torch.inference_mode():
+        return model(input_ids=_ids()).logits.clone()
+
+
+def _as_json(config: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.dumps(_plain(config.to_dict()), default=repr))
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Sets as sorted lists, enums as their values: JSON's own."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

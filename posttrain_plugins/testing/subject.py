@@ -1,0 +1,145 @@
+"""What is checked: a plugin by its name, its class or function, or an object made from it; and what it declares.
+
+Capabilities are attributes of the plugin, never told from its name:
+
+| attribute          | kinds    | says                                                                             |
+|--------------------|----------|----------------------------------------------------------------------------------|
+| `example_params`   | all      | parameters that make a small working one, where the defaults do not              |
+| `expected_failures`| all      | check -> reason; strict: one that passes is a failure                            |
+| `requires_columns` | reward, stage | the data-set columns that it needs                                          |
+| `bounds`           | reward   | lowest and highest score                                                         |
+| `examples`         | reward   | `{prompt, completion, score, ...columns}`, good ones and bad ones                |
+| `oracle`           | reward   | it reads the reference answer                                                    |
+| `formats`          | reward   | `("plain", "conversational")`, or one of them                                    |
+| `is_deterministic` | reward, strategy | False: equal calls may differ                                            |
+| `is_relative`      | reward   | True: a score depends on the other completions of the batch                      |
+| `tolerance`        | reward   | how far equal scores may be apart, for models whose last bits depend on the batch |
+| `longest_text_chars` | reward | longer texts need not be tried: a model reads them whole                       |
+| `can_merge`        | adapter  | False: its weights cannot be merged into the base                                |
+| `keeps_base`       | adapter  | False: attaching changes the base weights                                        |
+| `is_stateful`      | strategy | True: it remembers one problem for the next                                      |
+| `columns`, `splits`| dataset  | the names of its columns; the values of `split` that share no prompt             |
+| `produces`         | stage    | model, dataset, reward or figures                                                |
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping
+from typing import Any
+from unittest import SkipTest
+
+from posttrain_plugins import registry
+from posttrain_plugins.recipe.build import construct
+from posttrain_plugins.recipe.outside import Outside
+from posttrain_plugins.recipe.references import is_list
+from posttrain_plugins.schema import Schema
+from posttrain_plugins.signature import of_object
+from posttrain_plugins.testing import tiny
+from posttrain_plugins.types import KINDS, Kind
+
+__all__ = ["Subject", "subject"]
+
+
+class Subject:
+    """One plugin under check.
+
+    Args:
+        kind: one of the five kinds.
+        plugin: a name as in a recipe, a class or function, or an object that was made already.
+    """
+
+    def __init__(self, kind: Kind, plugin: Any) -> None:
+        self.kind = kind
+        self.plugin = plugin
+
+    def __repr__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+    @property
+    def name(self) -> str:
+        """As it was given, or what TRL would log it under."""
+        if isinstance(self.plugin, str):
+            return self.plugin
+        return str(getattr(self.definition, "__name__", type(self.definition).__name__))
+
+    @functools.cached_property
+    def definition(self) -> Any:
+        """The class or function, or the object itself where it was made already."""
+        if isinstance(self.plugin, str):
+            return registry.load(self.kind, self.plugin)
+        return self.plugin.func if isinstance(self.plugin, functools.partial) else self.plugin
+
+    @property
+    def source(self) -> Any:
+        """The class or function whose docstring, parameters and module count."""
+        is_made = not isinstance(self.definition, type) and not inspect.isroutine(self.definition)
+        return type(self.definition) if is_made else self.definition
+
+    @property
+    def schema(self) -> Schema:
+        """What it takes; a reward or strategy that is a plain function takes no parameters."""
+        if isinstance(self.source, type) or self.kind in ("adapter", "dataset"):
+            return of_object(self.source)
+        return Schema({})
+
+    @functools.cached_property
+    def params(self) -> dict[str, Any]:
+        """Its `example_params`, with the tiny models that they name made."""
+        return {name: tiny.resolve(value) for name, value in self.declares("example_params", {}).items()}
+
+    def declares(self, name: str, default: Any = None) -> Any:
+        """A capability, of the object where it was made, else of its class; a property counts on objects only."""
+        try:
+            value = getattr(self.definition, name, default)
+        except Exception as cause:
+            raise SkipTest("it cannot be imported: check_can_be_made says why") from cause
+        return default if isinstance(value, property) else value
+
+    def make(self, **more: Any) -> Any:
+        """A reward, strategy or stage ready to call; of an adapter or data set, what calling it gives.
+
+        Raises:
+            SkipTest: it cannot be made, which `check_can_be_made` tells.
+        """
+        try:
+            return self.try_to_make(**more)
+        except Exception as cause:
+            raise SkipTest("it cannot be made: check_can_be_made says why") from cause
+
+    def try_to_make(self, **more: Any) -> Any:
+        """As `make`, but raises what the plugin raises."""
+        definition, makes_something = self.definition, self.kind in ("adapter", "dataset")
+        more = {**self._names(), **more}
+        if isinstance(self.plugin, functools.partial):
+            return self.plugin(**more) if makes_something else self.plugin
+        if isinstance(definition, type):
+            made = self._constructed(definition, {**self.params, **more})
+            return made() if makes_something else made
+        if not makes_something:
+            return definition
+        return definition(**{**self.params, **more}) if inspect.isroutine(definition) else definition()
+
+    def _names(self) -> dict[str, Any]:
+        """A stage's required references, which hold names of the recipe."""
+        fields = self.schema.fields if self.kind == "stage" and isinstance(self.definition, type) else {}
+        needed = {n: f for n, f in fields.items() if f.ref is not None and f.is_required and n not in self.params}
+        return {name: ["tiny"] if is_list(f.type) else "tiny" for name, f in needed.items()}
+
+    def _constructed(self, definition: type, params: Mapping[str, Any]) -> Any:
+        """A reward's own references are looked up, as a recipe would do it."""
+        refs = [name for name, field in self.schema.fields.items() if field.ref is not None and name in params]
+        if self.kind == "reward" and refs and "<locals>" not in definition.__qualname__:
+            use = f"{definition.__module__}:{definition.__qualname__}"
+            return Outside(tiny.folder()).reward({"use": use, **params}).func
+        return construct(definition, params)
+
+
+def subject(kind: Kind | None, plugin: Any) -> Subject:
+    """A plugin as a `Subject`; one that is a `Subject` already stays as it is."""
+    if isinstance(plugin, Subject):
+        return plugin
+    if kind is None:
+        raise TypeError(f"{plugin!r}: which kind of plugin? Give Subject(kind, plugin), kind one of {', '.join(KINDS)}")
+    return Subject(kind, plugin)

@@ -130,9 +130,7 @@ def test_kill_while_a_checkpoint_is_written(bench: Bench, tmp_path: Path) -> Non
     assert_goes_on(bench, runs, SAVING, newest)
 
 
-@pytest.mark.parametrize(
-    ("bench", "number"), [("sft", signal.SIGTERM), ("grpo", signal.SIGINT)], indirect=["bench"]
-)
+@pytest.mark.parametrize(("bench", "number"), [("sft", signal.SIGTERM), ("grpo", signal.SIGINT)], indirect=["bench"])
 def test_one_signal_saves_and_stops(bench: Bench, number: signal.Signals, tmp_path: Path) -> None:
     """Without any save_* in the recipe: the checkpoint is the one that the signal asks for."""
     runs = tmp_path / "runs"

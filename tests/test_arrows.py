@@ -19,7 +19,7 @@ PACKAGE = Path(posttrain_plugins.__file__).parent
 LEAVES = frozenset(registry.PLURAL[kind] for kind in KINDS)
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets")
 
-NOUNS = {"errors", "types", "text", "equivalence", "answers", "stack", "steps"}
+NOUNS = {"errors", "types", "text", "equivalence", "answers", "stack", "steps", "pieces", "inner"}
 CORE = {"registry", "schema", "source", "signature", "recipe"}
 ADAPTING = {"peft_types", "fitting"}
 TEST_TIME = {"inference", "trainers"}
@@ -34,6 +34,10 @@ ALLOWED = {
     "fitting": NOUNS | {"peft_types"},
     "tuners": NOUNS,
     "steps": set(),
+    "pieces": {"errors", "types", "text"},
+    "inner": {"errors", "types"},
+    "pieces": {"errors", "types", "text"},
+    "inner": {"errors", "types"},
     "search": NOUNS,
     "tiny_world": NOUNS,
     "registry": NOUNS,

@@ -8,15 +8,45 @@ import sys
 
 import pytest
 
-from posttrain_plugins.errors import InputError
+from posttrain_plugins import registry
+from posttrain_plugins.errors import InputError, PluginBroken
+from posttrain_plugins.rewards.bleu import BLEU
+from posttrain_plugins.rewards.clip import Clip
+from posttrain_plugins.rewards.cosine import Cosine
 from posttrain_plugins.rewards.digit_chain_steps import DigitChainSteps
+from posttrain_plugins.rewards.ensemble import Ensemble
 from posttrain_plugins.rewards.exact_answer import ExactAnswer
+from posttrain_plugins.rewards.format import Format
+from posttrain_plugins.rewards.gate import Gate
+from posttrain_plugins.rewards.json_schema import JSONSchema
+from posttrain_plugins.rewards.keyword import Keyword
+from posttrain_plugins.rewards.language import Language
 from posttrain_plugins.rewards.length import Length
+from posttrain_plugins.rewards.min import Min
 from posttrain_plugins.rewards.regex import Regex
+from posttrain_plugins.rewards.repetition import Repetition
+from posttrain_plugins.rewards.rouge import ROUGE
+from posttrain_plugins.rewards.soft_overlong import SoftOverlong
+from posttrain_plugins.rewards.weighted_sum import WeightedSum
 
+ALL = ("bleu", "format", "json_schema", "keyword", "language", "repetition", "rouge")
 RIGHT = "<think>3|7=4;4>2=4</think><answer>4</answer>"
 WRONG = "<think>3|7=7;7>2=7</think><answer>7</answer>"
-REWARDS = [ExactAnswer(), Regex("<answer>.+</answer>"), Length(), DigitChainSteps(), DigitChainSteps("fraction")]
+REWARDS = [
+    ExactAnswer(),
+    Regex("<answer>.+</answer>"),
+    Length(),
+    DigitChainSteps(),
+    DigitChainSteps("fraction"),
+    BLEU(),
+    Cosine(max_len=20, unit="chars"),
+    Format(),
+    JSONSchema({"type": "object"}),
+    Keyword(required=["answer"], is_whole_word=False),
+    Repetition(ngram_size=1),
+    ROUGE(),
+    SoftOverlong(max_completion_len=20, soft_punish_cache=10, unit="chars"),
+]
 
 
 def _messages(role: str, content: str) -> list[dict[str, str]]:
@@ -43,9 +73,10 @@ def test_every_reward_keeps_the_contract(reward) -> None:
     assert reward(prompts=[], completions=[], solution=[]) == []
 
 
-@pytest.mark.parametrize(
-    "reward", [ExactAnswer(), Length(), DigitChainSteps()], ids=lambda reward: type(reward).__name__
-)
+EXAMPLES = [ExactAnswer(), Length(), DigitChainSteps(), *(registry.load("reward", name)() for name in ALL)]
+
+
+@pytest.mark.parametrize("reward", EXAMPLES, ids=lambda reward: type(reward).__name__)
 def test_every_example_gets_its_score(reward) -> None:
     scores = set()
     for example in reward.examples:
@@ -53,7 +84,8 @@ def test_every_example_gets_its_score(reward) -> None:
         assert set(reward.requires_columns if hasattr(reward, "requires_columns") else ()) <= set(columns)
         assert reward(prompts=[example["prompt"]], completions=[example["completion"]], **columns) == [example["score"]]
         scores.add(example["score"])
-    assert {0.0, 1.0} <= scores
+    assert len(scores) > 1
+    assert reward.bounds[1] in scores
 
 
 def test_exact_answer_compares_with_the_solution() -> None:
@@ -121,7 +153,182 @@ def test_digit_chain_steps_refuses_another_mode() -> None:
 
 
 def test_importing_the_rewards_is_light() -> None:
-    names = ("exact_answer", "regex", "length", "digit_chain_steps")
+    names = ("exact_answer", "regex", "length", "digit_chain_steps", "soft_overlong", "cosine", "gate", *ALL)
     modules = ", ".join(f"posttrain_plugins.rewards.{name}" for name in names)
     code = f"import sys, {modules}; print({{'torch', 'transformers', 'datasets', 'trl', 'numpy'}} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+# --- format, JSON, keywords, language, texts -------------------------------------------------------------------------
+
+
+def test_format_wants_each_tag_once_in_order_with_nothing_outside() -> None:
+    whole = "<think>a</think> <answer>b</answer>"
+    texts = [whole, f" {whole}\n", whole + whole, f"so {whole}", "<answer>b</answer><think>a</think>", whole[:-2]]
+    assert Format()(completions=texts) == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    assert Format(partial=True)(completions=[whole, whole + whole, whole[:-2], ""]) == [1.0, 0.0, 0.75, 0.0]
+    assert Format(is_opened=True)(completions=["a</think><answer>b</answer>", whole]) == [1.0, 0.0]
+    assert Format(tags=["a"])(completions=["<a>x</a>", "<a> </a>"]) == [1.0, 0.0]
+
+
+def test_json_schema_reads_the_whole_or_the_last_fence() -> None:
+    schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
+    fenced = 'So:\n```json\n{"age": "x"}\n```\nno:\n```\n{"age": 7}\n```\nDone.'
+    texts = ['{"age": 7}', '{"age": "7"}', "{", fenced, '{"age": NaN}', "[" * 5000]
+    assert JSONSchema(schema)(completions=texts) == [1.0, 0.0, 0.0, 1.0, 0.0, 0.0]
+    assert JSONSchema(schema, in_fence=False, well_formed=0.25)(completions=texts) == [1.0, 0.25, 0.0, 0.0, 0.0, 0.0]
+    of_each = [schema, '{"type": "string"}', None]
+    assert JSONSchema()(completions=['{"age": 7}', '"a"', "1"], schema=of_each) == [1.0, 1.0, None]
+
+
+def test_json_schema_refuses_a_schema_that_is_none_and_data_without_one() -> None:
+    with pytest.raises(InputError, match="json_schema cannot use its schema: 'text' is not valid"):
+        JSONSchema({"type": "text"})
+    with pytest.raises(InputError, match="json_schema has no schema"):
+        JSONSchema()(completions=["{}"])
+
+
+def test_keyword_takes_whole_words_of_any_case() -> None:
+    reward = Keyword(required=["four", "C++"], forbidden=["maybe"])
+    texts = ["FOUR and C++.", "fourteen", "four", "four C++ maybe", "four C++ maybes"]
+    assert reward(completions=texts) == [1.0, 0.0, 0.5, 0.0, 1.0]
+    assert Keyword(is_whole_word=False, ignore_case=False, required=["our"])(completions=["four", "FOUR"]) == [1.0, 0.0]
+    assert Keyword()(completions=["a", "a"], keywords=[["a", "b"], None]) == [0.5, None]
+    assert Keyword(forbidden=["no"])(completions=["yes", "no"]) == [1.0, 0.0]
+    with pytest.raises(InputError, match="required and forbidden: 'a'"):
+        Keyword(required=["a"], forbidden=["a"])
+
+
+def test_language_counts_letters_of_prose_alone() -> None:
+    english = "We add the two numbers and then we get the right answer."
+    german = "Wir zählen die beiden Zahlen zusammen und erhalten das Ergebnis."
+    code = "```\nfür Schleife über alle Zeilen der Tabelle und alle Spalten\n```"
+    assert Language("en")(completions=[f"{english}\n{code}\n$x + y$"]) == [1.0]
+    (share,) = Language("en")(completions=[f"{english}\n{german}"])
+    letters = [sum(map(str.isalpha, text)) for text in (english, german)]
+    assert share == letters[0] / sum(letters)
+    assert Language()(completions=[german, german, "7"], language=["de", None, "de"]) == [1.0, None, None]
+    with pytest.raises(InputError, match="language does not know 'xx'"):
+        Language("xx")(completions=[english])
+    with pytest.raises(InputError, match="expected ISO 639-1"):
+        Language("English")
+
+
+def test_bleu_and_rouge_take_the_nearest_of_several_references() -> None:
+    texts, references = ["the cat sat", "the cat sat", "x"], [["a dog ran", "the cat sat"], "the cat ran", None]
+    assert BLEU(max_ngram_order=1)(completions=texts, solution=references) == [1.0, pytest.approx(2 / 3), None]
+    assert ROUGE("rouge1")(completions=texts, solution=references) == [1.0, pytest.approx(2 / 3), None]
+    recall = ROUGE("rougeL", measure="recall")(completions=["the cat"], solution=["the cat sat down"])
+    assert recall == [0.5]
+
+
+# --- length and repetition -------------------------------------------------------------------------------------------
+
+
+def test_soft_overlong_is_equation_13() -> None:
+    ids = [[1] * n for n in (0, 80, 81, 90, 100, 101)]
+    reward = SoftOverlong(max_completion_len=100, soft_punish_cache=20)
+    assert reward(completions=[""] * 6, completion_ids=ids) == [0.0, 0.0, -0.05, -0.5, -1.0, -1.0]
+    hard = SoftOverlong(max_completion_len=100, soft_punish_cache=0)
+    assert hard(completions=[""] * 6, completion_ids=ids) == [0.0] * 5 + [-1.0]
+    words = SoftOverlong(max_completion_len=4, soft_punish_cache=2, unit="words")
+    assert words(completions=["a b", "a b c", "a b c d e"]) == [0.0, -0.5, -1.0]
+
+
+def test_what_counts_tokens_says_so_where_there_are_none(tiny_model) -> None:
+    reward = SoftOverlong(max_completion_len=4, soft_punish_cache=2)
+    with pytest.raises(InputError, match="counts tokens, but none are given outside a trainer"):
+        reward(completions=["3|7"])
+    named = SoftOverlong(max_completion_len=4, soft_punish_cache=2, tokenizer=str(tiny_model))
+    assert named(completions=["3|", "3|7", "3|7>2"]) == [0.0, -0.5, -1.0]
+
+
+@pytest.mark.parametrize("maker", ["get_soft_overlong_punishment", "get_repetition_penalty_reward"])
+def test_length_and_repetition_give_what_trl_gives(maker: str) -> None:
+    import trl.rewards
+
+    ids = [[1, 2, 3, 1, 2, 3], [5] * 30, [], [1, 2]]
+    if maker == "get_soft_overlong_punishment":
+        options = {"max_completion_len": 20, "soft_punish_cache": 16}
+        ours: object = SoftOverlong(**options)
+    else:
+        options = {"ngram_size": 2, "max_penalty": -0.5}
+        ours = Repetition(**options, unit="tokens")
+    theirs = getattr(trl.rewards, maker)(**options)
+    assert ours(completions=[""] * 4, completion_ids=ids) == theirs(completion_ids=ids)
+
+
+def test_cosine_gives_what_trl_gives_and_the_papers_penalty() -> None:
+    texts, ids = ["<answer>4</answer>", "<answer>5</answer>"] * 3, [[1] * n for n in (0, 0, 25, 25, 90, 90)]
+    found = Cosine(max_len=50)(["?"] * 6, texts, solution=["4"] * 6, completion_ids=ids)
+    assert found == pytest.approx([1.0, -1.0, 0.75, -0.75, 0.5, -0.5])
+    over = Cosine(max_len=50, exceeded=-10.0)
+    assert over(["?"] * 6, texts, solution=["4"] * 6, completion_ids=ids)[-2:] == [-10.0, -10.0]
+    assert over.bounds == (-10.0, 1.0)
+    assert over.oracle
+
+
+def test_cosine_takes_any_reward_for_right() -> None:
+    def long(completions, **columns):
+        return [None if not text else float(len(text) > 2) for text in completions]
+
+    reward = Cosine(max_len=4, correct=long, unit="chars")
+    assert reward(["?"] * 3, ["", "abcd", "ab"]) == [None, 0.5, -0.75]
+    assert not reward.oracle
+    with pytest.raises(InputError, match="cosine has no reward 'correct'"):
+        Cosine(max_len=4, unit="chars")(["?"], ["a"])
+
+
+# --- combinators -----------------------------------------------------------------------------------------------------
+
+
+def _length(completions, **columns):
+    return [None if text == "?" else float(len(text)) for text in completions]
+
+
+async def _third(completions, third, **columns):
+    return list(third)
+
+
+def test_combinators_combine_and_keep_none_apart() -> None:
+    prompts, texts, third = ["p"] * 3, ["ab", "?", "abcd"], [3.0, 1.0, None]
+    given = {"prompts": prompts, "completions": texts, "third": third}
+    assert WeightedSum([_length, _third], weights=[1.0, -0.5])(**given) == [0.5, None, None]
+    assert WeightedSum([_length, _length])(**given) == [4.0, None, 8.0]
+    assert Min([_length, _third])(**given) == [2.0, None, None]
+    assert Clip(_length, high=3.0)(**given) == [2.0, None, 3.0]
+    assert Clip(_length, low=0.0, high=1.0, scale=-0.5, shift=2.0)(**given) == [1.0, None, 0.0]
+    assert Ensemble([_length, _third], penalty=1.0)(**given) == [2.25, 1.0, 4.0]
+
+
+def test_gate_shows_the_reward_only_what_passed() -> None:
+    seen = []
+
+    def noted(prompts, completions, third, trainer_state, **columns):
+        seen.append((prompts, completions, third, trainer_state))
+        return [0.5] * len(completions)
+
+    gate = Gate(_length, noted, threshold=3.0, otherwise=-1.0)
+    given = {"prompts": list("pqrs"), "completions": ["ab", "?", "abcd", "abc"], "third": [1, 2, 3, 4]}
+    assert gate(**given, trainer_state="state") == [-1.0, None, 0.5, 0.5]
+    assert seen == [(["r", "s"], ["abcd", "abc"], [3, 4], "state")]
+    assert gate(["p"], ["a"], third=[1], trainer_state=None) == [-1.0]
+    assert len(seen) == 1
+
+
+def test_combinators_say_what_their_parts_say() -> None:
+    for made in (WeightedSum([_length, ExactAnswer()]), Gate(ExactAnswer(), _length), Min([ExactAnswer()])):
+        assert made.oracle
+        assert not made.holds_model
+    assert not Clip(_length).oracle
+    assert Clip(_length, low=0.0, high=2.0).bounds == (0.0, 2.0)
+
+
+def test_combinators_refuse_what_does_not_go_together() -> None:
+    for refused in (lambda: WeightedSum([]), lambda: Min([]), lambda: Clip(_length, low=2.0)):
+        with pytest.raises(InputError):
+            refused()
+    with pytest.raises(InputError, match="weighted_sum has 1 weights for 2 rewards"):
+        WeightedSum([_length, _length], weights=[1.0])
+    with pytest.raises(PluginBroken, match="reward '_third' gave 1 scores, expected 2"):
+        Min([_third])(["p"] * 2, ["a"] * 2, third=[1.0])

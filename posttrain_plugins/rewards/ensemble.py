@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from statistics import fmean, pvariance
 from typing import Any, ClassVar, Literal
 
+from posttrain_plugins import inner
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.types import Prompt, ResolvedReward, RewardRef
+from posttrain_plugins.types import Prompt, RewardRef
 
 __all__ = ["Ensemble"]
 
@@ -53,17 +54,16 @@ class Ensemble:
     @property
     def oracle(self) -> bool:
         """Whether one of them knows the right answer."""
-        return any(getattr(_callable(reward), "oracle", False) for reward in self.rewards)
+        return inner.any_says(self.rewards, "oracle")
 
     @property
     def holds_model(self) -> bool:
         """Whether one of them holds a model."""
-        return any(getattr(_callable(reward), "holds_model", False) for reward in self.rewards)
+        return inner.any_says(self.rewards, "holds_model")
 
     def count_tokens(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> int:
         """The tokens that scoring these reads, by those that can tell."""
-        counts = [getattr(_callable(reward), "count_tokens", None) for reward in self.rewards]
-        return sum(int(count(prompts=prompts, completions=completions)) for count in counts if count)
+        return inner.count_tokens(self.rewards, prompts, completions)
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
         """Score each completion; a reward that cannot judge one is left out of it.
@@ -75,7 +75,7 @@ class Ensemble:
         Returns:
             B scores; None where no reward can judge.
         """
-        votes = [_callable(reward)(prompts=prompts, completions=completions, **columns) for reward in self.rewards]
+        votes = [inner.scores_of(reward, prompts, completions, columns) for reward in self.rewards]
         return [self._reduce([value for value in of_one if value is not None]) for of_one in zip(*votes, strict=True)]
 
     def _reduce(self, scores: Sequence[float]) -> float | None:
@@ -83,7 +83,3 @@ class Ensemble:
             return None
         value = min(scores) if self.reduce == "min" else fmean(scores)
         return float(value - self.penalty * pvariance(scores))
-
-
-def _callable(reward: Any) -> Any:
-    return reward.func if isinstance(reward, ResolvedReward) else reward

@@ -1,0 +1,59 @@
+"""What a completion is counted in: tokens, words or characters. Rewards of length and of repetition share it.
+
+A trainer gives rewards the tokens it sampled (`completion_ids`); where there is no trainer, a tokenizer makes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Literal, TypeAlias
+
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.text import to_text
+from posttrain_plugins.types import Prompt
+
+__all__ = ["Unit", "pieces"]
+
+Unit: TypeAlias = Literal["tokens", "words", "chars"]
+
+
+def pieces(
+    completions: Sequence[Prompt], columns: Mapping[str, Any], unit: Unit, tokenizer: str | None = None
+) -> list[Sequence[Hashable]]:
+    """Every completion in pieces.
+
+    Args:
+        completions: B completions, plain or conversational.
+        columns: of the reward's call; `completion_ids` among them, B lists, where a trainer calls.
+        unit: `tokens`, `words` (in lower case, between white space) or `chars`.
+        tokenizer: a folder or Hub id, for tokens where no trainer gives them.
+
+    Raises:
+        InputError: for tokens without either.
+
+    Example:
+        >>> pieces(["So  so it is"], {}, "words")
+        [['so', 'so', 'it', 'is']]
+        >>> pieces(["abc"], {"completion_ids": [[7, 8]]}, "tokens")
+        [[7, 8]]
+    """
+    if unit == "chars":
+        return [to_text(completion) for completion in completions]
+    if unit == "words":
+        return [to_text(completion).lower().split() for completion in completions]
+    if columns.get("completion_ids") is not None:
+        return list(columns["completion_ids"])
+    if tokenizer is None:
+        raise InputError(
+            "a reward counts tokens, but none are given outside a trainer", hint="set unit: words, or name a tokenizer"
+        )
+    made = _tokenizer(tokenizer)
+    return [made(to_text(completion), add_special_tokens=False)["input_ids"] for completion in completions]
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(path: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path)

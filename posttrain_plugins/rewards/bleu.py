@@ -1,0 +1,82 @@
+"""`bleu`: how much of the reference text's n-grams stand in the completion.
+
+Papers: Papineni et al., 2002 (https://aclanthology.org/P02-1040); sentence BLEU as sacrebleu computes it, with its
+default smoothing and effective order (Post, 2018, https://huggingface.co/papers/1804.08771), divided by 100.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar
+
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.text import to_text
+from posttrain_plugins.types import Prompt
+
+__all__ = ["BLEU"]
+
+
+@dataclass
+class BLEU:
+    """Compare each completion with the text in the column `solution`.
+
+    Args:
+        max_ngram_order: n-grams up to this size.
+        lowercase: compare without case.
+        tokenize: sacrebleu's tokenizer: `13a`, `zh`, `char`, `intl`, `none` and others.
+
+    Raises:
+        InputError: sacrebleu is not installed.
+
+    Example:
+        >>> [round(s, 3) for s in BLEU()(completions=["the cat sat down", "a dog"], solution=["the cat sat down"] * 2)]
+        [1.0, 0.0]
+    """
+
+    bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    requires_columns: ClassVar[tuple[str, ...]] = ("solution",)
+    oracle: ClassVar[bool] = True
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"prompt": "?", "completion": "the cat sat on the mat", "solution": "the cat sat on the mat", "score": 1.0},
+        {"prompt": "?", "completion": "dogs bark", "solution": "the cat sat on the mat", "score": 0.0},
+        {"prompt": "?", "completion": "", "solution": "the cat sat on the mat", "score": 0.0},
+    )
+
+    max_ngram_order: int = 4
+    lowercase: bool = False
+    tokenize: str = "13a"
+
+    def __post_init__(self) -> None:
+        self.__name__ = "bleu"  # what TRL logs it under
+
+    def __call__(self, completions: Sequence[Prompt], solution: Sequence[Any], **columns: Any) -> list[float | None]:
+        """Score each completion.
+
+        Args:
+            completions: B completions, plain or conversational.
+            solution: B reference texts, or lists of several; None where there is none.
+
+        Returns:
+            B scores in [0, 1]; None where there is no reference.
+        """
+        return [self._score(to_text(text), one) for text, one in zip(completions, solution, strict=True)]
+
+    def _score(self, text: str, solution: Any) -> float | None:
+        if solution is None:
+            return None
+        references = [solution] if isinstance(solution, str) else list(solution)
+        score = _metric(self.max_ngram_order, self.lowercase, self.tokenize).sentence_score(text, references).score
+        return min(1.0, float(score) / 100)  # 100.00000000000004 for equal texts
+
+
+@cache
+def _metric(max_ngram_order: int, lowercase: bool, tokenize: str) -> Any:
+    try:
+        from sacrebleu.metrics import bleu
+    except ImportError as cause:
+        hint = "pip install 'posttrain-plugins[text]'"
+        raise InputError("bleu needs sacrebleu, which is not installed", hint=hint) from cause
+    options = {"max_ngram_order": max_ngram_order, "lowercase": lowercase, "tokenize": tokenize}
+    return bleu.BLEU(**options, effective_order=True)

@@ -1,0 +1,111 @@
+"""`language`: the share of the text that is written in the wanted language.
+
+Paper: the language consistency reward of DeepSeek-R1 (https://huggingface.co/papers/2501.12948, section 2.3.2), the
+proportion of words in the target language. We differ: `py3langid` tells the language of a line, and a line counts
+by its letters, because single words say little and formulas say nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar
+
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.text import to_text
+from posttrain_plugins.types import Prompt
+
+__all__ = ["Language"]
+
+_NOT_PROSE = re.compile(
+    r"```.*?```|\$\$.*?\$\$|\$[^$\n]*\$|\\\[.*?\\\]|`[^`\n]*`|</?\w+>|\\\w+|https?://\S+", re.DOTALL
+)
+
+
+@dataclass
+class Language:
+    """Judge the language of each line that is long enough to tell; code, formulas and tags do not count.
+
+    Args:
+        language: ISO 639-1, such as `en` or `de`; without it, the column `language` has one for each completion.
+        min_letters: a line with fewer letters, joined with those after it, is not judged.
+
+    Raises:
+        InputError: the language is none that the detector knows, or py3langid is not installed.
+
+    Example:
+        >>> Language("en")(completions=["We add the two numbers and get seven.", "7"])
+        [1.0, None]
+    """
+
+    bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    requires_columns: ClassVar[tuple[str, ...]] = ()
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"prompt": "?", "completion": "We add the two numbers and get seven.", "language": "en", "score": 1.0},
+        {"prompt": "?", "completion": "Wir zählen die beiden Zahlen zusammen.", "language": "en", "score": 0.0},
+        {"prompt": "?", "completion": "Wir zählen die beiden Zahlen zusammen.", "language": "de", "score": 1.0},
+    )
+
+    language: str | None = None
+    min_letters: int = 20
+
+    def __post_init__(self) -> None:
+        self.__name__ = "language"  # what TRL logs it under
+        if self.language is not None and not re.fullmatch("[a-z]{2,3}", self.language):
+            message = f"language cannot use language: {self.language!r}, expected ISO 639-1"
+            raise InputError(message, hint="such as en, de, zh")
+
+    def __call__(self, completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
+        """Score each completion.
+
+        Args:
+            completions: B completions, plain or conversational.
+            columns: `language`, B codes, where the reward has none of its own.
+
+        Returns:
+            B shares of letters in [0, 1]; None where no line is long enough to tell.
+        """
+        wanted = [self.language] * len(completions) if self.language else columns.get("language")
+        if wanted is None:
+            raise InputError("language has no language, and the data no column 'language'", hint="language: en")
+        return [self._share(to_text(text), code) for text, code in zip(completions, wanted, strict=True)]
+
+    def _share(self, text: str, wanted: str | None) -> float | None:
+        if wanted is None:
+            return None
+        if wanted not in _known():
+            raise InputError(f"language does not know {wanted!r}", hint=f"it knows {', '.join(sorted(_known()))}")
+        parts = [(_letters(part), _detector().classify(part)[0]) for part in self._parts(_NOT_PROSE.sub(" ", text))]
+        return sum(n for n, code in parts if code == wanted) / sum(n for n, _ in parts) if parts else None
+
+    def _parts(self, text: str) -> list[str]:
+        """Lines, short ones joined with the next; what is left at the end goes with the last."""
+        parts, pending = [], ""
+        for line in text.splitlines():
+            pending = f"{pending} {line}".strip()
+            if _letters(pending) >= self.min_letters:
+                parts.append(pending)
+                pending = ""
+        if parts and pending:
+            parts[-1] = f"{parts[-1]} {pending}"
+        return parts
+
+
+def _letters(text: str) -> int:
+    return sum(map(str.isalpha, text))
+
+
+@cache
+def _known() -> frozenset[str]:
+    return frozenset(code for code, _ in _detector().rank("a"))
+
+
+def _detector() -> Any:
+    try:
+        import py3langid
+    except ImportError as cause:
+        hint = "pip install 'posttrain-plugins[language]'"
+        raise InputError("language needs py3langid, which is not installed", hint=hint) from cause
+    return py3langid

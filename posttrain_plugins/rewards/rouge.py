@@ -1,0 +1,81 @@
+"""`rouge`: how much of the reference text is there again, by words, pairs of words, or the longest common sequence.
+
+Paper: Lin, 2004 (https://aclanthology.org/W04-1013), as `rouge-score` computes it; the usual reward of summaries before
+reward models (https://huggingface.co/papers/1705.04304).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar, Literal
+
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.text import to_text
+from posttrain_plugins.types import Prompt
+
+__all__ = ["ROUGE"]
+
+
+@dataclass
+class ROUGE:
+    """Compare each completion with the text in the column `solution`.
+
+    Args:
+        kind: `rouge1`, `rouge2`, `rougeL` or `rougeLsum`.
+        measure: `fmeasure`, `precision` or `recall`.
+        use_stemmer: compare stems of English words.
+
+    Raises:
+        InputError: rouge-score is not installed.
+
+    Example:
+        >>> ROUGE("rouge1")(completions=["the cat sat", "a dog"], solution=["the cat sat", "the cat sat"])
+        [1.0, 0.0]
+    """
+
+    bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    requires_columns: ClassVar[tuple[str, ...]] = ("solution",)
+    oracle: ClassVar[bool] = True
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"prompt": "?", "completion": "the cat sat on the mat", "solution": "the cat sat on the mat", "score": 1.0},
+        {"prompt": "?", "completion": "dogs bark", "solution": "the cat sat on the mat", "score": 0.0},
+        {"prompt": "?", "completion": "", "solution": "the cat sat on the mat", "score": 0.0},
+    )
+
+    kind: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"] = "rougeL"
+    measure: Literal["fmeasure", "precision", "recall"] = "fmeasure"
+    use_stemmer: bool = False
+
+    def __post_init__(self) -> None:
+        self.__name__ = "rouge"  # what TRL logs it under
+
+    def __call__(self, completions: Sequence[Prompt], solution: Sequence[Any], **columns: Any) -> list[float | None]:
+        """Score each completion.
+
+        Args:
+            completions: B completions, plain or conversational.
+            solution: B reference texts, or lists of several, of which the nearest counts; None where there is none.
+
+        Returns:
+            B scores in [0, 1]; None where there is no reference.
+        """
+        return [self._score(to_text(text), one) for text, one in zip(completions, solution, strict=True)]
+
+    def _score(self, text: str, solution: Any) -> float | None:
+        if solution is None:
+            return None
+        references = [solution] if isinstance(solution, str) else list(solution)
+        scorer = _scorer(self.kind, self.use_stemmer)
+        return max(float(getattr(scorer.score(one, text)[self.kind], self.measure)) for one in references)
+
+
+@cache
+def _scorer(kind: str, use_stemmer: bool) -> Any:
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as cause:
+        hint = "pip install 'posttrain-plugins[text]'"
+        raise InputError("rouge needs rouge-score, which is not installed", hint=hint) from cause
+    return RougeScorer([kind], use_stemmer=use_stemmer)

@@ -1,0 +1,82 @@
+"""`weighted_sum`: several rewards as one number, each with its weight. No paper.
+
+A recipe's `weight` does the same where a stage takes several rewards; this is for the places that take one: the first
+reward of `sample`, a strategy's scorer, the parts of `gate` and `clip`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from posttrain_plugins import inner
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.types import Prompt, RewardRef
+
+__all__ = ["WeightedSum"]
+
+
+@dataclass
+class WeightedSum:
+    """Add up rewards; one that cannot judge a completion leaves it unjudged, so that no sum is of other parts.
+
+    Args:
+        rewards: rewards of the recipe; in Python, callables.
+        weights: one for each; 1.0 where there are none.
+
+    Raises:
+        InputError: there is no reward, or another number of weights.
+
+    Example:
+        >>> def right(completions, **columns): return [1.0 for _ in completions]
+        >>> def long(completions, **columns): return [len(text) / 10 for text in completions]
+        >>> WeightedSum([right, long], weights=[1.0, -0.5])(prompts=["?"], completions=["four"])
+        [0.8]
+    """
+
+    requires_columns: ClassVar[tuple[str, ...]] = ()
+
+    rewards: list[RewardRef]
+    weights: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.__name__ = "weighted_sum"  # what TRL logs it under
+        if not self.rewards:
+            raise InputError("weighted_sum has no rewards", hint="rewards: [correct, format]")
+        if self.weights and len(self.weights) != len(self.rewards):
+            message = f"weighted_sum has {len(self.weights)} weights for {len(self.rewards)} rewards"
+            raise InputError(message, hint="give one weight for each reward")
+
+    @property
+    def oracle(self) -> bool:
+        """Whether one of them knows the right answer."""
+        return inner.any_says(self.rewards, "oracle")
+
+    @property
+    def holds_model(self) -> bool:
+        """Whether one of them holds a model."""
+        return inner.any_says(self.rewards, "holds_model")
+
+    def count_tokens(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> int:
+        """The tokens that scoring these reads, by those that can tell."""
+        return inner.count_tokens(self.rewards, prompts, completions)
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
+        """Score each completion.
+
+        Args:
+            prompts: B prompts.
+            completions: B completions.
+
+        Returns:
+            B sums; None where a reward cannot judge.
+        """
+        weights = self.weights or [1.0] * len(self.rewards)
+        parts = [inner.scores_of(reward, prompts, completions, columns) for reward in self.rewards]
+        return [_sum(weights, of_one) for of_one in zip(*parts, strict=True)]
+
+
+def _sum(weights: Sequence[float], scores: Sequence[float | None]) -> float | None:
+    known = [weight * score for weight, score in zip(weights, scores, strict=True) if score is not None]
+    return sum(known) if len(known) == len(scores) else None

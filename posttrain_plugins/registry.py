@@ -236,7 +236,7 @@ def require_name(what: str, file: Path, name: str) -> None:
 def _not_found(kind: Kind, use: str) -> PluginNotFound:
     known = [f"{p.distribution}:{p.name}" if ":" in use else p.name for p in installed(kind)]
     elsewhere = [other for other in KINDS if other != kind and use in {p.name for p in installed(other)}]
-    hint = suggest(use, known) or (f"'{use}' is {with_article(elsewhere[0])}" if elsewhere else None)
+    hint = f"'{use}' is {with_article(elsewhere[0])}" if elsewhere else suggest(use, known)
     return PluginNotFound(f"no {kind} plugin '{use}'", hint=hint or f"posttrain plugins list --kind {kind}")
 
 

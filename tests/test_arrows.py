@@ -36,8 +36,6 @@ ALLOWED = {
     "steps": set(),
     "pieces": {"errors", "types", "text"},
     "inner": {"errors", "types"},
-    "pieces": {"errors", "types", "text"},
-    "inner": {"errors", "types"},
     "search": NOUNS,
     "tiny_world": NOUNS,
     "registry": NOUNS,

@@ -1,8 +1,8 @@
 """`repetition`: a penalty for saying the same again, by the share of n-grams that stood before.
 
 Paper: Yeo et al., 2025, Demystifying Long Chain-of-Thought Reasoning (https://huggingface.co/papers/2502.03373,
-appendix C.2); the parameters have the names that TRL's `get_repetition_penalty_reward` gives them. We differ: 1. words are
-counted by default, which need no trainer; 2. the share of the whole completion, not a penalty of single tokens.
+appendix C.2); the parameters have the names that TRL's `get_repetition_penalty_reward` gives them. We differ: 1. words
+are counted by default, which need no trainer; 2. the share of the whole completion, not a penalty of single tokens.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ def of_object(plugin: Any) -> Schema:
             "produces",
             "reference",
             "refuses",
+            "shares_tokenizer",
             "requires_columns",
             "columns",
             "bounds",

@@ -28,6 +28,7 @@ from posttrain_plugins.peft_types import ensure_registered
 from posttrain_plugins.types import AdapterMode
 
 __all__ = [
+    "TASK_TYPES",
     "Task",
     "adapter_config",
     "adapters_in",
@@ -39,12 +40,21 @@ __all__ = [
     "lay",
     "load_adapted",
     "load_base",
+    "task_of",
 ]
 
 ADAPTER_CONFIG = "adapter_config.json"
 BELOW = "stack"
 
 Task: TypeAlias = Literal["CausalLM", "SequenceClassification", "TokenClassification"]
+
+
+TASK_TYPES: dict[str, Task] = {
+    "CAUSAL_LM": "CausalLM",
+    "SEQ_CLS": "SequenceClassification",
+    "TOKEN_CLS": "TokenClassification",
+}
+"""PEFT's task types, and what transformers calls the models."""
 
 
 def choose_mode(given: AdapterMode | None, *, is_same: bool, has_adapter: bool, is_quantized: bool) -> AdapterMode:
@@ -79,6 +89,19 @@ def adapters_in(folder: str | Path) -> list[Path]:
         return []
     below = (path / BELOW).iterdir() if (path / BELOW).is_dir() else ()
     return [*sorted((one for one in below if one.name.isdigit()), key=lambda one: int(one.name)), path]
+
+
+def task_of(folder: str | Path) -> Task | None:
+    """What a model folder was trained as, by its adapter's task type or its architecture; None where neither tells."""
+    adapter = adapter_config(folder)
+    if adapter:
+        return TASK_TYPES.get(str(adapter.get("task_type")))
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    name = str((config.get("architectures") or [""])[0])
+    return next((task for task in TASK_TYPES.values() if name.endswith(f"For{task}")), None)
 
 
 def copy_below(adapters: Sequence[Path], folder: Path) -> None:

@@ -407,6 +407,7 @@ class ModelArtifact:
         handoff: what its maker recorded (tokenizer, template, EOS and pad ids, adapters); empty for a foreign model.
         ancestors: the names of the models it was made from, the nearest first.
         seen: files of prompt fingerprints (one 16-digit hex a line) that it and its ancestors were trained on.
+        chat_template: one that the recipe gives it, in place of what lies beside it.
     """
 
     name: str
@@ -415,6 +416,7 @@ class ModelArtifact:
     handoff: Mapping[str, Any] = field(default_factory=dict)
     ancestors: tuple[str, ...] = ()
     seen: tuple[Path, ...] = ()
+    chat_template: str | None = None
 
     @property
     def is_adapter(self) -> bool:

@@ -245,7 +245,7 @@ def test_four_bit_lora_sft_then_grpo_goes_on_with_the_same_adapter(
     starts = Starts()
     run = pp.run(file, runs_dir=tmp_path / "runs", observer=starts)
     assert "goes on training the adapter of 'sft'" in starts.notes
-    assert run["sft"].manifest["handoff"]["adapters"] == ["LORA"]
+    assert [one["type"] for one in run["sft"].manifest["handoff"]["adapters"]] == ["LORA"]
     assert run["sft"].manifest["handoff"]["quantization"]["load_in_4bit"] is True
     config = json.loads((run["grpo"].model_path / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tiny_model)

@@ -14,6 +14,7 @@ import pytest
 from posttrain_plugins.errors import HandoffError, InputError, StageFailed
 from posttrain_plugins.recipe import handoff
 from posttrain_plugins.recipe.store import Artifact, Store, has_checkpoint, newest_checkpoint
+from posttrain_plugins.stack import digest
 
 KEY = "0123456789abcdef" * 4
 OTHER = "fedcba9876543210" * 4
@@ -249,7 +250,11 @@ def test_a_record_tells_what_the_next_stage_needs(model: Path, tmp_path: Path) -
     config = {"base_model_name_or_path": str(model), "peft_type": "LORA"}
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     record = handoff.record(adapter, {})
-    assert (record["adapters"], record["base"], record["architecture"]) == (["LORA"], str(model), "Qwen3")
+    assert (record["adapters"], record["base"], record["architecture"]) == (
+        [{"type": "LORA", "weights": digest(adapter)}],
+        str(model),
+        "Qwen3",
+    )
 
 
 def test_padding_is_each_trainers_own_and_does_not_count(model: Path) -> None:
@@ -292,7 +297,7 @@ def test_a_stage_that_changes_what_it_was_given_is_refused(model: Path, field: s
     assert f"stage 'dpo' changed {field}: {after[field]}, expected {before[field]}" in caught.value.message
     if field == "chat_template":
         handoff.check_kept("dpo", before, after, template_given=True)
-        assert caught.value.hint == "set chat_template on the stage that should change it"
+        assert caught.value.hint == "set chat_template where the model has none yet"
 
 
 def test_what_was_not_there_before_may_come(model: Path) -> None:

@@ -172,9 +172,11 @@ class TransformersBackend:
 def opened(artifact: ModelArtifact) -> Iterator[TransformersBackend]:
     """The backend of a stage's model, freed at the end. Its identity is the model's name, so that the same recipe draws
     the same completions wherever its folders lie."""
+    tokenizer = load_tokenizer(artifact.path, artifact.loading)
+    tokenizer.chat_template = artifact.chat_template or tokenizer.chat_template
     backend = TransformersBackend(
         load_model(artifact.path, artifact.loading),
-        load_tokenizer(artifact.path, artifact.loading),
+        tokenizer,
         identity=artifact.name,
         value_head=critic_beside(artifact.path),
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import RecipeErrors
+from posttrain_plugins.recipe.border import check_borders
 from posttrain_plugins.recipe.columns import check_columns
 from posttrain_plugins.recipe.document import Document
 from posttrain_plugins.recipe.model import Model, read_model
@@ -47,6 +48,7 @@ def check(document: Document) -> Recipe:
     ordered = in_order(sheet, stages, specs)
     check_names(sheet, stages, specs)
     check_columns(sheet, stages, specs)
+    check_borders(sheet, stages, ordered)
     if sheet.mistakes:
         raise RecipeErrors(sheet.mistakes)
     return Recipe(name, seed, document.file, ordered, _resolved(sheet, name, seed, model))

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import HandoffError
+from posttrain_plugins.stack import adapter_config, adapters_in, digest, task_of
 
-__all__ = ["check_kept", "check_unchanged", "record"]
+__all__ = ["check_kept", "check_unchanged", "hash_of_template", "record"]
 
-FIELDS = ("tokenizer", "chat_template", "eos_token_id", "pad_token_id")
+FIELDS = ("tokenizer", "chat_template", "eos_token_id", "pad_token_id", "adapters")
+KEPT = FIELDS[:-1]
 
 
 def record(folder: Path, loading: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,26 +28,41 @@ def record(folder: Path, loading: Mapping[str, Any]) -> dict[str, Any]:
         loading: TRL `ModelConfig` fields it was loaded with.
 
     Returns:
-        `tokenizer` and `chat_template` (hashes), `eos_token_id`, `pad_token_id`, `architecture`, `quantization`, and
-        `adapters`, the stack from the base up.
+        `tokenizer`, `vocabulary` and `chat_template` (hashes), `tokens` (their number), `eos_token`, `eos_token_id`,
+        `pad_token_id`, `architecture`, `heads` (`score`, `value`), `quantization`, `base`, and `adapters`, the stack
+        from the base up, each with `type` and `weights` (a hash).
     """
-    adapter = _json(folder / "adapter_config.json")
+    adapter = adapter_config(folder)
     base = Path(adapter["base_model_name_or_path"]) if adapter else folder
     config, generation = _json(base / "config.json"), _json(base / "generation_config.json")
+    words = folder if (folder / "tokenizer_config.json").is_file() else base
+    vocabulary = _vocabulary(words)
     return {
-        "tokenizer": _tokenizer_hash(folder),
-        "chat_template": _template_hash(folder),
+        "tokenizer": _tokenizer_hash(words),
+        "vocabulary": _hash(json.dumps(vocabulary, sort_keys=True)) if vocabulary else None,
+        "tokens": len(vocabulary) or None,
+        "chat_template": _template_hash(words),
+        "eos_token": _token(_json(words / "tokenizer_config.json").get("eos_token")),
         "eos_token_id": generation.get("eos_token_id", config.get("eos_token_id")),
         "pad_token_id": generation.get("pad_token_id", config.get("pad_token_id")),
         "architecture": (config.get("architectures") or [None])[0],
+        "heads": _heads(folder),
         "quantization": {k: v for k, v in loading.items() if k.startswith(("load_in_", "bnb_", "use_bnb"))} or None,
-        "adapters": [adapter["peft_type"]] if adapter else [],
+        "adapters": [{"type": adapter_config(one)["peft_type"], "weights": digest(one)} for one in adapters_in(folder)],
         "base": str(base) if adapter else None,
     }
 
 
-def check_unchanged(name: str, folder: Path, recorded: Mapping[str, Any]) -> None:
+def check_unchanged(
+    name: str, folder: Path, recorded: Mapping[str, Any], weights_of: Callable[[str], str] | None = None
+) -> None:
     """Refuses a model whose files no longer are what its maker recorded.
+
+    Args:
+        name: of the model.
+        folder: the model.
+        recorded: by its maker.
+        weights_of: the identity of the base's weights, by its path; of an adapter they have to be those that it is on.
 
     Raises:
         HandoffError: names the field and both values.
@@ -54,6 +71,12 @@ def check_unchanged(name: str, folder: Path, recorded: Mapping[str, Any]) -> Non
     if base and Path(base).is_absolute() and not Path(base).is_dir():
         raise HandoffError(
             f"model '{name}' is an adapter, and its base is gone: {base}", hint=f"posttrain run RECIPE --force {name}"
+        )
+    if base and weights_of and recorded.get("base_weights") not in (None, weights_of(base)):
+        raise HandoffError(
+            f"model '{name}' is an adapter, and its base changed: {base} is {weights_of(base)[:16]}, expected "
+            f"{recorded['base_weights'][:16]}",
+            hint=f"put the base back, or make it again: posttrain run RECIPE --force {name}",
         )
     now = record(folder, {})
     for field in FIELDS:
@@ -70,13 +93,13 @@ def check_kept(stage: str, before: Mapping[str, Any], after: Mapping[str, Any], 
     Raises:
         HandoffError: names the field and both values.
     """
-    for field in FIELDS:
+    for field in KEPT:
         was, is_now = before.get(field), after.get(field)
         if was is None or was == is_now or (field == "chat_template" and template_given):
             continue
         raise HandoffError(
             f"stage '{stage}' changed {field}: {is_now}, expected {was} as in the model it started from",
-            hint="set chat_template on the stage that should change it" if field == "chat_template" else None,
+            hint="set chat_template where the model has none yet" if field == "chat_template" else None,
         )
 
 
@@ -95,6 +118,29 @@ def _tokenizer_hash(folder: Path) -> str | None:
         return None
     kept = {k: v for k, v in content.items() if k not in ("padding", "truncation")}
     return _hash(json.dumps(kept, sort_keys=True))
+
+
+def _vocabulary(folder: Path) -> dict[str, int]:
+    """Token -> id, of a fast tokenizer."""
+    content = _json(folder / "tokenizer.json")
+    listed = (content.get("model") or {}).get("vocab") or {}
+    plain = listed if isinstance(listed, dict) else {str(item[0]): i for i, item in enumerate(listed)}
+    return {**plain, **{str(added["content"]): int(added["id"]) for added in content.get("added_tokens") or ()}}
+
+
+def _heads(folder: Path) -> list[str]:
+    """What stands beside the language model's head: `score` of a judge of texts or steps, `value` of a critic."""
+    is_judge = task_of(folder) in ("SequenceClassification", "TokenClassification")
+    return (["score"] if is_judge else []) + (["value"] if (folder / "critic").is_dir() else [])
+
+
+def _token(value: Any) -> str | None:
+    return value.get("content") if isinstance(value, dict) else value
+
+
+def hash_of_template(text: str) -> str:
+    """As it stands in a record."""
+    return _hash(text)
 
 
 def _template_hash(folder: Path) -> str | None:

@@ -22,7 +22,7 @@ from posttrain_plugins.recipe.recipe import DataFile, External, FromStage, Objec
 from posttrain_plugins.registry import Plugin
 from posttrain_plugins.stack import adapters_in
 
-__all__ = ["HashCache", "parts_of", "sha256_of", "source_hash"]
+__all__ = ["HashCache", "parts_of", "sha256_of", "source_hash", "weights_identity"]
 
 VERSIONS = ("trl", "transformers", "peft", "torch")
 IRRELEVANT = (
@@ -155,7 +155,9 @@ def source_parts(
         reads = source.reward_plugin
         return parts | ({".source": plugin_hash(registry.find("reward", reads))} if reads else {})
     if isinstance(source, External):
-        return {"": _model_identity(source, hashes)} | {f".{k}": _text(v, hashes) for k, v in source.loading.items()}
+        found = {"": _model_identity(source, hashes)} | {f".{k}": _text(v, hashes) for k, v in source.loading.items()}
+        template = {".chat_template": _object_identity(source.template.target, hashes)} if source.template else {}
+        return found | template
     if isinstance(source, DataFile):
         identity = hashes.of_path(Path(source.path)) if source.is_local else _hub_identity("dataset", source.path)
         return {"": identity} | {f".{k}": _text(v, hashes) for k, v in source.options.items()}
@@ -170,6 +172,11 @@ def source_parts(
             parts |= {f".{name}{suffix}": value for suffix, value in found.items()}
         return parts
     return {"": source.name} if isinstance(source, Policy) else {}
+
+
+def weights_identity(path: str, hashes: HashCache, revision: str | None = None) -> str:
+    """Of a model by its folder (the hash of its files) or Hub id (the commit)."""
+    return _model_identity(External("", path, {"model_revision": revision} if revision else {}), hashes)
 
 
 def version(name: str) -> str:

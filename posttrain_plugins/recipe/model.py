@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from posttrain_plugins.recipe.document import Keys
 from posttrain_plugins.recipe.existing import existing_model
-from posttrain_plugins.recipe.recipe import FromStage, Source
+from posttrain_plugins.recipe.recipe import FromStage, Object, Source
 from posttrain_plugins.recipe.sheet import Sheet
+from posttrain_plugins.recipe.template import read_template
 from posttrain_plugins.recipe.unroll import RawStage, RawStages
 from posttrain_plugins.source import of_config
 
@@ -39,13 +40,17 @@ def read_model(sheet: Sheet, stages: RawStages) -> Model:
         return Model()
     if "use" in value:
         return _made(sheet, stages, value, path)
-    loading = {k: v for k, v in value.items() if k != "model_name_or_path"}
+    loading = {k: v for k, v in value.items() if k not in ("model_name_or_path", "chat_template")}
     _check_loading(sheet, path, loading)
     target = value.get("model_name_or_path")
     if not isinstance(target, str):
         sheet.wrong(path, "'model' needs 'model_name_or_path'", "a folder, a Hub id, or {use: pretrain, ...}")
         return Model(None, loading)
-    return Model(existing_model(sheet, "base", target, (*path, "model_name_or_path"), loading), loading)
+    found = existing_model(sheet, "base", target, (*path, "model_name_or_path"), loading)
+    if value.get("chat_template") is not None:
+        template = read_template(sheet, value["chat_template"], (*path, "chat_template"))
+        found = replace(found, template=template if isinstance(template, Object) else None)
+    return Model(found, loading)
 
 
 def _made(sheet: Sheet, stages: RawStages, value: Mapping[str, Any], path: Keys) -> Model:

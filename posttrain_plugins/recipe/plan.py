@@ -14,8 +14,9 @@ from posttrain_plugins.recipe.recipe import Recipe, StageSpec
 from posttrain_plugins.recipe.store import Artifact, Store, has_checkpoint
 from posttrain_plugins.registry import suggest
 
-__all__ = ["Plan", "PlannedStage", "plan"]
+__all__ = ["HASHES", "Plan", "PlannedStage", "plan"]
 
+HASHES = ".hashes.json"
 MAX_REASONS = 4
 
 
@@ -107,7 +108,7 @@ def plan(
         raise InputError("--until and --only contradict each other", hint="give one of them")
     forced = {id for name in force for id in _stages(recipe, name)}
     store = Store(runs_dir, recipe.name)
-    hashes = keys.HashCache(runs_dir / ".hashes.json")
+    hashes = keys.HashCache(runs_dir / HASHES)
     wanted = {id for name in only for id in _stages(recipe, name)} or _needed(recipe, until)
     if forced - wanted:
         names = ", ".join(sorted(forced - wanted))

@@ -49,11 +49,15 @@ class DataFile:
 
 @dataclass(frozen=True)
 class External:
-    """A model that exists already: a folder or a Hub id, with the fields of TRL's `ModelConfig`."""
+    """A model that exists already: a folder or a Hub id, with the fields of TRL's `ModelConfig`.
+
+    `template` is the chat template that the recipe gives it.
+    """
 
     name: str
     path: str
     loading: Mapping[str, Any] = field(default_factory=dict)
+    template: Object | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,8 @@ class StageSpec:
     """One stage: its plugin, its plain parameters, and what each reference field refers to (a list for list fields).
 
     `configs` says which parameter goes to which config class (`trl:SFTConfig`), `loading` how the recipe's models are
-    loaded, `adapter_mode` what the recipe says of a model that is an adapter, and `warnings` what the stage warns of.
+    loaded, `adapter_mode` what the recipe says of a model that is an adapter, `warnings` what the stage warns of, and
+    `reserved` which of the inputs are words of the recipe that the plugin knows nothing of.
     """
 
     id: str
@@ -118,6 +123,7 @@ class StageSpec:
     loading: Mapping[str, Any] = field(default_factory=dict)
     adapter_mode: AdapterMode | None = None
     warnings: tuple[Concern, ...] = ()
+    reserved: tuple[str, ...] = ()
 
     def sources(self) -> Iterator[tuple[str, Source]]:
         """Every source with its field; also those inside strategies, at any depth (`strategies.scorer`)."""
@@ -125,7 +131,7 @@ class StageSpec:
 
     def names(self) -> dict[str, Any]:
         """What the stage's own reference fields hold: names, as in the recipe."""
-        return {name: _name(value) for name, value in self.inputs.items()}
+        return {name: _name(value) for name, value in self.inputs.items() if name not in self.reserved}
 
     def parents(self) -> tuple[str, ...]:
         """The stages that this one needs, each once, in the order of the fields."""

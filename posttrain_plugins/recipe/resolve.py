@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,9 +52,12 @@ LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".pa
 class Resolver:
     """Resolves the inputs of a recipe's stages from the artifacts that stand so far."""
 
-    def __init__(self, recipe: Recipe, artifacts: Mapping[str, Artifact]) -> None:
+    def __init__(
+        self, recipe: Recipe, artifacts: Mapping[str, Artifact], weights_of: Callable[[str], str] | None = None
+    ) -> None:
         self.recipe = recipe
         self.artifacts = artifacts
+        self.weights_of = weights_of
         self._rewards: list[tuple[Source, ResolvedReward]] = []  # each once: it may hold a model
 
     def inputs(self, spec: StageSpec, required: Any) -> dict[str, Any]:
@@ -78,12 +81,13 @@ class Resolver:
             problem = data_head.model_problem(Path(source.path)) if Path(source.path).is_absolute() else None
             if problem:
                 raise InputError(problem, hint="save_pretrained() writes such a folder")
-            return ModelArtifact(source.name, source.path, source.loading)
+            template = _text(_object(source.template.target)) if source.template else None
+            return ModelArtifact(source.name, source.path, source.loading, chat_template=template)
         assert isinstance(source, FromStage)
         artifact = self.artifacts[source.stage]
         assert artifact.model_path is not None
         recorded = artifact.manifest["handoff"]
-        handoff.check_unchanged(source.stage, artifact.model_path, recorded)
+        handoff.check_unchanged(source.stage, artifact.model_path, recorded, self.weights_of)
         ancestors, seen = self._lineage(source.stage)
         return ModelArtifact(source.stage, str(artifact.model_path), loading, recorded, ancestors, seen)
 
@@ -285,6 +289,10 @@ def _adapter(source: Use) -> ResolvedAdapter:
     made = build(source)
     config = made if hasattr(made, "peft_type") else None
     return ResolvedAdapter(source.name, config, identity(source), getattr(made, "prepare", None), source.plugin.target)
+
+
+def _text(template: Any) -> str:
+    return template.read_text(encoding="utf-8") if isinstance(template, Path) else str(template)
 
 
 def _data_name(value: Any) -> str:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,8 +28,9 @@ from posttrain_plugins.errors import (
 )
 from posttrain_plugins.guard.guarded import figures_of
 from posttrain_plugins.recipe import document, handoff, keys
+from posttrain_plugins.recipe.border import check_border
 from posttrain_plugins.recipe.check import check
-from posttrain_plugins.recipe.plan import Plan, PlannedStage, plan
+from posttrain_plugins.recipe.plan import HASHES, Plan, PlannedStage, plan
 from posttrain_plugins.recipe.plugins import plugin_schema
 from posttrain_plugins.recipe.recipe import FromStage, Recipe, option_path
 from posttrain_plugins.recipe.resolve import Resolver
@@ -174,7 +175,7 @@ def _run_stage(
             context = _context(chosen, stage, artifacts, partial, checkpoint, observer, should_stop)
             result = _call(stage, context)
             result.metrics |= figures_of(context.inputs)
-            recorded = _handoff(stage, result, context)
+            recorded = _handoff(chosen, stage, result, context)
         except BaseException as error:
             observer.failed(stage, error)
             if not _is_worth_keeping(partial, error, is_begun):
@@ -193,8 +194,10 @@ def _context(
     observer: Observer,
     should_stop: _Flag,
 ) -> StageContext:
-    attributes = plugin_schema(stage.spec.plugin).attributes
-    inputs = Resolver(chosen.recipe, artifacts).inputs(stage.spec, attributes.get("requires_columns", {}))
+    schema = plugin_schema(stage.spec.plugin)
+    resolver = Resolver(chosen.recipe, artifacts, _weights_of(chosen))
+    inputs = resolver.inputs(stage.spec, schema.attributes.get("requires_columns", {}))
+    check_border(stage.spec, schema, inputs)
     args = next((dict(stage.spec.params[name] or {}) for name in stage.spec.configs), {})
     seed = int(args.get("seed", chosen.recipe.seed))
     reporter = _StageReporter(stage, observer)
@@ -230,10 +233,23 @@ def _place_of(cause: BaseException) -> str:
     return f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}"
 
 
-def _handoff(stage: PlannedStage, result: StageResult, context: StageContext) -> dict[str, Any]:
+def _weights_of(chosen: Plan) -> Callable[[str], str]:
+    """The identity of a model's weights, each file read once and remembered beside the runs."""
+
+    def identity(model: str) -> str:
+        hashes = keys.HashCache(chosen.store.root / HASHES)
+        found = keys.weights_identity(model, hashes)
+        hashes.save()
+        return found
+
+    return identity
+
+
+def _handoff(chosen: Plan, stage: PlannedStage, result: StageResult, context: StageContext) -> dict[str, Any]:
     if result.model_path is None:
         return {}
     recorded = handoff.record(context.folder / result.model_path, stage.spec.loading)
+    recorded["base_weights"] = _weights_of(chosen)(recorded["base"]) if recorded["base"] else None
     parent = context.inputs.get("model")
     if isinstance(parent, ModelArtifact) and stage.spec.produces == "model":  # one of ours: a foreign one has no record
         handoff.check_kept(stage.id, parent.handoff, recorded, context.inputs.get("chat_template") is not None)

@@ -8,9 +8,10 @@ from typing import Any
 from posttrain_plugins import registry
 from posttrain_plugins.recipe.adapting import check_adapters
 from posttrain_plugins.recipe.document import Keys
-from posttrain_plugins.recipe.recipe import StageSpec
+from posttrain_plugins.recipe.recipe import Input, StageSpec
 from posttrain_plugins.recipe.references import References
 from posttrain_plugins.recipe.sheet import Sheet
+from posttrain_plugins.recipe.template import read_template
 from posttrain_plugins.recipe.unroll import RawStage
 from posttrain_plugins.schema import Schema
 from posttrain_plugins.source import of_config
@@ -32,7 +33,8 @@ def read_stage(sheet: Sheet, raw: RawStage, references: References) -> StageSpec
     told = len(sheet.mistakes)
     given = {k: v for k, v in raw.body.items() if k != "use"}
     mode = _adapter_mode(sheet, raw, given, found)
-    sheet.check_keys(raw.path, given, found, f"stage '{raw.path[-1]}'", ("adapter_mode",))
+    reserved = _template(sheet, raw, given, found)
+    sheet.check_keys(raw.path, given, found, f"stage '{raw.path[-1]}'", ("adapter_mode", "chat_template"))
     values = {name: given.get(name, None if f.is_required else f.default) for name, f in found.fields.items()}
     inputs = {
         name: references.input(field, values[name], (*raw.path, name), raw.scope)
@@ -48,7 +50,9 @@ def read_stage(sheet: Sheet, raw: RawStage, references: References) -> StageSpec
     for name, target in configs.items():
         _check_args(sheet, (*raw.path, name), target, values[name])
     produces: Any = references.stages.produces[raw.id]
-    spec = StageSpec(raw.id, plugin, produces, params, inputs, configs, references.model.loading, mode)
+    loading = references.model.loading
+    inputs |= reserved
+    spec = StageSpec(raw.id, plugin, produces, params, inputs, configs, loading, mode, reserved=tuple(reserved))
     check_adapters(sheet, raw.path, spec, found)
     if len(sheet.mistakes) == told:
         sheet.check_built(plugin, given, raw.path)
@@ -65,6 +69,14 @@ def _adapter_mode(sheet: Sheet, raw: RawStage, given: dict[str, Any], found: Sch
     if mode == "stack" and given.get("adapter") is None:
         sheet.wrong((*raw.path, "adapter_mode"), "adapter_mode 'stack' needs an adapter", "adapter: {use: lora}")
     return mode  # type: ignore[no-any-return]
+
+
+def _template(sheet: Sheet, raw: RawStage, given: dict[str, Any], found: Schema) -> dict[str, Input]:
+    """Takes the reserved word `chat_template` out of what a stage that trains a model is given."""
+    trains = "model" in found.fields and any(field.config is not None for field in found.fields.values())
+    if "chat_template" in found.fields or not trains or given.get("chat_template") is None:
+        return {}
+    return {"chat_template": read_template(sheet, given.pop("chat_template"), (*raw.path, "chat_template"))}
 
 
 def _check_args(sheet: Sheet, path: Keys, target: str, value: Any) -> None:

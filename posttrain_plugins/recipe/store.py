@@ -111,6 +111,7 @@ class Store:
         """Writes the manifest last and renames; from here on the stage is done."""
         partial, final = self.partial(stage, key), self.path(stage, key)
         _relocate(partial, final)
+        manifest = _moved(manifest, str(partial), str(final))
         _write_synced(partial / "manifest.json", json.dumps(manifest, indent=1, default=str) + "\n")
         old = final.with_name(f".{final.name}.old")
         shutil.rmtree(old, ignore_errors=True)

@@ -36,6 +36,7 @@ class Distill:
     args: Annotated[dict[str, Any], ConfigOf("trl:DistillationConfig")] = field(default_factory=dict)
 
     produces: ClassVar[str] = "model"
+    shares_tokenizer: ClassVar[tuple[str, ...]] = ("teacher",)
     requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
         "dataset": (("prompt",),),
         "eval_dataset": (("prompt",),),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 from posttrain_plugins.trainers import training
-from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, ObjectRef, StageContext, StageResult
+from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, StageContext, StageResult
 
 __all__ = ["SFT"]
 
@@ -20,7 +20,6 @@ class SFT:
         dataset: `messages`, `prompt` + `completion`, or `text`.
         adapter: what is trainable; everything where it is left out.
         eval_dataset: measured once at the end, or as `args.eval_strategy` says.
-        chat_template: a Jinja file or `package.module:attr`, for a model that has none (or the wrong one).
         args: fields of `trl.SFTConfig`.
     """
 
@@ -28,7 +27,6 @@ class SFT:
     dataset: DataRef
     adapter: AdapterRef | None = None
     eval_dataset: DataRef | None = None
-    chat_template: ObjectRef | None = None
     args: Annotated[dict[str, Any], ConfigOf("trl:SFTConfig")] = field(default_factory=dict)
 
     produces: ClassVar[str] = "model"

@@ -10,7 +10,7 @@ from typing import Any
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.peft_types import ensure_registered
 from posttrain_plugins.stack import (
-    Task,
+    TASK_TYPES,
     adapter_config,
     adapters_in,
     choose_mode,
@@ -21,12 +21,6 @@ from posttrain_plugins.stack import (
 from posttrain_plugins.types import AdapterMode, ModelArtifact, StageContext
 
 __all__ = ["Start", "has_accelerator", "loading_kwargs", "start"]
-
-TASKS: Mapping[str, Task] = {
-    "CAUSAL_LM": "CausalLM",
-    "SEQ_CLS": "SequenceClassification",
-    "TOKEN_CLS": "TokenClassification",
-}
 
 
 @dataclass
@@ -86,7 +80,7 @@ def start(context: StageContext, task_type: str = "CAUSAL_LM", artifact: ModelAr
         begin.kwargs["peft_config"] = peft_config
     if mode is not None:
         _start_from_adapter(begin, mode, artifact, context, task_type)
-    template = context.inputs.get("chat_template")
+    template = context.inputs.get("chat_template") or artifact.chat_template
     if template is not None:
         begin.kwargs["processing_class"] = _with_template(begin.model, artifact, template)
     return begin
@@ -181,7 +175,7 @@ def _start_from_adapter(
     else:
         note(f"stacks a new adapter on that of '{artifact.name}'")
         begin.below = adapters_in(artifact.path)
-        begin.model = load_base(artifact.path, TASKS[task_type], whole=True, **_options(begin, context, task_type))
+        begin.model = load_base(artifact.path, TASK_TYPES[task_type], whole=True, **_options(begin, context, task_type))
     if context.args.get("use_vllm") and is_laid_around(getattr(begin.model, "base_model", begin.model)):
         raise InputError(
             f"stage '{context.stage}' has use_vllm, but vLLM cannot load the adapters below the one that it trains",
@@ -206,7 +200,7 @@ def _options(begin: Start, context: StageContext, task_type: str) -> dict[str, A
 
 def _trainable(begin: Start, artifact: ModelArtifact, context: StageContext, task_type: str) -> Any:
     """The artifact's own adapter, to train on; for another task with the head that this has and it has not."""
-    options, task = _options(begin, context, task_type), TASKS[task_type]
+    options, task = _options(begin, context, task_type), TASK_TYPES[task_type]
     if task_type == "CAUSAL_LM":
         return load_adapted(artifact.path, task, is_trainable=True, **options)
     from peft import PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict

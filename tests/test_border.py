@@ -1,0 +1,193 @@
+"""What a stage is given against what it was made for: told before weights are loaded, with both values and a fix."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import posttrain_plugins as pp
+from posttrain_plugins.errors import HandoffError, RecipeErrors
+from posttrain_plugins.recipe.handoff import hash_of_template, record
+from posttrain_plugins.recipe.template import templates
+from posttrain_plugins.tiny_world.tokenizer import CHAT_TEMPLATE
+
+TINY = "posttrain_plugins.tiny_world.tokenizer:CHAT_TEMPLATE"
+
+
+def _folder(
+    folder: Path, *, head: str = "CausalLM", tokens: int = 3, template: str | None = None, **words: Any
+) -> Path:
+    """A model as far as a check looks: its weights are one byte."""
+    folder.mkdir(parents=True)
+    config = {"architectures": [f"Qwen3For{head}"], "eos_token_id": 1, "pad_token_id": 0}
+    (folder / "config.json").write_text(json.dumps(config))
+    vocabulary = {f"t{i}": i for i in range(tokens)}
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "t1", **words}))
+    (folder / "model.safetensors").write_text("x")
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+@pytest.fixture
+def told(write_recipe: Callable[..., Path], tmp_path: Path) -> Callable[..., list[Any]]:
+    """The mistakes of a recipe on the folder `base`, or of none."""
+    (tmp_path / "demos.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
+    (tmp_path / "plain.jsonl").write_text('{"prompt": "a", "completion": "b", "text": "c"}\n')
+    (tmp_path / "other.jinja").write_text("other")
+
+    def told(stages: str, model: str = "./base") -> list[Any]:
+        try:
+            pp.validate(write_recipe(f"model: {model}\nstages:\n{stages}"))
+        except RecipeErrors as errors:
+            return errors.mistakes
+        return []
+
+    return told
+
+
+FIRST = "  sft: {use: sft, model: base, dataset: demos.jsonl, chat_template: tiny_world, args: {eos_token: t2}}\n"
+SECOND = "  dpo: {use: sft, model: sft, dataset: demos.jsonl}\n"
+
+
+@pytest.mark.parametrize(
+    ("third", "values"),
+    [
+        ("chat_template: ./other.jinja", ("chat_template", hash_of_template("other"), hash_of_template(CHAT_TEMPLATE))),
+        ("args: {chat_template_path: ./other.jinja}", ("chat_template", hash_of_template("other"), "")),
+        ("args: {eos_token: t0}", ("eos_token", "t0", "t2")),
+    ],
+)
+def test_a_third_stage_with_another_template_or_eos_is_refused(
+    told: Callable[..., list[Any]], tmp_path: Path, third: str, values: tuple[str, ...]
+) -> None:
+    _folder(tmp_path / "base")
+    (mistake,) = told(f"{FIRST}{SECOND}  third: {{use: sft, model: dpo, dataset: demos.jsonl, {third}}}\n")
+    assert mistake.line == 5
+    assert all(value in mistake.message for value in values)
+    assert mistake.message.startswith("stage 'third' sets")
+    assert mistake.hint == "remove it, or set it where 'dpo' got its own"
+
+
+def test_the_same_again_and_what_comes_from_outside_may_be_set(told: Callable[..., list[Any]], tmp_path: Path) -> None:
+    _folder(tmp_path / "base", template="its own")
+    again = f"third: {{use: sft, model: dpo, dataset: demos.jsonl, chat_template: '{TINY}', args: {{eos_token: t2}}}}"
+    assert told(f"{FIRST}{SECOND}  {again}\n") == []
+
+
+def test_another_tokenizer_is_refused(told: Callable[..., list[Any]], tmp_path: Path) -> None:
+    _folder(tmp_path / "base")
+    third = (
+        "use: pretrain, model: sft, dataset: plain.jsonl, tokenizer: 'posttrain_plugins.tiny_world.tokenizer:tokenizer'"
+    )
+    (mistake,) = told(f"{FIRST}  third: {{{third}}}\n")
+    assert "sets tokenizer to posttrain_plugins.tiny_world.tokenizer:tokenizer" in mistake.message
+    assert str(record(tmp_path / "base", {})["tokenizer"]) in mistake.message
+
+
+def test_a_reward_model_is_no_policy(told: Callable[..., list[Any]], tmp_path: Path) -> None:
+    _folder(tmp_path / "base", head="SequenceClassification", tokens=9)
+    (mistake,) = told("  s: {use: sft, model: base, dataset: plain.jsonl}\n")
+    assert "'base' is a reward model (score head on Qwen3ForSequenceClassification)" in mistake.message
+
+
+@pytest.mark.parametrize("tokens", [3, 5])
+def test_a_teacher_reads_the_same_tokens(told: Callable[..., list[Any]], tmp_path: Path, tokens: int) -> None:
+    ours, theirs = _folder(tmp_path / "base"), _folder(tmp_path / "teacher", tokens=tokens)
+    mistakes = told("  s: {use: distill, model: base, teacher: ./teacher, dataset: plain.jsonl}\n")
+    if tokens == 3:
+        assert mistakes == []
+        return
+    (mistake,) = mistakes
+    records = record(theirs, {}), record(ours, {})
+    assert all(f"{r['vocabulary']} ({r['tokens']} tokens)" in mistake.message for r in records)
+    assert "sft" in str(mistake.hint)
+
+
+def test_messages_need_a_template(told: Callable[..., list[Any]], tmp_path: Path) -> None:
+    _folder(tmp_path / "base")
+    stage = "  s: {use: sft, model: base, dataset: demos.jsonl}\n"
+    (mistake,) = told(stage)
+    assert "has messages to learn from, but 'base' has no chat template" in mistake.message
+    assert mistake.hint.startswith("chat_template: NAME")
+    assert told("  s: {use: sft, model: base, dataset: plain.jsonl}\n") == []
+    assert told(stage, "{model_name_or_path: ./base, chat_template: qwen3}") == []
+    mistake = told(stage, "{model_name_or_path: ./base, chat_template: qwen33}")[0]
+    assert (mistake.message, "qwen3" in mistake.hint) == ("no chat template is named 'qwen33'", True)
+
+
+def test_templates_have_names() -> None:
+    known = templates()
+    assert {"tiny_world", "qwen3", "llama3", "qwen3_training"} <= set(known)
+    assert "torch" not in sys.modules or all(Path(path).is_file() for path in known.values() if path != TINY)
+
+
+@pytest.fixture
+def bare(tiny_model: Path, tmp_path: Path) -> Path:
+    """The tiny model without its chat template."""
+    folder = shutil.copytree(tiny_model, tmp_path / "bare")
+    (folder / "chat_template.jinja").unlink()
+    return folder
+
+
+def test_the_recipes_template_is_recorded_and_carried_on_through_data_and_training(
+    bare: Path, tiny_data: Path, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    file = write_recipe(
+        """
+        model: {model_name_or_path: {model}, chat_template: tiny_world}
+        datasets: {d: {path: {data}/problems.jsonl, limit: 2}}
+        rewards: {any: {use: length, max_chars: 99}}
+        stages:
+          made: {use: sample, model: base, dataset: d, rewards: [any], num_generations: 1, max_tokens: 2,
+                 keep: labelled, threshold: 0.5}
+          kto: {use: kto, model: base, dataset: made, args: {max_steps: 1, per_device_train_batch_size: 2}}
+        """,
+        model=bare,
+        data=tiny_data,
+    )
+    run = pp.run(file, runs_dir=tmp_path / "runs")
+    assert AutoTokenizer.from_pretrained(run["kto"].model_path).chat_template == CHAT_TEMPLATE
+    assert run["kto"].manifest["handoff"]["chat_template"] == hash_of_template(CHAT_TEMPLATE)
+    assert run.plan["kto"].parts["model.chat_template"] == run.plan["made"].parts["model.chat_template"]
+
+
+ADAPTED = """
+model: {model}
+adapters: {first: {use: lora, r: 4}, second: {use: lora, r: 2}}
+datasets: {demos: {path: {data}/demos.jsonl, limit: 4}}
+stages:
+  sft: {use: sft, model: base, dataset: demos, adapter: first, args: {max_steps: 1, per_device_train_batch_size: 2}}
+  more: {use: sft, model: sft, dataset: demos, adapter: second, args: {max_steps: 1, per_device_train_batch_size: 2}}
+  last: {use: sft, model: more, dataset: demos, adapter: second, args: {max_steps: 1, per_device_train_batch_size: 2}}
+"""
+
+
+def test_an_adapter_whose_base_changed_is_refused_before_it_is_used(
+    tiny_model: Path, tiny_data: Path, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    file = write_recipe(ADAPTED, model=base, data=tiny_data)
+    run = pp.run(file, runs_dir=tmp_path / "runs", until="more")
+    made = run["more"].manifest["handoff"]
+    assert Path(made["base"]).is_dir(), "the merged base is where the record says"
+    assert made["base_weights"] != run["sft"].manifest["handoff"]["base_weights"]
+    weights = Path(made["base"]) / "model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    with pytest.raises(HandoffError, match="its base changed") as caught:
+        pp.run(file, runs_dir=tmp_path / "runs", only=["last"])
+    assert made["base_weights"][:16] in caught.value.message
+    shutil.rmtree(made["base"])
+    with pytest.raises(HandoffError, match="its base is gone"):
+        pp.run(file, runs_dir=tmp_path / "runs", only=["last"])

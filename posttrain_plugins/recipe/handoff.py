@@ -48,7 +48,9 @@ def record(folder: Path, loading: Mapping[str, Any]) -> dict[str, Any]:
         "architecture": (config.get("architectures") or [None])[0],
         "heads": _heads(folder),
         "quantization": {k: v for k, v in loading.items() if k.startswith(("load_in_", "bnb_", "use_bnb"))} or None,
-        "adapters": [{"type": adapter_config(one)["peft_type"], "weights": digest(one)} for one in adapters_in(folder)],
+        "adapters": [
+            {"type": adapter_config(one).get("peft_type"), "weights": digest(one)} for one in adapters_in(folder)
+        ],
         "base": str(base) if adapter else None,
     }
 

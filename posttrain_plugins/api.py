@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -19,8 +20,18 @@ from posttrain_plugins.recipe.packaged import find_recipe
 from posttrain_plugins.recipe.plan import Plan
 from posttrain_plugins.recipe.plugins import parse_call
 from posttrain_plugins.recipe.recipe import Recipe, Use
+from posttrain_plugins.recipe.resolve import Resolver
 from posttrain_plugins.recipe.run import Observer, Run
-from posttrain_plugins.types import Kind, ModelArtifact, Problem, Prompt, ResolvedStrategy, Result, SamplingParams
+from posttrain_plugins.types import (
+    Kind,
+    ModelArtifact,
+    Problem,
+    Prompt,
+    ResolvedReward,
+    ResolvedStrategy,
+    Result,
+    SamplingParams,
+)
 
 if TYPE_CHECKING:
     from posttrain_plugins.inference.backends import AnyBackend
@@ -34,6 +45,8 @@ __all__ = [
     "plan",
     "plan_evaluation",
     "resolve_strategy",
+    "reward",
+    "rows",
     "run",
     "solve",
     "validate",
@@ -124,6 +137,37 @@ def resolve_strategy(spec: Any, *, scorers: Scorers = (), runs_dir: str | Path =
     outside = Outside.with_scorers(Path(runs_dir).resolve(), scorers)
     found = outside.strategy(spec)
     return ResolvedStrategy(found.label, found.strategy, {**outside.scorers, **found.scorers}, found.models)
+
+
+def reward(spec: str | Mapping[str, Any], *, runs_dir: str | Path = "runs") -> ResolvedReward:
+    """A reward as the command line names it, with all that its fields refer to.
+
+    Args:
+        spec: `length(max_chars=20)`, `./file.py:attr`, a mapping with `use`, or `RUN:STAGE` of a reward model.
+        runs_dir: where `RUN:STAGE` is looked up.
+
+    Raises:
+        InputError: it, or what it names, is not there, or refuses its parameters.
+    """
+    return Outside(Path(runs_dir).resolve()).reward(spec)
+
+
+def rows(dataset: str, limit: int | None = None) -> list[dict[str, Any]]:
+    """The rows of a data set as the command line names it.
+
+    Args:
+        dataset: a plugin, `digit_chain(split=test, size=50)`, a file, or a Hub id.
+        limit: so many at most.
+
+    Raises:
+        RecipeErrors, InputError: there is no such data set, or it refuses its parameters.
+    """
+    stage = {"use": "sample", "dataset": dataset, "rewards": ["exact_answer"], "num_generations": 0}
+    written = {"name": "rows", "model": "none/none", "stages": {"rows": stage}}
+    checked = check(document.Document(Path("command line"), written))
+    spec = checked.stages[0]
+    (found,) = Resolver(checked, {}).inputs(replace(spec, inputs={"dataset": spec.inputs["dataset"]}), {}).values()
+    return [dict(row) for row in (found if limit is None else found.select(range(min(limit, len(found)))))]
 
 
 def backend(

@@ -55,7 +55,8 @@ ALLOWED = {
     "api": NOUNS | CORE | {"inference"},
     "serve": NOUNS | CORE | {"inference", "api"},
     "testing": NOUNS | CORE | {"inference", "api", "tiny_world"},
-    "cli": NOUNS | CORE | {"inference", "api", "catalogue", "serve", "testing", "cli", ""},
+    "auditing": NOUNS | CORE | {"inference", "testing"},
+    "cli": NOUNS | CORE | {"inference", "api", "auditing", "catalogue", "serve", "testing", "cli", ""},
     "__main__": {"cli"},
     "": {"api"},  # the package itself, lazily
 }

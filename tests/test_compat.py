@@ -155,6 +155,23 @@ def test_a_rollout_aside_leaves_no_trace(trainer: GRPOTrainer) -> None:
     assert trainer.generation_config.do_sample
 
 
+def test_an_observer_sees_what_was_scored_but_nothing_that_is_done_aside(trainer: GRPOTrainer) -> None:
+    trainer.model.train()
+    seen: list[Any] = []
+    compat.observe_rewards(trainer, lambda *scored: seen.append(scored))
+    rows = [trainer.train_dataset[i // 2] for i in range(4)]
+    trainer._generate_and_score_completions(rows)
+    ((inputs, prompts, completions, rewards),) = seen
+    assert inputs == rows
+    assert [len(x) for x in (prompts, completions)] == [4, 4]
+    assert rewards.shape == (4, len(trainer.reward_funcs))
+    with compat.aside(trainer):
+        trainer._calculate_rewards(rows, prompts, completions, [[1]] * 4)
+    assert len(seen) == 1
+    trainer._calculate_rewards(rows, prompts, completions, [[1]] * 4)
+    assert len(seen) == 2
+
+
 def test_reward_names(trainer: GRPOTrainer) -> None:
     compat.set_reward_names(trainer, ["mine"])
     trainer.model.train()

@@ -202,6 +202,7 @@ def assert_goes_on(bench: Bench, runs: Path, overrides: list[str], newest: int) 
     log, weights = outcome(runs)
     assert log == bench.log
     assert weights == bench.weights, "same losses, other weights"
+    assert rollouts(runs) == rollouts(bench.recipe.parent / "whole"), "sampled again after the kill, each once"
 
 
 def start(recipe: Path, runs: Path, overrides: list[str] | None = None) -> subprocess.Popen[str]:
@@ -231,6 +232,12 @@ def newest_complete(runs: Path) -> int:
     """The highest number of a checkpoint with its marker, 0 where there is none."""
     markers = (runs / "resume").glob(".it-*.partial/checkpoints/checkpoint-*/complete")
     return max((int(marker.parent.name.rpartition("-")[2]) for marker in markers), default=0)
+
+
+def rollouts(runs: Path) -> list[str] | None:
+    """The completions that an RL stage saved; None of a stage that samples nothing."""
+    file = runs / "resume/latest/it/rollouts.jsonl"
+    return file.read_text(encoding="utf-8").splitlines() if file.is_file() else None
 
 
 def outcome(runs: Path) -> tuple[list[dict[str, Any]], bytes]:

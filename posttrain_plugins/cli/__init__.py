@@ -4,6 +4,7 @@
 |---------------------------------------------------|----------------------------------------------------------|
 | `commands.py`                                     | the entry point, and the commands on recipes and plugins |
 | `ask.py`, `evaluate.py`, `serve.py`               | a command each                                           |
+| `rewards.py`, `reward_tables.py`                  | the commands on rewards, and what they print             |
 | `options.py`, `consoles.py`                       | what they take alike, and where they write               |
 | `runs.py`, `display.py`, `bar.py`                 | what is seen while something runs                        |
 | `tables.py`                                       | results                                                  |

@@ -16,6 +16,7 @@ from posttrain_plugins.cli.ask import ask
 from posttrain_plugins.cli.consoles import out, tell
 from posttrain_plugins.cli.evaluate import evaluate
 from posttrain_plugins.cli.options import RUNS, JsonOption, OverrideOption, RecipeArgument, RunsOption
+from posttrain_plugins.cli.rewards import rewards_app
 from posttrain_plugins.cli.runs import run_and_show, show
 from posttrain_plugins.cli.serve import serve
 from posttrain_plugins.errors import PosttrainError
@@ -37,6 +38,7 @@ plugins_app = typer.Typer(
     help="The installed plugins: rewards, adapters, strategies, data sets, stages.", no_args_is_help=True
 )
 app.add_typer(plugins_app, name="plugins")
+app.add_typer(rewards_app, name="rewards")
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "aside",
     "checkpointed_layers",
     "drop_metric",
+    "gathered",
     "generation_period",
     "hide_from_vllm",
     "in_force",
@@ -27,6 +28,7 @@ __all__ = [
     "model_path",
     "no_dropout",
     "observe_losses",
+    "observe_rewards",
     "recomputed_with",
     "rollout_greedily",
     "set_reward_names",
@@ -110,15 +112,42 @@ def drop_metric(trainer: Any, name: str) -> None:
     trainer._metrics["train" if trainer.model.training else "eval"].pop(name, None)
 
 
+def observe_rewards(trainer: Any, sink: Callable[[Any, Any, Any, Any], None]) -> None:
+    """Calls `sink(inputs, prompts, completions, rewards)` with every rollout that is scored, where a trainer does.
+
+    The first three are this process's (B), `rewards` a tensor (N, F) of all processes, in the order of the processes.
+    """
+    calculate = getattr(trainer, "_calculate_rewards", None)
+    if calculate is None:
+        return
+
+    def observed(inputs: Any, prompts: Any, completions: Any, *args: Any) -> Any:
+        rewards = calculate(inputs, prompts, completions, *args)
+        sink(inputs, prompts, completions, rewards)
+        return rewards
+
+    trainer._calculate_rewards = observed
+
+
+def gathered(rows: list[Any]) -> list[Any]:
+    """The rows of all processes, in their order."""
+    from accelerate.utils import gather_object
+
+    return list(gather_object(rows))
+
+
 @contextlib.contextmanager
 def aside(trainer: Any) -> Iterator[None]:
-    """Within, a second rollout leaves no trace in metrics, token counter and completion logs."""
+    """Within, a second rollout leaves no trace in metrics, token counter and logs, and no observer sees its rewards."""
     mode = "train" if trainer.model.training else "eval"
     kept, seen = trainer._metrics[mode], trainer.state.num_input_tokens_seen
     trainer._metrics[mode] = defaultdict(list)
+    observed = trainer.__dict__.pop("_calculate_rewards", None)
     try:
         yield
     finally:
+        if observed is not None:
+            trainer._calculate_rewards = observed
         trainer._metrics[mode], trainer.state.num_input_tokens_seen = kept, seen
         trainer._pending_extra_logs.clear()
         trainer._pending_metrics.clear()

@@ -19,7 +19,7 @@ from posttrain_plugins.errors import InputError, Interrupted
 from posttrain_plugins.fitting import check_fits
 from posttrain_plugins.stack import copy_below
 from posttrain_plugins.text import fingerprint, to_text
-from posttrain_plugins.trainers import compat
+from posttrain_plugins.trainers import compat, saved_rollouts
 from posttrain_plugins.trainers.start import has_accelerator, start
 from posttrain_plugins.trainers.watch import follow
 from posttrain_plugins.types import ModelArtifact, ResolvedReward, StageContext, StageResult
@@ -90,6 +90,7 @@ def train(
     begin.set_up(trainer)
     if reward_names:
         compat.set_reward_names(trainer, reward_names)
+        saved_rollouts.save(context, trainer)
     seconds = _fit(context, trainer)
     folder = context.folder / "model"
     trainer.save_model(str(folder))

@@ -1,0 +1,56 @@
+"""An audit, drawn: the trained reward above, the independent one below, over the same steps.
+
+Needs matplotlib (`pip install 'posttrain-plugins[plot]'`). Two panels and two scales: the two are no common unit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from posttrain_plugins.auditing.audit import Audit
+from posttrain_plugins.inference.figures import Interval
+
+__all__ = ["draw"]
+
+
+def draw(found: Audit, path: Path, title: str) -> list[Path]:
+    """Draws an audit.
+
+    Args:
+        found: what to draw.
+        path: where to, without a suffix.
+        title: above both panels.
+
+    Returns:
+        The files, `.svg` and `.png`.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context({"svg.hashsalt": "posttrain", "svg.fonttype": "none", "font.size": 9}):
+        figure = Figure(figsize=(6.4, 5.0), layout="constrained")
+        above, below = figure.subplots(2, 1, sharex=True)
+        middles = [(part.first + part.last) / 2 for part in found.parts]
+        _panel(above, middles, [part.trained for part in found.parts], f"trained: {found.trained}", "C0")
+        _panel(below, middles, [part.independent for part in found.parts], f"independent: {found.independent}", "C1")
+        below.set_xlabel("optimizer step")
+        figure.suptitle(f"{title}: '{found.independent}' {found.verdict}", fontsize=10)
+        files = [path.with_name(f"{path.name}{suffix}") for suffix in (".svg", ".png")]
+        figure.savefig(files[0], metadata={"Date": None})
+        figure.savefig(files[1], dpi=150)
+    return files
+
+
+def _panel(axes: object, steps: list[float], values: list[Interval], label: str, colour: str) -> None:
+    from matplotlib.axes import Axes
+
+    assert isinstance(axes, Axes)
+    axes.fill_between(steps, [v.low for v in values], [v.high for v in values], color=colour, alpha=0.2, linewidth=0)
+    axes.plot(steps, [v.mean for v in values], color=colour, marker="o", markersize=3)
+    axes.set_ylabel("mean reward, 95 %")
+    axes.set_title(label, fontsize=9, loc="left")
+    axes.grid(alpha=0.3)

@@ -1,0 +1,80 @@
+"""A reward called on rows `{prompt, completion, ...columns}`, in pieces, so that long work shows how far it is."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from posttrain_plugins.errors import InputError, PluginBroken
+from posttrain_plugins.types import ResolvedReward
+
+__all__ = ["CHUNK", "check_columns", "scores_of"]
+
+CHUNK = 64
+OURS = ("prompt", "completion", "rewards", "weighted_reward", "global_step")
+
+Row: TypeAlias = Mapping[str, Any]
+Tell: TypeAlias = Callable[[int, int | None, str, Mapping[str, float]], None]
+
+
+def scores_of(
+    reward: ResolvedReward, rows: Sequence[Row], tell: Tell = lambda done, total, unit, figures: None
+) -> list[float | None]:
+    """What a reward says of each row; None where it cannot judge.
+
+    Args:
+        reward: any reward, also an async one.
+        rows: with `prompt`, `completion`, and the columns that it needs.
+        tell: is called with how many are done, of how many, of what, and further figures.
+
+    Raises:
+        InputError: a column that it needs is missing.
+        PluginBroken: it raises, or does not give one float or None per completion.
+    """
+    check_columns(reward, rows)
+    scores: list[float | None] = []
+    for start in range(0, len(rows), CHUNK):
+        scores += _call(reward, rows[start : start + CHUNK])
+        tell(len(scores), len(rows), "completion", {})
+    return scores
+
+
+def check_columns(reward: ResolvedReward, rows: Sequence[Row]) -> None:
+    """Before anything is scored.
+
+    Raises:
+        InputError: names the columns that are missing and those that are there.
+    """
+    there = {name for row in rows for name in row}
+    missing = [name for name in getattr(reward.func, "requires_columns", ()) if name not in there]
+    if missing and rows:
+        found = ", ".join(sorted(there - set(OURS))) or "none"
+        raise InputError(
+            f"reward '{reward.name}' needs the column '{missing[0]}', the rows have {found}",
+            hint="keep that column in the data set that the stage trains on",
+        )
+
+
+def _call(reward: ResolvedReward, rows: Sequence[Row]) -> list[float | None]:
+    names = dict.fromkeys(name for row in rows for name in row if name not in OURS)
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    texts = {f"{name}s": [row[name] for row in rows] for name in ("prompt", "completion")}
+    try:
+        found = reward.func(**{**columns, **texts})
+        values = asyncio.run(_awaited(found)) if inspect.isawaitable(found) else found
+        scores = [None if value is None or math.isnan(value) else float(value) for value in values]
+    except Exception as cause:  # the plugin boundary
+        raise PluginBroken(
+            f"reward '{reward.name}' failed: {type(cause).__name__}: {cause}",
+            hint=f"posttrain rewards stress {reward.name!r} tries it on odd completions one by one",
+        ) from cause
+    if len(scores) != len(rows):
+        raise PluginBroken(f"reward '{reward.name}' gave {len(scores)} scores, expected one for each of {len(rows)}")
+    return scores
+
+
+async def _awaited(found: Any) -> Any:
+    return await found

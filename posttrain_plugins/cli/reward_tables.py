@@ -1,0 +1,88 @@
+"""Tables of `posttrain rewards`: what a reward said of odd and of saved completions, and how two rewards went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from posttrain_plugins.auditing.audit import Audit
+from posttrain_plugins.auditing.trial import Tried
+from posttrain_plugins.inference.figures import Interval
+
+__all__ = ["audit_table", "replay_table", "trial_table"]
+
+SHOWN_CHARS = 60
+
+
+def trial_table(rows: Sequence[Tried], title: str) -> Table:
+    """One row a completion; what is wrong stands last, in red."""
+    table = _table(title)
+    has_names = any(tried.name for tried in rows)
+    for name in ("what", "completion") if has_names else ("completion",):
+        table.add_column(name, overflow="fold")
+    for name in ("score", "expected", "ms"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for tried in rows:
+        lead = [tried.name] if has_names else []
+        verdict = Text(tried.problem, style="red") if tried.problem else Text("ok", style="green")
+        shown = (_number(tried.score), _number(tried.expected), f"{1000 * tried.seconds:.1f}")
+        table.add_row(*lead, Text(_short(tried.completion)), *shown, verdict)
+    problems = sum(bool(tried.problem) for tried in rows)
+    table.caption = f"{len(rows) - problems} of {len(rows)} as they should be"
+    return table
+
+
+def replay_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One row a stage and reward."""
+    table = _table("saved completions, scored again")
+    table.add_column("rollouts")
+    table.add_column("reward")
+    for name in ("completions", "judged", "mean", "mean as saved", "changed"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        changed = "" if row["changed"] is None else str(row["changed"])
+        counts = (str(row["completions"]), str(row["judged"]))
+        before = "" if row["saved_mean"] is None else _number(row["saved_mean"])
+        table.add_row(row["run"], row["reward"], *counts, _number(row["mean"]), before, changed)
+    return table
+
+
+def audit_table(found: Audit, name: str) -> Table:
+    """One row a part of training, then what changed from the first to the last."""
+    table = _table(f"{name}: '{found.independent}' against '{found.trained}'")
+    for column in ("steps", "completions", f"trained: {found.trained}", f"independent: {found.independent}"):
+        table.add_column(column, justify="right")
+    table.add_column("rank correlation", justify="right")
+    for part in found.parts:
+        agreement = "" if part.agreement != part.agreement else f"{part.agreement:.2f}"
+        figures = (_interval(part.trained), _interval(part.independent), agreement)
+        table.add_row(f"{part.first} to {part.last}", str(part.completions), *figures)
+    table.add_section()
+    table.add_row("change", "", _interval(found.trained_change), _interval(found.independent_change), "", style="bold")
+    table.caption = (
+        f"The independent reward: {found.verdict}. Means with 95 % intervals over completions. This tells what has "
+        "happened; it is no early warning."
+    )
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", header_style="bold", caption_justify="left")
+
+
+def _interval(value: Interval) -> str:
+    return f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"
+
+
+def _number(value: float | str | None) -> str:
+    return "none" if value is None else value if isinstance(value, str) else f"{value:.3g}"
+
+
+def _short(text: str) -> str:
+    """On one line, control characters visible, the middle left out."""
+    shown = repr(text)[1:-1]
+    return shown if len(shown) <= SHOWN_CHARS else f"{shown[: SHOWN_CHARS - 24]} ... ({len(text)} characters)"

@@ -1,0 +1,66 @@
+"""What an RL stage sampled and what each reward said of it, one JSON line a completion, as it trains. No paper.
+
+`rollouts.jsonl` is a data set: `prompt`, `completion`, `rewards` by name, `weighted_reward`, their sum by weight, the
+columns of the row that the prompt came from, and `global_step`, the optimizer steps done when it was sampled. So it can
+be scored again without a model (`posttrain rewards replay`), audited (`posttrain rewards audit`), or kept from and
+trained on (stage `sample`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+from posttrain_plugins.trainers import compat
+from posttrain_plugins.types import StageContext
+
+__all__ = ["ROLLOUTS", "save"]
+
+ROLLOUTS = "rollouts.jsonl"
+
+
+def save(context: StageContext, trainer: Any) -> None:
+    """Lets a trainer that samples write `rollouts.jsonl` below the stage's folder; evaluations are not written.
+
+    Where a stage goes on from a checkpoint, what was sampled after it is written anew.
+    """
+    file = context.folder / ROLLOUTS
+    _forget_after(file, context.resume_from)
+
+    def write(rows: Sequence[Mapping[str, Any]], prompts: Any, completions: Any, rewards: Any) -> None:
+        if not trainer.model.training:
+            return
+        names, step = trainer.reward_func_names, trainer.state.global_step
+        own = compat.gathered([_row(*item, step) for item in zip(rows, prompts, completions, strict=True)])
+        if trainer.accelerator.is_main_process:
+            weights = trainer.reward_weights.tolist()
+            with file.open("a", encoding="utf-8") as lines:
+                for row, values in zip(own, rewards.tolist(), strict=True):
+                    whole = {**row, **_scores(names, weights, values)}
+                    lines.write(json.dumps(whole, ensure_ascii=False, default=str) + "\n")
+
+    compat.observe_rewards(trainer, write)
+
+
+def _row(columns: Mapping[str, Any], prompt: Any, completion: Any, step: int) -> dict[str, Any]:
+    return {**columns, "global_step": step, "prompt": prompt, "completion": completion}
+
+
+def _scores(names: Sequence[str], weights: Sequence[float], values: Sequence[float]) -> dict[str, Any]:
+    """NaN is how TRL's tensor holds the None of a reward that cannot judge; the sum passes it over, as TRL's does."""
+    known = [weight * value for weight, value in zip(weights, values, strict=True) if not isnan(value)]
+    scores = {name: None if isnan(value) else value for name, value in zip(names, values, strict=True)}
+    return {"rewards": scores, "weighted_reward": sum(known) if known else None}
+
+
+def _forget_after(file: Path, checkpoint: Path | None) -> None:
+    """Keeps the lines of the steps that the checkpoint holds, none where there is no checkpoint."""
+    if not file.is_file():
+        return
+    done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    lines = file.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if line.endswith("}") and json.loads(line)["global_step"] < done]
+    file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

@@ -40,6 +40,7 @@ def of_object(plugin: Any) -> Schema:
             "columns",
             "bounds",
             "oracle",
+            "outputs",
             "holds_model",
             "params_of",
         )

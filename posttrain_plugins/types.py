@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeAlias, runtime_checkab
 
 __all__ = [
     "CHECKPOINT_MARKER",
+    "EXPORT_MARKER",
     "KINDS",
     "Adapter",
     "AdapterMode",
@@ -65,6 +66,9 @@ __all__ = [
 
 CHECKPOINT_MARKER = "complete"
 """The file that a checkpoint gets after everything else; the store goes on from no checkpoint without it."""
+
+EXPORT_MARKER = "posttrain_export.json"
+"""The file in a folder outside the store that says which artifact it is."""
 
 Kind: TypeAlias = Literal["reward", "adapter", "strategy", "dataset", "stage"]
 KINDS: tuple[Kind, ...] = ("reward", "adapter", "strategy", "dataset", "stage")

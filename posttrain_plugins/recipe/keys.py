@@ -133,7 +133,9 @@ def parts_of(spec: StageSpec, seed: int, stage_keys: Mapping[str, str], hashes: 
     if spec.adapter_mode is not None:
         parts["adapter_mode"] = spec.adapter_mode
     for name, value in spec.params.items():
-        if name in spec.configs:
+        if name in spec.outputs:
+            parts[name] = str(value)  # not what stands there: the stage itself put it there
+        elif name in spec.configs:
             parts |= {f"{name}.{k}": _text(v, hashes) for k, v in _relevant(value or {}).items()}
         else:
             parts[name] = _text(value, hashes)

@@ -73,7 +73,7 @@ class Outside:
         if artifact.manifest.get("makes") == "reward":
             message = f"stage '{stage}' of run '{run}' makes a reward, expected a model"
             raise InputError(message, hint=f"use it as a scorer: scorer='{model}'")
-        return ModelArtifact(model, str(artifact.model_path), dict(artifact.manifest.get("loading", {})))
+        return ModelArtifact(model, str(artifact.model_path), _loading(artifact))
 
     def _made(self, name: str) -> Artifact | None:
         """The artifact of `RUN:STAGE`, None for a name without a colon."""
@@ -214,6 +214,14 @@ def _name_and_parameters(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, 
         return parse_call(spec)
     params = dict(spec)
     return str(params.pop("use", "")), params
+
+
+def _loading(artifact: Artifact) -> dict[str, Any]:
+    """As in its recipe; but what was merged or exported is loaded as it was saved."""
+    loading = dict(artifact.manifest.get("loading", {}))
+    if artifact.manifest.get("handoff", {}).get("quantization"):
+        return loading
+    return {name: value for name, value in loading.items() if not name.startswith(("load_in_", "bnb_", "use_bnb"))}
 
 
 def _reward_plugin(artifact: Artifact) -> str:

@@ -110,8 +110,9 @@ class StageSpec:
     """One stage: its plugin, its plain parameters, and what each reference field refers to (a list for list fields).
 
     `configs` says which parameter goes to which config class (`trl:SFTConfig`), `loading` how the recipe's models are
-    loaded, `adapter_mode` what the recipe says of a model that is an adapter, `warnings` what the stage warns of, and
-    `reserved` which of the inputs are words of the recipe that the plugin knows nothing of.
+    loaded, `adapter_mode` what the recipe says of a model that is an adapter, `warnings` what the stage warns of,
+    `reserved` which of the inputs are words of the recipe that the plugin knows nothing of; `outputs` are the parameters
+    that say where it writes.
     """
 
     id: str
@@ -124,6 +125,7 @@ class StageSpec:
     adapter_mode: AdapterMode | None = None
     warnings: tuple[Concern, ...] = ()
     reserved: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
 
     def sources(self) -> Iterator[tuple[str, Source]]:
         """Every source with its field; also those inside strategies, at any depth (`strategies.scorer`)."""

@@ -52,7 +52,10 @@ def read_stage(sheet: Sheet, raw: RawStage, references: References) -> StageSpec
     produces: Any = references.stages.produces[raw.id]
     loading = references.model.loading
     inputs |= reserved
-    spec = StageSpec(raw.id, plugin, produces, params, inputs, configs, loading, mode, reserved=tuple(reserved))
+    outputs = tuple(found.attributes.get("outputs", ()))
+    spec = StageSpec(
+        raw.id, plugin, produces, params, inputs, configs, loading, mode, reserved=tuple(reserved), outputs=outputs
+    )
     check_adapters(sheet, raw.path, spec, found)
     if len(sheet.mistakes) == told:
         sheet.check_built(plugin, given, raw.path)

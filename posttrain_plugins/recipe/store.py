@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import InputError, StageFailed
-from posttrain_plugins.types import CHECKPOINT_MARKER
+from posttrain_plugins.types import CHECKPOINT_MARKER, EXPORT_MARKER
 
 __all__ = ["Artifact", "Store", "newest_checkpoint"]
 
@@ -93,7 +93,7 @@ class Store:
         elsewhere = sorted(self.root.glob(f"*/[!.]*-{key[:12]}")) if self.root.is_dir() else []
         for folder in (own, *elsewhere):
             artifact = _read(folder)
-            if artifact is not None and artifact.manifest["key"] == key:
+            if artifact is not None and artifact.manifest["key"] == key and _stands(artifact):
                 return artifact
         return None
 
@@ -185,6 +185,18 @@ def _read(folder: Path) -> Artifact | None:
     except (OSError, ValueError):
         return None
     return Artifact(folder.resolve(), manifest)
+
+
+def _stands(artifact: Artifact) -> bool:
+    """What a stage wrote outside the store may be gone, or be another's by now."""
+    path = artifact.model_path
+    if path is None or path.is_relative_to(artifact.folder):
+        return True
+    try:
+        marker = json.loads((path / EXPORT_MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(marker["made_by"] == f"{artifact.folder.parent.name}/{artifact.folder.name}")
 
 
 def _relocate(partial: Path, final: Path) -> None:

@@ -18,9 +18,10 @@ from posttrain_plugins.stack import (
     load_adapted,
     load_base,
 )
+from posttrain_plugins.trainers.merging import merged
 from posttrain_plugins.types import AdapterMode, ModelArtifact, StageContext
 
-__all__ = ["Start", "has_accelerator", "loading_kwargs", "start"]
+__all__ = ["Start", "has_accelerator", "loading_kwargs", "start", "trained_with"]
 
 
 @dataclass
@@ -90,6 +91,11 @@ def loading_kwargs(loading: Mapping[str, Any]) -> dict[str, Any]:
     """What `from_pretrained` takes for TRL `ModelConfig`'s fields: dtype, attention, revision, quantization."""
     quantization = _quantization(loading)
     return {**_init_kwargs(loading), **({} if quantization is None else {"quantization_config": quantization})}
+
+
+def trained_with(loading: Mapping[str, Any]) -> dict[str, Any]:
+    """The same as TRL's trainers have it: float32 unless a dtype is given."""
+    return {"dtype": "float32", **loading_kwargs(loading)}
 
 
 def has_accelerator() -> bool:
@@ -163,7 +169,8 @@ def _start_from_adapter(
     if mode == "merge":
         again = " (dequantized; what is loaded is quantized again)" if "quantization_config" in begin.kwargs else ""
         note(f"merges the adapter of '{artifact.name}' into its base first{again}")
-        begin.model = str(_merged(artifact, context.folder / "merged"))
+        options = trained_with(artifact.loading)
+        begin.model = str(merged(artifact.path, context.folder / "merged", options))
         return
     begin.kwargs["processing_class"] = _tokenizer(artifact.path)  # TRL would take the base's, and its template
     if mode == "continue":
@@ -210,27 +217,6 @@ def _trainable(begin: Start, artifact: ModelArtifact, context: StageContext, tas
     model = get_peft_model(load_base(artifact.path, task, **options), config)
     set_peft_model_state_dict(model, load_peft_weights(artifact.path, device="cpu"))
     return model
-
-
-def _merged(artifact: ModelArtifact, folder: Path) -> Path:
-    """The adapters merged into their base, saved for TRL to load; made once, by one rename."""
-    if folder.is_dir():
-        return folder
-    from transformers import AutoTokenizer
-
-    scratch = folder.with_name("merged.tmp")
-    options = {"dtype": "float32", **loading_kwargs(artifact.loading)}
-    model = load_base(artifact.path, whole=True, plain=True, **options)
-    if is_laid_around(model):
-        types = ", ".join(str(adapter_config(one)["peft_type"]) for one in adapters_in(artifact.path))
-        raise InputError(
-            f"the adapter of '{artifact.name}' cannot be merged into its base ({types})",
-            hint="adapter_mode: stack, or go on with the same adapter",
-        )
-    model.save_pretrained(str(scratch))
-    AutoTokenizer.from_pretrained(artifact.path).save_pretrained(str(scratch))
-    scratch.rename(folder)
-    return folder
 
 
 def _tokenizer(path: str) -> Any:

@@ -1,0 +1,62 @@
+"""Adapters merged into their base by PEFT's `merge_and_unload`; a quantized base is dequantized first.
+
+What that changed is measured on a few prompts, as the difference of logits. No paper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.inference.chat import render
+from posttrain_plugins.trainers import merging
+from posttrain_plugins.trainers.start import trained_with
+from posttrain_plugins.types import DataRef, ModelArtifact, ModelRef, StageContext, StageResult
+
+__all__ = ["Merge"]
+
+
+@dataclass
+class Merge:
+    """Merges a model's adapters into its base: a plain full model, with tokenizer, template and generation config.
+
+    In a recipe whose `model` says `load_in_4bit`, later stages load the result in 4 bits again; outside the recipe it
+    is loaded as it was saved.
+
+    Args:
+        model: an adapter, or a stack of them.
+        dataset: prompts on which the logits before and after are compared; random tokens where it is left out.
+        num_prompts: how many of them.
+        dtype: of the merged weights; by default that of the recipe's `model`, else float32.
+    """
+
+    model: ModelRef
+    dataset: DataRef | None = None
+    num_prompts: int = 8
+    dtype: str | None = None
+
+    produces: ClassVar[str] = "model"
+    merges: ClassVar[bool] = True
+    requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"dataset": (("prompt",),)}
+
+    def __call__(self, context: StageContext) -> StageResult:
+        artifact: ModelArtifact = context.inputs["model"]
+        if not artifact.is_adapter:
+            raise InputError(
+                f"stage '{context.stage}' has nothing to merge: '{artifact.name}' is no adapter",
+                hint="use the model itself, or {use: export} to write it elsewhere",
+            )
+        merging.check_mergeable(artifact.name, artifact.path)
+        tokenizer = merging.tokenizer_of(artifact.path)
+        ids = self._prompts(context, tokenizer)
+        plain = merging.load_plain(artifact.path, trained_with(artifact.loading), dtype=self.dtype, ids=ids)
+        folder = context.folder / "model"
+        merging.save_plain(plain.model, tokenizer, folder)
+        return StageResult(metrics=plain.metrics, model_path=folder, handoff={"quantization": None})
+
+    def _prompts(self, context: StageContext, tokenizer: Any) -> list[list[int]]:
+        dataset = context.inputs.get("dataset")
+        if dataset is None:
+            return merging.random_ids(tokenizer, self.num_prompts, context.seed)
+        return [render(tokenizer, prompt) for prompt in dataset["prompt"][: self.num_prompts]]

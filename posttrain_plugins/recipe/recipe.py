@@ -111,8 +111,8 @@ class StageSpec:
 
     `configs` says which parameter goes to which config class (`trl:SFTConfig`), `loading` how the recipe's models are
     loaded, `adapter_mode` what the recipe says of a model that is an adapter, `warnings` what the stage warns of,
-    `reserved` which of the inputs are words of the recipe that the plugin knows nothing of; `outputs` are the parameters
-    that say where it writes.
+    `reserved` which of the inputs are words of the recipe that the plugin knows nothing of, and `outputs` which
+    parameters say where it writes.
     """
 
     id: str

@@ -32,9 +32,7 @@ def critic_as_classifier(artifact: ModelArtifact, options: Mapping[str, Any], dt
 
     folder = Path(artifact.path) / "critic"
     if not (folder / "critic.json").is_file():
-        raise InputError(
-            f"'{artifact.name}' has no critic in {folder}", hint="export a ppo stage's model"
-        )
+        raise InputError(f"'{artifact.name}' has no critic in {folder}", hint="export a ppo stage's model")
     kind = json.loads((folder / "critic.json").read_text(encoding="utf-8"))["kind"]
     body = _body(artifact.path, folder, kind, options)
     body.config.num_labels = 1

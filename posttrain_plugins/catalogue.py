@@ -9,23 +9,37 @@ from posttrain_plugins import registry
 from posttrain_plugins.errors import InputError, PluginBroken, PluginNotFound
 from posttrain_plugins.recipe.keys import module_file
 from posttrain_plugins.recipe.plugins import plugin_schema
+from posttrain_plugins.recipe.references import is_list
 from posttrain_plugins.registry import Plugin
-from posttrain_plugins.schema import type_name
+from posttrain_plugins.schema import Field, type_name
 from posttrain_plugins.signature import reward_columns
 from posttrain_plugins.types import KINDS, Kind
 
-__all__ = ["listing", "show"]
+__all__ = ["chosen", "listing", "show"]
 
 
 def listing(kind: str | None = None) -> list[dict[str, str]]:
-    """One row a plugin: kind, name, distribution, version, target, status (`ok` or `broken`), cause, summary.
+    """One row a plugin: kind, name, distribution, version, target, status, cause, summary.
+
+    The status is `ok`, `broken` (it cannot be imported), or `conflict` (another package gives the same name).
 
     Our own are described from their source; a stranger's module is imported, because only that tells whether it works.
 
     Raises:
         InputError: no such kind.
     """
-    return [_row(plugin) for wanted in _kinds(kind) for plugin in registry.installed(wanted)]
+    return [_told(plugin) for wanted in _kinds(kind) for plugin in registry.installed(wanted)]
+
+
+def chosen(name: str | None, kind: str | None = None) -> list[Plugin]:
+    """The plugin of that name, or every installed one.
+
+    Raises:
+        PluginNotFound: nothing has that name.
+    """
+    if name is not None:
+        return [_find(name, kind)]
+    return [plugin for wanted in _kinds(kind) for plugin in registry.installed(wanted)]
 
 
 def show(name: str, kind: str | None = None) -> dict[str, Any]:
@@ -46,15 +60,26 @@ def show(name: str, kind: str | None = None) -> dict[str, Any]:
         "parameters": [
             {
                 "name": field.name,
-                "type": type_name(field.type),
+                "type": _type(field),
                 "default": None if field.is_required else field.default,
                 "required": field.is_required,
             }
             for field in found.fields.values()
         ],
         "columns": columns if not isinstance(columns, property) else None,
+        "produces": found.attributes.get("produces") if plugin.kind == "stage" else None,
         "source": str(plugin.file or module_file(plugin.target.partition(":")[0])),
     }
+
+
+def _type(field: Field) -> str:
+    """Its type; for a reference what it names, for options whose they are."""
+    if field.config is not None:
+        return f"options of {field.config.target}"
+    if field.ref is None:
+        return type_name(field.type)
+    kind = field.ref.kind
+    return f"list of {registry.PLURAL.get(kind, kind + 's')}" if is_list(field.type) else kind
 
 
 def _kinds(kind: str | None) -> tuple[Kind, ...]:
@@ -75,6 +100,16 @@ def _find(name: str, kind: str | None) -> Plugin:
             misses.append(miss)
     near = registry.suggest(name, [p.name for wanted in _kinds(kind) for p in registry.installed(wanted)])
     raise PluginNotFound(f"no plugin '{name}'", hint=near or "posttrain plugins list")
+
+
+def _told(plugin: Plugin) -> dict[str, str]:
+    """A row that also tells who else gives the name."""
+    row = _row(plugin)
+    others = [p for p in registry.installed(plugin.kind) if p.name == plugin.name and p != plugin]
+    if not others or row["status"] != "ok":
+        return row
+    cause = f"also given by {others[0].distribution}: write {plugin.distribution}:{plugin.name}"
+    return {**row, "status": "conflict", "cause": cause}
 
 
 def _row(plugin: Plugin) -> dict[str, str]:

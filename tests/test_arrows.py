@@ -54,9 +54,11 @@ ALLOWED = {
     "stages": NOUNS | TEST_TIME,
     "api": NOUNS | CORE | {"inference"},
     "serve": NOUNS | CORE | {"inference", "api"},
+    "scaffold": NOUNS | CORE,
+    "templates": {"types", "errors", "text", "answers", "testing"},
     "testing": NOUNS | CORE | {"inference", "api", "tiny_world"},
     "auditing": NOUNS | CORE | {"inference", "testing"},
-    "cli": NOUNS | CORE | {"inference", "api", "auditing", "catalogue", "serve", "testing", "cli", ""},
+    "cli": NOUNS | CORE | {"inference", "api", "auditing", "catalogue", "scaffold", "serve", "testing", "cli", ""},
     "__main__": {"cli"},
     "": {"api"},  # the package itself, lazily
 }

@@ -2,8 +2,9 @@
 
 | module                                            | holds                                                    |
 |---------------------------------------------------|----------------------------------------------------------|
-| `commands.py`                                     | the entry point, and the commands on recipes and plugins |
+| `commands.py`                                     | the entry point, and the commands on recipes             |
 | `ask.py`, `evaluate.py`, `serve.py`               | a command each                                           |
+| `plugins.py`                                      | the commands on plugins                                  |
 | `rewards.py`, `reward_tables.py`                  | the commands on rewards, and what they print             |
 | `options.py`, `consoles.py`                       | what they take alike, and where they write               |
 | `runs.py`, `display.py`, `bar.py`                 | what is seen while something runs                        |

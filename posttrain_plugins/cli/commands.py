@@ -16,6 +16,7 @@ from posttrain_plugins.cli.ask import ask
 from posttrain_plugins.cli.consoles import out, tell
 from posttrain_plugins.cli.evaluate import evaluate
 from posttrain_plugins.cli.options import RUNS, JsonOption, OverrideOption, RecipeArgument, RunsOption
+from posttrain_plugins.cli.plugins import plugins_app
 from posttrain_plugins.cli.rewards import rewards_app
 from posttrain_plugins.cli.runs import run_and_show, show
 from posttrain_plugins.cli.serve import serve
@@ -33,9 +34,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
-)
-plugins_app = typer.Typer(
-    help="The installed plugins: rewards, adapters, strategies, data sets, stages.", no_args_is_help=True
 )
 app.add_typer(plugins_app, name="plugins")
 app.add_typer(rewards_app, name="rewards")
@@ -151,46 +149,3 @@ def report(
 app.command()(evaluate)
 app.command()(ask)
 app.command()(serve)
-
-
-@plugins_app.command("list")
-def plugins_list(
-    kind: Annotated[str | None, typer.Option(help="reward, adapter, strategy, dataset or stage.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """List every plugin with its package and version; a broken one with its cause.
-
-    `posttrain plugins list --kind strategy`
-    """
-    from posttrain_plugins import catalogue
-
-    rows = catalogue.listing(kind)
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    from posttrain_plugins.cli.tables import plugin_table
-
-    out().print(plugin_table(rows))
-
-
-@plugins_app.command("show")
-def plugins_show(
-    name: Annotated[
-        str, typer.Argument(help="A plugin's name, `distribution:name`, `module:attr` or `./file.py:attr`.")
-    ],
-    kind: Annotated[str | None, typer.Option(help="Where several kinds have that name.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Show one plugin: what it does, its parameters with types and defaults, needed columns, and where it lives.
-
-    `posttrain plugins show best_of_n`
-    """
-    from posttrain_plugins import catalogue
-
-    found = catalogue.show(name, kind)
-    if as_json:
-        print(json.dumps(found, indent=1, default=str))
-        return
-    from posttrain_plugins.cli.tables import print_plugin
-
-    print_plugin(out(), found)

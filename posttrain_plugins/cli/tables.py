@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -174,12 +175,41 @@ def warnings_of(plan: Plan) -> list[str]:
 def plugin_table(rows: Sequence[Mapping[str, str]]) -> Table:
     """One row a plugin; a broken one with its cause."""
     table = Table(header_style="bold")
-    for name in ("kind", "name", "distribution", "version", "what"):
+    for name in ("kind", "name", "distribution", "version", "status", "what"):
         table.add_column(name, overflow="fold")
     for row in rows:
-        what = Text(row["cause"], style="red") if row["status"] != "ok" else Text(row["summary"])
-        table.add_row(row["kind"], row["name"], row["distribution"], row["version"], what)
+        is_ok = row["status"] == "ok"
+        what = Text(row["summary"]) if is_ok else Text(row["cause"], style="red")
+        status = Text(row["status"], style="" if is_ok else "red")
+        table.add_row(row["kind"], row["name"], row["distribution"], row["version"], status, what)
     return table
+
+
+def print_checks(console: Console, found: Sequence[Mapping[str, Any]], is_long: bool) -> None:
+    """One row a plugin with how many checks went how, and every failure with its reason.
+
+    Args:
+        console: where to.
+        found: `{kind, name, checks}` each.
+        is_long: list every check, not only what failed.
+    """
+    table = Table(header_style="bold")
+    for name in ("kind", "name", "passed", "failed", "expected", "skipped"):
+        table.add_column(name, justify="left" if name in ("kind", "name") else "right")
+    for row in found:
+        counts = Counter(check["status"] for check in row["checks"])
+        failed = Text(str(counts["failed"]), style="bold red" if counts["failed"] else "")
+        numbers = (str(counts["passed"]), failed, str(counts["expected"]), str(counts["skipped"]))
+        table.add_row(row["kind"], row["name"], *numbers)
+    lines = [(row["name"], check) for row in found for check in row["checks"]]
+    for name, check in lines:
+        if is_long or check["status"] == "failed":
+            style = {"failed": "bold red", "passed": "green"}.get(check["status"], "dim")
+            status = Text(f"{check['status']:9}", style=style)
+            lead = "" if is_long else f"{name} "
+            reason = f": {check['reason']}" if check["reason"] else ""
+            console.print(Text.assemble(status, f" {lead}{check['check']}", (reason, "dim")), soft_wrap=True)
+    console.print(table)
 
 
 def print_plugin(console: Console, found: Mapping[str, Any]) -> None:
@@ -188,8 +218,10 @@ def print_plugin(console: Console, found: Mapping[str, Any]) -> None:
     console.print(Text.assemble((found["name"], "bold"), f"  {found['kind']}, {package}"))
     console.print(Text(f"{found['target']}\n{found['source']}\n", style="dim"), soft_wrap=True)
     console.print(Text(found["doc"] + "\n"))
+    if found["produces"]:
+        console.print(Text(f"produces: {found['produces']}"))
     if found["columns"]:
-        console.print(Text(f"needs columns: {found['columns']}\n"))
+        console.print(Text(f"needs columns: {_columns(found['columns'])}\n"))
     table = Table(header_style="bold")
     for name in ("parameter", "type", "default"):
         table.add_column(name, overflow="fold")
@@ -197,6 +229,13 @@ def print_plugin(console: Console, found: Mapping[str, Any]) -> None:
         table.add_row(field["name"], field["type"], "required" if field["required"] else repr(field["default"]))
     if found["parameters"]:
         console.print(table)
+
+
+def _columns(needed: Any) -> str:
+    """`prompt, solution` of a reward; of a stage `dataset: messages, or prompt + completion`."""
+    if isinstance(needed, Mapping):
+        return "; ".join(f"{name}: {', or '.join(' + '.join(g) for g in groups)}" for name, groups in needed.items())
+    return ", ".join(needed)
 
 
 def _triple(interval: Mapping[str, Any] | None) -> tuple[float, float, float] | None:

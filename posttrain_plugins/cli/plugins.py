@@ -1,0 +1,118 @@
+"""`posttrain plugins`: list, show, check, new."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from posttrain_plugins.cli.consoles import err, out, quiet
+from posttrain_plugins.cli.options import JsonOption
+
+__all__ = ["plugins_app"]
+
+plugins_app = typer.Typer(
+    help="The installed plugins: rewards, adapters, strategies, data sets, stages.\n\n"
+    "A first one of your own:  posttrain plugins new reward short_answers",
+    no_args_is_help=True,
+)
+NameArgument = Annotated[str, typer.Argument(help="A name, `distribution:name`, `module:attr` or `./file.py:attr`.")]
+KindOption = Annotated[str | None, typer.Option(help="reward, adapter, strategy, dataset or stage.")]
+
+
+@plugins_app.command("list")
+def plugins_list(kind: KindOption = None, as_json: JsonOption = False) -> None:
+    """List every plugin with its package, version and status; a broken one with its cause.
+
+    `posttrain plugins list --kind strategy`
+    """
+    from posttrain_plugins import catalogue
+
+    rows = catalogue.listing(kind)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    from posttrain_plugins.cli.tables import plugin_table
+
+    out().print(plugin_table(rows))
+
+
+@plugins_app.command("show")
+def plugins_show(name: NameArgument, kind: KindOption = None, as_json: JsonOption = False) -> None:
+    """Show one plugin: what it does, its parameters with types and defaults, needed columns, and where it lives.
+
+    `posttrain plugins show best_of_n`
+    """
+    from posttrain_plugins import catalogue
+
+    found = catalogue.show(name, kind)
+    if as_json:
+        print(json.dumps(found, indent=1, default=str))
+        return
+    from posttrain_plugins.cli.tables import print_plugin
+
+    print_plugin(out(), found)
+
+
+@plugins_app.command("check")
+def plugins_check(
+    name: Annotated[str | None, typer.Argument(help="As for `show`.")] = None,
+    all_of_them: Annotated[bool, typer.Option("--all", help="Every installed plugin.")] = False,
+    kind: KindOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the conformance kit on a plugin, or on all: what every plugin of its kind must do. Exit 1 where one fails.
+
+    `posttrain plugins check short_answers`
+
+    `posttrain plugins check ./my_reward.py:Brevity --kind reward`
+
+    Each check's reason: `python -c "help('posttrain_plugins.testing.rewards')"`. Known failures are declared on the
+    plugin with a reason, `expected_failures = {"check_both_formats": "..."}`.
+    """
+    from posttrain_plugins import catalogue
+    from posttrain_plugins.errors import InputError
+
+    if (name is None) != all_of_them:
+        raise InputError("which plugins? Give a name, or --all", hint="posttrain plugins check length")
+    quiet(err())
+    from posttrain_plugins.testing import run_checks
+
+    chosen = catalogue.chosen(name, kind)
+    found: list[dict[str, Any]] = []
+    for plugin in chosen:
+        outcomes = run_checks(plugin.kind, name or f"{plugin.distribution}:{plugin.name}")
+        found.append({"kind": plugin.kind, "name": plugin.name, "checks": [vars(outcome) for outcome in outcomes]})
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        from posttrain_plugins.cli.tables import print_checks
+
+        print_checks(out(), found, is_long=name is not None)
+    if any(check["status"] == "failed" for row in found for check in row["checks"]):
+        raise typer.Exit(1)
+
+
+@plugins_app.command("new")
+def plugins_new(
+    kind: Annotated[str, typer.Argument(help="reward, adapter, strategy, dataset or stage.")],
+    name: Annotated[str, typer.Argument(help="What recipes will call it, such as `short_answers`.")],
+    into: Annotated[Path, typer.Option(help="Where its folder is made.")] = Path(),
+) -> None:
+    """Write a package with one plugin that works at once: entry point, recipe, conformance test. Overwrites nothing.
+
+    `posttrain plugins new reward short_answers`
+
+    then `pip install -e posttrain-short-answers`, `posttrain plugins check short_answers` and
+    `posttrain run short_answers`; and write what it is to do into `src/`.
+    """
+    from posttrain_plugins.scaffold import new_plugin
+
+    written = new_plugin(kind, name, into)
+    for file in written:
+        print(file)
+    folder = written[0].parent
+    steps = (f"pip install -e {folder}", f"posttrain plugins check {name}", f"posttrain run {name}")
+    err().print("\nnext:\n" + "\n".join(f"  {step}" for step in steps), highlight=False, soft_wrap=True)

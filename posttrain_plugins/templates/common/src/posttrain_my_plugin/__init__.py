@@ -1,0 +1,1 @@
+"""The KIND my_plugin."""

@@ -1,0 +1,37 @@
+"""`my_plugin`: say here what it makes of what, and by which paper."""
+
+import json
+from dataclasses import dataclass
+from typing import ClassVar
+
+from posttrain_plugins.types import DataRef, RewardRef, StageContext, StageResult
+
+
+@dataclass
+class MyPlugin:
+    """Keeps the demonstrations that a reward finds good enough.
+
+    Args:
+        dataset: `prompt` and `completion`, and the columns that the reward needs.
+        reward: what judges them.
+        threshold: the lowest score that is kept.
+    """
+
+    dataset: DataRef  # these annotations are the edges of the plan
+    reward: RewardRef
+    threshold: float = 0.5
+
+    produces: ClassVar[str] = "dataset"
+    requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"dataset": (("prompt", "completion"),)}
+
+    def __call__(self, context: StageContext) -> StageResult:
+        """Writes into `context.folder`, which becomes the artifact."""
+        rows = [dict(row) for row in context.inputs["dataset"]]
+        columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("prompt", "completion")}
+        scores = context.inputs["reward"].func(
+            prompts=[row["prompt"] for row in rows], completions=[row["completion"] for row in rows], **columns
+        )
+        kept = [row for row, score in zip(rows, scores, strict=True) if score is not None and score >= self.threshold]
+        file = context.folder / "rows.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        return StageResult(metrics={"rows": float(len(rows)), "kept": float(len(kept))}, data_path=file)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.recipe.run import run
+from posttrain_plugins.recipe.run import Silent, run
 
 ARGS = {
     "max_steps": 2,
@@ -152,6 +153,18 @@ def test_a_4bit_policy_critic_and_reward_model_on_one_base(
     assert first["rewards/rm/std"] > 0
 
 
+KILLER = """
+import os, signal
+
+calls = 0
+
+def digits(completions, **columns):
+    global calls
+    calls += 1
+    if str(calls) == os.environ.get("KILL_AT_ROLLOUT"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [sum(x.isdigit() for x in c[0]["content"]) / 8 for c in completions]
+"""
 RUNNER = """
 import sys
 from posttrain_plugins.recipe.run import run
@@ -159,34 +172,43 @@ run(sys.argv[1], runs_dir=sys.argv[2])
 """
 
 
+class Began(Silent):
+    """Notes the checkpoint that a stage goes on from."""
+
+    checkpoint: Path | None = None
+
+    def started(self, stage: object, resumes_from: Path | None) -> None:
+        self.checkpoint = resumes_from
+
+
 @pytest.mark.slow
 def test_killed_it_goes_on_to_the_same_weights(
     write_recipe: Callable[..., Path], tiny_model: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
+    """In the middle of its third rollout of three; each is two steps, and a checkpoint stands after each."""
+    (tmp_path / "killer.py").write_text(KILLER, encoding="utf-8")
     recipe = write_recipe(
         HEAD
         + """
     stages:
-      it: {use: "{ppo}", model: base, dataset: {path: "{data}/problems.jsonl"}, rewards: [correct], adapter: policy,
-           args: {args}}
+      it: {use: "{ppo}", model: base, dataset: {path: "{data}/problems.jsonl"}, rewards: ["./killer.py:digits"],
+           adapter: policy, args: {args}}
     """,
         model=tiny_model,
         data=tiny_data,
         ppo=PPO,
-        args=args(max_steps=40, save_strategy="steps", save_steps=4, kl_target=0.01, kl_horizon=40.0),
+        args=args(max_steps=6, save_strategy="steps", save_steps=2, kl_target=0.01, kl_horizon=40.0),
     )
     whole = run(recipe, runs_dir=tmp_path / "whole")["it"].model_path
     runs = tmp_path / "runs"
-    process = subprocess.Popen([sys.executable, "-c", RUNNER, str(recipe), str(runs)], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while len(list(runs.glob("ppo/.it-*.partial/checkpoints/checkpoint-*/complete"))) < 2:
-        assert process.poll() is None, "it ended before it was killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
+    environment = {**os.environ, "KILL_AT_ROLLOUT": "3"}
+    child = [sys.executable, "-c", RUNNER, str(recipe), str(runs)]
+    assert subprocess.run(child, stderr=subprocess.DEVNULL, env=environment).returncode == -signal.SIGKILL
     assert not (runs / "ppo/latest").exists()
-    again = run(recipe, runs_dir=runs)["it"].model_path
+    began = Began()
+    again = run(recipe, runs_dir=runs, observer=began)["it"].model_path
+    assert began.checkpoint is not None
+    assert began.checkpoint.name == "checkpoint-4"
     assert whole is not None
     assert again is not None
     weights = [name for name in files(whole) if name.endswith(".safetensors")]

@@ -65,8 +65,14 @@ def gradients(model: Any, roles: str = "policy critic") -> dict[str, torch.Tenso
 
 @pytest.mark.parametrize(
     ("rank", "targets", "is_quantized"),
-    [(4, "all-linear", False), (2, "all-linear", False), (4, ["q_proj", "down_proj"], False), (2, "all-linear", True)],
-    ids=["same rank", "other rank", "other layers", "4 bit"],
+    [
+        (4, "all-linear", False),
+        (2, "all-linear", False),
+        (4, ["q_proj", "down_proj"], False),
+        (4, "all-linear", True),
+        (2, "all-linear", True),
+    ],
+    ids=["same rank", "other rank", "other layers", "4 bit, same rank", "4 bit, other rank"],
 )
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_each_role_has_its_own_gradients(
@@ -104,19 +110,70 @@ def test_checkpoints_are_really_computed_again(tiny_model: Path) -> None:
     assert sorted(calls[2:]) == [["critic"], ["default"]]
 
 
-def test_what_set_adapter_would_do(tiny_model: Path) -> None:
-    """The trap that the route is for: the critic's pass in PEFT's own way gives the critic no gradient at all."""
-    model, critic = with_critic(tiny_model)
+@pytest.mark.parametrize(
+    ("rank", "checkpointed", "mended", "outcome"),
+    [
+        (4, False, False, "nothing"),
+        (4, True, False, "nothing"),
+        (2, True, False, "CheckpointError"),
+        (4, False, True, "right"),
+        (4, True, True, "wrong"),
+        (2, True, True, "CheckpointError"),
+    ],
+)
+def test_what_set_adapter_would_do(tiny_model: Path, rank: int, checkpointed: bool, mended: bool, outcome: str) -> None:
+    """The traps that the route is for: PEFT's own way, alone and with `requires_grad` set again on both adapters."""
+    model, critic = with_critic(tiny_model, rank)
+    right = gradients(model, "critic")
+    model, critic = with_critic(tiny_model, rank)
     critic.route = None
+    if checkpointed:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     ids = torch.tensor(IDS)
-    model.set_adapter("critic")
-    values = critic.values({"input_ids": ids}, None)
-    model.set_adapter("default")
+    values = None
+    for adapter in ("critic", "default"):
+        model.set_adapter(adapter)
+        if mended:
+            model.set_requires_grad(["critic", "default"], True)
+        if values is None:
+            values = critic.values({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, None)
+    if outcome == "CheckpointError":
+        with pytest.raises(torch.utils.checkpoint.CheckpointError):
+            values.square().mean().backward()
+        return
     values.square().mean().backward()
-    moved = [
-        name for name, p in model.named_parameters() if ".critic." in name and p.grad is not None and p.requires_grad
-    ]
-    assert moved == []
+    found = {n: p.grad for n, p in model.named_parameters() if ".critic." in n and p.grad is not None}
+    names = [name for name in right if ".critic." in name]
+    assert len(names) == 28
+    assert [name for name in names if name in found and found[name].any()] == ([] if outcome == "nothing" else names)
+    if outcome != "nothing":
+        assert [torch.equal(found[name], right[name]) for name in names] == [outcome == "right"] * 28
+
+
+@pytest.mark.parametrize("is_quantized", [False, True], ids=["", "4 bit"])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_third_role_disturbs_neither(tiny_model: Path, is_quantized: bool, checkpointed: bool) -> None:
+    """A reward model's pass between the others' forward and backward: theirs are what they were, and it has none."""
+    model, critic = with_critic(tiny_model, 2, is_quantized=is_quantized)
+    alone = gradients(model)
+    model.add_adapter("reward_0", lora(8))
+    model.set_requires_grad("reward_0", False)
+    critic.unfreeze()
+    if checkpointed:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.zero_grad(set_to_none=True)
+    loss = loss_of(model)
+    ids = torch.tensor(IDS)
+    with torch.no_grad(), Route(model, "reward_0"):
+        judged = model.get_base_model().base_model(input_ids=ids).last_hidden_state
+    loss.backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert set(found) == set(alone)
+    assert [name for name in alone if not torch.equal(found[name], alone[name])] == []
+    with torch.no_grad():
+        assert not torch.equal(judged, model.get_base_model().base_model(input_ids=ids).last_hidden_state)
 
 
 def test_a_route_leaves_everything_as_it_was(tiny_model: Path) -> None:

@@ -55,6 +55,12 @@ class PPOTrainer(WithCritic, GRPOTrainer):  # type: ignore[misc]
 
     Example:
         ```python
+        from datasets import load_dataset
+        from peft import LoraConfig
+        from trl.rewards import accuracy_reward
+
+        from posttrain_plugins.trainers.ppo import PPOConfig, PPOTrainer
+
         trainer = PPOTrainer(
             model="Qwen/Qwen2.5-0.5B-Instruct",
             reward_funcs=accuracy_reward,
@@ -113,9 +119,14 @@ class PPOTrainer(WithCritic, GRPOTrainer):  # type: ignore[misc]
             self.critic = Critic(self.model, kind, critic_config)
             set_seed(args.seed, device_specific=True)  # as GRPO left it
             self.add_callback(_WarmUp(self))
-            compat.hide_from_vllm(self, self.critic.owns)
+        compat.hide_from_vllm(self, self._is_beside_the_policy)
         if args.disable_dropout:
             compat.no_dropout(self.model)
+
+    def _is_beside_the_policy(self, name: str) -> bool:
+        """Is the parameter of that name the critic's or a reward model's?"""
+        is_critics = self.critic is not None and self.critic.owns(name)
+        return is_critics or not set(name.split(".")).isdisjoint(self._reward_adapters)
 
     # --- rollouts ----------------------------------------------------------------------------------------------------
 

@@ -92,6 +92,7 @@ def _last_line(text: str) -> str | None:
 # --- One form, and equality ------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=4096)
 def canonical(answer: str) -> str:
     r"""One form for answers that are plainly the same: numbers as fractions, text in lower case without decoration.
 
@@ -187,7 +188,7 @@ def tally(answers: Sequence[Hashable | None], weights: Sequence[float] | None = 
 def candidates(completions: Iterable[Completion]) -> list[Candidate]:
     """The completions with their extracted answers, failed samples left out."""
     return [
-        Candidate(text=completion.text, answer=extract(completion.text), finish_reason=completion.finish_reason)
+        Candidate(completion.text, extract(completion.text), finish_reason=completion.finish_reason)
         for completion in completions
         if completion.finish_reason != "error"
     ]

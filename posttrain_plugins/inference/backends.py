@@ -125,20 +125,28 @@ def check_request(request: Generate, backend: AnyBackend, asker: str) -> None:
     Raises:
         InputError: where the completions would be others than those that were asked for.
     """
-    params, prompt = request.params, request.prompt
-    needs = (
-        ("prefill", not isinstance(prompt, str) and bool(prompt) and prompt[-1].get("role") == "assistant"),
-        ("logprobs", params.logprobs),
-        ("top_logprobs", params.top_logprobs > 0),
-        ("values", params.values),
-        ("tools", bool(request.tools)),
-        ("stop_reason", request.purpose == "step" and bool(params.stop)),
-    )
-    for name, is_needed in needs:
-        if is_needed and not getattr(backend.capabilities, name):
+    for name in _needs_of(request):
+        if not getattr(backend.capabilities, name):
             what, instead = _NEEDS[name]
             message = f"{asker} asks model role {request.model!r} for {what}, which its backend cannot give"
             raise InputError(f"{message}: {backend.identity} has capability {name}=False", hint=instead)
+
+
+def _needs_of(request: Generate) -> Iterator[str]:
+    """The capabilities without which the completions would be others."""
+    params, prompt = request.params, request.prompt
+    if not isinstance(prompt, str) and prompt and prompt[-1].get("role") == "assistant":
+        yield "prefill"
+    if params.logprobs:
+        yield "logprobs"
+    if params.top_logprobs > 0:
+        yield "top_logprobs"
+    if params.values:
+        yield "values"
+    if request.tools:
+        yield "tools"
+    if request.purpose == "step" and params.stop:
+        yield "stop_reason"
 
 
 _NEEDS = {

@@ -18,7 +18,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,7 @@ def _driver(backend: AnyBackend | Mapping[str, AnyBackend]) -> Callable[[Session
 def _prepared(problem: Problem, schemas: tuple[Mapping[str, Any], ...], seed: int) -> Problem:
     """With its own noise, and what it may call."""
     rng = random.Random(f"{seed}:{problem.id}")
-    return replace(problem, rng=rng, tools=schemas or problem.tools)
+    return Problem(problem.prompt, problem.params, problem.id, rng, schemas or problem.tools)
 
 
 def _check_ids(problems: Sequence[Problem]) -> None:

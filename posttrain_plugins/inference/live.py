@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain_plugins.answers import choose, extract, majority
@@ -209,7 +209,9 @@ class Live:
 
     def charge(self, role: str, read: int = 0, written: int = 0, cached: int = 0, calls: int = 0) -> None:
         """Add to the usage of a role, or of a scorer, or of a tool."""
-        spent = self.usage.setdefault(role, Usage())
+        spent = self.usage.get(role)
+        if spent is None:
+            spent = self.usage[role] = Usage()
         spent.prompt_tokens += read
         spent.completion_tokens += written
         spent.cached_tokens += cached
@@ -257,4 +259,6 @@ class Live:
         self._end(Result(answer=None, text="", candidates=self.found.candidates(), error=error))
 
     def _end(self, result: Result) -> None:
-        self.result = replace(result, usage=self.usage, trace=self.trace)
+        self.result = Result(
+            result.answer, result.text, result.candidates, self.usage, result.stopped_by, self.trace, result.error
+        )

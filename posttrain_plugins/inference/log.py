@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.types import Completion, Usage
@@ -34,11 +34,11 @@ class RequestLog:
         self._values: dict[str, Any] = {}
         self._costs: dict[str, Usage] = {}
         self._lock = threading.Lock()  # several runs of one process may share a log
-        self._file: TextIO | None = None
+        self._file: BinaryIO | None = None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._load(path)
-            self._file = path.open("a", encoding="utf-8", errors="surrogatepass")  # a server may send half a character
+            self._file = path.open("ab")
 
     def __contains__(self, key: str) -> bool:
         return key in self._values
@@ -49,19 +49,24 @@ class RequestLog:
     def __len__(self) -> int:
         return len(self._values)
 
+    def completion(self, key: str) -> Completion:
+        """The completion of this key; one that was read from the file is made when it is first asked for."""
+        value = self._values[key]
+        if not isinstance(value, Completion):
+            value = self._values[key] = completion_of(value)
+        return value
+
     def cost_of(self, key: str) -> Usage:
         """What an answer cost, where that stands beside it; a completion's usage is its own."""
         return self._costs.get(key, _NOTHING)
 
     def put(self, key: str, value: Any, cost: Usage = _NOTHING, **about: str) -> None:
-        """Remember an answer, and what it cost; `about` says in words what it belongs to."""
+        """Remember an answer, a `Completion` or a JSON value, and what it cost; `about` says what it belongs to."""
         self._values[key] = value
-        spent = [cost.prompt_tokens, cost.completion_tokens, cost.calls]
-        if any(spent):
+        if cost is not _NOTHING:
             self._costs[key] = cost
         if self._file is not None:
-            entry = {"key": key, **about, **({"cost": spent} if any(spent) else {}), "value": value}
-            line = _encode(entry) + "\n"
+            line = _line(key, value, cost, about)
             with self._lock:
                 self._file.write(line)
                 self._file.flush()
@@ -94,6 +99,15 @@ class RequestLog:
         if "cost" in entry:
             read, written, calls = entry["cost"]
             self._costs[entry["key"]] = Usage(read, written, calls=calls)
+
+
+def _line(key: str, value: Any, cost: Usage, about: Mapping[str, str]) -> bytes:
+    entry: dict[str, Any] = {"key": key, **about}
+    spent = [cost.prompt_tokens, cost.completion_tokens, cost.calls]
+    if any(spent):
+        entry["cost"] = spent
+    entry["value"] = entry_of(value) if isinstance(value, Completion) else value
+    return f"{_encode(entry)}\n".encode(errors="surrogatepass")  # a server may send half a character
 
 
 def entry_of(completion: Completion) -> dict[str, Any]:

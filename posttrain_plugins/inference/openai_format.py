@@ -85,7 +85,7 @@ def _completion(choice: Mapping[str, Any], params: SamplingParams) -> Completion
     if reason in FILTERED:
         return _failed(f"the server ended the completion: {reason}", text)
     calls = [_tool_call(call["function"]) for call in (message or {}).get("tool_calls") or ()]
-    logprobs, top = _logprobs(choice.get("logprobs") or {})
+    logprobs, top = _logprobs(choice["logprobs"]) if choice.get("logprobs") else (None, [])
     finish: Any = "tool_calls" if calls else FINISH.get(reason, "stop")
     return Completion(
         text=text,
@@ -138,10 +138,10 @@ def _tool_call(function: Mapping[str, Any]) -> dict[str, Any]:
 def _share(completions: Sequence[Completion], usage: Mapping[str, Any]) -> None:
     """The server's counters, exactly: prompt tokens stand on the first completion, completion tokens go by length."""
     weights = [len(completion.logprobs or completion.text) + 1 for completion in completions]
-    total, given, seen = int(usage.get("completion_tokens") or 0), 0, 0
+    total, whole, given, seen = int(usage.get("completion_tokens") or 0), sum(weights), 0, 0
     for completion, weight in zip(completions, weights, strict=True):
         seen += weight
-        upto = round(total * seen / sum(weights))
+        upto = round(total * seen / whole)
         completion.usage = Usage(completion_tokens=upto - given)
         given = upto
     if completions:

@@ -21,7 +21,7 @@ from posttrain_plugins.errors import InputError, Interrupted
 from posttrain_plugins.inference.backends import AnyBackend, check_request
 from posttrain_plugins.inference.keys import draw_key, key_of, request_key, seed_of
 from posttrain_plugins.inference.live import Ask, Live, Meter
-from posttrain_plugins.inference.log import RequestLog, completion_of, entry_of
+from posttrain_plugins.inference.log import RequestLog
 from posttrain_plugins.inference.scoring import (
     Call,
     Scored,
@@ -180,8 +180,7 @@ class Session:
         self.tokens += spent.completion_tokens
         ask.landed[key] = completion
         if completion.finish_reason != "error":
-            about = {"kind": "completion", "model": ask.request.model, "problem": ask.live.problem.id}
-            self.log.put(key, entry_of(completion), **about)
+            self.log.put(key, completion, kind="completion", model=ask.request.model, problem=ask.live.problem.id)
         self._charge(ask, ask.request.model, spent, is_counted=spent.calls > 0)
 
     def land_missing(self, ask: Ask) -> None:
@@ -245,7 +244,7 @@ class Session:
     def _known(self, ask: Ask, key: str) -> Any:
         if key not in self.log:
             return _MISSING
-        return completion_of(self.log[key]) if isinstance(ask.request, Generate) else self.log[key]
+        return self.log.completion(key) if isinstance(ask.request, Generate) else self.log[key]
 
     def _given(self, ask: Ask) -> int:
         """The tokens that a request got for nothing: from the log, or because another one of the round pays."""
@@ -256,8 +255,8 @@ class Session:
 
     def _cost(self, ask: Ask, key: str) -> int:
         """The tokens that a logged answer took."""
-        usage = Usage(**self.log[key]["usage"]) if isinstance(ask.request, Generate) else self.log.cost_of(key)
-        return usage.total_tokens
+        is_drawn = isinstance(ask.request, Generate)
+        return (self.log.completion(key).usage if is_drawn else self.log.cost_of(key)).total_tokens
 
     def _role(self, request: Request) -> str:
         """Under which name the usage of a request stands."""

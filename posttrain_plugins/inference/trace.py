@@ -43,30 +43,36 @@ def event_of(request: Request, response: Any, number: int) -> dict[str, Any]:
         response: what the strategy is sent.
         number: of the round, counted from 0; what is asked in one list has one number.
     """
-    event: dict[str, Any] = {"round": number}
     match request:
         case Generate():
-            event |= {"kind": "generate", "role": request.model, "purpose": request.purpose, "prompt": request.prompt}
-            return event | {"completions": [_drawn(completion) for completion in response]}
+            fields = {"role": request.model, "purpose": request.purpose, "prompt": request.prompt}
+            return {"round": number, "kind": "generate", **fields, "completions": list(map(_drawn, response))}
         case Score():
-            event |= {"kind": "score", "scorer": request.scorer, "prompt": request.prompt}
-            return event | {"completions": list(request.completions), "scores": response}
+            fields = {"scorer": request.scorer, "prompt": request.prompt, "completions": list(request.completions)}
+            return {"round": number, "kind": "score", **fields, "scores": response}
         case ScoreSteps():
-            event |= {"kind": "step_scores", "scorer": request.scorer, "prompt": request.prompt}
-            return event | {"steps": [list(steps) for steps in request.steps], "scores": response}
+            fields = {"scorer": request.scorer, "prompt": request.prompt, "steps": list(map(list, request.steps))}
+            return {"round": number, "kind": "step_scores", **fields, "scores": response}
         case CallTool():
-            return event | {"kind": "tool", "name": request.name, "arguments": request.arguments, "answer": response}
+            fields = {"name": request.name, "arguments": request.arguments}
+            return {"round": number, "kind": "tool", **fields, "answer": response}
 
 
 def _drawn(completion: Completion) -> dict[str, Any]:
+    usage = completion.usage
     found: dict[str, Any] = {
         "text": completion.text,
         "finish_reason": completion.finish_reason,
-        "tokens": completion.usage.total_tokens,
+        "tokens": usage.prompt_tokens + usage.completion_tokens,
     }
-    for name in ("stop_reason", "value", "tool_calls", "error"):
-        if (value := getattr(completion, name)) is not None:
-            found[name] = value
+    if completion.stop_reason is not None:
+        found["stop_reason"] = completion.stop_reason
+    if completion.value is not None:
+        found["value"] = completion.value
+    if completion.tool_calls is not None:
+        found["tool_calls"] = completion.tool_calls
+    if completion.error is not None:
+        found["error"] = completion.error
     return found
 
 

@@ -105,6 +105,8 @@ def _text(message: Mapping[str, Any]) -> str:
 
 def _cut(text: str, stops: Sequence[str], told: Any) -> tuple[str, str | None]:
     """The text before the first stop string, and that string: found in the text, else as the server tells."""
+    if not stops:
+        return text, None
     found = [(at, stop) for stop in stops if (at := text.find(stop)) >= 0]
     if found:
         at, stop = min(found)

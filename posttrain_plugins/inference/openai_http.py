@@ -1,8 +1,9 @@
 """Posts JSON to an OpenAI-compatible server: connections kept, requests limited, retried and told apart when they fail.
 
-Directly on aiohttp, which `datasets` brings along: a client that draws thousands of short completions is bound by the
-CPU time of a request, and of the clients that `benchmarks/endpoint.py` compares (httpx, the `openai` client on httpx
-and on aiohttp, aiohttp itself) it takes by far the least. No paper.
+A client that draws thousands of short completions is bound by the CPU time of a request. So a server nearby is asked
+over bare connections (`openai_wire.py`), every other one by aiohttp, which `datasets` brings along: of the clients that
+`benchmarks/endpoint.py` compares (httpx, the `openai` client on httpx and on aiohttp, aiohttp itself) it takes by far
+the least. No paper.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import time
 import urllib.parse
 import urllib.request
@@ -21,6 +23,7 @@ from typing import Any
 import aiohttp
 
 from posttrain_plugins.errors import InputError
+from posttrain_plugins.inference.openai_wire import Answer, Wire, is_plain
 
 __all__ = ["Endpoint", "Reply"]
 
@@ -30,6 +33,7 @@ CONNECT_TIMEOUT_S = 30.0
 KEY_HINT = "give api_key=, or set OPENAI_API_KEY"
 PASSING = frozenset({0, 408, 409, 425, 429})  # and all from 500 on: worth another try; 0 is no answer at all
 KEY_REFUSED = frozenset({401, 403})
+MOVED = range(300, 400)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,7 @@ class _Lane:
     """What belongs to one event loop."""
 
     session: aiohttp.ClientSession
+    wire: Wire | None
     slots: asyncio.Semaphore
 
 
@@ -77,6 +82,8 @@ class Endpoint:
         self.max_retries = max_retries
         self._headers = {"Content-Type": "application/json"}
         if api_key:
+            if not re.fullmatch("[!-~]+", api_key):
+                raise InputError("the API key has blanks, line breaks or other odd characters in it", hint=KEY_HINT)
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._proxy = _proxy(
             self.base_url
@@ -94,12 +101,12 @@ class Endpoint:
         data = json.dumps(body, ensure_ascii=False).encode()
         lane = await self._lane()
         async with lane.slots:
-            reply = await self._try(lane.session, route, data)
+            reply = await self._try(lane, route, data)
             for attempt in range(self.max_retries):
                 if not reply.is_passing or _is_out_of_quota(reply):
                     break
                 await asyncio.sleep(self._pause_s(attempt, reply))
-                reply = await self._try(lane.session, route, data)
+                reply = await self._try(lane, route, data)
         if reply.error is not None:
             await self._raise_if_hopeless(route, reply)
         return reply
@@ -144,26 +151,33 @@ class Endpoint:
             headers=self._headers,
             timeout=timeout,
         )
+        is_direct = self._proxy is None and is_plain(self.base_url)
+        wire = Wire(self.base_url, self._headers, min(self.timeout_s, CONNECT_TIMEOUT_S)) if is_direct else None
         try:
             async with session:
-                yield _Lane(session, asyncio.Semaphore(self.concurrency))
+                yield _Lane(session, wire, asyncio.Semaphore(self.concurrency))
         finally:
             self._lanes.pop(loop, None)
+            if wire is not None:
+                await wire.aclose()
 
-    async def _try(self, session: aiohttp.ClientSession, route: str, data: bytes) -> Reply:
+    async def _try(self, lane: _Lane, route: str, data: bytes) -> Reply:
         try:
-            async with session.post(f"{self.base_url}/{route}", data=data, proxy=self._proxy) as response:
-                return _read(response, await response.read())
+            answer = await lane.wire.post(route, data, self.timeout_s) if lane.wire is not None else None
+            if answer is None or answer.status in MOVED:
+                async with lane.session.post(f"{self.base_url}/{route}", data=data, proxy=self._proxy) as response:
+                    answer = await _answer(response)
+            return _read(answer)
         except TimeoutError:
             return Reply({}, f"no answer within {self.timeout_s:g} s", status=0)
-        except aiohttp.ClientError as error:
+        except (aiohttp.ClientError, OSError) as error:
             return Reply({}, f"{type(error).__name__}: {error}", status=0)
 
     async def _models(self) -> Reply:
         session = (await self._lane()).session
         try:
             async with session.get(f"{self.base_url}/models", proxy=self._proxy) as response:
-                return _read(response, await response.read())
+                return _read(await _answer(response))
         except (TimeoutError, aiohttp.ClientError) as error:
             return Reply({}, f"{type(error).__name__}: {error}", status=0)
 
@@ -203,17 +217,21 @@ def _is_out_of_quota(reply: Reply) -> bool:
     return reply.status == 429 and "insufficient_quota" in (reply.error or "")
 
 
-def _read(response: aiohttp.ClientResponse, raw: bytes) -> Reply:
+async def _answer(response: aiohttp.ClientResponse) -> Answer:
+    return Answer(response.status, await response.read(), response.headers.get("Retry-After"))
+
+
+def _read(answer: Answer) -> Reply:
     """A payload where the server says 200 and sends a JSON object, else the failure in the server's own words."""
     try:
-        payload = json.loads(raw)
+        payload = json.loads(answer.raw)
     except ValueError:
-        payload = raw.decode(errors="replace")
-    if response.status == 200:
+        payload = answer.raw.decode(errors="replace")
+    if answer.status == 200:
         if isinstance(payload, dict):
             return Reply(payload)
         return Reply({}, f"the answer is no JSON object: {str(payload)[:200]!r}")
-    return Reply({}, _message(payload), response.status, _retry_after_s(response.headers.get("Retry-After")))
+    return Reply({}, _message(payload), answer.status, _retry_after_s(answer.retry_after))
 
 
 def _message(payload: Any) -> str:

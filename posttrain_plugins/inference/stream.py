@@ -29,6 +29,7 @@ from posttrain_plugins.types import CallTool, Completion, Generate
 __all__ = ["run_stream"]
 
 POLL_S = 0.1  # between two looks at `should_stop` while nothing lands
+AT_ONCE = 16  # problems that begin before the event loop sends what they ask: servers work while others begin
 THREADS = 32  # tools, scorers and in-process backends at work at once
 
 
@@ -111,8 +112,10 @@ class _Stream:
         async with asyncio.TaskGroup() as self.group:  # desks end in it what they have begun
             poll = self.group.create_task(_carried(self._poll()))
             async with asyncio.TaskGroup() as problems:
-                for live in lives:
+                for i, live in enumerate(lives, start=1):
                     problems.create_task(_carried(self._solve(live)))
+                    if i % AT_ONCE == 0 and not self.session.total.is_limited:  # a total meets them in their order
+                        await asyncio.sleep(0)
             poll.cancel()
 
     async def _poll(self) -> None:

@@ -45,13 +45,13 @@ def event_of(request: Request, response: Any, number: int) -> dict[str, Any]:
     """
     match request:
         case Generate():
-            fields = {"role": request.model, "purpose": request.purpose, "prompt": request.prompt}
-            return {"round": number, "kind": "generate", **fields, "completions": list(map(_drawn, response))}
+            fields: dict[str, Any] = {"role": request.model, "purpose": request.purpose, "prompt": request.prompt}
+            return {"round": number, "kind": "generate", **fields, "completions": [_drawn(one) for one in response]}
         case Score():
             fields = {"scorer": request.scorer, "prompt": request.prompt, "completions": list(request.completions)}
             return {"round": number, "kind": "score", **fields, "scores": response}
         case ScoreSteps():
-            fields = {"scorer": request.scorer, "prompt": request.prompt, "steps": list(map(list, request.steps))}
+            fields = {"scorer": request.scorer, "prompt": request.prompt, "steps": [list(one) for one in request.steps]}
             return {"round": number, "kind": "step_scores", **fields, "scores": response}
         case CallTool():
             fields = {"name": request.name, "arguments": request.arguments}

@@ -47,7 +47,8 @@ ALLOWED = {
     "catalogue": NOUNS | CORE,
     "inference": NOUNS | {"registry", "peft_types"},
     "trainers": NOUNS | ADAPTING | {"registry", "guard"},
-    "rewards": NOUNS | {"tiny_world", "inference", "peft_types"},  # a judge asks a backend
+    "sandbox": {"errors"},
+    "rewards": NOUNS | {"tiny_world", "inference", "peft_types", "sandbox"},  # a judge asks a backend
     "adapters": NOUNS | {"tuners"},
     "strategies": NOUNS | {"search"},
     "datasets": NOUNS | {"tiny_world"},

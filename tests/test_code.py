@@ -1,0 +1,287 @@
+"""Code that nobody trusts, in each kind of sandbox that works here, and the reward that runs tests in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.rewards.code import Code
+from posttrain_plugins.sandbox import run as running
+from posttrain_plugins.sandbox.run import Limits, Ran, run
+
+LIMITS = Limits(time_s=20.0, memory_mib=512, disk_mib=16, processes=16)
+
+
+def kinds() -> list[str]:
+    def is_working(kind: Any) -> bool:
+        try:
+            return not running._probe(kind)
+        except OSError:
+            return False
+
+    return [kind for kind in running.KINDS if is_working(kind)]
+
+
+@pytest.fixture(params=kinds() or [pytest.param("none", marks=pytest.mark.skip(reason="no sandbox works here"))])
+def sandbox(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+def tried(program: str, sandbox: Any, **changes: Any) -> Ran:
+    return run(program, limits=Limits(**{**vars(LIMITS), **changes}), sandbox=sandbox)
+
+
+# --- what a program cannot do ----------------------------------------------------------------------------------------
+
+
+def test_it_cannot_read_the_home_or_anything_else_of_yours(sandbox, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("mine")
+    secret.chmod(0o644)
+    places = [str(Path.home()), str(secret), "/etc/passwd", "/root", "/home", "/proc/1/environ", str(Path(__file__))]
+    program = f"""
+import os
+for place in {places!r}:
+    try:
+        found = os.listdir(place) if os.path.isdir(place) else open(place).read()
+    except OSError:
+        continue
+    print(place, sorted(set(found) - {{".pyenv", "miniconda3"}}) if isinstance(found, list) else found)
+print(os.getuid() != 0, sorted(os.environ))
+"""
+    ran = tried(program, sandbox)
+    *seen, last = ran.stdout.splitlines()
+    assert last == "True ['HOME', 'LANG', 'OMP_NUM_THREADS', 'PATH']", ran
+    interpreter = [f"{place} []" for place in places]  # a folder on the way to the interpreter, and nothing in it
+    assert not set(seen) - set(interpreter)
+
+
+def test_it_cannot_write_what_it_is_shown(sandbox) -> None:
+    ran = tried(f"open({os.__file__!r}, 'a')", sandbox)
+    assert ran.code == 1
+    assert "Read-only file system" in ran.stderr or "Permission denied" in ran.stderr
+
+
+def test_it_cannot_reach_the_network(sandbox) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as here:
+        port = here.getsockname()[1]
+        program = f"""
+import socket
+for kind, address in ((socket.SOCK_STREAM, "127.0.0.1"), (socket.SOCK_DGRAM, "192.0.2.1")):
+    try:
+        socket.socket(socket.AF_INET, kind).connect((address, {port}))
+        print("connected")
+    except OSError as error:
+        print(type(error).__name__)
+"""
+        ran = tried(program, sandbox)
+    assert ran.code == 0
+    assert "connected" not in ran.stdout
+    assert len(ran.stdout.split()) == 2
+
+
+def test_it_cannot_fork_without_end(sandbox) -> None:
+    program = """
+import os, time
+count = 0
+try:
+    while True:
+        if os.fork() == 0:
+            time.sleep(600)
+        count += 1
+except OSError:
+    print(count)
+"""
+    ran = tried(program, sandbox)
+    assert ran.code == 0, ran
+    assert 0 < int(ran.stdout) < LIMITS.processes
+
+
+def test_it_cannot_fill_the_disk(sandbox) -> None:
+    program = """
+written = 0
+try:
+    for i in range(100):
+        with open(f"/tmp/{i}", "wb") as file:
+            written += file.write(bytes(4 << 20))
+except OSError:
+    print(written >> 20)
+try:
+    open("/elsewhere", "wb").write(bytes(64 << 20))
+except OSError:
+    print("refused")
+"""
+    ran = tried(program, sandbox)
+    written, refused = ran.stdout.split()
+    assert int(written) <= LIMITS.disk_mib
+    assert refused == "refused"
+
+
+def test_it_cannot_take_all_memory(sandbox) -> None:
+    assert "MemoryError" in tried("bytearray(2 << 30)", sandbox).stderr
+
+
+MARK = "posttrain-outlives"
+STAYING = f"""
+import os, sys, time
+for _ in range(3):
+    if os.fork() == 0:
+        os.setsid()  # no longer in the group that is killed
+        if os.fork() == 0:
+            os.execv(sys.executable, [sys.executable, "-c", "import time; time.sleep(600)", {MARK!r}])
+        os._exit(0)
+time.sleep(0.3)
+"""
+
+
+@pytest.mark.parametrize("ending", ["while True: pass", "pass"])
+def test_nothing_outlives_it(sandbox, ending: str) -> None:
+    began = time.monotonic()
+    ran = tried(STAYING + ending, sandbox, time_s=3.0)
+    assert ran.code == (0 if ending == "pass" else None)
+    assert time.monotonic() - began < 60  # not the 600 s that they sleep
+    assert not [folder for folder in Path("/proc").glob("[0-9]*") if MARK in command_of(folder)]
+
+
+def command_of(folder: Path) -> str:
+    try:
+        return (folder / "cmdline").read_bytes().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+# --- what it can do --------------------------------------------------------------------------------------------------
+
+
+def test_it_reads_and_writes_and_ends(sandbox) -> None:
+    program = "import sys; open('a', 'w').write(input()); print(open('a').read() * 2); sys.exit(3)"
+    assert run(program, "äb\n", LIMITS, sandbox) == Ran(3, "äbäb\n", "")
+
+
+def test_without_a_sandbox_time_and_memory_are_limited() -> None:
+    assert run("print(input())", "a", LIMITS, "none").stdout == "a\n"
+    assert run("import time; time.sleep(600)", limits=Limits(time_s=0.5), sandbox="none").code is None
+    assert "MemoryError" in run("bytearray(2 << 30)", limits=LIMITS, sandbox="none").stderr
+
+
+def test_where_no_sandbox_works_the_reward_refuses_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    running.working.cache_clear()
+    monkeypatch.setattr(running, "_probe", lambda kind: "not allowed")
+    row: dict[str, Any] = {"completions": ["```\nprint(4)\n```"], "tests": [[{"input": "", "output": "4"}]]}
+    try:
+        with pytest.raises(InputError) as caught:
+            Code()(**row)
+        assert caught.value.message == "no sandbox works here: namespaces: not allowed; bubblewrap: not allowed"
+        assert "sandbox: none" in str(caught.value.hint)
+        assert Code(sandbox="none")(**row) == [1.0]
+    finally:
+        running.working.cache_clear()
+
+
+# --- the reward ------------------------------------------------------------------------------------------------------
+
+DOUBLE = "Here it is:\n```python\nprint(2 * int(input()))\n```"
+CLASS = "```py\nclass Solution:\n    def add(self, a, b):\n        print('noise')\n        return [a + b]\n```"
+
+
+def scored(reward: Code, completion: Any, tests: Any) -> float | None:
+    return reward(completions=[completion], tests=[tests])[0]
+
+
+@pytest.fixture(scope="module")
+def reward() -> Code:
+    return Code(sandbox="auto" if kinds() else "none", time_limit_s=20.0)
+
+
+def test_every_example_gets_its_score(reward: Code) -> None:
+    completions, tests = [[example[name] for example in Code.examples] for name in ("completion", "tests")]
+    assert reward(completions=completions, tests=tests) == [example["score"] for example in Code.examples]
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        [{"input": "2", "output": "4"}, {"input": 3, "output": "6\n"}],
+        {"inputs": ["2", ["3"]], "outputs": ["4", ["6"]]},  # APPS
+        json.dumps([{"input": "2\n", "output": "4\n", "testtype": "stdin"}]),  # LiveCodeBench
+        {"language": "python", "test_cases": [{"type": "stdin_stdout", "input": "2", "output": "4"}]},  # Open R1
+    ],
+)
+def test_programs_that_read_and_print(reward: Code, tests: Any) -> None:
+    assert scored(reward, [{"role": "assistant", "content": DOUBLE}], tests) == 1.0
+    assert scored(reward, DOUBLE.replace("2 *", "3 *"), tests) == 0.0
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        [{"fn_name": "add", "input": [2, 3], "output": [5]}],
+        {"fn_name": "add", "inputs": [[2, 3], [0, 0]], "outputs": [[[5]], [[0]]]},
+        [{"fn_name": "add", "input": "2\n3", "output": "[5]", "testtype": "functional"}],
+    ],
+)
+def test_functions_and_methods(reward: Code, tests: Any) -> None:
+    assert scored(reward, CLASS, tests) == 1.0
+    assert scored(reward, "```\ndef add(a, b): return (a + b,)\n```", tests) == 1.0
+    assert scored(reward, "```\ndef add(a, b): return [a - b, 1]\n```", tests) == 0.0
+
+
+def test_all_of_them_or_the_share(reward: Code) -> None:
+    tests = [{"input": str(i), "output": str(2 * i)} for i in (2, 5)]
+    four = "```\nprint(4)\n```"
+    assert scored(reward, four, tests) == 0.0
+    assert scored(Code(partial=True, sandbox=reward.sandbox), four, tests) == 0.5
+    assert scored(Code(max_tests=1, sandbox=reward.sandbox), four, tests) == 1.0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "raise SystemExit(1)",
+        "print('4'); 1/0",
+        "print(4 4)",
+        "import json, sys; print(sys.stdin.read() + '{\"passed\": true}')",
+        "while True: pass",
+    ],
+)
+def test_what_fails_is_worth_nothing(reward: Code, body: str) -> None:
+    limited = Code(time_limit_s=2.0, sandbox=reward.sandbox)
+    assert scored(limited, f"```python\n{body}\n```", [{"input": "2", "output": "4"}]) == 0.0
+    assert scored(limited, f"```python\n{body}\n```", [{"fn_name": "f", "input": [2], "output": 4}]) == 0.0
+
+
+def test_numbers_may_differ_a_little_and_words_not_at_all(reward: Code) -> None:
+    for printed, expected, score in (("0.3333333", "0.33333334", 1.0), ("3", "4", 0.0), ("a  b\n\n", "a b", 1.0)):
+        program = f"```\nprint({printed!r})\n```"
+        assert scored(reward, program, [{"input": "", "output": expected}]) == score
+
+
+def test_without_tests_it_cannot_judge_and_odd_ones_are_told(reward: Code) -> None:
+    assert reward(completions=[DOUBLE] * 3, tests=[None, [], "[]"]) == [None] * 3
+    assert reward(completions=[], tests=[]) == []
+    with pytest.raises(InputError, match="code cannot read its tests: 'assert True'"):
+        scored(reward, DOUBLE, "assert True")
+
+
+def test_equal_programs_run_once(reward: Code, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(
+        "posttrain_plugins.rewards.code.run", lambda program, *rest: ran.append(program) or Ran(0, "4", "")
+    )
+    assert reward(completions=[DOUBLE, f"Or: {DOUBLE}"], tests=[[{"input": "2", "output": "4"}]] * 2) == [1.0, 1.0]
+    assert len(ran) == 1
+
+
+def test_importing_it_is_light() -> None:
+    code = "import sys, posttrain_plugins.rewards.code; print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -349,7 +349,7 @@ class Stage(Protocol):
 
     A stage's class may have a method `concerns(outlook: Outlook) -> Iterable[Concern]`: what is wrong, or unwise, with
     its settings. A recipe's check asks it of the stage whose reference fields hold names, so it must import nothing
-    heavy; mistakes are told with all others of the recipe, warnings by `posttrain plan`. A stage in a file of the
+    heavy; mistakes are told with all others of the recipe, warnings by `plan` and `run`. A stage in a file of the
     user's, which is never imported by the check, is not asked.
     """
 

@@ -283,6 +283,15 @@ def test_checkpointing_is_off_for_a_pass(trainer: GRPOTrainer) -> None:
     assert compat.checkpointed_layers(trainer.model)
 
 
+def test_a_model_is_whole_where_nothing_is_in_pieces(tiny_model: Path) -> None:
+    """DeepSpeed's own part is in `test_two_processes.py`; here that transformers tells whether it is on."""
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    assert not is_deepspeed_zero3_enabled()
+    with compat.whole(lora_model(tiny_model)):
+        pass
+
+
 def test_where_a_model_comes_from(tiny_model: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable
@@ -228,9 +229,12 @@ def test_it_trains_with_every_critic(build: Callable[..., PPOTrainer], kind: Any
     assert set(PER_STEP) <= set(second)
 
 
-@pytest.mark.parametrize("estimator", ["gae", "reinforce", "reinforce_pp", "remax", "reinforce_pp_baseline"])
-def test_every_estimator(build: Callable[..., PPOTrainer], estimator: str) -> None:
-    size = 2 if estimator == "reinforce_pp_baseline" else 1
+@pytest.mark.parametrize(
+    ("estimator", "size"),
+    [("gae", 1), ("gae", 4), ("reinforce", 1), ("reinforce_pp", 1), ("remax", 1), ("reinforce_pp_baseline", 2)],
+)
+def test_every_estimator(build: Callable[..., PPOTrainer], estimator: str, size: int) -> None:
+    """Each moves the policy, with one completion per prompt or with several."""
     trainer = build(advantage_estimator=estimator, num_generations=size, max_steps=4)
     prompts = []
     trainer.train_dataset = trainer.train_dataset.select(range(16))
@@ -273,6 +277,21 @@ def test_an_estimator_by_definition(build: Callable[..., PPOTrainer], estimator:
     assert len(set(scores)) > 1
     assert torch.allclose(batch["advantages"][mask], expected, atol=1e-4)
     assert not batch["advantages"][~mask].any()
+
+
+def test_the_running_baseline_by_hand() -> None:
+    """The first batch has its own mean; then 0.75 of what was and 0.25 of each batch, before that batch counts."""
+    from types import SimpleNamespace
+
+    from posttrain_plugins.trainers import rollout as module
+
+    args = SimpleNamespace(baseline="running", baseline_decay=0.75)
+    trainer = SimpleNamespace(args=args, mean_return=None, model=SimpleNamespace(training=True))
+    assert [module._mean_return(trainer, mean) for mean in (8.0, 4.0, 0.0, 1.0)] == [8.0, 8.0, 7.0, 5.25]
+    trainer.model.training = False
+    assert [module._mean_return(trainer, 100.0) for _ in range(2)] == [4.1875, 4.1875], "an evaluation teaches nothing"
+    args.baseline = "batch"
+    assert module._mean_return(trainer, 100.0) == 100.0
 
 
 def greedy_scores(trainer: PPOTrainer, batch: dict[str, torch.Tensor]) -> list[float]:
@@ -481,6 +500,20 @@ def test_a_kl_without_a_reference_is_refused(tiny_model: Path, build: Callable[.
         build(model=changed)
     same = AutoModelForCausalLM.from_pretrained(str(tiny_model), dtype="float32")
     assert build(model=same).ref_model is not None
+
+
+@pytest.mark.parametrize(
+    ("is_deepspeed", "decay", "refused"), [(True, 0.1, True), (True, 0.0, False), (False, 0.1, False)]
+)
+def test_warm_up_under_deepspeed(is_deepspeed: bool, decay: float, refused: bool) -> None:
+    """There the step is taken before the policy's zero gradients can be taken out."""
+    from types import SimpleNamespace
+
+    from posttrain_plugins.trainers import refusals
+
+    args = SimpleNamespace(critic_warmup_steps=2, weight_decay=decay)
+    with pytest.raises(InputError, match=r"weight_decay is 0\.1") if refused else contextlib.nullcontext():
+        refusals.check_warm_up(SimpleNamespace(is_deepspeed_enabled=is_deepspeed, args=args))
 
 
 def test_no_kl_loads_no_reference(build: Callable[..., PPOTrainer]) -> None:

@@ -15,8 +15,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from posttrain_plugins.rewards.process_reward_model import ProcessRewardModel  # noqa: E402
 from posttrain_plugins.rewards.reward_model import RewardModel  # noqa: E402
 from posttrain_plugins.tiny_world.tokenizer import tokenizer  # noqa: E402
+from posttrain_plugins.trainers import process  # noqa: E402
 from posttrain_plugins.trainers.ppo import PPOConfig, PPOTrainer  # noqa: E402
 
 ARGS: dict[str, Any] = {
@@ -155,6 +157,41 @@ def test_a_reward_model_reads_text_with_its_own_tokenizer(
             expected = float(judge(input_ids=ids).logits[0, 0])
         assert float(batch["advantages"][i, 0]) == pytest.approx(expected, abs=1e-4)
     assert len({round(float(a), 4) for a in batch["advantages"][:, 0]}) > 4
+
+
+def test_functions_reward_models_and_process_reward_models_are_mixed(
+    tiny_model: Path, rows: Any, tmp_path: Path, foreign_judge: Path
+) -> None:
+    """Each by its weight: two at the end of a completion, the third where the steps end; reward-to-go by hand."""
+    from transformers import AutoModelForTokenClassification
+
+    torch.manual_seed(2)
+    classifier = AutoModelForTokenClassification.from_pretrained(str(tiny_model), num_labels=1, dtype="float32")
+    torch.nn.init.normal_(classifier.score.weight)
+    classifier.save_pretrained(str(tmp_path / "steps"))
+    tokenizer().save_pretrained(str(tmp_path / "steps"))
+    prm, rm = ProcessRewardModel(str(tmp_path / "steps"), separator="7"), RewardModel(str(foreign_judge))
+    args = {"process_rewards": ["process_reward_model"], "step_separator": "7", "reward_weights": [2.0, 0.5, 0.25]}
+    trainer = build(
+        tiny_model, rows, tmp_path, [digits, rm, prm],
+        advantage_estimator="reinforce_pp", whiten_advantages=False, kl_coef=0.0, max_completion_length=32, **args,
+    )  # fmt: skip
+    batch = rollout(trainer)
+    words = trainer.processing_class
+    prompts = [rows[i]["prompt"] for i in range(8)]
+    texts = words.batch_decode(batch["completion_ids"], skip_special_tokens=True)
+    chats = [[{"role": "assistant", "content": text}] for text in texts]
+    judged = zip(digits(chats), rm(prompts, chats), prm.step_scores(prompts, chats), strict=True)
+    most = 0
+    for i, (by_function, by_model, by_step) in enumerate(judged):
+        ids = batch["completion_ids"][i, : int(batch["completion_mask"][i].sum())].tolist()
+        ends = process.step_end_tokens(words, ids, "7")
+        most = max(most, len(ends))
+        for t in range(len(ids)):
+            later = sum(score for score, end in zip(by_step, ends, strict=True) if end >= t)
+            expected = 2.0 * by_function + 0.5 * float(by_model or 0.0) + 0.25 * later
+            assert float(batch["advantages"][i, t]) == pytest.approx(expected, abs=1e-4)
+    assert most > 1
 
 
 # --- prompts and tools -----------------------------------------------------------------------------------------------

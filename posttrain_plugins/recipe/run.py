@@ -125,6 +125,9 @@ def run(
 def run_plan(chosen: Plan, observer: Observer) -> Run:
     """Runs what a plan says must run."""
     observer.planned(chosen)
+    for stage in chosen.stages:
+        for warning in stage.spec.warnings if stage.must_run else ():
+            observer.note(stage, str(warning))
     chosen.store.prepare()
     _write_resolved(chosen)
     for stage in chosen.stages:

@@ -23,6 +23,7 @@ NOUNS = {"errors", "types", "text", "equivalence", "answers", "stack", "steps", 
 CORE = {"registry", "schema", "source", "signature", "recipe"}
 ADAPTING = {"peft_types", "fitting"}
 TEST_TIME = {"inference", "trainers"}
+TOOLS = {"doctor", "json_schema", "scaffold"}
 ALLOWED = {
     "errors": set(),
     "types": {"errors"},
@@ -55,11 +56,13 @@ ALLOWED = {
     "stages": NOUNS | TEST_TIME,
     "api": NOUNS | CORE | {"inference"},
     "serve": NOUNS | CORE | {"inference", "api"},
+    "doctor": NOUNS | CORE | {"catalogue"},
+    "json_schema": NOUNS | CORE,
     "scaffold": NOUNS | CORE,
     "templates": {"types", "errors", "text", "answers", "testing"},
     "testing": NOUNS | CORE | {"inference", "api", "tiny_world"},
     "auditing": NOUNS | CORE | {"inference", "testing"},
-    "cli": NOUNS | CORE | {"inference", "api", "auditing", "catalogue", "scaffold", "serve", "testing", "cli", ""},
+    "cli": NOUNS | CORE | {"inference", "api", "auditing", "catalogue", "serve", "testing", "cli", ""} | TOOLS,
     "__main__": {"cli"},
     "": {"api"},  # the package itself, lazily
 }

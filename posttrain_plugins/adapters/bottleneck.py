@@ -37,3 +37,4 @@ def bottleneck(task_type: str = "CAUSAL_LM", **params: Any) -> BottleneckConfig:
 
 
 bottleneck.params_of = "posttrain_plugins.tuners.bottleneck:BottleneckConfig"  # type: ignore[attr-defined]
+bottleneck.can_merge = False  # type: ignore[attr-defined]

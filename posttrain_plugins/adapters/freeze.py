@@ -37,6 +37,7 @@ class Freeze:
     trainable_parameters: list[str] = field(default_factory=list)
 
     is_full: ClassVar[bool] = True
+    example_params: ClassVar[dict[str, Any]] = {"frozen_layers": 1}
 
     def __post_init__(self) -> None:
         for name in ("frozen_parameters", "trainable_parameters"):

@@ -31,3 +31,4 @@ def p_tuning(num_virtual_tokens: int = 20, task_type: str = "CAUSAL_LM", **param
 
 
 p_tuning.params_of = "peft:PromptEncoderConfig"  # type: ignore[attr-defined]
+p_tuning.can_merge = False  # type: ignore[attr-defined]

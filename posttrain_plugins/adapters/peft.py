@@ -41,3 +41,4 @@ def peft(peft_type: str, task_type: str = "CAUSAL_LM", **params: Any) -> PeftCon
 
 
 peft.params_of = "peft:{peft_type}"  # type: ignore[attr-defined]
+peft.example_params = {"peft_type": "LORA", "target_modules": "all-linear"}  # type: ignore[attr-defined]

@@ -31,3 +31,4 @@ def prefix(num_virtual_tokens: int = 20, task_type: str = "CAUSAL_LM", **params:
 
 
 prefix.params_of = "peft:PrefixTuningConfig"  # type: ignore[attr-defined]
+prefix.can_merge = False  # type: ignore[attr-defined]

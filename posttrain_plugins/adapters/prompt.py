@@ -31,3 +31,4 @@ def prompt(num_virtual_tokens: int = 20, task_type: str = "CAUSAL_LM", **params:
 
 
 prompt.params_of = "peft:PromptTuningConfig"  # type: ignore[attr-defined]
+prompt.can_merge = False  # type: ignore[attr-defined]

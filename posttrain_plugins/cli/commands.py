@@ -19,6 +19,7 @@ from posttrain_plugins.cli.options import RUNS, JsonOption, OverrideOption, Reci
 from posttrain_plugins.cli.plugins import plugins_app
 from posttrain_plugins.cli.rewards import rewards_app
 from posttrain_plugins.cli.runs import run_and_show, show
+from posttrain_plugins.cli.schema import schema
 from posttrain_plugins.cli.serve import serve
 from posttrain_plugins.errors import PosttrainError
 
@@ -149,3 +150,4 @@ def report(
 app.command()(evaluate)
 app.command()(ask)
 app.command()(serve)
+app.command()(schema)

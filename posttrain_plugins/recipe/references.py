@@ -26,13 +26,17 @@ from posttrain_plugins.recipe.sheet import Sheet, listed
 from posttrain_plugins.recipe.unroll import RawStages
 from posttrain_plugins.registry import suggest, with_article
 from posttrain_plugins.schema import Field, Schema
-from posttrain_plugins.types import Kind
+from posttrain_plugins.types import AdapterMode, Kind
 
 __all__ = ["SECTIONS", "References", "check_names", "is_list", "printed"]
 
 SECTIONS: dict[str, Kind] = {"adapters": "adapter", "datasets": "dataset", "rewards": "reward"}
 REFERRED = {"reward": "rewards", "strategy": "strategies"}  # kinds of which a stage may have several
-RESERVED: dict[str, dict[str, Any]] = {"reward": {"weight": float, **GUARD_KEYS}, "dataset": DATA_OPTIONS}
+RESERVED: dict[str, dict[str, Any]] = {
+    "reward": {"weight": float, **GUARD_KEYS},
+    "dataset": DATA_OPTIONS,
+    "stage": {"adapter_mode": AdapterMode, "chat_template": str},  # of those with a model; `stage.py` takes them
+}
 POLICY = Policy()
 
 

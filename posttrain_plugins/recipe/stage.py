@@ -9,7 +9,7 @@ from posttrain_plugins import registry
 from posttrain_plugins.recipe.adapting import check_adapters
 from posttrain_plugins.recipe.document import Keys
 from posttrain_plugins.recipe.recipe import Input, StageSpec
-from posttrain_plugins.recipe.references import References
+from posttrain_plugins.recipe.references import RESERVED, References
 from posttrain_plugins.recipe.sheet import Sheet
 from posttrain_plugins.recipe.template import read_template
 from posttrain_plugins.recipe.unroll import RawStage
@@ -34,7 +34,7 @@ def read_stage(sheet: Sheet, raw: RawStage, references: References) -> StageSpec
     given = {k: v for k, v in raw.body.items() if k != "use"}
     mode = _adapter_mode(sheet, raw, given, found)
     reserved = _template(sheet, raw, given, found)
-    sheet.check_keys(raw.path, given, found, f"stage '{raw.path[-1]}'", ("adapter_mode", "chat_template"))
+    sheet.check_keys(raw.path, given, found, f"stage '{raw.path[-1]}'", RESERVED["stage"])
     values = {name: given.get(name, None if f.is_required else f.default) for name, f in found.fields.items()}
     inputs = {
         name: references.input(field, values[name], (*raw.path, name), raw.scope)

@@ -38,6 +38,7 @@ class Clip:
     """
 
     requires_columns: ClassVar[tuple[str, ...]] = ()
+    example_params: ClassVar[dict[str, Any]] = {"reward": "length"}
 
     reward: RewardRef
     low: float = -1.0

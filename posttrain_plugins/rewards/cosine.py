@@ -50,6 +50,7 @@ class Cosine:
     """
 
     requires_columns: ClassVar[tuple[str, ...]] = ()
+    example_params: ClassVar[dict[str, Any]] = {"max_len": 100, "unit": "chars", "correct": "length"}
 
     max_len: int
     correct: RewardRef | None = None

@@ -35,6 +35,7 @@ class Gate:
     """
 
     requires_columns: ClassVar[tuple[str, ...]] = ()
+    example_params: ClassVar[dict[str, Any]] = {"condition": "length", "reward": "length"}
 
     condition: RewardRef
     reward: RewardRef

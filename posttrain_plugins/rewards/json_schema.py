@@ -42,6 +42,7 @@ class JSONSchema:
 
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     requires_columns: ClassVar[tuple[str, ...]] = ()
+    example_params: ClassVar[dict[str, Any]] = {"schema": {"required": ["age"]}}
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {"prompt": "?", "completion": '{"age": 7}', "schema": {"required": ["age"]}, "score": 1.0},
         {"prompt": "?", "completion": "{}", "schema": {"required": ["age"]}, "score": 0.0},

@@ -42,6 +42,10 @@ class Language:
 
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     requires_columns: ClassVar[tuple[str, ...]] = ()
+    expected_failures: ClassVar[dict[str, str]] = {
+        "check_required_columns_suffice": "without `language` of its own it reads the column of that name",
+        "check_empty_batch": "the same",
+    }
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {"prompt": "?", "completion": "We add the two numbers and get seven.", "language": "en", "score": 1.0},
         {"prompt": "?", "completion": "Wir zählen die beiden Zahlen zusammen.", "language": "en", "score": 0.0},

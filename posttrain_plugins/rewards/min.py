@@ -35,6 +35,7 @@ class Min:
     """
 
     requires_columns: ClassVar[tuple[str, ...]] = ()
+    example_params: ClassVar[dict[str, Any]] = {"rewards": ["length"]}
 
     rewards: list[RewardRef]
 

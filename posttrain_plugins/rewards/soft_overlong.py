@@ -38,6 +38,11 @@ class SoftOverlong:
 
     bounds: ClassVar[tuple[float, float]] = (-1.0, 0.0)
     requires_columns: ClassVar[tuple[str, ...]] = ()
+    example_params: ClassVar[dict[str, Any]] = {
+        "max_completion_len": 100,
+        "soft_punish_cache": 20,
+        "unit": "chars",
+    }
 
     max_completion_len: int
     soft_punish_cache: int

@@ -36,6 +36,7 @@ class WeightedSum:
     """
 
     requires_columns: ClassVar[tuple[str, ...]] = ()
+    example_params: ClassVar[dict[str, Any]] = {"rewards": ["length"]}
 
     rewards: list[RewardRef]
     weights: list[float] = field(default_factory=list)

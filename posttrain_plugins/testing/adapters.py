@@ -22,7 +22,7 @@ MERGED_WITHIN = 1e-4  # float32, two layers
 
 
 def check_gives_a_peft_config(adapter: Any) -> None:
-    """It gives a `peft.PeftConfig`, or None for full fine-tuning.
+    """It gives a `peft.PeftConfig`, None for full fine-tuning, or (`is_full`) what has `prepare(trainer)`.
 
     TRL's `peft_config` takes nothing else, and None trains every parameter: a dict would be refused after the model was
     loaded.
@@ -30,7 +30,8 @@ def check_gives_a_peft_config(adapter: Any) -> None:
     from peft import PeftConfig
 
     made = subject("adapter", adapter).make()
-    assert made is None or isinstance(made, PeftConfig), f"it gives {type(made).__name__}"
+    is_prepared = getattr(made, "is_full", False) and callable(getattr(made, "prepare", None))
+    assert made is None or is_prepared or isinstance(made, PeftConfig), f"it gives {type(made).__name__}"
 
 
 def check_same_config_twice(adapter: Any) -> None:

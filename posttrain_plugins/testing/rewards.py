@@ -208,6 +208,7 @@ def check_same_twice(reward: Any) -> None:
     """
     tried = _deterministic(reward)
     rows, made = _rows(tried), tried.make()
+    _scores(tried, rows[:1])
     first, second = (_listed(_call(made, rows, _format(tried)), len(rows)) for _ in range(2))
     _assert_equal(tried, first, second, rows, "first", "again")
 
@@ -311,6 +312,7 @@ def check_picklable(reward: Any) -> None:
     """
     tried = subject("reward", reward)
     made, rows = tried.make(), _rows(tried)
+    _scores(tried, rows)
     try:
         again = pickle.loads(pickle.dumps(made))
     except Exception as cause:
@@ -341,6 +343,7 @@ def check_async_is_visible(reward: Any) -> None:
     """
     tried = subject("reward", reward)
     made = tried.make()
+    _scores(tried, _rows(tried))
     found = _keyword_call(made, _arguments(_rows(tried), _format(tried)), True)
     if not inspect.isawaitable(found):
         return
@@ -361,6 +364,7 @@ def check_step_scores(reward: Any) -> None:
     made = tried.make()
     if not hasattr(made, "step_scores"):
         raise SkipTest("it has no step_scores")
+    _scores(tried, _rows(tried))
     rows = [*_rows(tried), {**_rows(tried)[0], "completion": ""}]
     found = _resolved(_keyword_call(made.step_scores, _arguments(rows, _format(tried)), True))
     assert len(found) == len(rows), f"step_scores gave {len(found)} lists for {len(rows)} completions"

@@ -15,6 +15,7 @@ Capabilities are attributes of the plugin, never told from its name:
 | `is_relative`      | reward   | True: a score depends on the other completions of the batch                      |
 | `tolerance`        | reward   | how far equal scores may be apart, for models whose last bits depend on the batch |
 | `longest_text_chars` | reward | longer texts need not be tried: a model reads them whole                       |
+| `is_full`          | adapter  | True: it trains the model's own weights                                          |
 | `can_merge`        | adapter  | False: its weights cannot be merged into the base                                |
 | `keeps_base`       | adapter  | False: attaching changes the base weights                                        |
 | `is_stateful`      | strategy | True: it remembers one problem for the next                                      |

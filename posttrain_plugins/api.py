@@ -41,6 +41,7 @@ __all__ = [
     "backend",
     "backends",
     "load",
+    "masks",
     "model_path",
     "plan",
     "plan_evaluation",
@@ -69,6 +70,13 @@ def validate(recipe: str | Path, overrides: Overrides = ()) -> Recipe:
 def plan(recipe: str | Path, overrides: Overrides = (), *, runs_dir: str | Path = "runs", **choice: Any) -> Plan:
     """What would run, what is done, and why; `choice` is `until`, `only`, `force` as in `run`."""
     return planning.plan(validate(recipe, overrides), Path(runs_dir).resolve(), **choice)
+
+
+def masks(plan: Plan, rows: int = 2, only: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """Which tokens carry loss in each training stage of a plan, for a few rows; see `recipe.preview`."""
+    from posttrain_plugins.recipe.preview import preview
+
+    return preview(plan, rows, only)
 
 
 def run(

@@ -505,6 +505,7 @@ class StageContext:
         option_path: how `-o` names the stage, for hints.
         adapter_mode: how it goes on from a model that is an adapter, `continue`, `stack` or `merge`; None leaves it to
             `trainers.start`.
+        preview: how many rows to show of what the trainer learns from; 0 trains.
     """
 
     stage: str
@@ -517,6 +518,7 @@ class StageContext:
     args: Mapping[str, Any] = field(default_factory=dict)
     option_path: str = ""
     adapter_mode: AdapterMode | None = None
+    preview: int = 0
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from posttrain_plugins.cli.ask import ask
-from posttrain_plugins.cli.consoles import out, tell
+from posttrain_plugins.cli.consoles import out, quiet, tell
 from posttrain_plugins.cli.evaluate import evaluate
 from posttrain_plugins.cli.options import RUNS, JsonOption, OverrideOption, RecipeArgument, RunsOption
 from posttrain_plugins.cli.plugins import plugins_app
@@ -105,23 +105,38 @@ def validate(
 
 @app.command()
 def plan(
-    recipe: RecipeArgument, override: OverrideOption = None, runs_dir: RunsOption = RUNS, as_json: JsonOption = False
+    recipe: RecipeArgument,
+    override: OverrideOption = None,
+    masks: Annotated[bool, typer.Option("--masks", help="Also show which tokens carry loss, for a few rows.")] = False,
+    rows: Annotated[int, typer.Option(min=2, help="How many rows of each stage `--masks` shows.")] = 2,
+    runs_dir: RunsOption = RUNS,
+    as_json: JsonOption = False,
 ) -> None:
     """Show what would run, what is cached, and why the rest is not; and what each stage trains on top of what.
+
+    With `--masks` also what each training stage learns from, as TRL prepares it, and where EOS is never learned.
 
     `posttrain plan quickstart -o stages.sft.args.learning_rate=1e-3`
     """
     from posttrain_plugins import api
 
     chosen = api.plan(recipe, override or [], runs_dir=runs_dir)
+    if masks:
+        quiet()
+    shown = api.masks(chosen, rows) if masks else {}
     if as_json:
-        print(json.dumps([stage.to_json() for stage in chosen.stages], indent=1))
+        found = [stage.to_json() | ({"masks": shown[stage.id]} if stage.id in shown else {}) for stage in chosen.stages]
+        print(json.dumps(found, indent=1))
         return
     from posttrain_plugins.cli.tables import footing_table, plan_table, warnings_of
 
     out().print(plan_table(chosen))
     if any(stage.footing for stage in chosen.stages):
         out().print(footing_table(chosen))
+    if shown:
+        from posttrain_plugins.cli.masks import print_masks
+
+        print_masks(out(), shown)
     for warning in warnings_of(chosen):
         out().print(warning, style="yellow", highlight=False, soft_wrap=True)
 

@@ -32,7 +32,16 @@ from posttrain_plugins.types import ModelArtifact, ResolvedAdapter, ResolvedRewa
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["Resolver", "build", "construct", "load_data_file", "read_jsonl", "required_columns"]
+__all__ = [
+    "Resolver",
+    "build",
+    "construct",
+    "load_data_file",
+    "object_of",
+    "read_jsonl",
+    "required_columns",
+    "template_of",
+]
 
 REWARD_PLUGIN = (
     "reward_model"  # what a stage that makes a reward is used through, unless its class says `reward_plugin`
@@ -75,14 +84,17 @@ class Resolver:
                 _check_rows(resolved[name], required[name], _data_name(value))
         return resolved
 
+    def dataset(self, spec: StageSpec, name: str) -> Any:
+        """The data set of one field alone."""
+        return self._all(spec.inputs[name], spec)
+
     def model(self, source: Source, loading: Mapping[str, Any]) -> ModelArtifact:
         """A model that exists, with its record checked and its ancestors' prompts at hand."""
         if isinstance(source, External):
             problem = data_head.model_problem(Path(source.path)) if Path(source.path).is_absolute() else None
             if problem:
                 raise InputError(problem, hint="save_pretrained() writes such a folder")
-            template = _text(_object(source.template.target)) if source.template else None
-            return ModelArtifact(source.name, source.path, source.loading, chat_template=template)
+            return ModelArtifact(source.name, source.path, source.loading, chat_template=template_of(source.template))
         assert isinstance(source, FromStage)
         artifact = self.artifacts[source.stage]
         assert artifact.model_path is not None
@@ -113,7 +125,7 @@ class Resolver:
         if isinstance(source, Policy):
             return source.name
         if isinstance(source, Object):
-            return _object(source.target)
+            return object_of(source.target)
         if isinstance(source, DataFile):
             return load_data_file(source)
         if isinstance(source, External) or (isinstance(source, FromStage) and source.produces == "model"):
@@ -277,7 +289,8 @@ def _bad_line(file: Path) -> str | None:
     return None
 
 
-def _object(target: str) -> Any:
+def object_of(target: str) -> Any:
+    """What `package.module:attr` names, imported; the `Path` of a file or folder; else the text, a Hub id."""
     head, colon, _ = target.rpartition(":")
     if colon and (head.endswith(".py") or "/" not in head):
         return registry.import_object(target)
@@ -291,8 +304,12 @@ def _adapter(source: Use) -> ResolvedAdapter:
     return ResolvedAdapter(source.name, config, identity(source), getattr(made, "prepare", None), source.plugin.target)
 
 
-def _text(template: Any) -> str:
-    return template.read_text(encoding="utf-8") if isinstance(template, Path) else str(template)
+def template_of(template: Object | None) -> str | None:
+    """The text of a chat template, None for none."""
+    if template is None:
+        return None
+    found = object_of(template.target)
+    return found.read_text(encoding="utf-8") if isinstance(found, Path) else str(found)
 
 
 def _data_name(value: Any) -> str:

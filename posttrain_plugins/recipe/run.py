@@ -201,7 +201,7 @@ def _context(
     resolver = Resolver(chosen.recipe, artifacts, _weights_of(chosen))
     inputs = resolver.inputs(stage.spec, schema.attributes.get("requires_columns", {}))
     check_border(stage.spec, schema, inputs)
-    args = next((dict(stage.spec.params[name] or {}) for name in stage.spec.configs), {})
+    args = next((dict(stage.spec.params.get(name) or {}) for name in stage.spec.configs), {})
     seed = int(args.get("seed", chosen.recipe.seed))
     reporter = _StageReporter(stage, observer)
     path = option_path(stage.id)

@@ -20,6 +20,7 @@ __all__ = [
     "aside",
     "checkpointed_layers",
     "drop_metric",
+    "first_batch",
     "gathered",
     "generation_period",
     "hide_from_vllm",
@@ -91,6 +92,13 @@ def generation_period(args: Any) -> int:
     micro_steps = (getattr(args, "steps_per_generation", None) or 1) * (getattr(args, "num_iterations", None) or 1)
     accumulation = args.gradient_accumulation_steps
     return next(n for n in range(1, micro_steps + 1) if n * accumulation % micro_steps == 0)
+
+
+def first_batch(trainer: Any) -> Any:
+    """The first batch as the trainer's loss would see it; of a trainer that samples, with its completions."""
+    trainer.model.train()
+    with trainer.compute_loss_context_manager():
+        return trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
 
 
 def set_reward_names(trainer: Any, names: list[str]) -> None:

@@ -19,8 +19,8 @@ from posttrain_plugins.errors import InputError, Interrupted
 from posttrain_plugins.fitting import check_fits
 from posttrain_plugins.stack import copy_below
 from posttrain_plugins.text import fingerprint, to_text
-from posttrain_plugins.trainers import compat, saved_rollouts
-from posttrain_plugins.trainers.start import has_accelerator, start
+from posttrain_plugins.trainers import compat, preview, saved_rollouts
+from posttrain_plugins.trainers.start import Start, has_accelerator, start
 from posttrain_plugins.trainers.watch import follow
 from posttrain_plugins.types import ModelArtifact, ResolvedReward, StageContext, StageResult
 
@@ -74,11 +74,16 @@ def train(
         NonFiniteLoss: the loss of an optimizer step was NaN or infinite.
         Interrupted: the user asked to stop; a checkpoint stands.
     """
-    begin = start(context, task_type, artifact)
+    artifact = artifact or context.inputs["model"]
+    assert artifact is not None
+    if context.preview:
+        begin, args = _stand_in(artifact, config_class, args, context.preview)
+    else:
+        begin = start(context, task_type, artifact)
     if not isinstance(begin.model, str):
         args = {name: value for name, value in args.items() if name != "model_init_kwargs"}  # it is loaded
     config = _config(context, config_class, args, begin.model_init_kwargs)
-    check_fits(context.stage, begin.kwargs.get("peft_config"), config, context.inputs["model"].loading)
+    check_fits(context.stage, begin.kwargs.get("peft_config"), config, artifact.loading)
     trainer = trainer_class(
         model=begin.model,
         args=config,
@@ -87,6 +92,9 @@ def train(
         **begin.kwargs,
         **trainer_arguments,
     )
+    if context.preview:
+        found = preview.masks(trainer, context.inputs["dataset"], writes=task_type == "CAUSAL_LM")
+        return StageResult(details={"masks": found})
     begin.set_up(trainer)
     if reward_names:
         compat.set_reward_names(trainer, reward_names)
@@ -132,6 +140,14 @@ def reinforce(
         reward_names=[reward.name for reward in rewards],
         **{"reward_funcs": [reward.model_path or reward.func for reward in rewards], **trainer_arguments},
     )
+
+
+def _stand_in(
+    artifact: ModelArtifact, config_class: Any, args: Mapping[str, Any], rows: int
+) -> tuple[Start, dict[str, Any]]:
+    """For a look at what is learned: random weights beside the artifact's tokenizer."""
+    preview.save_stand_in(Path(artifact.path))
+    return Start(artifact.path), preview.preview_args(config_class, args, rows)
 
 
 def _config(context: StageContext, config_class: Any, args: Mapping[str, Any], model_init_kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Puts tables made from `benchmarks/results/*.json` into README.md, so that no figure in it is typed by hand.
+"""Puts tables made from `benchmarks/results/*.json` into README.md and docs/*.md: no figure there is typed by hand.
 
 A table stands between `<!-- results:NAME -->` and `<!-- /results -->`, NAME being a results file. `--check` changes
 nothing and exits 1 where a table is not what its results give; a marker whose results file is missing is left alone.
@@ -16,7 +16,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["TABLES", "gpu_table", "overhead_table", "quickstart_table", "recipe_table", "render", "test_time_table"]
+__all__ = [
+    "TABLES",
+    "adapters_table",
+    "gpu_table",
+    "overhead_table",
+    "quickstart_table",
+    "recipe_table",
+    "render",
+    "test_time_table",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(<!-- results:(?P<name>[\w.-]+) -->\n)(?P<body>.*?)(<!-- /results -->)", re.DOTALL)
@@ -26,20 +35,26 @@ Json = Mapping[str, Any]
 
 def main() -> int:
     options = _options()
-    text = options.file.read_text(encoding="utf-8")
-    rendered = render(text, options.results)
+    files = options.file or [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return max(fill(file, options.results, options.check) for file in files)
+
+
+def fill(file: Path, results: Path, check: bool) -> int:
+    """Fills one file, or says with exit code 1 that it is stale."""
+    text = file.read_text(encoding="utf-8")
+    rendered = render(text, results)
     if rendered == text:
-        print(f"{options.file.name}: {len(BLOCK.findall(text))} tables, up to date")
+        print(f"{file.name}: {len(BLOCK.findall(text))} tables, up to date")
         return 0
-    if options.check:
+    if check:
         print(
-            f"error: {options.file} is stale: a table is not what benchmarks/results gives\n\n"
+            f"error: {file} is stale: a table is not what benchmarks/results gives\n\n"
             "hint: python benchmarks/render.py",
             file=sys.stderr,
         )
         return 1
-    options.file.write_text(rendered, encoding="utf-8")
-    print(f"{options.file.name}: tables written")
+    file.write_text(rendered, encoding="utf-8")
+    print(f"{file.name}: tables written")
     return 0
 
 
@@ -151,7 +166,51 @@ def recipe_table(results: Json) -> str:
     return f"{_table(['model', 'sampled accuracy', 'gain', 'greedy'], rows)}\n\n{note}"
 
 
+def adapters_table(results: Json) -> str:
+    """One row per adapter, one column per stage; what is refused has a number, and its reason below."""
+    cells = results["cells"]
+    adapters = list(dict.fromkeys(name.split()[0] for name in cells))
+    stages = list(dict.fromkeys(name.split()[1] for name in cells))
+    notes: dict[str, int] = {}
+    rows = []
+    for adapter in adapters:
+        found = [cells[f"{adapter} {stage}"] for stage in stages if f"{adapter} {stage}" in cells]
+        merged = [cell["merged"] for cell in found if cell.get("merged") is not None]
+        reload = [cell["reload"] for cell in found if "reload" in cell]
+        marks = [_mark(cells.get(f"{adapter} {stage}"), notes) for stage in stages]
+        largest = f"{max(merged):.0e}" if merged else "cannot be"
+        rows.append([f"`{adapter}`", *marks, f"{max(reload):g}" if reload else "", largest])
+    head = ["adapter", *(f"`{stage}`" for stage in stages), "loaded again", "merged"]
+    reasons = "\n".join(f"{number}. {reason}" for reason, number in notes.items())
+    key = (
+        "**4**: its weights train and no others move, on a base in 4 bits too; **yes**: the same, but refused in 4 "
+        "bits, whose packed weights it reads or trains; a number alone: refused before anything is loaded. "
+        "*Loaded again*: largest difference of logits after saving and loading; *merged*: largest relative difference "
+        f"after merging, in float32. {results['steps']} steps on {results['rows']} rows."
+    )
+    return f"{_table(head, rows)}\n\n{key}\n\n{reasons}"
+
+
+def _mark(cell: Json | None, notes: dict[str, int]) -> str:
+    if cell is None:
+        return ""
+    if cell["wrong"]:
+        return "FAILS"
+    if cell["refused"]:
+        return f"({_noted(cell['refused'], notes)})"
+    in_4bit = cell["4bit"]
+    mark = "4" if in_4bit is not None and "refused" not in in_4bit else "yes"
+    options = ", ".join(f"{name}: {str(value).lower()}" for name, value in cell["options"].items())
+    return f"{mark} ({_noted(f'with `args: {{{options}}}`', notes)})" if options else mark
+
+
+def _noted(reason: str, notes: dict[str, int]) -> int:
+    told = re.sub(r"adapter 'it' in stage 'cell': ", "", reason)
+    return notes.setdefault(told, len(notes) + 1)
+
+
 TABLES: dict[str, Callable[[Json], str]] = {
+    "adapters": adapters_table,
     "quickstart_seeds": quickstart_table,
     "overhead": overhead_table,
     "gpu_qwen3_0.6b": gpu_table,
@@ -197,7 +256,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where the file is stale")
-    parser.add_argument("--file", type=Path, default=ROOT / "README.md", help="the file with markers (README.md)")
+    parser.add_argument("--file", type=Path, nargs="+", help="files with markers (README.md and docs/*.md)")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder of results")
     return parser.parse_args()
 

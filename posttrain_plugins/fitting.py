@@ -95,6 +95,10 @@ def refusals(use: Use) -> Iterator[Refusal]:
     if use.role == "critic" and not use.peft.shares:
         message = f"a critic's adapter is trained beside the policy's on one base, which {name} cannot be"
         yield Refusal("critic", message, "critic: {use: lora} with a LoRA policy, or leave critic out")
+    has_copy = use.args.get("advantage_estimator") == "gae" and use.args.get("critic") in (None, "separate")
+    if use.role == "adapter" and has_copy and use.quantized and not use.peft.shares:
+        message = f"beside {name} the critic is a copy of the model, which cannot be trained in {use.quantized}"
+        yield Refusal(use.role, message, "args: {critic: shared}, or use: lora")
     for ability, reason in use.refuses.items():
         if getattr(use.peft, ability):
             yield Refusal(use.role, f"{name} does not work here: {reason}", "use: lora")

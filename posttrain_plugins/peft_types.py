@@ -19,7 +19,7 @@ from posttrain_plugins import registry
 from posttrain_plugins.errors import InputError, PosttrainError
 from posttrain_plugins.source import classes_of, package_file
 
-__all__ = ["PeftTypeAbilities", "abilities", "config_class", "ensure_registered", "moves_base"]
+__all__ = ["PeftTypeAbilities", "abilities", "config_class", "ensure_registered", "moves_base", "shares_base"]
 
 NOT_QUANTIZED = frozenset(
     {"ADAMSS", "DEFT", "DELORA", "FROD", "GLORA", "HRA", "LN_TUNING", "LOHA", "LOKR", "OSF", "PEANUT", "PSOFT"}
@@ -89,6 +89,15 @@ def config_class(peft_type: str) -> str:
         near = registry.suggest(peft_type, known)
         raise LookupError(f"PEFT has no type '{peft_type}'" + (f", {near}" if near else f", it has {', '.join(known)}"))
     return f"peft:{known[peft_type]}"
+
+
+def shares_base(config: Any) -> bool:
+    """Can an adapter with this `peft.PeftConfig` be trained beside another on one base?"""
+    try:
+        found = abilities(f"{type(config).__module__}:{type(config).__qualname__}")
+    except LookupError:  # made in a notebook, or in a folder of its own
+        found = None
+    return found.shares if found is not None else not config.is_prompt_learning
 
 
 def moves_base(params: Mapping[str, Any]) -> str | None:

@@ -183,6 +183,15 @@ def lay(model: Any, adapters: Sequence[str | Path]) -> Any:
     return model
 
 
+def with_plain_head(quantization: Any) -> Any:
+    """A quantization that leaves a classifier's head alone: it is new, or trained whole, and transformers packs it."""
+    if quantization is None:
+        return None
+    kept = copy.deepcopy(quantization)
+    kept.llm_int8_skip_modules = [*(kept.llm_int8_skip_modules or []), "score"]  # of 4-bit configs too
+    return kept
+
+
 def laid_in(model: Any) -> tuple[str, ...]:
     """The digests of the adapters that `lay` made part of a transformers model, from the base up."""
     return tuple(getattr(model, "laid_adapters", ()))

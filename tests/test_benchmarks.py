@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 SCRIPTS = (
+    "adapters.py",
     "endpoint.py",
     "engine.py",
     "gpu/run.py",
@@ -202,6 +203,9 @@ def results_folder(folder: Path, seeds: Any, record: Any) -> Path:
     record.write("quickstart_seeds", {"seeds": {"0": one, "1": one}}, folder)
     ratio = {"median": 1.01, "low": 1.0, "high": 1.02}
     method = {"ratio": {"train": ratio, "whole": ratio, "whole_cpu": ratio}, "extra_whole_s": ratio}
+    cell = {"refused": None, "wrong": [], "options": {}, "reload": 0.0, "merged": 3e-7, "4bit": {}}
+    cells = {"lora sft": cell, "lora dpo": {**cell, "refused": "adapter 'it' in stage 'cell': it cannot (hint: none)"}}
+    record.write("adapters", {"cells": cells, "steps": 4, "rows": 4}, folder)
     record.write("overhead", {"pairs": 5, "steps": 60, "methods": {"sft": method}}, folder)
     ways = dict.fromkeys(("sampled", "greedy", *tried()), way())
     record.write("test_time", {"seeds": {"0": {"problems": 4}}, "strategies": seeds_summary(ways)}, folder)
@@ -225,6 +229,8 @@ def test_render_fills_every_table_and_check_tells_a_stale_one(benchmark: Any, tm
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "| grpo | 0.70 [0.60, 0.80] | +0.20 [+0.10, +0.30] over sft |" in text
+    assert "| `lora` | 4 | (1) | 0 | 3e-07 |" in text
+    assert "1. it cannot (hint: none)" in text
     assert "| SFT | 1.010 [1.000, 1.020] |" in text
     assert "| SFT, recipe | 1,234 | 0.500 | 3.21 |" in text
     assert call("render.py", "--check", *options).returncode == 0

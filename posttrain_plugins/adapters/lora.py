@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from posttrain_plugins.errors import InputError
+
 if TYPE_CHECKING:
     from peft import LoraConfig
 
@@ -36,12 +38,17 @@ def lora(
     Returns:
         The PEFT config that TRL's trainers take.
 
+    Raises:
+        InputError: LoftQ without scipy, or a ratio below 1.
+
     Example:
         >>> lora(r=4).r
         4
     """
     from peft import LoraConfig
 
+    if params.get("init_lora_weights") == "loftq":
+        params["loftq_config"] = _loftq(params.get("loftq_config") or {})
     if loraplus_lr_ratio is None:
         return LoraConfig(target_modules=target_modules, task_type=task_type, **params)
     from posttrain_plugins.tuners.lora_plus import LoraPlusConfig
@@ -49,6 +56,17 @@ def lora(
     return LoraPlusConfig(
         target_modules=target_modules, task_type=task_type, loraplus_lr_ratio=loraplus_lr_ratio, **params
     )
+
+
+def _loftq(given: dict[str, int]) -> dict[str, int]:
+    """With the defaults that PEFT has in a class, and reads from a mapping."""
+    from importlib.util import find_spec
+
+    from peft import LoftQConfig
+
+    if find_spec("scipy") is None:
+        raise InputError("init_lora_weights: loftq needs scipy", hint="pip install 'posttrain-plugins[loftq]'")
+    return dict(vars(LoftQConfig(**given)))
 
 
 lora.params_of = "peft:LoraConfig"  # type: ignore[attr-defined]

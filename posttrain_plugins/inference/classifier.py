@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from posttrain_plugins.inference.transformers_backend import load_tokenizer
-from posttrain_plugins.stack import load_adapted
+from posttrain_plugins.stack import load_adapted, with_plain_head
 
 __all__ = ["Classifier"]
 
@@ -128,4 +128,6 @@ class Classifier:
 
         known = {name: value for name, value in self.loading.items() if name in ModelConfig.__dataclass_fields__}
         dtype = known.get("dtype") or "auto"
-        return get_quantization_config(ModelConfig(**{**known, "dtype": "bfloat16" if dtype == "auto" else dtype}))
+        return with_plain_head(
+            get_quantization_config(ModelConfig(**{**known, "dtype": "bfloat16" if dtype == "auto" else dtype}))
+        )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from posttrain_plugins.stack import load_adapted
+from posttrain_plugins.stack import load_adapted, with_plain_head
 from posttrain_plugins.text import is_conversational
 from posttrain_plugins.types import Prompt
 
@@ -175,4 +175,4 @@ class RewardModel:
             bnb_4bit_quant_type=self.bnb_4bit_quant_type,
             use_bnb_nested_quant=self.use_bnb_nested_quant,
         )
-        return get_quantization_config(config)
+        return with_plain_head(get_quantization_config(config))

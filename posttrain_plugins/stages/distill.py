@@ -37,6 +37,9 @@ class Distill:
 
     produces: ClassVar[str] = "model"
     shares_tokenizer: ClassVar[tuple[str, ...]] = ("teacher",)
+    refuses: ClassVar[dict[str, str]] = {
+        "is_prompt": "TRL's distillation passes its text to the layers directly, without the learned tokens before it"
+    }
     requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
         "dataset": (("prompt",),),
         "eval_dataset": (("prompt",),),

@@ -26,6 +26,7 @@ __all__ = [
     "hide_from_vllm",
     "in_force",
     "is_peft",
+    "let_heads_be",
     "model_path",
     "no_dropout",
     "observe_losses",
@@ -279,6 +280,21 @@ def is_peft(model: Any) -> bool:
 def active_config(model: Any) -> Any:
     """The `PeftConfig` of the adapter that a `PeftModel` trains; None for any other model, and for a path."""
     return model.peft_config[model.active_adapter] if is_peft(model) else None
+
+
+def let_heads_be(model: Any) -> None:
+    """Gives what trains whole beside an adapter the precision of the module that it is a copy of.
+
+    TRL puts all that learns on a quantized base into bfloat16, also a classifier's head, which is no adapter and is fed
+    by a model in float32 where that is its dtype.
+    """
+    from peft.utils.other import ModulesToSaveWrapper
+
+    for wrapper in model.modules():
+        if isinstance(wrapper, ModulesToSaveWrapper):
+            dtypes = [p.dtype for p in wrapper.original_module.parameters() if p.is_floating_point()]
+            if dtypes:
+                wrapper.modules_to_save.to(dtypes[0])
 
 
 def are_adapters_off(model: Any) -> bool:

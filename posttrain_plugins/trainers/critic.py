@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.peft_types import moves_base
+from posttrain_plugins.peft_types import moves_base, shares_base
 from posttrain_plugins.trainers import compat
 from posttrain_plugins.trainers.route import Route
 
@@ -57,7 +57,7 @@ class ValueHead(nn.Module):  # type: ignore[misc]
 
 
 def choose_kind(kind: Kind | None, policy_config: Any, critic_config: Any, is_quantized: bool) -> Kind:
-    """The critic's kind, `adapter` where the policy is one and `separate` else, or a refusal before a model is loaded.
+    """The critic's kind: `adapter` where the policy is one that allows a second, `separate` else; no model is loaded.
 
     Args:
         kind: what the user asks for, or None.
@@ -68,7 +68,7 @@ def choose_kind(kind: Kind | None, policy_config: Any, critic_config: Any, is_qu
     Raises:
         InputError: the kind cannot be had with this policy.
     """
-    is_adapter = policy_config is not None and not policy_config.is_prompt_learning
+    is_adapter = policy_config is not None and shares_base(policy_config)
     chosen: Kind = kind or ("adapter" if is_adapter else "separate")
     if chosen == "adapter" and not is_adapter:
         found = "all parameters" if policy_config is None else policy_config.peft_type.value

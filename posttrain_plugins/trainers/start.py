@@ -17,7 +17,9 @@ from posttrain_plugins.stack import (
     is_laid_around,
     load_adapted,
     load_base,
+    with_plain_head,
 )
+from posttrain_plugins.trainers import compat
 from posttrain_plugins.trainers.merging import merged
 from posttrain_plugins.types import AdapterMode, ModelArtifact, StageContext
 
@@ -47,6 +49,7 @@ class Start:
 
     def set_up(self, trainer: Any) -> None:
         """Lets the adapter set up the trainer, once that stands; what it tells goes on to the next stage."""
+        compat.let_heads_be(trainer.model)
         told = self.prepare(trainer) if self.prepare is not None else None
         if told:
             self.handoff["adapter"] = {**self.handoff.get("adapter", {}), **told}
@@ -73,7 +76,8 @@ def start(context: StageContext, task_type: str = "CAUSAL_LM", artifact: ModelAr
                 f"stage '{context.stage}' trains all parameters of a quantized model",
                 hint="give it an adapter: {use: lora}",
             )
-        begin.kwargs["quantization_config"] = quantization
+        is_causal = task_type == "CAUSAL_LM"
+        begin.kwargs["quantization_config"] = quantization if is_causal else with_plain_head(quantization)
     if adapter is not None and (peft_config is not None or adapter.prepare is not None):
         begin.prepare = adapter.prepare
         begin.handoff["adapter"] = {"name": adapter.name, "identity": adapter.identity, "plugin": adapter.plugin}

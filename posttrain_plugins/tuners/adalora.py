@@ -39,8 +39,12 @@ class AdaLoraConfig(PeftAdaLoraConfig):  # type: ignore[misc]
             raise InputError(message, hint="set init_r above target_r, or use: lora")
 
     def prepare(self, trainer: Any) -> None:
-        """Lets the trainer call the rank allocator after every step."""
-        trainer.add_callback(_Allocation(trainer.model))
+        """Lets the trainer call the rank allocator after every step; an adapter whose ranks are settled keeps them."""
+        model = trainer.model
+        if model.peft_config[model.active_adapter].rank_pattern is None:
+            trainer.add_callback(_Allocation(model))
+        else:
+            model.base_model.set_requires_grad(model.active_adapter)
 
 
 class _Allocation(TrainerCallback):  # type: ignore[misc]

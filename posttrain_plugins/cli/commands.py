@@ -14,6 +14,7 @@ import typer
 
 from posttrain_plugins.cli.ask import ask
 from posttrain_plugins.cli.consoles import out, quiet, tell
+from posttrain_plugins.cli.doctor import doctor
 from posttrain_plugins.cli.evaluate import evaluate
 from posttrain_plugins.cli.options import RUNS, JsonOption, OverrideOption, RecipeArgument, RunsOption
 from posttrain_plugins.cli.plugins import plugins_app
@@ -166,3 +167,4 @@ app.command()(evaluate)
 app.command()(ask)
 app.command()(serve)
 app.command()(schema)
+app.command()(doctor)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from posttrain_plugins.errors import InputError, Interrupted
 from posttrain_plugins.inference.backends import AnyBackend, check_request
@@ -73,6 +73,10 @@ class Session:
     completions: int = 0
     tokens: int = 0
     started: float = field(default_factory=time.monotonic)
+    _only: AnyBackend | None = field(init=False)  # the backend for all roles, where there is one
+
+    def __post_init__(self) -> None:
+        self._only = None if isinstance(self.backends, Mapping) else self.backends
 
     def check_in(self) -> None:
         """Tell how far we are, and stop if told to."""
@@ -139,25 +143,26 @@ class Session:
 
     def charge_known(self, live: Live) -> None:
         """What a round is given from the log counts like what is drawn; once, if several requests want it."""
-        known = sum(ask.known_tokens for ask in live.asks)
-        for meter in (live.meter, self.total):
-            meter.tokens += known
+        if known := sum([ask.known_tokens for ask in live.asks]):
+            live.meter.tokens += known
+            self.total.tokens += known
 
     # Who answers
 
     def backend(self, role: str) -> AnyBackend:
-        if not isinstance(self.backends, Mapping):
-            return self.backends
-        if role not in self.backends:
-            known = ", ".join(sorted(self.backends))
+        if self._only is not None:
+            return self._only
+        backends = cast(Mapping[str, AnyBackend], self.backends)
+        if role not in backends:
+            known = ", ".join(sorted(backends))
             raise InputError(
                 f"no backend for model role {role!r}, expected one of: {known}", hint="pass it in backend="
             )
-        return self.backends[role]
+        return backends[role]
 
     def _policy(self) -> str:
         """Whose tool calls these are: what a strategy remembers of one model is no answer for the next."""
-        one = self.backends.get("policy") if isinstance(self.backends, Mapping) else self.backends
+        one = self._only or cast(Mapping[str, AnyBackend], self.backends).get("policy")
         return "" if one is None else one.identity
 
     def scorer(self, name: str) -> ResolvedReward:
@@ -222,8 +227,9 @@ class Session:
         made = spent.calls if is_counted else int(not ask.is_begun)
         ask.is_begun = True
         ask.live.charge(role, spent.prompt_tokens, spent.completion_tokens, calls=made)
-        for meter in (ask.live.meter, self.total):
-            meter.tokens += spent.total_tokens
+        tokens = spent.prompt_tokens + spent.completion_tokens
+        ask.live.meter.tokens += tokens
+        self.total.tokens += tokens
 
     # Handing over
 

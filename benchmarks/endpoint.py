@@ -2,8 +2,9 @@
 
 The endpoint is a process of its own (`endpoint_server.py`): each request is in service for 50 ms, 256 at once at most.
 Every side answers P problems with N completions each; the endpoint's counters say that it did the same work. The rounds
-are interleaved, and a ratio is taken within a round, so that a busy machine disturbs both of its ends. Peers run in
-environments of their own; what is slow runs on fewer problems, and its time is scaled to P (`scaled_from` says so).
+are interleaved, and a ratio is taken within a round, so that a busy machine disturbs both of its ends; what takes less
+than a second stands for its round with the median of three runs. Peers run in environments of their own; what is slow
+runs on fewer problems, and its time is scaled to P (`scaled_from` says so).
 Beside them stand what bare loops take: raw sockets (the endpoint's ceiling) and the HTTP clients that could be used.
 
     python -m venv its && its/bin/pip install "its_hub[lm]==1.2.0"
@@ -33,6 +34,7 @@ import record
 
 HERE = Path(__file__).resolve().parent
 N = endpoint_peers.N
+SHORT = ("bare_aiohttp_n", "ours", "ours_slot_per_completion")
 CLIENTS = ("bare_aiohttp", "bare_openai_aiohttp", "bare_openai", "bare_httpx")
 LOOP_SHARE, OPTILLM_SHARE = 5, 4  # these run on P divided by this
 WANTED = {
@@ -91,17 +93,20 @@ def sides_of(options: argparse.Namespace, url: str, strict: str, proxy_url: str)
 
 
 def one_round(sides: dict[str, Callable[[int], Taken]], problems: int, number: int, rounds: int) -> dict[str, Taken]:
-    """Every side once, in an order that turns from round to round."""
+    """Every side once, short ones between them twice more, in an order that turns from round to round."""
     names = list(sides)
     turned = names[number % len(names) :] + names[: number % len(names)]
-    found = {}
-    for name in turned:
-        found[name] = taken = sides[name](problems)
+    short = [name for name in turned if name in SHORT]
+    half = len(turned) // 2
+    found: dict[str, list[Taken]] = {name: [] for name in names}
+    for name in [*turned[:half], *short, *turned[half:], *short]:
+        taken = sides[name](problems)
+        found[name].append(taken)
         expected = problems * N // taken.get("scaled_by", 1)
         if taken["completions"] < expected:
             raise SystemExit(f"error: {name} drew {taken['completions']} completions, expected {expected}")
         print(f"round {number + 1}/{rounds} {name}: {taken['wall_s']:.2f} s", file=sys.stderr)
-    return {name: found[name] for name in names}
+    return {name: sorted(runs, key=lambda run: run["wall_s"])[len(runs) // 2] for name, runs in found.items()}
 
 
 def ratios(rounds: list[dict[str, Taken]]) -> dict[str, Any]:

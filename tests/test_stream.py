@@ -441,7 +441,7 @@ IN_FLIGHT = 3 * 2 * 9 + 3 * len("question 0")  # tokens of one problem's round a
 
 
 def written(prompt: Any, seed: int) -> str:
-    return f"answer is {seed % 10}"[: 3 + seed % 7]
+    return "7" * (3 + seed % 7)  # numbers, which are compared without a computer algebra system
 
 
 @DRIVERS
@@ -536,17 +536,17 @@ def test_a_model_in_this_process_is_cut_between_two_completions() -> None:
         def generate(self, batch: Any, seeds: Any) -> Iterator[tuple[int, int, Completion]]:
             for drawn in super().generate(batch, seeds):
                 yield drawn
-                pause.wait(0.02)
+                pause.wait(0.1)
 
     def strategy(problem: Problem) -> Any:
-        yield [Generate(problem.prompt), Generate(problem.prompt, n=5000, model="critic")]
+        yield [Generate(problem.prompt), Generate(problem.prompt, n=200, model="critic")]
 
     pause = threading.Event()
     backends = {"policy": Served(), "critic": Unending()}
     [result] = solve(strategy, problems(1), backend=backends, total_budget=Budget(seconds=1.0))
     assert result.stopped_by == "seconds"
     assert result.text
-    assert 0 < len(result.trace[1]["completions"]) < 1000
+    assert 0 < len(result.trace[1]["completions"]) < 200
 
 
 @DRIVERS

@@ -6,7 +6,8 @@ and without clipping of gradients, which 1.12 does not have. What must hold, els
 1. learning: the difference in mean reward over the last third of the steps, paired by seed: the 95 % interval of its
    median holds 0 or is above it;
 2. memory: with a reward model that is an adapter, ours holds at most half of 1.12's parameters;
-3. optimizer: at most 0.15 of its numbers.
+3. optimizer: at most 0.15 of its numbers;
+4. formulas: on the same tensors (`ppo_tensors.py`) advantages, returns and loss differ by at most 1e-6.
 
 TRL 1.12 lives in a virtual environment of its own, with the same torch, transformers and peft:
 
@@ -32,7 +33,7 @@ os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads wait for each other on a busy machine
 
 ROOT = Path(__file__).resolve().parent.parent
-MEMORY, OPTIMIZER = 0.5, 0.15
+MEMORY, OPTIMIZER, FORMULAS = 0.5, 0.15, 1e-6
 RANK = 4
 MAX_TOKENS = 48
 SHARED = {
@@ -71,10 +72,14 @@ def main() -> int:
             for side, python in sides.items()
         }
     results = {"model": options.model.name, "steps": options.steps, "batch": options.batch, "settings": SHARED}
-    results |= {"runs": runs, **compare(runs)}
+    results |= {"runs": runs, **compare(runs), "formulas": tensors(options.old_python)}
     results["missed"] = unmet(results)
     print(record.write("ppo_parity", results, options.out), file=sys.stderr)
-    print(json.dumps({key: results[key] for key in ("learning", "parameters", "optimizer", "missed")}, indent=1))
+    print(
+        json.dumps(
+            {key: results[key] for key in ("learning", "parameters", "optimizer", "formulas", "missed")}, indent=1
+        )
+    )
     return 1 if results["missed"] else 0
 
 
@@ -82,14 +87,23 @@ def call(python: str, side: str, seed: int, judge_folder: str, options: argparse
     """One training run of one side, in a process of its own."""
     words = ["--worker", side, "--seeds", str(seed), "--steps", str(options.steps), "--batch", str(options.batch)]
     given = [*words, "--model", str(options.model), "--judge", judge_folder]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [python, str(Path(__file__)), *given], stdout=subprocess.PIPE, text=True, env=environment, check=True
-    )
-    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    measured = told_by([python, str(Path(__file__)), *given])
     last = mean_of_last_third(measured["rewards"])
     print(f"{side}, seed {seed}: {last:.3f} in {measured['train_s']:.0f} s", file=sys.stderr, flush=True)
     return measured
+
+
+def tensors(old_python: str) -> dict[str, Any]:
+    """The largest differences between our formulas and 1.12's on the same tensors."""
+    return told_by([old_python, str(Path(__file__).with_name("ppo_tensors.py"))])
+
+
+def told_by(command: list[str]) -> dict[str, Any]:
+    """What a process prints last, as JSON."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return told
 
 
 def compare(runs: dict[str, Any]) -> dict[str, Any]:
@@ -116,6 +130,9 @@ def unmet(results: dict[str, Any]) -> list[str]:
     for name, limit in (("parameters", MEMORY), ("optimizer", OPTIMIZER)):
         if results[name]["ratio"] > limit:
             missed.append(f"{name}: {results[name]['ratio']:.3f} of 1.12's, expected at most {limit}")
+    for name, difference in results["formulas"].items():
+        if difference > FORMULAS:
+            missed.append(f"formulas: {name} differ by {difference:.1e}, expected at most {FORMULAS}")
     return missed
 
 

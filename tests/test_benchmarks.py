@@ -27,7 +27,7 @@ SCRIPTS = (
     "render.py",
     "test_time.py",
 )
-PARTS = {"record.py", "endpoint_peers.py", "endpoint_server.py"}  # what the scripts are made of
+PARTS = {"record.py", "endpoint_peers.py", "endpoint_server.py", "ppo_tensors.py"}  # what the scripts are made of
 
 
 def call(script: str, *words: object) -> subprocess.CompletedProcess[str]:
@@ -255,3 +255,27 @@ def test_guard_benchmark_tells_what_the_guard_does_not_keep(benchmark) -> None:
         "1 rows lost",
         "counted {'timeout': 0, 'error': 2}, expected {'timeout': 2, 'error': 2}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("side", "changes", "missed"),
+    [
+        ("new", {}, None),
+        ("new", {"rewards": [0.0, 0.1, 0.2]}, "learning: ours is below"),
+        ("new", {"rewards": [0.0, 0.1, 9.0]}, None),
+        ("new", {"parameters": 60}, "parameters: 0.600"),
+        ("new", {"optimizer": 20}, "optimizer: 0.200"),
+        ("formulas", {"loss": 2e-6}, "formulas: loss differ by 2.0e-06"),
+    ],
+)
+def test_what_ppo_parity_calls_missed(benchmark: Any, side: str, changes: dict[str, Any], missed: str | None) -> None:
+    """Ours below 1.12's on every seed, too many numbers, or other formulas."""
+    parity = benchmark("ppo_parity")
+    run = {"rewards": [0.0, 0.5, 1.0], "train_s": 1.0, "versions": {}}
+    sides = {"old": {**run, "parameters": 100, "optimizer": 100}, "new": {**run, "parameters": 40, "optimizer": 10}}
+    sides |= {"formulas": {"loss": 5e-7}}
+    sides[side] = {**sides[side], **changes}
+    formulas = sides.pop("formulas")
+    runs = {name: {str(seed): of for seed in range(3)} for name, of in sides.items()}
+    found = parity.unmet({**parity.compare(runs), "formulas": formulas})
+    assert [line[: len(missed or "")] for line in found] == ([missed] if missed else [])

@@ -36,6 +36,7 @@ PLAIN: dict[str, Any] = {**SHARED, "gradient_checkpointing": False}
 SAMPLED: dict[str, Any] = {"max_completion_length": 8, "num_iterations": 2}
 ONE: dict[str, Any] = {**PLAIN, **SAMPLED, "kl_target": 0.1}
 CHECKPOINTED: dict[str, Any] = {**ONE, "gradient_checkpointing": True}
+SAVED: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
 GROUPED: dict[str, Any] = {"advantage_estimator": "reinforce_pp_baseline", "num_generations": 2}
 
 CASES: dict[str, tuple[type, bool, dict[str, Any]]] = {  # the stage, is there an adapter, its args
@@ -47,6 +48,7 @@ CASES: dict[str, tuple[type, bool, dict[str, Any]]] = {  # the stage, is there a
     "shared_checkpointed": (PPO, True, {**CHECKPOINTED, "critic": "shared"}),
     "separate": (PPO, False, {**ONE, "critic": "separate"}),
     "separate_checkpointed": (PPO, False, {**CHECKPOINTED, "critic": "separate"}),
+    "adapter_resumed": (PPO, True, {**ONE, **SAVED, "critic": "adapter"}),
     "remax": (PPO, True, {**ONE, "advantage_estimator": "remax"}),
     "reinforce_pp_baseline": (PPO, True, {**ONE, **GROUPED}),
 }
@@ -136,7 +138,7 @@ def zero_config(stage: int) -> dict[str, Any]:
     }
 
 
-def call(case: str, model: str, data: dict[str, Any], out: Path, zero: int) -> Any:
+def call(case: str, model: str, data: dict[str, Any], out: Path, zero: int, checkpoint: Path | None = None) -> Any:
     """One stage, as a run calls it."""
     from peft import LoraConfig
 
@@ -152,7 +154,7 @@ def call(case: str, model: str, data: dict[str, Any], out: Path, zero: int) -> A
     }
     folder = out / case
     folder.mkdir(parents=True, exist_ok=True)
-    context = StageContext(case, folder, 5, inputs, None, Quiet(), lambda: False, args)
+    context = StageContext(case, folder, 5, inputs, checkpoint, Quiet(), lambda: False, args)
     return stage(model="base", dataset="data", args=args, **({} if stage is SFT else {"rewards": ["digits"]}))(context)
 
 
@@ -173,9 +175,13 @@ def main() -> None:
     for case in cases:
         call(case, model, data, Path(out), int(zero))
         found = parameters(spy.trainer)
+        whole = digest(found)
+        if case.endswith("_resumed"):
+            call(case, model, data, Path(out), int(zero), Path(out) / case / "checkpoints/checkpoint-2")
+            found = parameters(spy.trainer)
         moved = [name for name, p in found.items() if "value_head" in name and p.any()]
         kl_coef = getattr(spy.trainer, "kl_coef", None)
-        told = {"digest": digest(found), "world_size": dist.get_world_size(), "has_critic": bool(moved)}
+        told = {"digest": digest(found), "whole": whole, "world_size": dist.get_world_size(), "has_critic": bool(moved)}
         told |= {"kl_coef": kl_coef, **(spy.averaged() if not int(zero) else {})}
         told["losses"] = [row["loss"] for row in spy.trainer.state.log_history if "loss" in row]
         (Path(out) / f"{case}.{os.environ['RANK']}.json").write_text(json.dumps(told), encoding="utf-8")

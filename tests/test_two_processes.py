@@ -19,6 +19,7 @@ DDP = (
     "grpo",
     "adapter",
     "adapter_checkpointed",
+    "adapter_resumed",
     "shared",
     "shared_checkpointed",
     "separate",
@@ -26,7 +27,8 @@ DDP = (
     "remax",
     "reinforce_pp_baseline",
 )
-ZERO = ("adapter", "shared", "separate")
+KINDS = ("adapter", "shared", "separate")
+ZERO = (*KINDS, "adapter_resumed")
 pytestmark = pytest.mark.slow
 
 
@@ -50,18 +52,29 @@ def test_ddp(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
         assert first["has_critic"] == case.startswith(("adapter", "shared", "separate")), case
         assert (tmp_path / case / "model/critic/critic.json").is_file() == first["has_critic"], case
         assert (tmp_path / case / "log.jsonl").is_file()
+        assert first["digest"] == first["whole"], f"{case}: from its checkpoint it ends elsewhere"
     digests = {case: of[0]["digest"] for case, of in told.items()}
-    for kind in ZERO:
+    for kind in KINDS:
         assert digests[kind] == digests[f"{kind}_checkpointed"], kind
-    assert len(set(digests.values())) == len(DDP) - len(ZERO)
+    assert len(set(digests.values())) == len(DDP) - len(KINDS)
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="pip install --no-build-isolation deepspeed")
 @pytest.mark.parametrize("stage", [2, 3])
 def test_deepspeed(tiny_model: Path, tiny_data: Path, tmp_path: Path, stage: int) -> None:
     """ZeRO-2, and ZeRO-3 that has every parameter in two pieces, train as DDP does and save whole weights."""
+    import torch
+    from safetensors.torch import load_file
+
     ddp = on_two(tiny_model, tiny_data, tmp_path / "ddp", ZERO)
     for case, (first, second) in on_two(tiny_model, tiny_data, tmp_path / "zero", ZERO, stage).items():
         assert first == second, case
         assert first["has_critic"], case
+        assert first["digest"] == first["whole"], f"{case}: from its checkpoint it ends elsewhere"
         assert first["losses"] == pytest.approx(ddp[case][0]["losses"], abs=1e-4), case
+        model = tmp_path / "ddp" / case / "model"
+        files = [file.relative_to(model) for file in model.rglob("*.safetensors")]
+        assert len(files) >= 2
+        for file in files:
+            expected, saved = load_file(model / file), load_file(tmp_path / "zero" / case / "model" / file)
+            assert all(torch.allclose(saved[n], t, atol=1e-5) for n, t in expected.items()), (case, file)

@@ -625,6 +625,14 @@ def test_it_goes_on_from_a_checkpoint(
     assert (state["kl_coef"] == 0.05) == ("kl_target" not in args)
 
 
+def test_a_checkpoint_within_a_rollout_is_warned_of(build: Callable[..., PPOTrainer], tmp_path: Path) -> None:
+    """Its second step is taken on another rollout than the first was."""
+    options = {"kl_coef": 0.0, "save_strategy": "steps", "save_steps": 1}
+    build(**options, max_steps=1).train()
+    with pytest.warns(UserWarning, match="within a rollout.*\n\nhint: set save_steps to a multiple of 2"):
+        build(**options, max_steps=2).train(resume_from_checkpoint=str(tmp_path / "out/checkpoint-1"))
+
+
 def test_the_policys_files_hold_only_the_policy(build: Callable[..., PPOTrainer], tmp_path: Path) -> None:
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM

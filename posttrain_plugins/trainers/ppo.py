@@ -9,7 +9,7 @@ What differs from TRL 1.12's `PPOTrainer`:
 1. The score stands on the last token. 1.12 has it one slot behind where a row is padded.
 2. Advantages are whitened over the batch of all processes; 1.12 had each process whiten its own.
 3. One model with adapters where the policy is one (`critic.py`); 1.12 held three, and trained the critic whole.
-4. A killed run goes on from its checkpoint.
+4. A killed run goes on from its checkpoint; the rollout buffer is not in it, so `save_steps` belongs between rollouts.
 """
 
 from __future__ import annotations
@@ -221,6 +221,7 @@ class PPOTrainer(WithCritic, GRPOTrainer):  # type: ignore[misc]
         if checkpoint is not None and (Path(checkpoint) / STATE).is_file():
             state = json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))
             self.kl_coef, self.mean_return = state["kl_coef"], state["mean_return"]
+            refusals.warn_within_generation(self, Path(checkpoint))
 
 
 class _WarmUp(TrainerCallback):  # type: ignore[misc]

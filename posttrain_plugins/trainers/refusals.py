@@ -1,8 +1,11 @@
-"""What `PPOTrainer` refuses: a critic or a reference that cannot be had, best before anything is loaded."""
+"""What `PPOTrainer` refuses or warns of: a critic or a reference that cannot be had, best before anything is loaded."""
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +15,7 @@ from posttrain_plugins.trainers import compat
 from posttrain_plugins.trainers.critic import Kind, choose_kind
 from posttrain_plugins.trainers.ppo_config import PPOConfig
 
-__all__ = ["check", "check_reference_weights", "check_warm_up"]
+__all__ = ["check", "check_reference_weights", "check_warm_up", "warn_within_generation"]
 
 
 def check(
@@ -77,3 +80,12 @@ def check_warm_up(trainer: Any) -> None:
             f"critic_warmup_steps under DeepSpeed: weight_decay is {trainer.args.weight_decay} and moves the policy",
             hint="set weight_decay=0, or critic_warmup_steps=0",
         )
+
+
+def warn_within_generation(trainer: Any, checkpoint: Path) -> None:
+    """Warns where a checkpoint stands between two steps of one rollout, which TRL does not save."""
+    step = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+    period = compat.generation_period(trainer.args)
+    if step % period:
+        found = f"{checkpoint.name} stands within a rollout, which is made again: the run will not be the one it was"
+        warnings.warn(f"{found}\n\nhint: set save_steps to a multiple of {period}", stacklevel=2)

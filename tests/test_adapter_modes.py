@@ -15,7 +15,7 @@ import posttrain_plugins as pp
 from posttrain_plugins.errors import InputError, RecipeErrors
 from posttrain_plugins.inference.loading import load_model, load_tokenizer
 from posttrain_plugins.recipe.run import Run, Silent
-from posttrain_plugins.stack import adapters_in, choose_mode, copy_below, is_laid_around, lay, load_adapted
+from posttrain_plugins.stack import adapters_in, choose_mode, copy_below, digest, is_laid_around, lay, load_adapted
 from posttrain_plugins.trainers import training
 
 MODES = ("continue", "stack", "merge")
@@ -319,3 +319,75 @@ def test_no_reference_where_beta_is_0(
     stages = CHAIN % ("first", "continue", "first", "continue", 0.0)
     file = write_recipe(RECIPE + stages, model=tiny_model, data=tiny_data, loading="")
     assert pp.plan(file, runs_dir=tmp_path)["grpo"].footing.reference == "none (beta is 0)"  # type: ignore[union-attr]
+
+
+# --- from stage to stage ---------------------------------------------------------------------------------------------
+
+STILL = "learning_rate: 0.0, per_device_train_batch_size: 4, max_steps: 1, bf16: false, gradient_checkpointing: false"
+WALK = """
+  sft: {use: sft, model: base, dataset: demos, adapter: first,
+        args: {max_steps: 3, learning_rate: 5e-2, per_device_train_batch_size: 2, gradient_checkpointing: false}}
+  dpo: {use: dpo, model: sft, dataset: pairs, adapter: %(adapter)s, adapter_mode: %(mode)s, args: {%(still)s}}
+  grpo: {use: grpo, model: dpo, dataset: d, rewards: [digits], adapter: %(adapter)s, adapter_mode: %(mode)s,
+         args: {%(still)s, num_generations: 4, max_completion_length: 4, beta: 0.1}}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("bits", "mode"), [("plain", mode) for mode in MODES] + [("4-bit", "stack")])
+def test_dpo_and_grpo_after_sft_keep_what_sft_learned(go: Any, tiny_model: Path, bits: str, mode: str) -> None:
+    stages = WALK % {"adapter": "first" if mode == "continue" else "second", "mode": mode, "still": STILL}
+    run = go(stages, tiny_model, bits)
+    ids = torch.arange(10, 40)[None]
+    said = {
+        name: _logps(_model(run[name].model_path, bits), ids, torch.ones_like(ids)) for name in ("sft", "dpo", "grpo")
+    }
+    base = _logps(_model(tiny_model, bits), ids, torch.ones_like(ids))
+    assert (said["sft"] - base).abs().max() > 1e-2
+    for later in ("dpo", "grpo"):  # they learned nothing: their learning rate is 0
+        assert (said[later] - said["sft"]).abs().max() < 1e-5
+    layers = [len(run[name].manifest["handoff"]["adapters"]) for name in ("sft", "dpo", "grpo")]
+    assert layers == ([1, 2, 3] if mode == "stack" else [1, 1, 1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", BITS)
+def test_a_stack_is_loaded_whole_by_all_that_load_it(go: Any, sft: Path, bits: str) -> None:
+    """Evaluation, sampling, a reward model on it, PPO on the same stack, and the critic as a reward."""
+    args = (
+        "per_device_train_batch_size: 4, max_steps: 1, learning_rate: 1e-2, bf16: false, gradient_checkpointing: false"
+    )
+    run = go(
+        f"""
+  top: {{use: dpo, model: base, dataset: pairs, adapter: second, adapter_mode: stack, args: {{{args}}}}}
+  rm: {{use: reward, model: top, dataset: pairs, eval_dataset: pairs, adapter: second, adapter_mode: stack,
+       args: {{{args.replace("bf16: false", "bf16: true, use_cpu: true")}}}}}
+  ppo: {{use: ppo, model: top, dataset: d, rewards: [digits, rm], adapter: second, adapter_mode: stack,
+        args: {{{args}, num_generations: 4, max_completion_length: 4, num_iterations: 1}}}}
+  made: {{use: sample, model: ppo, dataset: d, rewards: [rm], threshold: -1000.0, num_generations: 1, max_tokens: 4}}
+  eval: {{use: evaluate, models: [top, ppo], dataset: d, rewards: [digits], verifiers: [rm], num_generations: 2,
+         max_tokens: 4, plot: false}}
+""",
+        sft,
+        bits,
+    )
+    from posttrain_plugins.rewards.value_model import ValueModel
+    from posttrain_plugins.trainers import shared_reward
+
+    path = run["ppo"].model_path
+    assert len(adapters_in(path)) == 3
+    assert set(run["eval"].details["models"]) == {"top", "ppo"}
+    below = tuple(map(digest, adapters_in(path)[:-1]))
+    config = load_adapted(path, **({"dtype": "float32"})).peft_config["default"]
+    rm = str(run["rm"].model_path)
+    assert isinstance(
+        shared_reward.shared(rm, str(config.base_model_name_or_path), config, below), shared_reward.SharedReward
+    )
+    assert shared_reward.shared(rm, str(config.base_model_name_or_path), config) == rm, "it is on another stack"
+    loading = {name: value for name, value in BITS[bits].items() if name.startswith(("load", "use"))}
+    critic = ValueModel(str(path), dtype="float32", device="cpu", **loading)
+    without = shutil.copytree(path, path.parent / "without")
+    shutil.rmtree(without / "stack")
+    alone = ValueModel(str(without), dtype="float32", device="cpu", **loading)
+    asked = ([[{"role": "user", "content": "3|7"}]], [[{"role": "assistant", "content": "<answer>4"}]])
+    assert critic(*asked) != alone(*asked)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import signal
 import sys
 from typing import Any
 
 NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
 RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, BIND, REC, PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
 NOATIME, RELATIME, DETACH = 1024, 1 << 21, 2
-SET_PDEATHSIG, SET_NO_NEW_PRIVS, SIGKILL = 1, 38, 9
+SET_PDEATHSIG, SET_NO_NEW_PRIVS = 1, 38
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41}
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 FIRST_UID, UIDS = 1_900_000_000, 1_000_000  # far from any account
@@ -31,9 +32,10 @@ def main(file: str) -> int:
         _enter(config)
         child = os.fork()  # the first process of the new namespace
         if child:
-            return _code(os.waitpid(child, 0)[1])
+            signal.signal(signal.SIGTERM, lambda number, frame: os.kill(child, signal.SIGKILL))
+            return _code(os.waitpid(child, 0)[1])  # comes back when all of the namespace are gone
         _drop_privileges()
-        _call("prctl", SET_PDEATHSIG, SIGKILL, 0, 0, 0)
+        _call("prctl", SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     _limit(config["limits"])
     if config["kind"] == "none":
         _execute(config)

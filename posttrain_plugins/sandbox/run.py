@@ -35,6 +35,7 @@ __all__ = ["Limits", "Ran", "Sandbox", "run", "working"]
 
 Sandbox: TypeAlias = Literal["auto", "namespaces", "bubblewrap", "none"]
 KINDS: tuple[Sandbox, ...] = ("namespaces", "bubblewrap")
+END_S = 5.0
 MAX_OUTPUT_BYTES = 4 << 20
 SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/etc/ld.so.cache", "/etc/alternatives")
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
@@ -206,11 +207,17 @@ def _readable() -> list[str]:
 
 
 def _wait(process: subprocess.Popen[bytes], limits: Limits) -> int | None:
-    """The exit code; None where its time was over. Either way nothing that it started is left."""
+    """The exit code; None where its time was over. Either way nothing that it started is left.
+
+    A jail that is asked to end takes its namespace with it first, and is killed where it does not.
+    """
     try:
         code = process.wait(timeout=limits.time_s)
     except subprocess.TimeoutExpired:
         code = None
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=END_S)
     finally:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -47,7 +47,7 @@ def impostor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[equiva
     """A worker of its own, whose `math_verify` is the one above: the same with and without the real one."""
     (tmp_path / "math_verify.py").write_text(IMPOSTOR)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(equivalence, "_is_there", lambda: True)
+    monkeypatch.setattr(equivalence, "is_available", lambda: True)
     worker = equivalence._Worker()
     monkeypatch.setattr(equivalence, "_worker", worker)
     yield worker
@@ -169,7 +169,7 @@ def test_a_process_that_does_not_start_is_told(impostor: equivalence._Worker, tm
 def test_without_the_library_no_process_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     worker = equivalence._Worker()
     monkeypatch.setattr(equivalence, "_worker", worker)
-    monkeypatch.setattr(equivalence, "_is_there", lambda: False)
+    monkeypatch.setattr(equivalence, "is_available", lambda: False)
     assert not is_mathematically_equal("x+1", "1+x")
     assert worker.process is None
 
@@ -191,7 +191,7 @@ def test_a_forked_child_starts_its_own(impostor: equivalence._Worker) -> None:
 def test_the_process_ends_with_its_parent(impostor: equivalence._Worker) -> None:
     code = (
         "from posttrain_plugins import equivalence as e\n"
-        "e._is_there = lambda: True\n"
+        "e.is_available = lambda: True\n"
         "assert e.is_mathematically_equal('ab', 'ba')\n"
         "print(e._worker.process.pid)"
     )

@@ -20,6 +20,7 @@ SCRIPTS = (
     "gpu/run.py",
     "guard.py",
     "in_process.py",
+    "math_reward.py",
     "overhead.py",
     "ppo_parity.py",
     "quickstart_seeds.py",

@@ -173,7 +173,7 @@ def _close() -> None:
 
 
 def _forget() -> None:
-    for worker in _workers:
+    for worker in {*_workers, _worker}:
         worker.forget()
     _fill()
 

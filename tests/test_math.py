@@ -25,7 +25,7 @@ PAIRS = [
     (r"so \boxed{5}", "$4$", 0.0),
     (r"so $x = \boxed{4}$", "4", 1.0),
     (r"so \boxed{50}\%", "0.5", 0.0),
-    (r"first \boxed{3}, then \boxed{4}", "4", 1.0),
+    (r"first \boxed{3}, then \boxed{4}", "4", 0.0),
     (r"\boxed{x+1}", "$1 + x$", 1.0),
     (r"\boxed{x+1}", "$x+1$", 1.0),
     (r"\boxed{(x-1)^2}", "$x^2+2x+1$", 0.0),

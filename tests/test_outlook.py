@@ -129,6 +129,13 @@ def test_what_ppo_cannot_do_is_a_mistake_of_the_recipe(plan: Callable[..., Any],
     assert mistake.line == 13
 
 
+def test_a_mistake_elsewhere_is_told_alone(plan: Callable[..., Any]) -> None:
+    """What is wrong with the adapter says nothing of the critic."""
+    with pytest.raises(RecipeErrors) as told:
+        plan(", adapter: {use: lroa}, args: {critic: adapter}")
+    assert [mistake.message for mistake in told.value.mistakes] == ["no adapter plugin 'lroa'"]
+
+
 def test_a_quantized_copy(plan: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[__name__], "RECIPE", RECIPE.replace("dtype: bfloat16", "load_in_4bit: true"))
     with pytest.raises(RecipeErrors, match="trains a copy of the model, but it is quantized"):

@@ -23,7 +23,7 @@ from posttrain_plugins import registry
 from posttrain_plugins.recipe.build import construct
 from posttrain_plugins.recipe.document import Keys
 from posttrain_plugins.recipe.lineage import is_full
-from posttrain_plugins.recipe.recipe import External, FromStage, Input, Source, StageSpec, Use
+from posttrain_plugins.recipe.recipe import External, FromStage, Input, Source, StageSpec, Use, flat
 from posttrain_plugins.recipe.sheet import Sheet
 from posttrain_plugins.recipe.unroll import RawStages
 from posttrain_plugins.source import of_config
@@ -40,8 +40,8 @@ def with_concerns(sheet: Sheet, stages: RawStages, specs: Mapping[str, StageSpec
 
 def _asked(sheet: Sheet, path: Keys, spec: StageSpec, specs: Mapping[str, StageSpec]) -> StageSpec:
     loaded = None if spec.plugin.file is not None else spec.plugin.load()
-    if not isinstance(loaded, type) or not hasattr(loaded, "concerns"):
-        return spec
+    if not isinstance(loaded, type) or not hasattr(loaded, "concerns") or not all(_sources(spec)):
+        return spec  # a source that is None is told already
     told = len(sheet.mistakes)
     try:
         stage = construct(loaded, {**spec.params, **spec.names()})
@@ -55,6 +55,10 @@ def _asked(sheet: Sheet, path: Keys, spec: StageSpec, specs: Mapping[str, StageS
             place = tuple(concern.field.split(".")) if concern.field else ()
             sheet.wrong((*path, *place), f"stage '{path[-1]}': {concern.message}", concern.hint)
     return replace(spec, warnings=tuple(concern for concern in concerns if concern.is_warning))
+
+
+def _sources(spec: StageSpec) -> Iterator[Source]:
+    return (source for _, source in flat(spec.inputs))
 
 
 def _outlook(spec: StageSpec, specs: Mapping[str, StageSpec]) -> Outlook:

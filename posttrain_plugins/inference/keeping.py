@@ -3,6 +3,7 @@
 | keep                           | columns beside the prompt         | for                              |
 |--------------------------------|-----------------------------------|----------------------------------|
 | `best`, `top_k`, `all_correct` | `completion`, `reward`            | SFT                              |
+| `all`                          | `completion`, `reward`            | offline value methods (OREO)     |
 | `pairs`                        | `chosen`, `rejected`              | DPO, reward models               |
 | `labelled`                     | `completion`, `label` (a bool)    | KTO                              |
 | `ranked`                       | `completions` (best first), `scores` | listwise reward models, listwise DPO |
@@ -31,12 +32,13 @@ from posttrain_plugins.types import Prompt, ResolvedReward
 
 __all__ = ["COLUMNS", "Judged", "Keep", "Keeping", "Saved", "distinct", "judge", "read_saved", "without_texts"]
 
-Keep: TypeAlias = Literal["best", "top_k", "all_correct", "pairs", "labelled", "ranked", "steps"]
+Keep: TypeAlias = Literal["best", "top_k", "all_correct", "all", "pairs", "labelled", "ranked", "steps"]
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "best": ("prompt", "completion", "reward"),
     "top_k": ("prompt", "completion", "reward"),
     "all_correct": ("prompt", "completion", "reward"),
+    "all": ("prompt", "completion", "reward"),
     "pairs": ("prompt", "chosen", "rejected"),
     "labelled": ("prompt", "completion", "label"),
     "ranked": ("prompt", "completions", "scores"),
@@ -132,7 +134,7 @@ class Keeping:
             is_order = len({item.total for item in ranked}) > 1  # all equal: nothing to learn
             told = {"completions": [i.completion for i in ranked], "scores": [i.reward for i in ranked]}
             return [told] if is_order else []
-        right = [item for item in ranked if self.is_right(item)]
+        right = [item for item in ranked if self.keep == "all" or self.is_right(item)]
         count = {"best": 1, "top_k": self.top_k}.get(self.keep, len(right))
         return [{"completion": item.completion, "reward": item.reward} for item in right[:count]]
 

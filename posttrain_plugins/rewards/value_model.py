@@ -1,8 +1,9 @@
-"""`value_model`: what PPO's critic expects of a completion as it stands: the value at its last token, or at each step.
+"""`value_model`: what a critic expects of a completion as it stands: the value at its last token, or at each step.
 
 Papers: Schulman et al., 2017 (https://huggingface.co/papers/1707.06347), for the critic; Liu et al., 2023
-(https://huggingface.co/papers/2309.15028), for keeping it as a guide at test time. It loads what the stage `ppo` saved,
-whatever the critic's kind.
+(https://huggingface.co/papers/2309.15028), for keeping it as a guide at test time; OREO, Wang et al., 2024
+(https://huggingface.co/papers/2412.16145), section 4.4, for one that was learned offline. It loads what the stages
+`ppo` and `oreo` saved, whatever the critic's kind.
 
 1. The completion is scored before EOS, the last state that the critic was trained on.
 2. Prompt and completion are tokenised apart, as in the rollout.
@@ -24,19 +25,20 @@ from posttrain_plugins.peft_types import ensure_registered
 from posttrain_plugins.stack import adapters_in, lay
 from posttrain_plugins.steps import SEPARATOR, last_tokens, split_steps
 from posttrain_plugins.text import is_conversational, render, to_text
-from posttrain_plugins.types import Prompt
+from posttrain_plugins.types import ModelArtifact, ModelRef, Prompt
 
 __all__ = ["ValueModel"]
 
 
 @dataclass
 class ValueModel:
-    """Score whole or partial completions with the critic that PPO trained.
+    """Score whole or partial completions with the critic that PPO or OREO trained.
 
     The model is loaded at the first call; until then the reward can be pickled, and a pickle never holds the model.
 
     Args:
-        model_name_or_path: the folder of a PPO policy, with its `critic/`.
+        model_name_or_path: the policy that the critic was trained with: a `ppo` or `oreo` stage of the recipe, or its
+            folder, with `critic/` in it.
         separator: what ends a step; the rule of `posttrain_plugins.steps`.
         batch_size: completions per forward.
         dtype: of the weights; this and the rest as in TRL's `ModelConfig`.
@@ -61,7 +63,7 @@ class ValueModel:
         "check_both_formats": "a chat template stands around messages, so the model reads another text",
     }
 
-    model_name_or_path: str
+    model_name_or_path: ModelRef
     separator: str = SEPARATOR
     batch_size: int = 32
     dtype: str = "auto"
@@ -75,7 +77,10 @@ class ValueModel:
 
     def __post_init__(self) -> None:
         self.__name__ = "value_model"  # what TRL logs it under
-        self._critic = _Critic(self.model_name_or_path, "TokenClassification", loading=vars(self), device=self.device)
+        given: Any = self.model_name_or_path
+        is_stage = isinstance(given, ModelArtifact)
+        path, loading = (given.path, {**vars(self), **given.loading}) if is_stage else (str(given), vars(self))
+        self._critic = _Critic(path, "TokenClassification", loading=loading, device=self.device)
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
         """The value of each completion as it stands.
@@ -138,7 +143,7 @@ class ValueModel:
 
 
 class _Critic(Classifier):
-    """PPO's critic as a token classifier of one label, the value of the state after each token."""
+    """A critic as a token classifier of one label, the value of the state after each token."""
 
     def _load(self) -> Any:
         from safetensors.torch import load_file
@@ -147,7 +152,8 @@ class _Critic(Classifier):
         folder = Path(self.path) / "critic"
         if not (folder / "critic.json").is_file():
             raise InputError(
-                f"value_model finds no critic in {self.path}", hint="give the model of a ppo stage (with gae)"
+                f"value_model finds no critic in {self.path}",
+                hint="give the model of an oreo stage, or of a ppo stage with gae",
             )
         kind = json.loads((folder / "critic.json").read_text(encoding="utf-8"))["kind"]
         body = self._body(Path(self.path) if kind == "shared" else folder, is_causal=kind != "separate").eval()

@@ -65,8 +65,9 @@ class Sample:
         strategy: how completions are made; by default `num_generations` plain draws. All finished candidates count.
         num_generations: completions per problem.
         keep: of the right completions the `best`, the best `top_k`, or all (`all_correct`), as prompt and completion;
-            `pairs`, a right one chosen and a wrong one rejected; `labelled`, every one with a bool; `ranked`, a
-            problem's completions in one row, the best first; `steps`, every one cut into labelled steps.
+            `all`, right or wrong, each with its weighted sum of rewards; `pairs`, a right one chosen and a wrong one
+            rejected; `labelled`, every one with a bool; `ranked`, a problem's completions in one row, the best first;
+            `steps`, every one cut into labelled steps.
         top_k: how many of a problem's completions `top_k` keeps.
         threshold: a completion, or a step, is right where the first reward is at least this; None takes every judged
             completion, and `pairs` then sets the best against the worst by the weighted sum.

@@ -17,6 +17,7 @@ __all__ = [
     "active_config",
     "add_metric",
     "are_adapters_off",
+    "as_reference",
     "aside",
     "checkpointed_layers",
     "drop_metric",
@@ -26,6 +27,7 @@ __all__ = [
     "hide_from_vllm",
     "in_force",
     "is_peft",
+    "is_quantized",
     "let_heads_be",
     "model_path",
     "no_dropout",
@@ -218,7 +220,7 @@ def model_path(model: Any) -> str:
 
 
 def value_output_class() -> Any:
-    """TRL's output of the fused LM head with one more field; DDP finds tensors only in a dataclass's fields."""
+    """TRL's output of the fused LM head with two more fields; DDP finds tensors only in a dataclass's fields."""
     from dataclasses import dataclass
 
     from trl.trainer.utils import FusedCausalLMOutput
@@ -228,6 +230,7 @@ def value_output_class() -> Any:
         """`state_values` is (B, L - 1): V of the state before each token; `values` would hide `dict.values`."""
 
         state_values: Any = None
+        logits: Any = None  # without the fused head
 
     return ValueOutput
 
@@ -244,6 +247,24 @@ def whole(model: Any) -> Iterator[None]:
 
     with deepspeed.zero.GatheredParameters(list(model.parameters())):
         yield
+
+
+# --- the reference of DPO --------------------------------------------------------------------------------------------
+
+
+def as_reference(trainer: Any) -> Any:
+    """A context in which the policy of a `trl.DPOTrainer` without a reference model is the reference, as TRL has it."""
+    from trl.trainer.utils import use_adapter
+
+    if trainer.ref_model is not None or not is_peft(trainer.model):
+        return contextlib.nullcontext()
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None)
+
+
+def is_quantized(model: Any) -> bool:
+    """Is it a model, not a path, with 4-bit or 8-bit weights?"""
+    return any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8))
 
 
 # --- PEFT's active adapter, and gradient checkpointing ---------------------------------------------------------------

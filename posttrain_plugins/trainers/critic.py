@@ -1,4 +1,4 @@
-"""The critic of PPO: a value head, on the body that its kind says.
+"""The critic of PPO and OREO: a value head, on the body that its kind says.
 
 | kind       | body                                                          | trainable                  |
 |------------|---------------------------------------------------------------|----------------------------|
@@ -38,7 +38,14 @@ __all__ = ["KINDS", "Critic", "Kind", "ValueHead", "WithValues", "choose_kind"]
 Kind: TypeAlias = Literal["adapter", "shared", "separate"]
 KINDS: tuple[Kind, ...] = ("adapter", "shared", "separate")
 ADAPTER = "critic"
-NOT_FOR_THE_BODY = ("labels", "fused_lm_head", "num_items_in_batch", "output_router_logits")
+NOT_FOR_THE_BODY = (
+    "labels",
+    "fused_lm_head",
+    "num_items_in_batch",
+    "output_router_logits",
+    "logits_to_keep",
+    "use_cache",
+)
 
 
 class ValueHead(nn.Module):  # type: ignore[misc]

@@ -18,7 +18,7 @@ from posttrain_plugins.errors import InputError
 from posttrain_plugins.text import render
 from posttrain_plugins.trainers.ranking import concordance, encode_ranking, plackett_luce_loss
 
-__all__ = ["ListwiseCollator", "ListwiseDPOTrainer"]
+__all__ = ["ListwiseCollator", "ListwiseDPOTrainer", "refuse_pairs"]
 
 
 class ListwiseDPOTrainer(DPOTrainer):  # type: ignore[misc]
@@ -38,7 +38,7 @@ class ListwiseDPOTrainer(DPOTrainer):  # type: ignore[misc]
 
     def __init__(self, model: Any, args: DPOConfig | None = None, **kwargs: Any) -> None:
         args = args or DPOConfig()
-        _refuse_pairs(args)
+        refuse_pairs(args, "listwise DPO")
         super().__init__(model=model, args=args, **kwargs)
         if kwargs.get("data_collator") is None:
             self.data_collator = ListwiseCollator(self.processing_class.pad_token_id)
@@ -112,7 +112,12 @@ class ListwiseCollator:
         }
 
 
-def _refuse_pairs(args: DPOConfig) -> None:
+def refuse_pairs(args: DPOConfig, trainer: str) -> None:
+    """Refuses the options of `trl.DPOConfig` that only pairs have.
+
+    Raises:
+        InputError: names the option, and the trainer that does not take it.
+    """
     losses = args.loss_type if isinstance(args.loss_type, list) else [args.loss_type]
     refused = {
         f"loss_type={args.loss_type}": losses != ["sigmoid"],
@@ -122,9 +127,7 @@ def _refuse_pairs(args: DPOConfig) -> None:
     }
     wrong = [name for name, is_set in refused.items() if is_set]
     if wrong:
-        raise InputError(
-            f"listwise DPO does not take {wrong[0]}", hint="remove it from args, or use stage dpo on pairs"
-        )
+        raise InputError(f"{trainer} does not take {wrong[0]}", hint="remove it from args, or use stage dpo on pairs")
 
 
 def _shared(head: Sequence[int], ids: Sequence[int]) -> int:

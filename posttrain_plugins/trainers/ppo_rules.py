@@ -48,11 +48,11 @@ def critic_concerns(outlook: Outlook, has_config: bool) -> Iterator[Concern]:
     """A critic that this policy cannot have, and one for which there is no memory.
 
     Args:
-        outlook: of the stage.
+        outlook: of a stage `ppo` or `oreo`.
         has_config: has the critic an adapter of its own?
     """
     args = outlook.args
-    if args.advantage_estimator != "gae":
+    if getattr(args, "advantage_estimator", "gae") != "gae":
         if has_config:
             yield Concern(f"critic is given, but {args.advantage_estimator} has no critic", "remove critic", "critic")
         return
@@ -85,10 +85,11 @@ def _memory(outlook: Outlook, kind: str, has_config: bool) -> Iterator[Concern]:
     args, parameters = outlook.args, outlook.parameters or 0
     size = parameters * BYTES.get(str(outlook.loading.get("dtype")), 4)
     critic = 0 if kind == "shared" else size if has_config else size * COPIES_IN_TRAINING
-    needed = size * COPIES_IN_TRAINING + critic + (size if args.kl_coef else 0)
+    has_reference = getattr(args, "kl_coef", True)  # OREO always has one
+    needed = size * COPIES_IN_TRAINING + critic + (size if has_reference else 0)
     there = outlook.memory_bytes()
     if needed > there:
-        what = f"policy, critic '{kind}'" + (" and reference" if args.kl_coef else "")
+        what = f"policy, critic '{kind}'" + (" and reference" if has_reference else "")
         found = f"full fine-tuning of {parameters / 1e9:.2f}e9 parameters holds {what} with gradients and Adam: "
         message = f"{found}{needed / 2**30:.1f} GiB before activations, but a device here has {there / 2**30:.1f} GiB"
         hint = "adapter: {use: lora} keeps one base for all roles, args: {critic: shared} needs no second model"

@@ -1,0 +1,70 @@
+"""OREO by our `OREOTrainer`: offline reinforcement learning that yields a policy and a value function.
+
+Paper: Wang et al., 2024 (https://huggingface.co/papers/2412.16145). For trajectories that somebody saved, right
+and wrong ones, unpaired, each with a reward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+from posttrain_plugins.trainers import ppo_rules, training
+from posttrain_plugins.types import (
+    AdapterRef,
+    Concern,
+    ConfigOf,
+    DataRef,
+    ModelRef,
+    Outlook,
+    StageContext,
+    StageResult,
+)
+
+__all__ = ["OREO"]
+
+
+@dataclass
+class OREO:
+    """Learns from saved completions and their rewards what to write, and what a begun completion is worth.
+
+    The critic is saved in `critic/` beside the policy, as PPO's, and is a reward again: `value_model`.
+
+    Args:
+        model: what to start from, and the reference.
+        dataset: `prompt`, `completion` and `reward` (a number), or `label` (a bool); `sample` with `keep: all` makes
+            it, of fresh completions or of saved ones.
+        adapter: what is trainable; everything where it is left out.
+        critic: the critic's own adapter; by default the policy's, or all of a copy where the policy has none.
+        eval_dataset: measured once at the end, or as `args.eval_strategy` says.
+        args: fields of `OREOConfig`: those of `trl.DPOConfig`, and OREO's.
+    """
+
+    model: ModelRef
+    dataset: DataRef
+    adapter: AdapterRef | None = None
+    critic: AdapterRef | None = None
+    eval_dataset: DataRef | None = None
+    args: Annotated[dict[str, Any], ConfigOf("posttrain_plugins.trainers.oreo:OREOConfig")] = field(
+        default_factory=dict
+    )
+
+    produces: ClassVar[str] = "model"
+    reference: ClassVar[str] = "model"
+    requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+        "dataset": (("prompt", "completion", "reward"), ("prompt", "completion", "label")),
+        "eval_dataset": (("prompt", "completion", "reward"), ("prompt", "completion", "label")),
+    }
+
+    def concerns(self, outlook: Outlook) -> Iterator[Concern]:
+        """A critic that cannot be had, or for which there is no memory."""
+        yield from ppo_rules.critic_concerns(outlook, has_config=self.critic is not None)
+
+    def __call__(self, context: StageContext) -> StageResult:
+        from posttrain_plugins.trainers.oreo import OREOConfig, OREOTrainer
+
+        critic = context.inputs.get("critic")
+        args = {"critic": "separate", **self.args} if critic and critic.config is None else self.args
+        config = critic.config if critic else None
+        return training.train(context, OREOTrainer, OREOConfig, args, critic_config=config)

@@ -1,0 +1,256 @@
+"""OREO, offline reasoning optimisation: a policy and its value function from saved trajectories alone.
+
+Paper: Wang et al., 2024 (https://huggingface.co/papers/2412.16145). Policy and value are brought to satisfy the soft
+Bellman equation (equation 3) at every state of a trajectory: the value by equation 8, the policy by equation 9, for
+steps and whole responses by section 4.2 and equation 10. Trajectories need no pairs and may be wrong ones.
+
+1. The value is learned at every token whatever `level` says, so that a search may ask for it anywhere (section 4.4).
+2. Rewards stand at the end; the paper's discount is 1.
+3. Policy and value loss are averaged over the tokens (or steps) of a trajectory, then over trajectories, and added with
+   `vf_coef` in between: one optimizer for both.
+4. Prompt and completion are tokenised apart and EOS ends the completion, as in a rollout, so that `value_model` reads
+   the states that were trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from accelerate.utils import set_seed
+from torch import Tensor
+from trl import DPOConfig, DPOTrainer
+
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.steps import SEPARATOR, last_tokens, step_ends
+from posttrain_plugins.text import is_conversational, render, to_text
+from posttrain_plugins.trainers import compat
+from posttrain_plugins.trainers.critic import Critic, choose_kind
+from posttrain_plugins.trainers.listwise import refuse_pairs
+from posttrain_plugins.trainers.with_critic import WithCritic
+
+__all__ = ["OREOConfig", "OREOTrainer", "TrajectoryCollator", "encode", "soft_bellman_losses"]
+
+LEVELS = ("token", "step", "response")
+
+
+@dataclass
+class OREOConfig(DPOConfig):  # type: ignore[misc]
+    """`trl.DPOConfig`, whose `beta` is the paper's, and what OREO has beside it; defaults are the paper's (A.3).
+
+    Args:
+        level: what an action of the policy is: a `token`, a `step`, or the whole `response`.
+        alpha: weight of the KL to the reference over the whole vocabulary (equation 9); the paper has 0.1 for steps
+            and 0.3 for responses.
+        step_separator: what ends a step.
+        vf_coef: weight of the value loss.
+        critic: `adapter`, `shared` or `separate` (`critic.py`); None is `adapter` where the policy is one, else
+            `separate`.
+        critic_learning_rate: None is `learning_rate`.
+    """
+
+    learning_rate: float = 5e-6
+    beta: float = 0.03
+    level: Literal["token", "step", "response"] = "token"
+    alpha: float = 0.01
+    step_separator: str = SEPARATOR
+    vf_coef: float = 1.0
+    critic: Literal["adapter", "shared", "separate"] | None = None
+    critic_learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.level not in LEVELS:
+            raise InputError(f"OREOConfig: level is {self.level!r}, expected token, step or response")
+        for name in ("alpha", "vf_coef"):
+            if getattr(self, name) < 0:
+                raise InputError(f"OREOConfig: {name} is {getattr(self, name)}, expected 0 or more")
+        super().__post_init__()
+
+
+def soft_bellman_losses(
+    log_ratios: Tensor, values: Tensor, rewards: Tensor, starts: Tensor, mask: Tensor, beta: float
+) -> tuple[Tensor, Tensor]:
+    """How far policy and value are from the soft Bellman equation, telescoped to the end (equation 7).
+
+    Args:
+        log_ratios: (B, T), log pi(a|s) - log pi_ref(a|s).
+        values: (B, T), V of the state before each token.
+        rewards: (B,), at the end.
+        starts: (B, T), true for the first token of each action of the policy.
+        mask: (B, T), true for the completion's tokens.
+        beta: price of a nat.
+
+    Returns:
+        Policy loss (equation 9 without its regulariser, or 10) and value loss (equation 8), both (B,).
+
+    Example:
+        >>> policy, value = soft_bellman_losses(
+        ...     torch.zeros(1, 2), torch.tensor([[0.5, 1.0]]), torch.ones(1), torch.ones(1, 2).bool(),
+        ...     torch.ones(1, 2).bool(), beta=0.1)
+        >>> policy.tolist(), value.tolist()
+        ([0.125], [0.125])
+    """
+    ratios = log_ratios * mask
+    missing = values - rewards[:, None] + beta * _to_go(ratios.detach())  # (B, T)
+    value_loss = _mean(missing.square(), mask)
+
+    action = (starts.cumsum(1) - 1).clamp(min=0)  # (B, T), which action a token belongs to
+    zeros = torch.zeros_like(ratios)
+    own = zeros.scatter_add(1, action, ratios)  # (B, A), A = T at most
+    state = zeros.scatter_add(1, action, values.detach() * starts)
+    later = _to_go(own.detach()) - own.detach()
+    is_action = torch.arange(own.size(1), device=own.device) < starts.sum(1, keepdim=True)
+    return _mean((state - rewards[:, None] + beta * (own + later)).square(), is_action), value_loss
+
+
+def _to_go(x: Tensor) -> Tensor:
+    """The sum from each place to the end."""
+    return x.flip(1).cumsum(1).flip(1)
+
+
+def _mean(x: Tensor, mask: Tensor) -> Tensor:
+    """(B,), over what the mask has."""
+    return (x * mask).sum(1) / mask.sum(1)
+
+
+class OREOTrainer(WithCritic, DPOTrainer):  # type: ignore[misc]
+    """Trains policy and value function on `prompt`, `completion` and `reward` (a number), or `label` (a bool).
+
+    The reference is what DPO's is: the same path loaded again, or the adapter switched off.
+
+    Args:
+        model: as `trl.DPOTrainer` takes it.
+        args: an `OREOConfig`.
+        critic_config: `peft.PeftConfig` of the critic; by default the policy's.
+        **options: any other argument of `trl.DPOTrainer`, such as `train_dataset` and `peft_config`.
+
+    Raises:
+        InputError: an option that only pairs have, a row that is no trajectory, or a critic that cannot be had.
+
+    Example:
+        >>> OREOTrainer(model="Qwen/Qwen3-0.6B", args=OREOConfig(), train_dataset=trajectories)  # doctest: +SKIP
+    """
+
+    _tag_names = ("trl", "oreo")
+    _name = "OREO"
+
+    def __init__(self, model: Any, args: OREOConfig | None = None, *, critic_config: Any = None, **options: Any):
+        args = args or OREOConfig()
+        refuse_pairs(args, "OREO")
+        policy_config = options.get("peft_config") or compat.active_config(model)
+        is_quantized = options.get("quantization_config") is not None or compat.is_quantized(model)
+        kind = choose_kind(args.critic, policy_config, critic_config, is_quantized)
+        self.critic = None
+        super().__init__(model=model, args=args, **options)
+        if options.get("data_collator") is None:
+            self.data_collator = TrajectoryCollator(self.processing_class.pad_token_id)
+        set_seed(args.seed)  # the same critic on every process
+        self.critic = Critic(self.model, kind, critic_config)
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: OREOConfig, dataset_name: str) -> Any:
+        rows = [encode(processing_class, row, i, args.level, args.step_separator) for i, row in enumerate(dataset)]
+        limit = args.max_length
+        kept = [row for row in rows if limit is None or len(row["input_ids"]) <= limit]
+        if not kept:
+            hint = "raise max_length"
+            raise InputError(f"no trajectory of the {dataset_name} data set fits into max_length={limit}", hint=hint)
+        return type(dataset).from_list(kept)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["input_ids", "prompt_length", "starts", "reward"]
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mean over the trajectories of equation 9 and `vf_coef` times equation 8."""
+        width = inputs["input_ids"].size(1) - int(inputs["prompt_lengths"].min())  # T: no completion starts before
+        mask, starts = inputs["completion_mask"][:, -width:], inputs["starts"][:, -width:]
+        given = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "use_cache": False}
+        given["logits_to_keep"] = width + 1
+        targets = inputs["input_ids"][:, -width:, None]  # (B, T, 1)
+        before = self._reference(given)  # (B, T, V)
+        assert self.critic is not None
+        self.critic.unfreeze()  # the reference pass ended in PEFT's `set_adapter`
+        outputs = model(**given, with_values=True)
+        now = outputs.logits[:, :-1].float().log_softmax(-1)  # (B, T, V)
+        ratios = (now - before).gather(-1, targets).squeeze(-1)
+        values = outputs.state_values[:, -width:].float()
+        policy, value = soft_bellman_losses(ratios, values, inputs["rewards"], starts, mask, self.args.beta)
+        kl = _mean((now.exp() * (now - before)).sum(-1), mask)
+        loss = (policy + self.args.alpha * kl + self.args.vf_coef * value).mean()
+        self._tell({"policy/loss": policy, "value/loss": value, "kl": kl, "value/mean": _mean(values, mask)})
+        return (loss, outputs) if return_outputs else loss
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def _reference(self, given: Mapping[str, Any]) -> Tensor:
+        """Log-probabilities of the reference over the vocabulary, (B, T, V)."""
+        model = self.ref_model if self.ref_model is not None else self.model
+        with compat.without_checkpointing(self), compat.as_reference(self), self.accelerator.autocast():
+            logits: Tensor = model(**given).logits
+        return logits[:, :-1].float().log_softmax(-1)
+
+    def _tell(self, figures: Mapping[str, Tensor]) -> None:
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for name, values in figures.items():
+            metrics[name].append(float(self.accelerator.gather(values.detach()).mean()))
+
+
+@dataclass(frozen=True)
+class TrajectoryCollator:
+    """Pads on the right: `input_ids`, `attention_mask`, `completion_mask`, `starts` (B, L); `rewards` (B,)."""
+
+    pad_token_id: int
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+        heads = torch.tensor([row["prompt_length"] for row in rows])
+        width = int(lengths.max())
+        at = torch.arange(width)
+        attention = at < lengths[:, None]
+        starts = torch.zeros(len(rows), width, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            starts[i, row["starts"]] = True
+        return {
+            "input_ids": torch.tensor(
+                [list(row["input_ids"]) + [self.pad_token_id] * (width - len(row["input_ids"])) for row in rows]
+            ),
+            "attention_mask": attention.long(),
+            "completion_mask": attention & (at >= heads[:, None]),
+            "prompt_lengths": heads,
+            "starts": starts,
+            "rewards": torch.tensor([float(row["reward"]) for row in rows]),
+        }
+
+
+def encode(tokenizer: Any, row: Mapping[str, Any], number: int, level: str, separator: str) -> dict[str, Any]:
+    """One trajectory as tokens.
+
+    Args:
+        tokenizer: with a chat template where the prompt is conversational.
+        row: `prompt`, `completion`, and `reward` or `label`.
+        number: which row this is, for errors.
+        level: see `OREOConfig`.
+        separator: see `OREOConfig`.
+
+    Returns:
+        `input_ids` (L,), `prompt_length`, `starts` (the index of the first token of each action), `reward`.
+    """
+    prompt, completion = row["prompt"], row["completion"]
+    if is_conversational(completion) and [message["role"] for message in completion] != ["assistant"]:
+        hint = "a trajectory is what the model wrote; tools' answers have no place in it"
+        raise InputError(f"row {number + 1} has a completion of several messages, expected one of role assistant", hint)
+    head = tokenizer(render(tokenizer, prompt), add_special_tokens=not is_conversational(prompt))["input_ids"]
+    if not head:
+        raise InputError(f"row {number + 1} has an empty prompt, so there is no state before its first token")
+    text = to_text(completion).removesuffix(tokenizer.eos_token)
+    tail = tokenizer(text, add_special_tokens=False, return_offsets_mapping=level == "step")
+    ids = [*tail["input_ids"], tokenizer.eos_token_id]
+    begins = {"token": list(range(len(ids))), "response": [0]}.get(level)
+    if begins is None:
+        ends = last_tokens([start for start, _ in tail["offset_mapping"]], step_ends(text, separator)[:-1])
+        begins = sorted({0, *(end + 1 for end in ends)})
+    reward = row["reward"] if row.get("reward") is not None else row["label"]
+    starts = [len(head) + begin for begin in begins]
+    return {"input_ids": [*head, *ids], "prompt_length": len(head), "starts": starts, "reward": float(reward)}

@@ -195,6 +195,13 @@ def test_labelled_and_ranked_leave_out_what_nobody_could_judge() -> None:
     assert Keeping("ranked").rows(judged(("a", 0.5), ("b", 0.5)), 0) == []
 
 
+def test_all_keeps_right_and_wrong_with_what_they_are_worth() -> None:
+    items = judged(("a", 0.2), ("b", None), ("c", 0.9), ("a", 0.2))
+    kept = [{"completion": "c", "reward": 0.9}, {"completion": "a", "reward": 0.2}]
+    assert Keeping("all").rows(items, 0) == kept
+    assert Keeping("all_correct").rows(items, 0) == kept[:1]
+
+
 def test_a_data_sets_own_completions_do_not_come_along(tmp_path: Path, opened: list[str]) -> None:
     MODELS["sft"] = Completer({"p": tagged("1", "2")})
     data = [{"prompt": "p", "solution": "1", "completion": "gold", "level": 3}]

@@ -167,6 +167,69 @@ def test_listwise_dpo_refuses_what_only_pairs_have(tiny_model: Path, tmp_path: P
         )
 
 
+# --- DPO's losses ----------------------------------------------------------------------------------------------------
+
+LOSSES: dict[str, dict[str, Any]] = {
+    "sigmoid": {},
+    "hinge": {},
+    "ipo": {},
+    "exo_pair": {"label_smoothing": 1e-3},
+    "nca_pair": {},
+    "robust": {"label_smoothing": 0.1},
+    "bco_pair": {},
+    "sppo_hard": {},
+    "aot": {},
+    "aot_unpaired": {},
+    "apo_zero": {},
+    "apo_down": {},
+    "discopop": {},
+    "sft": {},
+    "sigmoid_norm": {},
+}
+
+
+def test_every_loss_of_trl_is_named_here() -> None:
+    import inspect
+    import re
+
+    from trl import DPOTrainer
+
+    assert set(re.findall(r'loss_type == "(\w+)"', inspect.getsource(DPOTrainer))) == set(LOSSES)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_recipe_may_ask_for_every_loss(loss: str, tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    from posttrain_plugins.api import validate
+
+    stage = {"use": "dpo", "model": "base", "dataset": "pairs", "args": {"loss_type": [loss], **LOSSES[loss]}}
+    data = {"pairs": {"path": str(tiny_data / "pairs.jsonl")}}
+    recipe = {"name": "dpo", "model": str(tiny_model), "datasets": data, "stages": {"dpo": stage}}
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    assert validate(tmp_path / "r.yaml").stage("dpo")
+
+
+def test_every_loss_moves_the_policy(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """One step of each, from a policy that is no longer the reference."""
+    from trl import DPOConfig, DPOTrainer
+
+    args = {**TRAINER, "max_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-3, "max_length": 96}
+    trainer = DPOTrainer(
+        str(tiny_model),
+        args=DPOConfig(str(tmp_path), **args),
+        train_dataset=Dataset.from_json(str(tiny_data / "pairs.jsonl")).select(range(4)),
+    )
+    trainer.train()
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(2)])
+    for loss, more in LOSSES.items():
+        trainer.loss_types, trainer.label_smoothing = [loss], more.get("label_smoothing", 0.0)
+        trainer.model.zero_grad()
+        value = trainer.compute_loss(trainer.model, dict(batch))
+        value.backward()
+        moved = sum(float(p.grad.abs().sum()) for p in trainer.model.parameters() if p.grad is not None)
+        assert math.isfinite(value.item()), loss
+        assert 0 < moved < math.inf, loss
+
+
 # --- The stages ------------------------------------------------------------------------------------------------------
 
 SHARED = {

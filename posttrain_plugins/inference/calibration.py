@@ -17,8 +17,9 @@ from typing import Any
 
 from posttrain_plugins.inference.classifier import Classifier
 from posttrain_plugins.text import is_conversational
+from posttrain_plugins.types import ModelArtifact, StageContext, StageResult
 
-__all__ = ["Bin", "Calibration", "calibration", "score_pairs", "write"]
+__all__ = ["Bin", "Calibration", "calibrate", "calibration", "score_pairs", "write"]
 
 BINS = 5
 
@@ -89,6 +90,17 @@ def score_pairs(path: str, rows: Sequence[dict[str, Any]], loading: dict[str, An
     finally:
         model.close()
     return [chosen - rejected for chosen, rejected in zip(scores[::2], scores[1::2], strict=True)]
+
+
+def calibrate(context: StageContext, result: StageResult, pairs: Sequence[dict[str, Any]]) -> None:
+    """Adds the figures of the reward model that a stage made, on held-out pairs, to its result."""
+    artifact: ModelArtifact = context.inputs["model"]
+    assert result.model_path is not None
+    loading = dict(artifact.loading) if (result.model_path / "adapter_config.json").is_file() else {}
+    batch_size = int(context.args.get("per_device_eval_batch_size") or 8)
+    found = calibration(score_pairs(str(result.model_path), pairs, loading, batch_size))
+    write(found, context.folder)
+    result.metrics |= {"pair_accuracy": found.accuracy, "calibration_error": found.error}
 
 
 def write(found: Calibration, folder: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
+from posttrain_plugins.inference import rollouts
 from posttrain_plugins.steps import SEPARATOR
 from posttrain_plugins.trainers import ppo_rules, training
 from posttrain_plugins.types import (
@@ -18,6 +19,7 @@ from posttrain_plugins.types import (
     RewardRef,
     StageContext,
     StageResult,
+    StrategyRef,
 )
 
 __all__ = ["GRPO"]
@@ -34,16 +36,21 @@ class GRPO:
         dataset: `prompt`, and the columns that the rewards need.
         rewards: rewards and reward-model stages by name; their `weight` becomes TRL's `reward_weights`.
         adapter: what is trainable; everything where it is left out.
+        strategy: who makes the rollouts, in place of plain draws; what that biases stands in `inference/rollouts.py`.
         eval_dataset: measured once at the end, or as `args.eval_strategy` says.
         process_rewards: names of rewards that judge by their `step_scores`, in place of the whole completion.
         separator: what ends a step (`posttrain_plugins.steps`).
         args: fields of `trl.GRPOConfig`.
+
+    Raises:
+        InputError: a strategy with tools, or beside arguments that it leaves no meaning.
     """
 
     model: ModelRef
     dataset: DataRef
     rewards: list[RewardRef]
     adapter: AdapterRef | None = None
+    strategy: StrategyRef | None = None
     eval_dataset: DataRef | None = None
     process_rewards: list[str] = field(default_factory=list)
     separator: str = SEPARATOR
@@ -57,17 +64,20 @@ class GRPO:
     }
 
     def concerns(self, outlook: Outlook) -> Iterator[Concern]:
-        """Process rewards that cannot judge steps."""
+        """Process rewards that cannot judge steps, and arguments that a strategy leaves no meaning."""
         yield from ppo_rules.step_concerns(self.process_rewards, outlook, "process_rewards")
+        if self.strategy is not None:
+            yield from rollouts.concerns(outlook.args)
 
     def __call__(self, context: StageContext) -> StageResult:
         from trl import GRPOConfig, GRPOTrainer
 
+        made_by = rollouts.hook(context)
         if not self.process_rewards:
-            return training.reinforce(context, GRPOTrainer, GRPOConfig, self.args)
+            return training.reinforce(context, GRPOTrainer, GRPOConfig, self.args, **made_by)
         from posttrain_plugins.trainers import process
         from posttrain_plugins.trainers.process_grpo import ProcessGRPOTrainer
 
         process.check_names({r.name: r.func for r in context.inputs["rewards"]}, self.process_rewards)
         by_steps = {"process_rewards": self.process_rewards, "step_separator": self.separator}
-        return training.reinforce(context, ProcessGRPOTrainer, GRPOConfig, self.args, **by_steps)
+        return training.reinforce(context, ProcessGRPOTrainer, GRPOConfig, self.args, **by_steps, **made_by)

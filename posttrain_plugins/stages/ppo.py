@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
+from posttrain_plugins.inference import rollouts
 from posttrain_plugins.trainers import ppo_rules, training
 from posttrain_plugins.types import (
     AdapterRef,
@@ -20,6 +21,7 @@ from posttrain_plugins.types import (
     RewardRef,
     StageContext,
     StageResult,
+    StrategyRef,
 )
 
 __all__ = ["PPO"]
@@ -39,8 +41,12 @@ class PPO:
             `args.process_rewards` names pay by steps.
         adapter: what is trainable; everything where it is left out.
         critic: the critic's own adapter; by default the policy's, or all of a copy where the policy has none.
+        strategy: who makes the rollouts, in place of plain draws; what that biases stands in `inference/rollouts.py`.
         eval_dataset: measured once at the end, or as `args.eval_strategy` says.
         args: fields of `PPOConfig`: TRL's `GRPOConfig`, and PPO's.
+
+    Raises:
+        InputError: a strategy with tools, or beside arguments that it leaves no meaning.
     """
 
     model: ModelRef
@@ -48,6 +54,7 @@ class PPO:
     rewards: list[RewardRef]
     adapter: AdapterRef | None = None
     critic: AdapterRef | None = None
+    strategy: StrategyRef | None = None
     eval_dataset: DataRef | None = None
     args: Annotated[dict[str, Any], ConfigOf("posttrain_plugins.trainers.ppo:PPOConfig")] = field(default_factory=dict)
 
@@ -63,6 +70,8 @@ class PPO:
         yield from ppo_rules.complaints(outlook.args)
         yield from ppo_rules.critic_concerns(outlook, has_config=self.critic is not None)
         yield from ppo_rules.step_concerns(outlook.args.process_rewards, outlook, "args.process_rewards")
+        if self.strategy is not None:
+            yield from rollouts.concerns(outlook.args)
 
     def __call__(self, context: StageContext) -> StageResult:
         from posttrain_plugins.trainers import process
@@ -79,4 +88,5 @@ class PPO:
             args,
             reward_funcs=[r.func for r in rewards],  # a reward model as its plugin: any tokenizer, and adapters
             critic_config=critic.config if critic else None,
+            **rollouts.hook(context),
         )

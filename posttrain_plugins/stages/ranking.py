@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
+from posttrain_plugins.inference.calibration import calibrate
 from posttrain_plugins.trainers import training
 from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, StageContext, StageResult
 
@@ -19,6 +20,9 @@ __all__ = ["RankingModel"]
 @dataclass
 class RankingModel:
     """Trains a scalar head to score completions in the order in which they are ranked.
+
+    With `eval_dataset`, accuracy and calibration are measured at the end on the pairs that its rankings order:
+    `pair_accuracy`, `calibration_error` and `calibration.json`.
 
     Args:
         model: what to start from.
@@ -43,6 +47,10 @@ class RankingModel:
     }
 
     def __call__(self, context: StageContext) -> StageResult:
-        from posttrain_plugins.trainers.ranking import RankingConfig, RankingTrainer
+        from posttrain_plugins.trainers.ranking import RankingConfig, RankingTrainer, pairs_of
 
-        return training.train(context, RankingTrainer, RankingConfig, self.args, task_type="SEQ_CLS")
+        result = training.train(context, RankingTrainer, RankingConfig, self.args, task_type="SEQ_CLS")
+        rankings = context.inputs.get("eval_dataset")
+        if rankings is not None:
+            calibrate(context, result, [pair for row in rankings for pair in pairs_of(row)])
+        return result

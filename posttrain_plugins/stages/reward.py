@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from posttrain_plugins.inference.calibration import calibration, score_pairs, write
+from posttrain_plugins.inference.calibration import calibrate
 from posttrain_plugins.trainers import training
-from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelArtifact, ModelRef, StageContext, StageResult
+from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, StageContext, StageResult
 
 __all__ = ["RewardModeling"]
 
@@ -47,16 +47,5 @@ class RewardModeling:
         result = training.train(context, RewardTrainer, RewardConfig, self.args, task_type="SEQ_CLS")
         pairs = context.inputs.get("eval_dataset")
         if pairs is not None:
-            _calibrate(context, result, [dict(row) for row in pairs])
+            calibrate(context, result, [dict(row) for row in pairs])
         return result
-
-
-def _calibrate(context: StageContext, result: StageResult, pairs: list[dict[str, Any]]) -> None:
-    """Adds the held-out figures to the result."""
-    artifact: ModelArtifact = context.inputs["model"]
-    assert result.model_path is not None
-    loading = dict(artifact.loading) if (result.model_path / "adapter_config.json").is_file() else {}
-    batch_size = int(context.args.get("per_device_eval_batch_size") or 8)
-    found = calibration(score_pairs(str(result.model_path), pairs, loading, batch_size))
-    write(found, context.folder)
-    result.metrics |= {"pair_accuracy": found.accuracy, "calibration_error": found.error}

@@ -17,7 +17,15 @@ from trl import RewardConfig, RewardTrainer
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.text import is_conversational, to_text
 
-__all__ = ["RankingCollator", "RankingConfig", "RankingTrainer", "concordance", "encode_ranking", "plackett_luce_loss"]
+__all__ = [
+    "RankingCollator",
+    "RankingConfig",
+    "RankingTrainer",
+    "concordance",
+    "encode_ranking",
+    "pairs_of",
+    "plackett_luce_loss",
+]
 
 
 @dataclass
@@ -145,9 +153,23 @@ def encode_ranking(tokenizer: Any, row: Mapping[str, Any], number: int) -> dict[
     return {"ranked_ids": tokenizer(texts, add_special_tokens=False)["input_ids"], "levels": levels}
 
 
+def pairs_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The pairs that a ranking orders, as a reward model's data: `prompt`, `chosen`, `rejected`."""
+    texts = [_formatted(row["prompt"], completion) for completion in row["completions"]]
+    levels = list(row.get("scores") or range(len(texts), 0, -1))
+    ordered = [(i, j) for i in range(len(texts)) for j in range(len(texts)) if levels[i] > levels[j]]
+    return [{"prompt": row["prompt"], "chosen": texts[i], "rejected": texts[j]} for i, j in ordered]
+
+
+def _formatted(prompt: Any, completion: Any) -> Any:
+    """In its prompt's format."""
+    if is_conversational(prompt) and not is_conversational(completion):
+        return [{"role": "assistant", "content": completion}]
+    return completion
+
+
 def _text(tokenizer: Any, prompt: Any, completion: Any) -> str:
     if is_conversational(prompt):
-        turn = completion if is_conversational(completion) else [{"role": "assistant", "content": completion}]
-        return str(tokenizer.apply_chat_template([*prompt, *turn], tokenize=False))
+        return str(tokenizer.apply_chat_template([*prompt, *_formatted(prompt, completion)], tokenize=False))
     text = to_text(completion)
     return str(prompt) + (text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token)

@@ -1,7 +1,8 @@
 """Puts tables made from `benchmarks/results/*.json` into README.md and docs/*.md: no figure there is typed by hand.
 
-A table stands between `<!-- results:NAME -->` and `<!-- /results -->`, NAME being a results file. `--check` changes
-nothing and exits 1 where a table is not what its results give; a marker whose results file is missing is left alone.
+A table stands between `<!-- results:NAME -->` and `<!-- /results -->`, NAME being a results file; a marker whose file
+is missing is left alone. The header of each recipe gets its figures too, behind the line that names their file.
+`--check` changes nothing and exits 1 where a figure is not what its results give.
 
     python benchmarks/render.py
 """
@@ -10,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,14 +23,18 @@ __all__ = [
     "TABLES",
     "adapters_table",
     "gpu_table",
+    "methods_table",
     "overhead_table",
     "quickstart_table",
+    "recipe_header",
     "recipe_table",
     "render",
+    "render_recipe",
     "test_time_table",
 ]
 
 ROOT = Path(__file__).resolve().parent.parent
+HEADER = re.compile(r"(# Results: benchmarks/results/(?P<name>\w+)\.json\n)(?P<body>(?:#   .*\n)*)")
 BLOCK = re.compile(r"(<!-- results:(?P<name>[\w.-]+) -->\n)(?P<body>.*?)(<!-- /results -->)", re.DOTALL)
 
 Json = Mapping[str, Any]
@@ -35,20 +42,22 @@ Json = Mapping[str, Any]
 
 def main() -> int:
     options = _options()
-    files = options.file or [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    pages, recipes = sorted((ROOT / "docs").rglob("*.md")), sorted((ROOT / "recipes").glob("[!_]*.yaml"))
+    files = options.file or [ROOT / "README.md", *pages, *recipes]
     return max(fill(file, options.results, options.check) for file in files)
 
 
 def fill(file: Path, results: Path, check: bool) -> int:
     """Fills one file, or says with exit code 1 that it is stale."""
     text = file.read_text(encoding="utf-8")
-    rendered = render(text, results)
+    is_recipe = file.suffix == ".yaml"
+    rendered = (render_recipe if is_recipe else render)(text, results)
     if rendered == text:
-        print(f"{file.name}: {len(BLOCK.findall(text))} tables, up to date")
+        print(f"{file.name}: {len((HEADER if is_recipe else BLOCK).findall(text))} tables, up to date")
         return 0
     if check:
         print(
-            f"error: {file} is stale: a table is not what benchmarks/results gives\n\n"
+            f"error: {file} is stale: a figure is not what benchmarks/results gives\n\n"
             "hint: python benchmarks/render.py",
             file=sys.stderr,
         )
@@ -70,6 +79,42 @@ def render(text: str, results: Path) -> str:
         return f"{block[1]}\n{table}\n\n{_source(content['environment'], file.name)}\n\n{block[4]}"
 
     return BLOCK.sub(fill, text)
+
+
+def render_recipe(text: str, results: Path) -> str:
+    """A recipe with the figures in its header from the results file that it names."""
+
+    def fill(header: re.Match[str]) -> str:
+        file = results / f"{header['name']}.json"
+        if not file.is_file():
+            return header[1]
+        content = json.loads(file.read_text(encoding="utf-8"))
+        lines = recipe_header(content["results"], content["environment"])
+        return header[1] + "".join(f"#   {line}\n" for line in lines)
+
+    return HEADER.sub(fill, text)
+
+
+def recipe_header(results: Json, environment: Json) -> list[str]:
+    """Sampled accuracy of each model with its gain, means over the seeds; what a seed took; on what."""
+    seeds = list(results["seeds"].values())
+    told = []
+    for model in seeds[0].get("models", {}):
+        found = [seed["models"][model] for seed in seeds]
+        sampled = [one.get("sampled") or one["measures"]["sampled"] for one in found]
+        gains = [one["gain"]["mean"] for one in found if one["gain"]]
+        gain = f" ({_mean_of(gains):+.2f} over {found[0]['parent']})" if gains else ""
+        told.append(f"{model} {_mean_of([one['mean'] for one in sampled]):.2f}{gain}")
+    minutes = _mean_of([sum(seed["seconds"].values()) / 60 for seed in seeds if "seconds" in seed] or [0.0])
+    hardware = environment["hardware"]
+    machine = hardware["gpu"] or f"{hardware['cpu']}, {hardware['cores']} cores"
+    took = f"{minutes:.0f} minutes a seed with base and SFT, " if minutes else ""
+    lines = textwrap.wrap(f"Sampled accuracy: {', '.join(told)}.", 112) if told else []
+    return [*lines, f"Seeds {', '.join(results['seeds'])}; {took}on {machine}."]
+
+
+def _mean_of(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def quickstart_table(results: Json) -> str:
@@ -209,11 +254,42 @@ def _noted(reason: str, notes: dict[str, int]) -> int:
     return notes.setdefault(told, len(notes) + 1)
 
 
+def methods_table(results: Json) -> str:
+    """One row per method: its gain over the SFT model on each seed, and what training took; then process rewards."""
+    seeds = list(dict.fromkeys(seed for found in results["methods"].values() for seed in found))
+    rows = []
+    for method, found in results["methods"].items():
+        means = [one["gain"]["mean"] for one in found.values()]
+        by_seed = [_gain(found[seed]["gain"]) if seed in found else "" for seed in seeds]
+        times = [one["train_s"] for one in found.values()]
+        rows.append([method, f"{sum(means) / len(means):+.2f}", *by_seed, f"{_mean(times, 0)}"])
+    head = ["method", "mean gain", *(f"seed {seed}" for seed in seeds), "train s"]
+    note = "Gain in sampled accuracy over the SFT model, in brackets its 95 % interval over the held-out problems."
+    return f"{_table(head, rows)}\n\n{note}{_process_rewards(results['process_rewards'])}"
+
+
+def _gain(gain: Json) -> str:
+    return f"{gain['mean']:+.2f}" + (f" [{gain['low']:+.2f}, {gain['high']:+.2f}]" if "low" in gain else "")
+
+
+def _process_rewards(seeds: Json) -> str:
+    """The answer to: fewer steps with process rewards?"""
+    if not seeds:
+        return ""
+    told = [f"{one['steps']['process'] or 'never'} against {one['steps']['outcome']}" for one in seeds.values()]
+    fewer = sum((one["steps"]["process"] or math.inf) < one["steps"]["outcome"] for one in seeds.values())
+    return (
+        f"\n\nSteps to the level at which PPO on the outcome alone ends, with process rewards against without: "
+        f"{', '.join(told)}; fewer on {fewer} of {len(seeds)} seeds."
+    )
+
+
 TABLES: dict[str, Callable[[Json], str]] = {
     "adapters": adapters_table,
     "quickstart_seeds": quickstart_table,
     "overhead": overhead_table,
     "gpu_qwen3_0.6b": gpu_table,
+    "methods": methods_table,
     "test_time": test_time_table,
 }
 
@@ -245,7 +321,7 @@ def _ratio(interval: Json) -> str:
 
 
 def _mean(values: Sequence[float], digits: int = 2) -> str:
-    return f"{sum(values) / len(values):.{digits}f}"
+    return f"{_mean_of(values):.{digits}f}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -256,7 +332,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where the file is stale")
-    parser.add_argument("--file", type=Path, nargs="+", help="files with markers (README.md and docs/*.md)")
+    parser.add_argument("--file", type=Path, nargs="+", help="files with markers (README.md, docs/*.md, recipes)")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder of results")
     return parser.parse_args()
 

@@ -21,6 +21,7 @@ SCRIPTS = (
     "guard.py",
     "in_process.py",
     "math_reward.py",
+    "methods.py",
     "overhead.py",
     "ppo_parity.py",
     "quickstart_seeds.py",
@@ -210,6 +211,11 @@ def results_folder(folder: Path, seeds: Any, record: Any) -> Path:
     record.write("overhead", {"pairs": 5, "steps": 60, "methods": {"sft": method}}, folder)
     ways = dict.fromkeys(("sampled", "greedy", *tried()), way())
     record.write("test_time", {"seeds": {"0": {"problems": 4}}, "strategies": seeds_summary(ways)}, folder)
+    one = {"gain": interval(0.3), "sampled": interval(0.9), "greedy": 1.0, "train_s": 50.0}
+    loop = {**one, "gain": {"mean": 0.2}}
+    compared = importlib.import_module("methods").compare([0.2, 0.4, 0.6, 0.6], [0.4, 0.8, 0.8, 0.8])
+    methods = {"GRPO": {"0": one, "1": one}, "RAFT": {"0": loop}}
+    record.write("methods", {"methods": methods, "process_rewards": {"0": compared}}, folder)
     side = {"tokens_per_s": 1234.5, "step_s": 0.5, "peak_gib": 3.21}
     record.write("gpu_qwen3_0.6b", {"methods": {"sft": {"recipe": side, "plain": side}}}, folder)
     return folder
@@ -221,7 +227,9 @@ def test_render_fills_every_table_and_check_tells_a_stale_one(benchmark: Any, tm
     file = tmp_path / "README.md"
     blocks = [f"<!-- results:{name} -->\nold\n<!-- /results -->" for name in render.TABLES]
     file.write_text("before\n" + "\nbetween\n".join(blocks) + "\nafter\n", encoding="utf-8")
-    options = ["--file", file, "--results", folder]
+    header = "# What it does.\n# Results: benchmarks/results/quickstart_seeds.json\n#   old\nname: it\n"
+    (tmp_path / "it.yaml").write_text(header, encoding="utf-8")
+    options = ["--file", file, tmp_path / "it.yaml", "--results", folder]
     assert call("render.py", "--check", *options).returncode == 1
     assert "old" in file.read_text(encoding="utf-8"), "--check changes nothing"
     assert call("render.py", *options).returncode == 0
@@ -234,7 +242,66 @@ def test_render_fills_every_table_and_check_tells_a_stale_one(benchmark: Any, tm
     assert "1. it cannot (hint: none)" in text
     assert "| SFT | 1.010 [1.000, 1.020] |" in text
     assert "| SFT, recipe | 1,234 | 0.500 | 3.21 |" in text
+    assert "| GRPO | +0.30 | +0.30 [+0.20, +0.40] | +0.30 [+0.20, +0.40] | 50 |" in text
+    assert "| RAFT | +0.20 | +0.20 |  | 50 |" in text
+    assert "process rewards against without: 2 against 4; fewer on 1 of 1 seeds." in text
+    head = (tmp_path / "it.yaml").read_text(encoding="utf-8")
+    assert "#   Sampled accuracy: base 0.30, sft 0.50 (+0.20 over base), dpo 0.70 (+0.20 over sft)" in head
+    assert head.startswith("# What it does.\n# Results: benchmarks/results/quickstart_seeds.json\n#   Sampled")
+    assert head.endswith("\nname: it\n")
+    assert "old" not in head
     assert call("render.py", "--check", *options).returncode == 0
+
+
+def test_every_recipe_names_its_results_and_shows_what_stands_there(benchmark: Any) -> None:
+    render = benchmark("render")
+    others = {"quickstart": "quickstart_seeds", "test_time": "test_time"}
+    files = sorted((ROOT / "recipes").glob("[!_]*.yaml"))
+    assert len(files) > 10
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        assert f"#   posttrain run {file.stem}\n" in text
+        assert "# Hardware: " in text
+        found = render.HEADER.search(text)
+        assert found, file.name
+        assert found["name"] == others.get(file.stem, f"recipe_{file.stem}")
+        assert render.render_recipe(text, BENCHMARKS / "results") == text, "python benchmarks/render.py"
+
+
+def test_methods_are_models_that_their_recipes_measure(benchmark: Any) -> None:
+    from posttrain_plugins.api import plan
+
+    for recipe, models in benchmark("methods").METHODS.items():
+        measured = {source.stage for source in plan(recipe)["eval"].spec.inputs["models"]}
+        assert set(models) <= measured, recipe
+        assert "sft" in measured
+
+
+def test_what_the_methods_miss_is_told(benchmark: Any) -> None:
+    unmet = benchmark("methods").unmet
+    good = {str(seed): {"gain": interval(0.3 + seed / 100)} for seed in range(3)}
+    assert list(unmet({"PPO": good, "GRPO": good, "REINFORCE++": good})) == []
+    weak = {**good, "1": {"gain": interval(0.05)}}
+    told = list(unmet({"PPO": weak}))
+    assert told == [
+        "PPO, seed 1: the gain's interval [-0.050, 0.150] holds 0",
+        "PPO: the mean gain is 0.223, but the seeds' standard deviation 0.150",
+    ]
+
+
+def test_a_loops_time_is_that_of_all_its_turns(benchmark: Any) -> None:
+    told = {
+        "parent": "raft.1.tuned",
+        "gain": interval(0.1),
+        "measures": {"sampled": interval(0.9), "greedy": interval(1.0)},
+    }
+    first = {"parent": None, "gain": None, "measures": {"sampled": interval(0.6)}}
+    metrics = {"raft.1.tuned": {"train_s": 3.0}, "raft.3.tuned": {"train_s": 4.0}, "raft.3.right": {"rows": 9.0}}
+    found = benchmark("methods").of_model(
+        {"models": {"raft.3.tuned": told, "sft": first}, "metrics": metrics}, "raft.3.tuned"
+    )
+    assert found["train_s"] == 7.0
+    assert found["gain"] == {"mean": pytest.approx(0.3)}
 
 
 def test_every_marker_of_the_readme_has_a_table(benchmark: Any) -> None:

@@ -44,6 +44,18 @@ TINY_SFT = {
     "stages.sft.args.max_steps": 20,
 }
 GRPO = {"args.max_steps": 2, "args.per_device_train_batch_size": 32}
+BEST_AGAINST_WORST = {"threshold": None, "rewards": ["steps"]}  # hardly anything is right yet
+
+
+def reduced(
+    *, trained: tuple[str, ...] = (), sampled: tuple[str, ...] = (), pairs: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Few steps of what trains, small batches of what draws as well, and pairs where nothing is right."""
+    found: dict[str, Any] = {f"stages.{stage}.args.max_steps": 2 for stage in trained}
+    found |= {f"stages.{stage}.{key}": value for stage in sampled for key, value in GRPO.items()}
+    return found | {f"stages.{stage}.{key}": value for stage in pairs for key, value in BEST_AGAINST_WORST.items()}
+
+
 REDUCED: dict[str, dict[str, Any]] = {
     "quickstart": CHAIN,
     "lora": CHAIN,
@@ -53,7 +65,37 @@ REDUCED: dict[str, dict[str, Any]] = {
         "stages.grpo.args.max_steps": 2,
         "datasets.exam.limit": 16,
     },
-    "grpo": {**TINY_SFT, **{f"stages.grpo.{key}": value for key, value in GRPO.items()}},
+    "grpo": {**TINY_SFT, **reduced(sampled=("grpo",))},
+    "rlhf_ppo": {**TINY_SFT, **reduced(trained=("rm",), sampled=("ppo",), pairs=("pairs", "fresh_pairs"))},
+    "reinforce": {**TINY_SFT, **reduced(sampled=("reinforce_pp", "remax", "rloo"))},
+    "process_reward": {
+        **TINY_SFT,
+        **reduced(trained=("prm",), sampled=("outcome", "process")),
+        "stages.eval.num_generations": 4,
+    },
+    "value_guided": {**TINY_SFT, **reduced(sampled=("ppo",)), "stages.eval.num_generations": 4},
+    "rlaif": {**TINY_SFT, **reduced(trained=("dpo",), sampled=("grpo",), pairs=("pairs",))},
+    "r1": {
+        **BASE,
+        **reduced(trained=("cold_start", "sft", "pupil", "imitation", "distilled"), sampled=("reasoning", "aligned")),
+        "datasets.problems.size": 24,
+        "datasets.practice.size": 64,
+        "datasets.heldout.size": 12,
+        "stages.rejected.threshold": None,
+        "stages.lessons.threshold": None,
+    },
+    "rest": {
+        **TINY_SFT,
+        **reduced(trained=("improved", "improved_more", "improved_most")),
+        **{f"stages.filtered{more}.threshold": None for more in ("", "_more", "_most")},
+    },
+    "offline": {
+        **TINY_SFT,
+        **reduced(trained=("rejection", "dpo", "kto", "oreo")),
+        "stages.saved.rewards": ["steps"],
+        "stages.right.threshold": None,
+        "stages.pairs.threshold": None,
+    },
     "raft": {
         **TINY_SFT,
         "stages.raft.repeat": 2,

@@ -20,6 +20,9 @@ REWARD_ARGUMENTS = frozenset(
 """What a trainer gives every reward; an argument beside these is a column of the data set."""
 
 
+SCORED = frozenset({"prompts", "completions", "completion_ids"})
+
+
 @dataclass(frozen=True)
 class Field:
     """One parameter: its name, type, default, and what the type's annotation says of it.
@@ -49,6 +52,11 @@ class Schema:
     is_open: bool = False  # takes **kwargs
     is_class: bool = True
     doc: str = ""
+
+    @property
+    def makes_reward(self) -> bool:
+        """Is it a function that gives a reward, rather than being one? It takes nothing of a reward's call."""
+        return not (self.is_class or self.is_open or SCORED & self.fields.keys())
 
     def without_fields(self) -> Schema:
         """A plain function that is used as it is takes no parameters from a recipe."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from posttrain_plugins.errors import InputError, PluginBroken, PosttrainError
 from posttrain_plugins.recipe.recipe import Use
+from posttrain_plugins.signature import of_object
 from posttrain_plugins.types import ModelArtifact, ResolvedReward, ResolvedStrategy
 
 __all__ = ["assemble", "build", "construct", "gather"]
@@ -23,6 +24,8 @@ def build(source: Use, refs: Mapping[str, Any] | None = None) -> Any:
     params = {**source.params, **(refs or {})}
     makes_something = source.kind in ("adapter", "dataset")
     try:
+        if source.kind == "reward" and not isinstance(loaded, type):
+            makes_something = of_object(loaded).makes_reward
         if isinstance(loaded, type):
             made = construct(loaded, params)
             return made() if makes_something else made

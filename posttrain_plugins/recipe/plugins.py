@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from posttrain_plugins.errors import InputError
@@ -47,14 +48,20 @@ def _literal(node: ast.expr) -> Any:
 def plugin_schema(plugin: Plugin) -> Schema:
     """A plugin's parameters; a reward or strategy that is a plain function has none.
 
+    A function that makes a reward, as TRL's `get_soft_overlong_punishment` does, has its own, and needs no column.
+
     Raises:
         PluginBroken: it cannot be imported.
         LookupError, SyntaxError: its file cannot be read.
     """
     if plugin.file is not None:
         found = of_source(plugin.file, plugin.attr)
+        if plugin.kind == "reward" and found.makes_reward:
+            return replace(found, attributes={**found.attributes, "reward_columns": ()})
         return found if plugin.kind not in ("reward", "strategy") or found.is_class else found.without_fields()
     loaded = plugin.load()
+    if plugin.kind == "reward" and not isinstance(loaded, type) and of_object(loaded).makes_reward:
+        return replace(of_object(loaded), attributes={"reward_columns": ()})
     if plugin.kind in ("reward", "strategy") and not isinstance(loaded, type):
         return Schema({}, {"reward_columns": reward_columns(loaded)} if plugin.kind == "reward" else {})
     return of_object(loaded)

@@ -138,6 +138,7 @@ class Trained:
     logits: torch.Tensor
     folder: Path
     result: StageResult
+    optimizer: Any
 
     @property
     def only_own(self) -> bool:
@@ -253,7 +254,7 @@ class Bench:
         moved = {name for name, (value, _) in before.items() if not _is_equal(value, after[name])}
         own = {name for name, (_, learns) in before.items() if learns}
         losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-        return Trained(losses, moved, own, self.logits(trainer.model), folder, result)
+        return Trained(losses, moved, own, self.logits(trainer.model), folder, result, _bare(trainer.optimizer))
 
     def logits(self, model: Any) -> torch.Tensor:
         """Of two fixed rows."""
@@ -296,6 +297,10 @@ def _watching(prepare: Callable[[Any], Any] | None, seen: dict[str, Any]) -> Cal
         return told
 
     return watched
+
+
+def _bare(optimizer: Any) -> Any:
+    return getattr(optimizer, "optimizer", optimizer)  # accelerate's is around it
 
 
 def _is_equal(before: torch.Tensor, after: torch.Tensor) -> bool:

@@ -16,6 +16,8 @@ from posttrain_plugins.peft_types import PeftTypeAbilities, abilities, moves_bas
 __all__ = ["Refusal", "Use", "check_fits", "refusals"]
 
 QUANTIZED = ("load_in_4bit", "load_in_8bit")
+MIXING = frozenset({"ADALORA", "HIRA", "IA3", "PVERA", "RANDLORA", "VERA"})
+"""Types of which PEFT 0.21 has a layer for packed weights that takes its own precision and the base's for one."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Use:
         reference: the argument that is not 0 where the model with its adapter off is the reference; `model` where it
             always is, and empty where it never is.
         role: the stage's field, `adapter` or `critic`.
+        is_on_cpu: will it train without an accelerator? Nobody knows before it runs.
     """
 
     peft: PeftTypeAbilities
@@ -55,11 +58,19 @@ class Use:
     refuses: Mapping[str, str] = field(default_factory=dict)
     reference: str = ""
     role: str = "adapter"
+    is_on_cpu: bool = False
 
     @property
     def is_held(self) -> bool:
         """Is the policy held to the model without its adapter?"""
         return self.reference == "model" or bool(self.reference and self.args.get(self.reference))
+
+    @property
+    def mixes(self) -> bool:
+        """Do bfloat16, which TRL puts adapters on packed weights into, and the base's precision meet unreconciled?"""
+        is_plain = self.loading.get("load_in_4bit") is True and self.loading.get("dtype") in (None, "float32")
+        autocasts = bool(self.args.get("bf16") or self.args.get("fp16"))
+        return bool(self.quantized) and self.peft.name in MIXING and not is_plain and not autocasts
 
     @property
     def quantized(self) -> str | None:
@@ -82,6 +93,12 @@ def refusals(use: Use) -> Iterator[Refusal]:
     if use.quantized and moved:
         message = f"init_lora_weights: {moved} computes the adapter from the weights that {use.quantized} packs"
         yield Refusal(use.role, message, f"init_lora_weights: true, or remove {use.quantized} from model")
+    if use.is_on_cpu and use.mixes:
+        message = f"{name} mixes its bfloat16 with the precision of the base, which only autocast reconciles"
+        yield Refusal("args.bf16", message, "args: {bf16: true}, or model: {load_in_4bit: true, dtype: float32}")
+    if use.is_on_cpu and use.params.get("use_dora") and use.quantized == "load_in_8bit":
+        message = "DoRA reads the base's weights, which bitsandbytes does not unpack from 8 bits on a CPU"
+        yield Refusal(use.role, message, "model: {load_in_4bit: true}, or use_dora: false")
     if moved and use.is_held:
         message = (
             f"init_lora_weights: {moved} takes a part out of the base, so that the reference, the model without its "
@@ -104,14 +121,15 @@ def refusals(use: Use) -> Iterator[Refusal]:
             yield Refusal(use.role, f"{name} does not work here: {reason}", "use: lora")
 
 
-def check_fits(stage: str, config: Any, args: Any, loading: Mapping[str, Any]) -> None:
-    """Refuses the config of an adapter plugin that the recipe's check knows nothing of.
+def check_fits(stage: str, config: Any, args: Any, loading: Mapping[str, Any], is_on_cpu: bool = False) -> None:
+    """Refuses what the recipe's check could not know: what a stranger's plugin gave, and on which machine it runs.
 
     Args:
         stage: the stage's id.
         config: a `peft.PeftConfig`, or None.
         args: the trainer's config.
         loading: TRL `ModelConfig`'s fields of the model.
+        is_on_cpu: is there no accelerator?
 
     Raises:
         InputError: the first thing that does not fit.
@@ -124,5 +142,5 @@ def check_fits(stage: str, config: Any, args: Any, loading: Mapping[str, Any]) -
         return
     if peft is None:
         return
-    for refusal in refusals(Use(peft, vars(config), vars(args), loading)):
+    for refusal in refusals(Use(peft, vars(config), vars(args), loading, is_on_cpu=is_on_cpu)):
         raise InputError(f"stage '{stage}': {refusal.message}", hint=refusal.hint)

@@ -54,6 +54,11 @@ class PeftTypeAbilities:
     quantizes: bool
     shares: bool
 
+    @property
+    def embeds(self) -> bool:
+        """Are its tokens embeddings before the text's, so that the model is given embeddings alone?"""
+        return self.is_prompt and not self.has_cache
+
 
 @cache
 def abilities(config: str) -> PeftTypeAbilities | None:

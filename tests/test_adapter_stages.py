@@ -63,6 +63,24 @@ def test_a_stage_trains_a_bottleneck_in_4_bits(table: Any, stage: str) -> None:
     assert trained["only_its_weights"]
 
 
+@pytest.mark.parametrize(
+    ("loading", "args"),
+    [
+        ({"load_in_8bit": True, "dtype": "float32"}, {}),
+        ({"load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "dtype": "float32"}, {"optim": "paged_adamw_8bit"}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU:UserWarning")
+def test_8_bits_fp4_and_8_bit_optimizers(table: Any, loading: dict[str, Any], args: dict[str, Any]) -> None:
+    table.ADAPTERS["wide"] = {"use": "lora", "r": 128}  # bitsandbytes keeps 8 bits from 4096 values on
+    trained = table.bench.train("wide", "sft", {**args, "max_steps": 2}, loading)
+    assert trained.only_own
+    assert trained.losses[1] < trained.losses[0]
+    if args:
+        states = trained.optimizer.state.values()
+        assert {state["state1"].dtype for state in states} == {torch.uint8}
+
+
 # --- going on from a checkpoint -----------------------------------------------------------------------
 
 

@@ -277,7 +277,8 @@ def test_a_ratio_below_one_and_ranks_that_cannot_shrink_are_refused() -> None:
 
 RECIPE = """
     model: {model_name_or_path: "{model}", {loading}}
-    datasets: {demos: {use: digit_chain, part: demonstrations}, problems: {use: digit_chain}}
+    datasets: {demos: {use: digit_chain, part: demonstrations}, problems: {use: digit_chain},
+               pairs: {path: "{pairs}"}}
     rewards: {correct: exact_answer}
     stages:
       it: {model: base, {stage}}
@@ -303,6 +304,9 @@ PPO = "use: ppo, dataset: problems, rewards: [correct], adapter: lora, critic: "
             "init_lora_weights: true",
         ),
         ("", f"{GRPO} {{use: lora, init_lora_weights: pissa}}, args: {{beta: 0.1}}", "is another model", "beta: 0"),
+        ("", "use: reward, dataset: pairs, adapter: prompt", "does not see where the padding starts", "use: lora"),
+        ("", "use: orpo, dataset: pairs, adapter: p_tuning", "the learned tokens come first", "use: lora"),
+        ("load_in_4bit: true", f"{PPO[: -len('lora, critic: ')]} adalora", "the critic is a copy", "critic: shared"),
         ("", f"{PPO} adalora", "which ADALORA cannot be", "leave critic out"),
         ("", f"{PPO} prompt", "which PROMPT_TUNING cannot be", "leave critic out"),
         ("", f"{PPO} {{use: lora, init_lora_weights: olora}}", "out of the base that the policy shares", "true"),
@@ -312,11 +316,19 @@ PPO = "use: ppo, dataset: problems, rewards: [correct], adapter: lora, critic: "
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_loads(
-    write_recipe: Callable[..., Path], tiny_model: Path, loading: str, stage: str, message: str, hint: str
+    write_recipe: Callable[..., Path],
+    tiny_model: Path,
+    tiny_data: Path,
+    loading: str,
+    stage: str,
+    message: str,
+    hint: str,
 ) -> None:
     from posttrain_plugins.recipe.run import load_recipe
 
-    file = write_recipe(RECIPE, model=tiny_model, loading=loading or "dtype: float32", stage=stage)
+    file = write_recipe(
+        RECIPE, model=tiny_model, pairs=tiny_data / "pairs.jsonl", loading=loading or "dtype: float32", stage=stage
+    )
     with pytest.raises(InputError) as caught:
         load_recipe(file)
     assert message in str(caught.value)
@@ -333,10 +345,40 @@ def test_what_cannot_work_is_refused_before_anything_loads(
         f"{SFT} {{use: peft, peft_type: LOHA, r: 2}}",
     ],
 )
-def test_what_can_work_is_not_refused(write_recipe: Callable[..., Path], tiny_model: Path, stage: str) -> None:
+def test_what_can_work_is_not_refused(
+    write_recipe: Callable[..., Path], tiny_model: Path, tiny_data: Path, stage: str
+) -> None:
     from posttrain_plugins.recipe.run import load_recipe
 
-    load_recipe(write_recipe(RECIPE, model=tiny_model, loading="dtype: float32", stage=stage))
+    load_recipe(
+        write_recipe(RECIPE, model=tiny_model, pairs=tiny_data / "pairs.jsonl", loading="dtype: float32", stage=stage)
+    )
+
+
+@pytest.mark.parametrize(
+    ("adapter", "loading", "args", "message"),
+    [
+        ({"use": "vera"}, {"load_in_8bit": True}, {}, "VERA mixes its bfloat16"),
+        ({"use": "ia3"}, {"load_in_4bit": True, "dtype": "bfloat16"}, {}, "IA3 mixes its bfloat16"),
+        ({"use": "lora", "use_dora": True}, {"load_in_8bit": True}, {"bf16": True}, "DoRA reads the base's weights"),
+        ({"use": "vera"}, {"load_in_8bit": True}, {"bf16": True}, None),
+        ({"use": "vera"}, {"load_in_4bit": True, "dtype": "float32"}, {}, None),
+    ],
+)
+def test_what_a_cpu_cannot(
+    adapter: dict[str, Any], loading: dict[str, Any], args: dict[str, Any], message: str | None
+) -> None:
+    from types import SimpleNamespace
+
+    from posttrain_plugins.fitting import check_fits
+
+    config = pp.load("adapter", str(adapter["use"]), **{k: v for k, v in adapter.items() if k != "use"})
+    check_fits("it", config, SimpleNamespace(**args), loading, is_on_cpu=False)
+    if message is None:
+        check_fits("it", config, SimpleNamespace(**args), loading, is_on_cpu=True)
+    else:
+        with pytest.raises(InputError, match=message):
+            check_fits("it", config, SimpleNamespace(**args), loading, is_on_cpu=True)
 
 
 def test_a_strangers_plugin_without_params_of_is_refused_by_its_config(tiny_model: Path) -> None:

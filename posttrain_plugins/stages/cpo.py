@@ -34,6 +34,9 @@ class CPO:
     args: Annotated[dict[str, Any], ConfigOf("trl.experimental.cpo:CPOConfig")] = field(default_factory=dict)
 
     produces: ClassVar[str] = "model"
+    refuses: ClassVar[dict[str, str]] = {
+        "embeds": "TRL's trainer lays the logits beside the text, and those of the learned tokens come first"
+    }
     requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
         "dataset": (("chosen", "rejected"),),
         "eval_dataset": (("chosen", "rejected"),),

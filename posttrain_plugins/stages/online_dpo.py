@@ -38,6 +38,9 @@ class OnlineDPO:
     )
 
     produces: ClassVar[str] = "model"
+    refuses: ClassVar[dict[str, str]] = {
+        "embeds": "TRL's trainer lays the logits beside the text, and those of the learned tokens come first"
+    }
     reference: ClassVar[str] = "model"
     requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
         "dataset": (("prompt",),),

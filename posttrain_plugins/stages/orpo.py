@@ -33,6 +33,9 @@ class ORPO:
     args: Annotated[dict[str, Any], ConfigOf("trl.experimental.orpo:ORPOConfig")] = field(default_factory=dict)
 
     produces: ClassVar[str] = "model"
+    refuses: ClassVar[dict[str, str]] = {
+        "embeds": "TRL's trainer lays the logits beside the text, and those of the learned tokens come first"
+    }
     requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
         "dataset": (("chosen", "rejected"),),
         "eval_dataset": (("chosen", "rejected"),),

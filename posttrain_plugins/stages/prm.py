@@ -39,6 +39,9 @@ class PRM:
     args: Annotated[dict[str, Any], ConfigOf("posttrain_plugins.trainers.prm:PRMConfig")] = field(default_factory=dict)
 
     produces: ClassVar[str] = "reward"
+    refuses: ClassVar[dict[str, str]] = {
+        "embeds": "the scores of the learned tokens would stand where those of the text are looked for"
+    }
     reward_plugin: ClassVar[str] = "process_reward_model"
     requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
         "dataset": (("prompt", "completions", "labels"),),

@@ -41,6 +41,9 @@ class RankingModel:
     )
 
     produces: ClassVar[str] = "reward"
+    refuses: ClassVar[dict[str, str]] = {
+        "embeds": "without token ids a classifier does not see where the padding starts, and would score that"
+    }
     requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
         "dataset": (("prompt", "completions"),),
         "eval_dataset": (("prompt", "completions"),),

@@ -36,6 +36,9 @@ class RewardModeling:
     args: Annotated[dict[str, Any], ConfigOf("trl:RewardConfig")] = field(default_factory=dict)
 
     produces: ClassVar[str] = "reward"
+    refuses: ClassVar[dict[str, str]] = {
+        "embeds": "without token ids a classifier does not see where the padding starts, and would score that"
+    }
     requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
         "dataset": (("chosen", "rejected"),),
         "eval_dataset": (("chosen", "rejected"),),

@@ -83,7 +83,9 @@ def train(
     if not isinstance(begin.model, str):
         args = {name: value for name, value in args.items() if name != "model_init_kwargs"}  # it is loaded
     config = _config(context, config_class, args, begin.model_init_kwargs)
-    check_fits(context.stage, begin.kwargs.get("peft_config"), config, artifact.loading)
+    check_fits(
+        context.stage, begin.kwargs.get("peft_config"), config, artifact.loading, is_on_cpu=not has_accelerator()
+    )
     trainer = trainer_class(
         model=begin.model,
         args=config,

@@ -21,7 +21,7 @@ from posttrain_plugins.recipe.existing import FILE_OPTIONS
 from posttrain_plugins.recipe.model import MODEL_CONFIG, PEFT_IN_MODEL
 from posttrain_plugins.recipe.plugins import plugin_schema
 from posttrain_plugins.recipe.references import RESERVED, is_list
-from posttrain_plugins.recipe.stage import OURS_IN_ARGS
+from posttrain_plugins.recipe.stage import OURS_IN_ARGS, reserved_words
 from posttrain_plugins.registry import Plugin
 from posttrain_plugins.schema import Field, Schema
 from posttrain_plugins.source import of_config
@@ -128,7 +128,8 @@ def _use(kind: Kind, definitions: Json) -> Json:
 def _parameters(plugin: Plugin, found: Schema, definitions: Json) -> Json:
     docs = _argument_docs(found.doc or inspect.getdoc(plugin.load()) or "")
     own = {name: _field(field, docs.get(name, ""), definitions) for name, field in found.fields.items()}
-    reserved = {name: schema_of(kind) for name, kind in RESERVED.get(plugin.kind, {}).items() if name not in own}
+    words = reserved_words(found) if plugin.kind == "stage" else RESERVED.get(plugin.kind, {})
+    reserved = {name: schema_of(kind) for name, kind in words.items() if name not in own}
     required = [name for name, field in found.fields.items() if field.is_required]
     made = _closed({"use": {"const": plugin.name}, **reserved, **own}, ["use", *required])
     made["description"] = (found.doc or inspect.getdoc(plugin.load()) or "").strip().partition("\n")[0]

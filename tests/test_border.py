@@ -191,3 +191,19 @@ def test_an_adapter_whose_base_changed_is_refused_before_it_is_used(
     shutil.rmtree(made["base"])
     with pytest.raises(HandoffError, match="its base is gone"):
         pp.run(file, runs_dir=tmp_path / "runs", only=["last"])
+
+
+def test_a_language_model_is_no_judge(told: Callable[..., list[Any]], tmp_path: Path) -> None:
+    base = _folder(tmp_path / "base")
+    rewards = f"rewards: [{{use: reward_model, model_name_or_path: {base}}}]"
+    (mistake,) = told(f"  g: {{use: grpo, model: base, dataset: plain.jsonl, {rewards}}}\n")
+    assert "reward_model has no trained head" in mistake.message
+
+
+def test_an_editor_knows_the_words_of_a_stage() -> None:
+    from posttrain_plugins.json_schema import recipe_schema
+
+    known = recipe_schema()["$defs"]
+    assert {"adapter_mode", "chat_template"} <= set(known["stage.dpo"]["properties"])
+    assert known["stage.dpo"]["properties"]["adapter_mode"]["enum"] == ["continue", "stack", "merge"]
+    assert "adapter_mode" not in known["stage.evaluate"]["properties"]

@@ -17,7 +17,7 @@ from posttrain_plugins.schema import Schema
 from posttrain_plugins.source import of_config
 from posttrain_plugins.types import AdapterMode
 
-__all__ = ["read_stage"]
+__all__ = ["read_stage", "reserved_words"]
 
 OURS_IN_ARGS = {
     "output_dir": "the run decides where a stage writes",
@@ -62,9 +62,21 @@ def read_stage(sheet: Sheet, raw: RawStage, references: References) -> StageSpec
     return spec
 
 
+def reserved_words(found: Schema) -> dict[str, Any]:
+    """Word -> type: what the recipe may say of a stage beside its own parameters, which go before."""
+    names = set(found.fields)
+    trains = "model" in names and any(field.config is not None for field in found.fields.values())
+    words = {"adapter_mode": AdapterMode} if {"model", "adapter"} <= names else {}
+    return {
+        name: kind
+        for name, kind in {**words, **({"chat_template": str} if trains else {})}.items()
+        if name not in names
+    }
+
+
 def _adapter_mode(sheet: Sheet, raw: RawStage, given: dict[str, Any], found: Schema) -> AdapterMode | None:
     """Takes the reserved word `adapter_mode` out of what a stage with a model and an adapter is given."""
-    if "adapter_mode" in found.fields or not {"model", "adapter"} <= set(found.fields):
+    if "adapter_mode" not in reserved_words(found):
         return None
     mode = given.pop("adapter_mode", None)
     if mode is not None:
@@ -76,8 +88,7 @@ def _adapter_mode(sheet: Sheet, raw: RawStage, given: dict[str, Any], found: Sch
 
 def _template(sheet: Sheet, raw: RawStage, given: dict[str, Any], found: Schema) -> dict[str, Input]:
     """Takes the reserved word `chat_template` out of what a stage that trains a model is given."""
-    trains = "model" in found.fields and any(field.config is not None for field in found.fields.values())
-    if "chat_template" in found.fields or not trains or given.get("chat_template") is None:
+    if "chat_template" not in reserved_words(found) or given.get("chat_template") is None:
         return {}
     return {"chat_template": read_template(sheet, given.pop("chat_template"), (*raw.path, "chat_template"))}
 

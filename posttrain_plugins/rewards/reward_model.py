@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from posttrain_plugins.stack import load_adapted, with_plain_head
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.stack import load_adapted, task_of, with_plain_head
 from posttrain_plugins.text import is_conversational
 from posttrain_plugins.types import Prompt
 
@@ -40,6 +41,9 @@ class RewardModel:
         attn_implementation: as in TRL's `ModelConfig`.
         model_revision: as in TRL's `ModelConfig`.
         device: by default `cuda` where there is one.
+
+    Raises:
+        InputError: the folder holds a language model, whose head would be random.
     """
 
     requires_columns: ClassVar[tuple[str, ...]] = ()
@@ -63,6 +67,11 @@ class RewardModel:
     device: str | None = None
 
     def __post_init__(self) -> None:
+        if task_of(self.model_name_or_path) == "CausalLM":
+            raise InputError(
+                f"reward_model has no trained head: {self.model_name_or_path} is a causal language model",
+                hint="name a stage `reward`, or its folder",
+            )
         self.__name__ = "reward_model"  # what TRL logs it under
         self._model: Any = None
         self._tokenizer: Any = None

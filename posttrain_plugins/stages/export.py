@@ -106,7 +106,7 @@ class Export:
     def _plain(self, artifact: ModelArtifact, seed: int) -> tuple[merging.Merged, Any]:
         """The model to write, and its tokenizer."""
         merging.check_mergeable(artifact.name, artifact.path)
-        tokenizer = merging.tokenizer_of(artifact.path)
+        tokenizer = merging.tokenizer_of(artifact.path, artifact.chat_template)
         options = trained_with(artifact.loading) if artifact.is_adapter else {"dtype": "auto"}
         if self.critic:
             return merging.Merged(critic_as_classifier(artifact, options, self.dtype), {}), tokenizer

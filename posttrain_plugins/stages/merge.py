@@ -48,7 +48,7 @@ class Merge:
                 hint="use the model itself, or {use: export} to write it elsewhere",
             )
         merging.check_mergeable(artifact.name, artifact.path)
-        tokenizer = merging.tokenizer_of(artifact.path)
+        tokenizer = merging.tokenizer_of(artifact.path, artifact.chat_template)
         ids = self._prompts(context, tokenizer)
         plain = merging.load_plain(artifact.path, trained_with(artifact.loading), dtype=self.dtype, ids=ids)
         folder = context.folder / "model"

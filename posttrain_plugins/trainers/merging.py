@@ -156,13 +156,15 @@ def random_ids(tokenizer: Any, count: int, seed: int) -> list[list[int]]:
     return [[chance.randrange(len(tokenizer)) for _ in range(32)] for _ in range(count)]
 
 
-def tokenizer_of(path: str) -> Any:
+def tokenizer_of(path: str, chat_template: str | None = None) -> Any:
     """The tokenizer beside a model; an adapter without one has its base's."""
     from transformers import AutoTokenizer
 
     if (config := adapter_config(path)) and not (Path(path) / "tokenizer_config.json").is_file():
         path = str(config["base_model_name_or_path"])
-    return AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.chat_template = chat_template or tokenizer.chat_template
+    return tokenizer
 
 
 def _refusal(name: str, kind: str, why: str) -> InputError:

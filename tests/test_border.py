@@ -111,6 +111,14 @@ def test_a_teacher_reads_the_same_tokens(told: Callable[..., list[Any]], tmp_pat
     assert "sft" in str(mistake.hint)
 
 
+def test_a_third_stage_with_a_teacher_of_another_tokenizer(told: Callable[..., list[Any]], tmp_path: Path) -> None:
+    _folder(tmp_path / "base"), _folder(tmp_path / "teacher", tokens=5)
+    third = "  third: {use: distill, model: dpo, teacher: ./teacher, dataset: plain.jsonl}\n"
+    (mistake,) = told(f"{FIRST}{SECOND}{third}")
+    assert "as 'dpo' has it" in mistake.message
+    assert str(record(tmp_path / "base", {})["vocabulary"]) in mistake.message
+
+
 def test_messages_need_a_template(told: Callable[..., list[Any]], tmp_path: Path) -> None:
     _folder(tmp_path / "base")
     stage = "  s: {use: sft, model: base, dataset: demos.jsonl}\n"

@@ -40,10 +40,12 @@ class Found:
 def check_borders(sheet: Sheet, stages: RawStages, ordered: tuple[StageSpec, ...]) -> None:
     """Follows what each stage hands on through a recipe, from the files that are there."""
     known: dict[str, Found] = {}
+    whole = any(_shared(sheet.schemas[spec.plugin]) or "tokenizer" in spec.inputs for spec in ordered)
     for spec in ordered:
         schema = sheet.schemas[spec.plugin]
         path = stages.by_id[spec.id].path
-        models = {name: _known(source, known) for name, source in spec.inputs.items() if not isinstance(source, tuple)}
+        single = {name: source for name, source in spec.inputs.items() if not isinstance(source, tuple)}
+        models = {name: _known(source, known, whole) for name, source in single.items()}
         found = {name: model for name, model in models.items() if model is not None}
         talks = _is_conversation(spec.inputs.get("dataset"))
         for field, message, hint in _problems(spec, schema, found, talks):
@@ -94,12 +96,17 @@ def _small_files(model: ModelArtifact) -> Path | None:
     return None
 
 
-def _known(source: Source, known: Mapping[str, Found]) -> Found | None:
+def _shared(schema: Schema | None) -> tuple[str, ...]:
+    """A stage class says in `shares_tokenizer` which of its models read the same token ids as `model`."""
+    return tuple(schema.attributes.get("shares_tokenizer", ())) if schema else ()
+
+
+def _known(source: Source, known: Mapping[str, Found], whole: bool) -> Found | None:
     if isinstance(source, FromStage):
         return known.get(source.stage)
     if not isinstance(source, External) or not Path(source.path).is_absolute():
         return None
-    record = handoff.record(Path(source.path), source.loading)
+    record = handoff.record(Path(source.path), source.loading, whole=whole)
     if source.template is not None:
         text = template_text(source.template)
         record["chat_template"] = handoff.hash_of_template(text) if text is not None else "given by the recipe"
@@ -134,7 +141,7 @@ def _problems(
         return
     asked = _asked(spec)
     yield from _changes(spec, start, asked)
-    yield from _vocabularies(spec, start, found, (schema.attributes if schema else {}).get("shares_tokenizer", ()))
+    yield from _vocabularies(spec, start, found, _shared(schema))
     if talks and "tokenizer" in start.record and not (asked.get("chat_template") or start.record.get("chat_template")):
         yield "dataset", f"stage '{spec.id}' has messages to learn from, but '{start.name}' has no chat template", GIVE
 

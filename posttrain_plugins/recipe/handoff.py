@@ -20,12 +20,13 @@ FIELDS = ("tokenizer", "chat_template", "eos_token_id", "pad_token_id", "adapter
 KEPT = FIELDS[:-1]
 
 
-def record(folder: Path, loading: Mapping[str, Any]) -> dict[str, Any]:
+def record(folder: Path, loading: Mapping[str, Any], *, whole: bool = True) -> dict[str, Any]:
     """The hand-off record of a model folder.
 
     Args:
         folder: a saved model or adapter with its tokenizer.
         loading: TRL `ModelConfig` fields it was loaded with.
+        whole: also what takes reading large files: the vocabulary, and adapters' weights.
 
     Returns:
         `tokenizer`, `vocabulary` and `chat_template` (hashes), `tokens` (their number), `eos_token`, `eos_token_id`,
@@ -36,9 +37,9 @@ def record(folder: Path, loading: Mapping[str, Any]) -> dict[str, Any]:
     base = Path(adapter["base_model_name_or_path"]) if adapter else folder
     config, generation = _json(base / "config.json"), _json(base / "generation_config.json")
     words = folder if (folder / "tokenizer_config.json").is_file() else base
-    vocabulary = _vocabulary(words)
+    vocabulary = _vocabulary(words) if whole else {}
     return {
-        "tokenizer": _tokenizer_hash(words),
+        "tokenizer": _tokenizer_hash(words) if whole else None,
         "vocabulary": _hash(json.dumps(vocabulary, sort_keys=True)) if vocabulary else None,
         "tokens": len(vocabulary) or None,
         "chat_template": _template_hash(words),
@@ -48,9 +49,7 @@ def record(folder: Path, loading: Mapping[str, Any]) -> dict[str, Any]:
         "architecture": (config.get("architectures") or [None])[0],
         "heads": _heads(folder),
         "quantization": {k: v for k, v in loading.items() if k.startswith(("load_in_", "bnb_", "use_bnb"))} or None,
-        "adapters": [
-            {"type": adapter_config(one).get("peft_type"), "weights": digest(one)} for one in adapters_in(folder)
-        ],
+        "adapters": [_adapter(one, whole) for one in adapters_in(folder)],
         "base": str(base) if adapter else None,
     }
 
@@ -120,6 +119,10 @@ def _tokenizer_hash(folder: Path) -> str | None:
         return None
     kept = {k: v for k, v in content.items() if k not in ("padding", "truncation")}
     return _hash(json.dumps(kept, sort_keys=True))
+
+
+def _adapter(folder: Path, whole: bool) -> dict[str, Any]:
+    return {"type": adapter_config(folder).get("peft_type"), "weights": digest(folder) if whole else None}
 
 
 def _vocabulary(folder: Path) -> dict[str, int]:

@@ -27,9 +27,10 @@ from posttrain_plugins.rewards.regex import Regex
 from posttrain_plugins.rewards.repetition import Repetition
 from posttrain_plugins.rewards.rouge import ROUGE
 from posttrain_plugins.rewards.soft_overlong import SoftOverlong
+from posttrain_plugins.rewards.tool_check import ToolCheck
 from posttrain_plugins.rewards.weighted_sum import WeightedSum
 
-ALL = ("bleu", "format", "json_schema", "keyword", "language", "repetition", "rouge")
+ALL = ("bleu", "format", "json_schema", "keyword", "language", "repetition", "rouge", "tool_check")
 RIGHT = "<think>3|7=4;4>2=4</think><answer>4</answer>"
 WRONG = "<think>3|7=7;7>2=7</think><answer>7</answer>"
 REWARDS = [
@@ -332,3 +333,92 @@ def test_combinators_refuse_what_does_not_go_together() -> None:
         WeightedSum([_length, _length], weights=[1.0])
     with pytest.raises(PluginBroken, match="reward '_third' gave 1 scores, expected 2"):
         Min([_third])(["p"] * 2, ["a"] * 2, third=[1.0])
+
+
+# --- tools, tasks with a verifier, a language model ------------------------------------------------------------------
+
+ADD = {"name": "add", "arguments": {"a": 1, "b": [2]}}
+TAGGED = '<tool_call>\n{"name": "add", "arguments": {"b": [2], "a": 1}}\n</tool_call>'
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        TAGGED,
+        f"I add them. {TAGGED} Done.",
+        "add(a=1, b=[2])",
+        "So:\n```python\n[add(b=[2], a=1)]\n```",
+        '```json\n{"name": "add", "arguments": "{\\"a\\": 1, \\"b\\": [2]}"}\n```',
+        [{"role": "assistant", "content": TAGGED}],
+        [{"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": ADD}]}],
+    ],
+)
+def test_tool_check_reads_calls_in_every_layout(completion) -> None:
+    assert ToolCheck()(completions=[completion] * 2, solution=[[ADD], '[{"name": "add"}]']) == [1.0, 0.0]
+
+
+def test_tool_check_wants_the_right_tools_and_nothing_else() -> None:
+    other = {"name": "stop", "arguments": {}}
+    texts = ["add(a=1, b=[2])\nstop()", "stop()\nadd(a=1, b=[2])", "add(a=1, b=[2])", "stop()\nstop()", "add(a=x)", ""]
+    assert ToolCheck()(completions=texts, solution=[[ADD, other]] * 6) == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    assert ToolCheck(is_ordered=True)(completions=texts[:2], solution=[[ADD, other]] * 2) == [1.0, 0.0]
+    assert ToolCheck()(completions=["I would not.", "stop()", "x"], solution=[[], [], None]) == [1.0, 0.0, None]
+    assert ToolCheck()(completions=["<tool_call>{</tool_call>"], solution=[[]]) == [0.0]
+    with pytest.raises(InputError, match="tool_check cannot read its reference: 'add'"):
+        ToolCheck()(completions=["x"], solution=["add"])
+
+
+def test_tool_check_gives_the_share_of_toolrl() -> None:
+    # a name (1), an argument name of two (1/2), its value (1), of a name, the argument names and two values (4)
+    texts = ["add(a=1)", "add(a=1, b=[3])", "sub(a=1, b=[2])", "add(a=1, b=[2])\nstop()", "add(a=1, b=[2])"]
+    found = ToolCheck(partial=True)(completions=texts, solution=[[ADD]] * 5)
+    assert found == pytest.approx([2.5 / 4, 3 / 4, 0.0, 3.5 / 4, 1.0])
+
+
+def test_reasoning_gym_makes_problems_and_judges_their_answers() -> None:
+    pytest.importorskip("reasoning_gym")
+    problems = registry.load("dataset", "reasoning_gym")("leg_counting", size=3)()
+    assert problems.column_names == ["prompt", "solution", "entry"]
+    rows = problems.to_list()
+    assert rows == registry.load("dataset", "reasoning_gym")("leg_counting", size=3)().to_list()
+    reward = registry.load("reward", "reasoning_gym")()
+    texts = [f"<answer>{rows[0]['solution']}</answer>", "<answer>-1</answer>", "no idea, sorry, really none"]
+    entries = [rows[0]["entry"]] * 3
+    assert reward(completions=texts, entry=entries) == [1.0, 0.0, 0.0]
+    assert reward(completions=[[{"role": "assistant", "content": texts[0]}]], entry=entries[:1]) == [1.0]
+    assert reward(completions=texts[:1], entry=[None]) == [None]
+    assert pickle.loads(pickle.dumps(reward)) == reward
+
+
+def test_reasoning_gym_tells_its_tasks_and_refuses_a_wrong_config() -> None:
+    pytest.importorskip("reasoning_gym")
+    made = registry.load("dataset", "reasoning_gym")
+    with pytest.raises(InputError) as caught:
+        made("leg_count")()
+    assert "leg_counting" in str(caught.value.hint)
+    with pytest.raises(InputError, match="refuses its config"):
+        made("leg_counting", size=1, config={"legs": 3})()
+
+
+def test_perplexity_is_the_mean_probability_of_the_tokens(tiny_model) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    reward = registry.load("reward", "perplexity")(str(tiny_model), batch_size=2, device="cpu")
+    prompts, completions = ["<eos>3|7>2\n", "<eos>4>1\n", "<eos>9|1\n"], ["3|7=4;4>2=4\n4", "", "9"]
+    found = reward(prompts=prompts, completions=completions)
+    assert found[1] is None
+    tokenizer, model = AutoTokenizer.from_pretrained(tiny_model), AutoModelForCausalLM.from_pretrained(tiny_model)
+    for i in (0, 2):
+        head, whole = (
+            tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+            for text in (prompts[i], prompts[i] + completions[i])
+        )
+        with torch.no_grad():
+            labels = whole.masked_fill(torch.arange(whole.shape[1]) < head.shape[1], -100)
+            loss = model(input_ids=whole, labels=labels).loss
+        assert found[i] == pytest.approx(float(torch.exp(-loss)), rel=1e-5)
+    logs = registry.load("reward", "perplexity")(str(tiny_model), log=True, device="cpu")
+    assert logs(prompts[:1], completions[:1])[0] == pytest.approx(float(torch.tensor(found[0]).log()), rel=1e-5)
+    assert pickle.loads(pickle.dumps(reward))._model is None
+    assert reward.count_tokens(prompts[:1], completions[:1]) == len(tokenizer(prompts[0] + completions[0]).input_ids)

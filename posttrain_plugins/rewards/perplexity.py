@@ -1,0 +1,134 @@
+"""`perplexity`: how well a language model would have expected the completion.
+
+Paper: Jelinek et al., 1977 (https://doi.org/10.1121/1.2016299); as a reward it keeps text fluent beside rewards that do
+not see fluency, and its inverse is a probability by token, so that it lies between 0 and 1. We differ: the score is
+1 / perplexity, the geometric mean of the tokens' probabilities given the prompt, or its logarithm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from posttrain_plugins.text import is_conversational, render, to_text
+from posttrain_plugins.types import Prompt
+
+__all__ = ["Perplexity"]
+
+
+@dataclass
+class Perplexity:
+    """Score completions by a causal language model.
+
+    The model is loaded at the first call; until then the reward can be pickled, and a pickle never holds the model.
+
+    Args:
+        model_name_or_path: a folder, a PEFT adapter's too, or a Hub id.
+        log: give the mean log-probability of a token, minus the logarithm of the perplexity, instead.
+        batch_size: completions per forward.
+        max_length: tokens of prompt and completion at most, cut on the left, so that the completion stays.
+        dtype: of the weights; this and the rest as in TRL's `ModelConfig`.
+        load_in_4bit: quantize the base with bitsandbytes.
+        load_in_8bit: the same with 8 bits.
+        bnb_4bit_quant_type: `nf4` or `fp4`.
+        use_bnb_nested_quant: quantize the quantization constants too.
+        attn_implementation: attention kernel.
+        model_revision: of a Hub id.
+        device: by default `cuda` where there is one.
+    """
+
+    requires_columns: ClassVar[tuple[str, ...]] = ()
+    holds_model: ClassVar[bool] = True
+
+    model_name_or_path: str
+    log: bool = False
+    batch_size: int = 16
+    max_length: int | None = None
+    dtype: str = "auto"
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+    bnb_4bit_quant_type: str = "nf4"
+    use_bnb_nested_quant: bool = False
+    attn_implementation: str | None = None
+    model_revision: str = "main"
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        self.__name__ = "perplexity"  # what TRL logs it under
+        self._model: Any = None
+        self._tokenizer: Any = None
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """0 to 1; of the logarithm, everything below 0."""
+        return (-math.inf, 0.0) if self.log else (0.0, 1.0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_model": None, "_tokenizer": None}
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
+        """Score each completion.
+
+        Args:
+            prompts: B prompts, plain or conversational.
+            completions: B completions.
+
+        Returns:
+            B scores; None for an empty completion.
+        """
+        pairs = self._encode(prompts, completions)
+        order = sorted((i for i, (_, tail) in enumerate(pairs) if tail), key=lambda i: len(pairs[i][0] + pairs[i][1]))
+        scores: list[float | None] = [None] * len(pairs)
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            for i, mean in zip(batch, self._means([pairs[i] for i in batch]), strict=True):
+                scores[i] = mean if self.log else math.exp(mean)
+        return scores
+
+    def count_tokens(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> int:
+        """The tokens that scoring these reads."""
+        return sum(len(head) + len(tail) for head, tail in self._encode(prompts, completions))
+
+    def close(self) -> None:
+        """Free the model's memory; the next call loads it again."""
+        self._model = None
+
+    def _encode(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> list[tuple[list[int], list[int]]]:
+        """The tokens of prompt and completion; a prompt without any is the text's beginning."""
+        if self._tokenizer is None:
+            from posttrain_plugins.inference.loading import load_tokenizer
+
+            self._tokenizer = load_tokenizer(self.model_name_or_path, vars(self))
+        begin = self._tokenizer.bos_token_id
+        first = [self._tokenizer.eos_token_id if begin is None else begin]
+        pairs = []
+        for prompt, completion in zip(prompts, completions, strict=True):
+            head = self._ids(render(self._tokenizer, prompt) if is_conversational(prompt) else to_text(prompt)) or first
+            tail = self._ids(to_text(completion))
+            cut = max(0, len(head) + len(tail) - (self.max_length or len(head) + len(tail)))
+            pairs.append((head[min(cut, len(head) - 1) :], tail[: self.max_length]))
+        return pairs
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _means(self, pairs: Sequence[tuple[list[int], list[int]]]) -> Iterator[float]:
+        """The mean log-probability of each completion's tokens."""
+        import torch
+
+        if self._model is None:
+            from posttrain_plugins.inference.loading import load_model
+
+            self._model = load_model(self.model_name_or_path, vars(self), self.device).eval()
+        length = max(len(head) + len(tail) for head, tail in pairs)
+        rows = [head + tail + [0] * (length - len(head) - len(tail)) for head, tail in pairs]
+        mask = [[1] * (len(head) + len(tail)) + [0] * (length - len(head) - len(tail)) for head, tail in pairs]
+        ids = torch.tensor(rows, device=self._model.device)  # (B, T)
+        with torch.inference_mode():
+            logits = self._model(input_ids=ids, attention_mask=torch.tensor(mask, device=ids.device)).logits
+        for i, (head, tail) in enumerate(pairs):
+            at = slice(len(head) - 1, len(head) + len(tail) - 1)
+            found = logits[i, at].float().log_softmax(-1).gather(-1, ids[i, len(head) : len(head) + len(tail), None])
+            yield float(found.mean())

@@ -1,0 +1,1 @@
+"""Haiku for posttrain-plugins: one plugin of each kind."""

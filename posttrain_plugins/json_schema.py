@@ -27,7 +27,7 @@ from posttrain_plugins.schema import Field, Schema
 from posttrain_plugins.source import of_config
 from posttrain_plugins.types import KINDS, Kind
 
-__all__ = ["recipe_schema", "schema_of"]
+__all__ = ["argument_docs", "recipe_schema", "schema_of"]
 
 Json = dict[str, Any]
 
@@ -126,7 +126,7 @@ def _use(kind: Kind, definitions: Json) -> Json:
 
 
 def _parameters(plugin: Plugin, found: Schema, definitions: Json) -> Json:
-    docs = _argument_docs(found.doc or inspect.getdoc(plugin.load()) or "")
+    docs = argument_docs(found.doc or inspect.getdoc(plugin.load()) or "")
     own = {name: _field(field, docs.get(name, ""), definitions) for name, field in found.fields.items()}
     words = reserved_words(found) if plugin.kind == "stage" else RESERVED.get(plugin.kind, {})
     reserved = {name: schema_of(kind) for name, kind in words.items() if name not in own}
@@ -239,7 +239,7 @@ def _closed(properties: Mapping[str, Json], required: Sequence[str]) -> Json:
     return {"type": "object", "properties": dict(properties), "additionalProperties": False, **more}
 
 
-def _argument_docs(doc: str) -> dict[str, str]:
+def argument_docs(doc: str) -> dict[str, str]:
     """Name -> description, of a docstring's `Args:`."""
     _, _, rest = doc.partition("Args:\n")
     section = re.split(r"\n\S", "\n" + rest)[0]

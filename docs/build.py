@@ -1,0 +1,199 @@
+"""Writes the reference parts of docs/*.md from docstrings and signatures, so that they cannot rot.
+
+A part stands between `<!-- reference:NAME -->` and `<!-- /reference -->`; NAME is one of `PARTS`. All else is written
+by hand. `--check` changes nothing and exits 1 where a part is not what the source gives.
+
+    python docs/build.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from posttrain_plugins import catalogue, registry
+from posttrain_plugins.guard.settings import GuardSettings
+from posttrain_plugins.json_schema import argument_docs
+from posttrain_plugins.recipe.references import RESERVED
+from posttrain_plugins.registry import Plugin
+from posttrain_plugins.schema import type_name
+from posttrain_plugins.types import KINDS
+
+__all__ = ["PARTS", "render"]
+
+DOCS = Path(__file__).resolve().parent
+BLOCK = re.compile(r"(<!-- reference:(?P<name>[\w.-]+) -->\n)(?P<body>.*?)(<!-- /reference -->)", re.DOTALL)
+DISTRIBUTION = "posttrain-plugins"
+LONGEST_DEFAULT = 48
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where a part is stale")
+    is_check = parser.parse_args().check
+    stale = [file for file in sorted(DOCS.glob("*.md")) if not fill(file, is_check)]
+    for file in stale:
+        print(f"error: docs/{file.name} is stale: its reference is not what the source gives", file=sys.stderr)
+    if stale:
+        print("\nhint: python docs/build.py", file=sys.stderr)
+    return bool(stale)
+
+
+def fill(file: Path, is_check: bool) -> bool:
+    """Writes a page's parts; False where `is_check` and one is stale."""
+    text = file.read_text(encoding="utf-8")
+    rendered = render(text)
+    if rendered != text and not is_check:
+        file.write_text(rendered, encoding="utf-8")
+    return rendered == text or not is_check
+
+
+def render(text: str) -> str:
+    """The text with every part as the source gives it."""
+    return BLOCK.sub(lambda found: f"{found[1]}\n{PARTS[found['name']]().strip()}\n\n{found[4]}", text)
+
+
+# --- plugins ---------------------------------------------------------------------------------------------------------
+
+
+def plugins_of(kind: Any) -> str:
+    """A section for every plugin of a kind that is our own."""
+    ours = [plugin for plugin in registry.installed(kind) if plugin.distribution == DISTRIBUTION]
+    return "\n\n".join("\n".join(_plugin(plugin)) for plugin in ours)
+
+
+def _plugin(plugin: Plugin) -> Iterator[str]:
+    shown = catalogue.show(plugin.name, plugin.kind)
+    docs = argument_docs(shown["doc"])
+    yield f"### `{plugin.name}`\n"
+    yield _about(Path(shown["source"]), shown["doc"]) + "\n"
+    if shown["produces"]:
+        yield f"Produces: {shown['produces']}.\n"
+    if shown["columns"]:
+        yield f"Needs columns: {_columns(shown['columns'])}.\n"
+    own = _own(plugin, [field["name"] for field in shown["parameters"]])
+    rows = [field for field in shown["parameters"] if field["name"] in own]
+    if rows:
+        yield "| parameter | type | default | |\n|---|---|---|---|"
+        yield from (_row(field, docs.get(field["name"], "")) for field in rows)
+    borrowed = getattr(plugin.load(), "params_of", None)
+    if borrowed:
+        yield f"\nand every field of `{borrowed.replace(':', '.')}`."
+
+
+def _about(source: Path, doc: str) -> str:
+    """The module's first paragraphs, which name the paper, and the plugin's first."""
+    module = (ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or "").partition("\n\n1. ")[0]
+    own = doc.strip().partition("\n\nArgs:")[0].partition("\n\nRaises:")[0].partition("\n\nExample:")[0]
+    return f"{_joined(own)}\n\n{_joined(module)}"
+
+
+def _joined(text: str) -> str:
+    """Paragraphs, each on one line."""
+    return "\n\n".join(" ".join(part.split()) for part in text.partition("\n\n|")[0].split("\n\n"))
+
+
+def _own(plugin: Plugin, names: list[str]) -> set[str]:
+    """The parameters that it names itself; those of a class that it borrows from are PEFT's."""
+    loaded = plugin.load()
+    return set(names) if isinstance(loaded, type) else set(inspect.signature(loaded).parameters) & set(names)
+
+
+def _row(field: dict[str, Any], doc: str) -> str:
+    default = "required" if field["required"] else _default(field["default"])
+    return f"| `{field['name']}` | {_cell(field['type'])} | {default} | {doc.replace('|', chr(92) + '|')} |"
+
+
+def _default(value: Any) -> str:
+    text = repr(value)
+    return f"`{_cell(text)}`" if len(text) <= LONGEST_DEFAULT else "see its source"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _columns(needed: Any) -> str:
+    if isinstance(needed, dict):
+        return "; ".join(f"`{name}`: {' or '.join(' + '.join(g) for g in groups)}" for name, groups in needed.items())
+    return ", ".join(f"`{name}`" for name in needed)
+
+
+# --- other parts -----------------------------------------------------------------------------------------------------
+
+
+def capabilities() -> str:
+    """The table of what a plugin may declare."""
+    from posttrain_plugins.testing import subject
+
+    return "\n".join(line for line in (subject.__doc__ or "").splitlines() if line.startswith("|"))
+
+
+def checks() -> str:
+    """Every check of the kit with its reason."""
+    from posttrain_plugins.testing import CHECKS, general
+
+    parts = [("every kind", general.CHECKS)]
+    parts += [
+        (f"{kind}s" if kind != "strategy" else "strategies", CHECKS[kind][len(general.CHECKS) :]) for kind in KINDS
+    ]
+    return "\n\n".join(_checks(title, found) for title, found in parts)
+
+
+def _checks(title: str, found: Any) -> str:
+    lines = [f"**{title}**\n"]
+    for check in found:
+        what, _, why = inspect.cleandoc(check.__doc__).partition("\n\n")
+        lines.append(f"- `{check.__name__}`: {' '.join(what.split())} *{' '.join(why.split())}*")
+    return "\n".join(lines)
+
+
+def reserved() -> str:
+    """The words beside a plugin's own parameters, with their types."""
+    guard = argument_docs(inspect.getdoc(GuardSettings) or "")
+    lines = ["| on | word | type | |", "|---|---|---|---|"]
+    for kind, words in RESERVED.items():
+        for name, annotation in words.items():
+            lines.append(f"| {kind} | `{name}` | {_cell(type_name(annotation))} | {guard.get(name, '')} |")
+    return "\n".join(lines)
+
+
+def commands() -> str:
+    """Every command with its first line and its example."""
+    import typer
+
+    from posttrain_plugins.cli.commands import app
+
+    lines: list[str] = []
+    for path, command in _commands(typer.main.get_command(app), "posttrain"):
+        first = (command.help or "").strip().partition("\n\n")[0]
+        lines.append(f"| `{path}` | {_cell(' '.join(first.split()))} |")
+    return "\n".join(["| command | |", "|---|---|", *lines])
+
+
+def _commands(command: Any, path: str) -> Iterator[tuple[str, Any]]:
+    inner = getattr(command, "commands", {})
+    if not inner:
+        yield path, command
+    for name, one in inner.items():
+        yield from _commands(one, f"{path} {name}")
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    **{registry.PLURAL[kind]: (lambda kind=kind: plugins_of(kind)) for kind in KINDS},
+    "capabilities": capabilities,
+    "checks": checks,
+    "commands": commands,
+    "reserved": reserved,
+}
+"""What may stand between the marks."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.peft_types import ensure_registered
+from posttrain_plugins.peft_types import abilities, ensure_registered
 from posttrain_plugins.types import AdapterMode
 
 __all__ = [
@@ -175,7 +175,7 @@ def lay(model: Any, adapters: Sequence[str | Path]) -> Any:
             )
         general = replace(config, task_type=None)  # its layers only, whatever the model is for
         adapted = PeftModel.from_pretrained(model, str(adapter), config=general)
-        is_plain = getattr(model, "hf_quantizer", None) is None and _can_merge(adapted)
+        is_plain = getattr(model, "hf_quantizer", None) is None and _can_merge(config)
         model = adapted.merge_and_unload() if is_plain else _laid_around(adapted)
         model.requires_grad_(False)
         laid = (*laid, digest(adapter))
@@ -210,11 +210,10 @@ def digest(adapter: str | Path) -> str:
     return found.hexdigest()[:16]
 
 
-def _can_merge(adapted: Any) -> bool:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = [module for module in adapted.modules() if isinstance(module, BaseTunerLayer)]
-    return all(type(layer).merge is not BaseTunerLayer.merge for layer in layers)
+def _can_merge(config: Any) -> bool:
+    """As the source of its type says; a type that does not tell is tried."""
+    found = abilities(f"{type(config).__module__}:{type(config).__name__}")
+    return found is None or found.merges
 
 
 def _laid_around(adapted: Any) -> Any:

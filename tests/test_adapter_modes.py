@@ -391,3 +391,46 @@ def test_a_stack_is_loaded_whole_by_all_that_load_it(go: Any, sft: Path, bits: s
     alone = ValueModel(str(without), dtype="float32", device="cpu", **loading)
     asked = ([[{"role": "user", "content": "3|7"}]], [[{"role": "assistant", "content": "<answer>4"}]])
     assert critic(*asked) != alone(*asked)
+
+
+def test_a_reward_model_may_go_on_with_the_policys_adapter(go: Any, sft: Path) -> None:
+    from safetensors.torch import load_file
+
+    from posttrain_plugins.rewards.reward_model import RewardModel
+
+    run = go(f"  rm: {{use: reward, model: base, dataset: pairs, adapter_mode: continue, args: {{{STILL}}}}}", sft)
+    path = run["rm"].model_path
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (sft, path))
+    assert set(after) - set(before) == {"base_model.model.score.weight"}
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    (score,) = RewardModel(str(path), device="cpu")(["3|7"], ["<answer>4</answer>"])
+    assert score is not None
+    config = json.loads((path / "adapter_config.json").read_text())
+    assert config["task_type"] == "SEQ_CLS", "and it is on the base that the policy is on"
+    assert (
+        config["base_model_name_or_path"]
+        == json.loads((sft / "adapter_config.json").read_text())["base_model_name_or_path"]
+    )
+
+
+def test_what_cannot_be_merged_is_laid_around_plain_weights_and_moves_with_them(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    from peft import get_peft_model
+
+    config = pp.load("adapter", "bottleneck", reduction_factor=4)
+    torch.manual_seed(3)
+    made = get_peft_model(_model(tiny_model, "plain"), config)
+    for parameter in made.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    made.save_pretrained(str(tmp_path))
+    ids = torch.arange(10, 40)[None]
+    expected = made.eval()(ids).logits
+    laid = lay(_model(tiny_model, "plain"), [tmp_path])
+    assert is_laid_around(laid)
+    assert torch.equal(laid(ids).logits, expected)
+    assert not torch.equal(_model(tiny_model, "plain")(ids).logits, expected)
+    moved = laid.double()(ids).logits
+    assert moved.dtype == torch.float64
+    assert (moved - expected).abs().max() < 1e-4

@@ -214,12 +214,19 @@ def _trainable(begin: Start, artifact: ModelArtifact, context: StageContext, tas
     options, task = _options(begin, context, task_type), TASK_TYPES[task_type]
     if task_type == "CAUSAL_LM":
         return load_adapted(artifact.path, task, is_trainable=True, **options)
-    from peft import PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
+    from peft import (
+        PeftConfig,
+        get_peft_model,
+        get_peft_model_state_dict,
+        load_peft_weights,
+        set_peft_model_state_dict,
+    )
 
     ensure_registered(artifact.path)
-    config = _for_task(PeftConfig.from_pretrained(artifact.path, inference_mode=False), task_type)
+    config = _for_task(replace(PeftConfig.from_pretrained(artifact.path), inference_mode=False), task_type)
     model = get_peft_model(load_base(artifact.path, task, **options), config)
-    set_peft_model_state_dict(model, load_peft_weights(artifact.path, device="cpu"))
+    weights = {**get_peft_model_state_dict(model), **load_peft_weights(artifact.path, device="cpu")}
+    set_peft_model_state_dict(model, weights)  # the head is new
     return model
 
 

@@ -49,7 +49,6 @@ class Cosine:
         [0.75, -0.75]
     """
 
-    requires_columns: ClassVar[tuple[str, ...]] = ()
     example_params: ClassVar[dict[str, Any]] = {"max_len": 100, "unit": "chars", "correct": "length"}
 
     max_len: int
@@ -74,6 +73,11 @@ class Cosine:
         values = [self.max_value_correct, self.min_value_correct, self.min_value_wrong, self.max_value_wrong]
         values += [] if self.exceeded is None else [self.exceeded]
         return min(values), max(values)
+
+    @property
+    def requires_columns(self) -> tuple[str, ...]:
+        """`solution`, where no other reward says what is right."""
+        return ("solution",) if self.correct is None else ()
 
     @property
     def oracle(self) -> bool:

@@ -41,7 +41,6 @@ class JSONSchema:
     """
 
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
-    requires_columns: ClassVar[tuple[str, ...]] = ()
     example_params: ClassVar[dict[str, Any]] = {"schema": {"required": ["age"]}}
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {"prompt": "?", "completion": '{"age": 7}', "schema": {"required": ["age"]}, "score": 1.0},
@@ -59,6 +58,11 @@ class JSONSchema:
         if self.schema is not None:
             _validator(self.schema)
 
+    @property
+    def requires_columns(self) -> tuple[str, ...]:
+        """`schema`, where the reward has none of its own."""
+        return () if self.schema is not None else ("schema",)
+
     def __call__(self, completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
         """Score each completion.
 
@@ -70,11 +74,11 @@ class JSONSchema:
             B scores in [0, 1]; None where there is no schema.
         """
         schemas = [self.schema] * len(completions) if self.schema is not None else columns.get("schema")
-        if schemas is None:
+        if schemas is None and completions:
             raise InputError(
                 "json_schema has no schema, and the data no column 'schema'", hint="schema: {type: object}"
             )
-        return [self._score(to_text(text), schema) for text, schema in zip(completions, schemas, strict=True)]
+        return [self._score(to_text(text), schema) for text, schema in zip(completions, schemas or (), strict=True)]
 
     def _score(self, text: str, schema: Any) -> float | None:
         if schema is None:

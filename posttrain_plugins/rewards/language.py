@@ -41,11 +41,6 @@ class Language:
     """
 
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
-    requires_columns: ClassVar[tuple[str, ...]] = ()
-    expected_failures: ClassVar[dict[str, str]] = {
-        "check_required_columns_suffice": "without `language` of its own it reads the column of that name",
-        "check_empty_batch": "the same",
-    }
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {"prompt": "?", "completion": "We add the two numbers and get seven.", "language": "en", "score": 1.0},
         {"prompt": "?", "completion": "Wir zählen die beiden Zahlen zusammen.", "language": "en", "score": 0.0},
@@ -61,6 +56,11 @@ class Language:
             message = f"language cannot use language: {self.language!r}, expected ISO 639-1"
             raise InputError(message, hint="such as en, de, zh")
 
+    @property
+    def requires_columns(self) -> tuple[str, ...]:
+        """`language`, where the reward has none of its own."""
+        return () if self.language else ("language",)
+
     def __call__(self, completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
         """Score each completion.
 
@@ -72,9 +72,9 @@ class Language:
             B shares of letters in [0, 1]; None where no line is long enough to tell.
         """
         wanted = [self.language] * len(completions) if self.language else columns.get("language")
-        if wanted is None:
+        if wanted is None and completions:
             raise InputError("language has no language, and the data no column 'language'", hint="language: en")
-        return [self._share(to_text(text), code) for text, code in zip(completions, wanted, strict=True)]
+        return [self._share(to_text(text), code) for text, code in zip(completions, wanted or (), strict=True)]
 
     def _share(self, text: str, wanted: str | None) -> float | None:
         if wanted is None:

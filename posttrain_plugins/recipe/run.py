@@ -26,7 +26,6 @@ from posttrain_plugins.errors import (
     PosttrainError,
     StageFailed,
 )
-from posttrain_plugins.guard.guarded import figures_of
 from posttrain_plugins.recipe import document, handoff, keys
 from posttrain_plugins.recipe.border import check_border
 from posttrain_plugins.recipe.check import check
@@ -177,7 +176,7 @@ def _run_stage(
         try:
             context = _context(chosen, stage, artifacts, partial, checkpoint, observer, should_stop)
             result = _call(stage, context)
-            result.metrics |= figures_of(context.inputs)
+            result.metrics |= _guards(context)
             recorded = _handoff(chosen, stage, result, context)
         except BaseException as error:
             observer.failed(stage, error)
@@ -228,6 +227,13 @@ def _call(stage: PlannedStage, context: StageContext) -> StageResult:
     if not isinstance(result, StageResult):
         raise StageFailed(f"stage '{stage.id}' returned {type(result).__name__}, expected StageResult")
     return result
+
+
+def _guards(context: StageContext) -> dict[str, float]:
+    """What became of the scores of guarded rewards; `plan` and `validate` do without the import."""
+    from posttrain_plugins.guard.guarded import figures_of
+
+    return figures_of(context.inputs)
 
 
 def _place_of(cause: BaseException) -> str:

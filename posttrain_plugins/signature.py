@@ -41,6 +41,7 @@ def of_object(plugin: Any) -> Schema:
             "bounds",
             "oracle",
             "outputs",
+            "several",
             "holds_model",
             "params_of",
         )

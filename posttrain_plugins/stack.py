@@ -28,6 +28,7 @@ from posttrain_plugins.peft_types import abilities, ensure_registered
 from posttrain_plugins.types import AdapterMode
 
 __all__ = [
+    "SEVERAL",
     "TASK_TYPES",
     "Task",
     "adapter_config",
@@ -40,11 +41,14 @@ __all__ = [
     "lay",
     "load_adapted",
     "load_base",
+    "pick",
+    "several_in",
     "task_of",
 ]
 
 ADAPTER_CONFIG = "adapter_config.json"
 BELOW = "stack"
+SEVERAL = "adapters.json"
 
 Task: TypeAlias = Literal["CausalLM", "SequenceClassification", "TokenClassification"]
 
@@ -102,6 +106,35 @@ def task_of(folder: str | Path) -> Task | None:
         return None
     name = str((config.get("architectures") or [""])[0])
     return next((task for task in TASK_TYPES.values() if name.endswith(f"For{task}")), None)
+
+
+def several_in(folder: str | Path) -> list[str]:
+    """The names of the adapters of a model that holds several over one base, a folder each; empty for any other."""
+    file = Path(folder) / SEVERAL
+    return list(json.loads(file.read_text(encoding="utf-8"))["adapters"]) if file.is_file() else []
+
+
+def pick(model: str, folder: str | Path, adapter: str) -> str:
+    """The folder of one adapter of a model that holds several; the model's own where there is nothing to pick.
+
+    Args:
+        model: its name, for errors.
+        folder: of the model.
+        adapter: the name behind the `+`; empty for none.
+
+    Raises:
+        InputError: no such adapter, or none is named and there are several; the hint has the names.
+    """
+    names = several_in(folder)
+    if adapter in names:
+        return str(Path(folder) / adapter)
+    known = f"there are {', '.join(f'{model}+{name}' for name in names)}"
+    if names:
+        found = f"no adapter '{adapter}'" if adapter else "several adapters, expected one of them"
+        raise InputError(f"model '{model}' has {found}", hint=known)
+    if adapter:
+        raise InputError(f"model '{model}' has no adapter '{adapter}': it is one model", hint=f"name it: {model}")
+    return str(folder)
 
 
 def copy_below(adapters: Sequence[Path], folder: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import HandoffError
-from posttrain_plugins.stack import adapter_config, adapters_in, digest, task_of
+from posttrain_plugins.stack import adapter_config, adapters_in, digest, several_in, task_of
 
 __all__ = ["check_kept", "check_unchanged", "hash_of_template", "record"]
 
@@ -31,8 +31,12 @@ def record(folder: Path, loading: Mapping[str, Any], *, whole: bool = True) -> d
     Returns:
         `tokenizer`, `vocabulary` and `chat_template` (hashes), `tokens` (their number), `eos_token`, `eos_token_id`,
         `pad_token_id`, `architecture`, `heads` (`score`, `value`), `quantization`, `base`, and `adapters`, the stack
-        from the base up, each with `type` and `weights` (a hash).
+        from the base up, each with `type` and `weights` (a hash). Of a model that holds several adapters, the record
+        of each in `several`.
     """
+    several = {name: record(folder / name, loading) for name in several_in(folder)}
+    if several:  # over one base, with one tokenizer
+        return {**next(iter(several.values())), "adapters": [], "several": several}
     adapter = adapter_config(folder)
     base = Path(adapter["base_model_name_or_path"]) if adapter else folder
     config, generation = _json(base / "config.json"), _json(base / "generation_config.json")

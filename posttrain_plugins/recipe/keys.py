@@ -144,7 +144,7 @@ def parts_of(spec: StageSpec, seed: int, stage_keys: Mapping[str, str], hashes: 
         found = source_parts(source, spec.loading, stage_keys, hashes)
         parts |= {f"{name}{suffix}": value for suffix, value in found.items()}
         if named and isinstance(source, FromStage | External):
-            parts[f"{name} name"] = source.stage if isinstance(source, FromStage) else source.name
+            parts[f"{name} name"] = source.model_name if isinstance(source, FromStage) else source.name
     return parts
 
 
@@ -154,6 +154,7 @@ def source_parts(
     """The parts of one input: suffix -> value."""
     if isinstance(source, FromStage):
         parts = {"": stage_keys.get(source.stage, "?")} | ({".loading": _text(loading, hashes)} if loading else {})
+        parts |= {".adapter": source.adapter} if source.adapter else {}
         reads = source.reward_plugin
         return parts | ({".source": plugin_hash(registry.find("reward", reads))} if reads else {})
     if isinstance(source, External):

@@ -24,6 +24,7 @@ from posttrain_plugins.recipe.store import Artifact, Store
 from posttrain_plugins.registry import suggest, with_article
 from posttrain_plugins.schema import Field, Schema
 from posttrain_plugins.signature import of_object
+from posttrain_plugins.stack import pick, several_in
 from posttrain_plugins.types import KINDS, Kind, ModelArtifact, ResolvedReward, ResolvedStrategy
 
 __all__ = ["Outside", "is_url"]
@@ -64,16 +65,26 @@ class Outside:
         Raises:
             InputError: that run has no such stage, or it made no model.
         """
-        artifact = None if is_url(model) or Path(model).exists() else self._made(model)
-        if artifact is None:
+        if is_url(model):
             return ModelArtifact(model, model)
-        run, _, stage = model.partition(":")
+        given, _, adapter = (model, "", "") if Path(model).exists() else model.partition("+")
+        artifact = None if Path(given).exists() else self._made(given)
+        if artifact is None:
+            return ModelArtifact(model, pick(given, given, adapter))
+        run, _, stage = given.partition(":")
         if artifact.model_path is None:
             raise InputError(f"stage '{stage}' of run '{run}' made no model")
         if artifact.manifest.get("makes") == "reward":
             message = f"stage '{stage}' of run '{run}' makes a reward, expected a model"
             raise InputError(message, hint=f"use it as a scorer: scorer='{model}'")
-        return ModelArtifact(model, str(artifact.model_path), _loading(artifact))
+        return ModelArtifact(model, pick(given, artifact.model_path, adapter), _loading(artifact))
+
+    def each(self, name: str, model: str) -> dict[str, str]:
+        """`name` -> `model`; of one that holds several adapters, `name+adapter` -> `model+adapter` for each."""
+        artifact = None if is_url(model) or "+" in model or Path(model).exists() else self._made(model)
+        folder = artifact.model_path if artifact is not None else model
+        adapters = several_in(folder) if folder is not None else []
+        return {f"{name}+{adapter}": f"{model}+{adapter}" for adapter in adapters} or {name: model}
 
     def _made(self, name: str) -> Artifact | None:
         """The artifact of `RUN:STAGE`, None for a name without a colon."""

@@ -67,6 +67,12 @@ class FromStage:
     stage: str
     produces: str
     reward_plugin: str = ""
+    adapter: str = ""
+
+    @property
+    def model_name(self) -> str:
+        """`tasks+sum` for one of several adapters that a stage makes."""
+        return f"{self.stage}+{self.adapter}" if self.adapter else self.stage
 
 
 @dataclass(frozen=True)
@@ -145,7 +151,7 @@ def _name(value: Input) -> Any:
     if isinstance(value, tuple):
         return [_name(item) for item in value]
     if isinstance(value, FromStage):
-        return value.stage
+        return value.model_name
     return getattr(value, "name", getattr(value, "target", None))
 
 

@@ -82,9 +82,11 @@ class References:
         if kind == "model" and asker == "strategy" and value == POLICY.name:
             return POLICY
         if isinstance(value, str):
-            name = self.stages.meant(value, scope)
+            written, _, adapter = value.partition("+") if kind == "model" else (value, "", "")
+            name = self.stages.meant(written, scope)
             if name in self.stages.by_id:
-                return self._from_stage(kind, name, path)
+                return self._from_stage(kind, name, path, adapter)
+            name = self.stages.meant(value, scope)
             if kind == "model":
                 return self._model(name, path, asker)
             if name in self.named.get(f"{kind}s", {}):
@@ -96,7 +98,7 @@ class References:
 
     # --- names ----------------------------------------------------------------------------------------------------
 
-    def _from_stage(self, kind: str, name: str, path: Keys) -> Source:
+    def _from_stage(self, kind: str, name: str, path: Keys, adapter: str = "") -> Source:
         made = self.stages.produces.get(name)
         if made is None:  # its plugin is not known, which is told already
             return FromStage(name, kind)
@@ -105,7 +107,16 @@ class References:
             message = f"stage '{name}' makes {with_article(made)}, expected {with_article(kind)}"
             self.sheet.wrong(path, message, suggest(name, known) or listed(known))
             return None
-        return FromStage(name, made, self._reward_plugin(name) if made == "reward" else "")
+        if made == "model" and bool(adapter) != self._makes_several(name):
+            message = f"stage '{name}' makes {'one model' if adapter else 'several adapters, expected one of them'}"
+            self.sheet.wrong(path, message, name if adapter else f"{name}+TASK, a value of its data's column 'task'")
+            return None
+        return FromStage(name, made, self._reward_plugin(name) if made == "reward" else "", adapter)
+
+    def _makes_several(self, stage: str) -> bool:
+        plugin = registry.find("stage", str(self.stages.by_id[stage].body["use"]), self.sheet.folder)
+        found = self.sheet.schemas[plugin]
+        return bool(found is not None and found.attributes.get("several"))
 
     def _reward_plugin(self, stage: str) -> str:
         plugin = registry.find("stage", str(self.stages.by_id[stage].body["use"]), self.sheet.folder)

@@ -26,6 +26,7 @@ from posttrain_plugins.recipe.recipe import (
     Use,
 )
 from posttrain_plugins.recipe.store import Artifact
+from posttrain_plugins.stack import pick
 from posttrain_plugins.text import to_messages
 from posttrain_plugins.types import ModelArtifact, ResolvedAdapter, ResolvedReward
 
@@ -99,9 +100,12 @@ class Resolver:
         artifact = self.artifacts[source.stage]
         assert artifact.model_path is not None
         recorded = artifact.manifest["handoff"]
-        handoff.check_unchanged(source.stage, artifact.model_path, recorded, self.weights_of)
+        path = pick(source.stage, artifact.model_path, source.adapter)
+        if source.adapter:
+            recorded = {**recorded, **recorded["several"][source.adapter]}
+        handoff.check_unchanged(source.stage, Path(path), recorded, self.weights_of)
         ancestors, seen = self._lineage(source.stage)
-        return ModelArtifact(source.stage, str(artifact.model_path), loading, recorded, ancestors, seen)
+        return ModelArtifact(source.model_name, path, loading, recorded, ancestors, seen)
 
     def _lineage(self, stage: str) -> tuple[tuple[str, ...], tuple[Path, ...]]:
         """The models it was made from, and the files of prompts that it and they were trained on.
@@ -113,7 +117,7 @@ class Resolver:
         source = self.recipe.stage(stage).inputs.get("model")
         if isinstance(source, FromStage):
             ancestors, seen = self._lineage(source.stage)
-            return (source.stage, *ancestors), (*own, *seen)
+            return (source.model_name, *ancestors), (*own, *seen)
         return ((source.name,) if isinstance(source, External) else ()), own
 
     def _all(self, value: Input, spec: StageSpec) -> Any:

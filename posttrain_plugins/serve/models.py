@@ -92,11 +92,15 @@ def _name_of(model: str) -> str:
 def open_models(models: Mapping[str, str], runs_dir: Path, loading: Mapping[str, Any]) -> dict[str, Served]:
     """Load every model, or lay an adapter over a base that is there already.
 
+    A model that holds several adapters is served as `NAME+ADAPTER`, each.
+
     Args:
         models: name -> model, as `parse_models` gives them.
         runs_dir: where `RUN:STAGE` is looked up.
         loading: TRL `ModelConfig` fields for all of them; a stage's model is loaded as in its recipe otherwise.
     """
+    outside = Outside(runs_dir.resolve())
+    models = {n: one for name, model in models.items() for n, one in outside.each(name, model).items()}
     sources = [_Source(name, model, runs_dir, loading) for name, model in models.items()]
     shared: dict[Hashable, _SharedBase] = {}
     opened: dict[str, Served] = {}

@@ -55,7 +55,8 @@ OVERRIDDEN: Mapping[str, tuple[str, ...]] = {
     "_save_checkpoint": ("model", "trial"),
     "create_optimizer": ("model",),
 }
-"""Methods of `trl.GRPOTrainer` that our subclasses override, with their first arguments."""
+"""Methods of `trl.GRPOTrainer` that our subclasses override, with their first arguments. `_load_from_checkpoint` is
+`transformers.Trainer`'s, and `MultiAdapterSFTTrainer` overrides it too."""
 
 FORWARD_EXTRAS = (
     "pixel_values",

@@ -114,7 +114,7 @@ def train(
             copy_below(begin.below, folder)
         _write_seen(context.folder / "seen.txt", context.inputs["dataset"])
         (context.folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
-        _clear(context, is_adapter=(folder / "adapter_config.json").is_file())  # last: until now a killed run goes on
+        _clear(context, is_adapter=any(folder.glob("**/adapter_config.json")))  # last: until now a killed run goes on
     trainer.accelerator.wait_for_everyone()
     return StageResult(metrics=metrics, model_path=folder, handoff=begin.handoff)
 

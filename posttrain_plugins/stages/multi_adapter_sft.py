@@ -1,0 +1,93 @@
+"""Supervised fine-tuning of several adapters on one base, one for each task (`trainers/multi_adapter.py`). No paper."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.stack import SEVERAL, adapter_config
+from posttrain_plugins.trainers import training
+from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, StageContext, StageResult
+
+__all__ = ["MultiAdapterSFT"]
+
+NAME = re.compile(r"[A-Za-z0-9_][\w.-]*")
+
+
+@dataclass
+class MultiAdapterSFT:
+    """Trains one adapter for each value of the column `task`, each on its own rows alone, over one base.
+
+    `STAGE+TASK` names one of them wherever a model is named: in recipes, `ask`, `evaluate`, `sample` and `serve`, which
+    holds their base once. The stage `combine` makes one adapter of several.
+
+    Args:
+        model: what to start from.
+        dataset: `task`, and `messages`, `prompt` + `completion`, or `text`.
+        adapter: what each of the adapters is.
+        eval_dataset: measured once at the end, or as `args.eval_strategy` says; each row by its task's adapter.
+        args: fields of `trl.SFTConfig`.
+    """
+
+    model: ModelRef
+    dataset: DataRef
+    adapter: AdapterRef
+    eval_dataset: DataRef | None = None
+    args: Annotated[dict[str, Any], ConfigOf("trl:SFTConfig")] = field(default_factory=dict)
+
+    produces: ClassVar[str] = "model"
+    several: ClassVar[bool] = True
+    refuses: ClassVar[dict[str, str]] = {"is_prompt": "its virtual tokens cannot be switched batch by batch"}
+    requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+        "dataset": (("task", "messages"), ("task", "prompt", "completion"), ("task", "text")),
+        "eval_dataset": (("task", "messages"), ("task", "prompt", "completion"), ("task", "text")),
+    }
+
+    def __post_init__(self) -> None:
+        if self.args.get("packing"):
+            raise InputError("packing would put rows of several tasks into one", hint="args: {packing: false}")
+
+    def __call__(self, context: StageContext) -> StageResult:
+        from trl import SFTConfig
+
+        from posttrain_plugins.trainers.multi_adapter import MultiAdapterSFTTrainer
+
+        tasks = _tasks(context)
+        args = {**self.args, "remove_unused_columns": False}
+        result = training.train(context, MultiAdapterSFTTrainer, SFTConfig, args)
+        assert result.model_path is not None
+        _complete(result.model_path, tasks)
+        return result
+
+
+def _tasks(context: StageContext) -> list[str]:
+    """The names of the adapters, which become folders."""
+    tasks = sorted(set(map(str, context.inputs["dataset"]["task"])))
+    for task in tasks:
+        if not NAME.fullmatch(task) or task in ("default", "stack"):
+            raise InputError(f"task {task!r} cannot name an adapter", hint="letters, digits, '_', '-' and '.'")
+    more = set(context.inputs["eval_dataset"]["task"]) - set(tasks) if context.inputs.get("eval_dataset") else set()
+    if more:
+        raise InputError(f"eval_dataset has tasks that are not trained: {', '.join(sorted(more))}")
+    if context.inputs["adapter"].config is None:
+        raise InputError(f"stage '{context.stage}' trains adapters: found 'full'", hint="adapter: {use: lora}")
+    return tasks
+
+
+def _complete(folder: Path, tasks: list[str]) -> None:
+    """Makes each adapter's folder a model of its own, with its tokenizer and what lies below it."""
+    for task in tasks:
+        for file in folder.iterdir():
+            if file.is_file():
+                shutil.copy2(file, folder / task / file.name)
+        if (folder / "stack").is_dir():
+            shutil.copytree(folder / "stack", folder / task / "stack")
+    shutil.rmtree(folder / "stack", ignore_errors=True)
+    base = adapter_config(folder / tasks[0])["base_model_name_or_path"]
+    text = json.dumps({"base_model_name_or_path": base, "adapters": tasks}, indent=1)
+    (folder / SEVERAL).write_text(text + "\n", encoding="utf-8")

@@ -17,6 +17,7 @@ SCRIPTS = (
     "adapters.py",
     "endpoint.py",
     "engine.py",
+    "gpu/recipes.py",
     "gpu/run.py",
     "guard.py",
     "in_process.py",
@@ -92,16 +93,17 @@ def test_help_teaches(script: str) -> None:
     assert f"python benchmarks/{script}" in done.stdout
 
 
-def test_gpu_benchmark_refuses_without_cuda() -> None:
+@pytest.mark.parametrize("script", ["gpu/run.py", "gpu/recipes.py"])
+def test_gpu_benchmark_refuses_without_cuda(script: str) -> None:
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA GPU, so nothing to refuse")
-    done = call("gpu/run.py")
+    done = call(script)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("error: no CUDA GPU: torch.cuda.is_available() is False")
-    assert "hint: python benchmarks/gpu/run.py --tiny" in done.stderr
+    assert f"hint: python benchmarks/{script} --tiny" in done.stderr
 
 
 @pytest.mark.slow
@@ -115,6 +117,19 @@ def test_gpu_benchmark_runs_a_toy_and_both_sides_agree(tmp_path: Path) -> None:
         assert sides["recipe"]["losses"] == sides["plain"]["losses"]
         assert all(side["tokens_per_s"] > 0 and side["step_s"] > 0 and side["steps"] == 2 for side in sides.values())
         assert sides["recipe"]["tokens"] == sides["plain"]["tokens"]
+
+
+@pytest.mark.slow
+def test_every_stage_of_a_gpu_recipe_runs_as_a_toy(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    done = call("gpu/recipes.py", "qlora_8b", "--tiny", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "gpu_recipes_tiny.json").read_text(encoding="utf-8"))["results"]
+    assert results["recipe"] == "gpu/qlora_8b"
+    assert list(results["stages"]) == ["sft", "rm", "dpo", "grpo", "ppo"]
+    for figures in results["stages"].values():
+        assert figures["tokens_per_s"] > 0
+        assert (figures["steps"], len(figures["losses"])) == (2, 2)
 
 
 @pytest.mark.gpu

@@ -96,6 +96,20 @@ REDUCED: dict[str, dict[str, Any]] = {
         "stages.right.threshold": None,
         "stages.pairs.threshold": None,
     },
+    "qlora": {
+        **TINY_SFT,
+        **reduced(trained=("dpo",), sampled=("grpo",), pairs=("pairs",)),
+        **{f"stages.{stage}.args.per_device_train_batch_size": 4 for stage in ("sft", "dpo")},
+        "stages.grpo.args.per_device_train_batch_size": 8,
+        "stages.eval.num_generations": 2,
+    },
+    "rlhf_ppo_qlora": {
+        **TINY_SFT,
+        **reduced(trained=("rm",), sampled=("ppo",), pairs=("pairs", "fresh_pairs")),
+        **{f"stages.{stage}.args.per_device_train_batch_size": 4 for stage in ("sft", "rm")},
+        "stages.ppo.args.per_device_train_batch_size": 8,
+        "stages.eval.num_generations": 2,
+    },
     "raft": {
         **TINY_SFT,
         "stages.raft.repeat": 2,

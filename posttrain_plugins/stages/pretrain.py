@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from posttrain_plugins.errors import InputError
 from posttrain_plugins.trainers import training
+from posttrain_plugins.trainers.random_model import save_random, tokenizer_from
 from posttrain_plugins.types import (
     AdapterRef,
     ConfigOf,
@@ -63,39 +62,7 @@ class Pretrain:
         folder = context.folder / "initial"
         if not folder.is_dir():
             scratch = folder.with_name("initial.tmp")
-            _save_random(scratch, _tokenizer(context), self.config, context.seed)
+            tokenizer = tokenizer_from(context.stage, context.inputs.get("tokenizer"))
+            save_random(scratch, tokenizer, self.config, context.seed)
             scratch.rename(folder)
         return ModelArtifact("initial", str(folder))
-
-
-def _save_random(folder: Path, tokenizer: Any, fields: dict[str, Any], seed: int) -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM, set_seed
-
-    given = {**fields, "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    given.setdefault("vocab_size", len(tokenizer))
-    model_type = given.pop("model_type", None)
-    if model_type is None:
-        raise InputError(
-            "stage 'pretrain' cannot build a model: 'config' has no 'model_type'", hint="model_type: qwen3"
-        )
-    try:
-        config = AutoConfig.for_model(model_type, **given)
-    except (TypeError, ValueError) as cause:
-        raise InputError(f"a model cannot be built from 'config': {cause}") from cause
-    set_seed(seed)
-    model = AutoModelForCausalLM.from_config(config)
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    tokenizer.save_pretrained(str(folder))
-    model.save_pretrained(str(folder))
-
-
-def _tokenizer(context: StageContext) -> Any:
-    given = context.inputs.get("tokenizer")
-    if given is None:
-        raise InputError(f"stage '{context.stage}' needs 'tokenizer', or a 'model' to train further")
-    if isinstance(given, str | Path):
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(str(given))
-    return given() if callable(given) and not hasattr(given, "pad_token_id") else given

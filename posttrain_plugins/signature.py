@@ -40,6 +40,7 @@ def of_object(plugin: Any) -> Schema:
             "columns",
             "bounds",
             "oracle",
+            "merges",
             "outputs",
             "several",
             "holds_model",

@@ -173,6 +173,31 @@ def test_prompt_learning_is_refused_before_anything_is_loaded(
         pp.run(file, runs_dir=tmp_path / "runs")
 
 
+@pytest.mark.parametrize("adapter", ["{use: prefix, num_virtual_tokens: 2}", "{use: bottleneck}"])
+@pytest.mark.parametrize("stage", ["{use: merge, model: sft}", "{use: export, model: sft, to: ./never}"])
+def test_the_check_refuses_to_merge_what_cannot_be(
+    tiny_model: Path, tiny_data: Path, write_recipe: Callable[..., Path], adapter: str, stage: str
+) -> None:
+    file = write_recipe(
+        """
+        model: {model}
+        adapters: {mine: {adapter}}
+        datasets: {demos: {path: {data}/demos.jsonl}}
+        stages:
+          sft: {use: sft, model: base, dataset: demos, adapter: mine, args: {gradient_checkpointing: false}}
+          plain: {stage}
+        """,
+        model=tiny_model,
+        data=tiny_data,
+        adapter=adapter,
+        stage=stage,
+    )
+    with pytest.raises(RecipeErrors, match=r"adapter 'mine' of stage 'sft' cannot be merged[\s\S]*with lora"):
+        pp.validate(file)
+    file.write_text(file.read_text().replace(adapter, "{use: lora}"))
+    pp.validate(file)
+
+
 def test_a_full_model_has_nothing_to_merge(tiny_model: Path, write_recipe: Callable[..., Path], tmp_path: Path) -> None:
     file = write_recipe("model: {model}\nstages: {m: {use: merge, model: base}}", model=tiny_model)
     with pytest.raises(InputError, match="'base' is no adapter"):

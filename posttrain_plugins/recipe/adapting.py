@@ -8,14 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 from posttrain_plugins import fitting
-from posttrain_plugins.peft_types import abilities, config_class
+from posttrain_plugins.peft_types import PeftTypeAbilities, abilities, config_class
 from posttrain_plugins.recipe.document import Keys
-from posttrain_plugins.recipe.recipe import StageSpec, Use
+from posttrain_plugins.recipe.recipe import FromStage, StageSpec, Use
 from posttrain_plugins.recipe.sheet import Sheet
+from posttrain_plugins.recipe.unroll import RawStages
 from posttrain_plugins.schema import Schema
 from posttrain_plugins.source import of_config
 
-__all__ = ["check_adapters", "with_named_fields"]
+__all__ = ["check_adapters", "check_merges", "with_named_fields"]
 
 
 def check_adapters(sheet: Sheet, path: Keys, spec: StageSpec, found: Schema) -> None:
@@ -27,11 +28,7 @@ def check_adapters(sheet: Sheet, path: Keys, spec: StageSpec, found: Schema) -> 
         if attributes.get("is_full"):
             _check_full(sheet, (*path, role), spec)
             continue
-        target = str(attributes.get("params_of") or "").format(**use.params)
-        try:
-            peft = abilities(_class_of(target)) if target else None
-        except LookupError:
-            continue
+        peft = _abilities(sheet, use)
         if peft is None:
             continue
         situation = fitting.Use(
@@ -50,6 +47,32 @@ def check_adapters(sheet: Sheet, path: Keys, spec: StageSpec, found: Schema) -> 
             sheet.wrong(where if sheet.document.get(where) is not None else path, message, refusal.hint)
     if "adapter" in found.fields and spec.inputs.get("adapter") is None:
         _check_full(sheet, (*path, "adapter"), spec)
+
+
+def check_merges(sheet: Sheet, stages: RawStages, specs: Mapping[str, StageSpec]) -> None:
+    """A stage that `merges` needs a model whose adapter can be merged."""
+    for id, spec in specs.items():
+        found = sheet.schemas[spec.plugin]
+        source = spec.inputs.get("model") or spec.inputs.get("reward")
+        maker = specs.get(source.stage) if isinstance(source, FromStage) else None
+        adapter = maker.inputs.get("adapter") if maker is not None else None
+        if found is None or not found.attributes.get("merges") or not isinstance(adapter, Use):
+            continue
+        peft = _abilities(sheet, adapter)
+        if peft is not None and not peft.merges:
+            assert isinstance(source, FromStage)
+            message = f"the adapter '{adapter.name}' of stage '{source.stage}' cannot be merged: {peft.name}"
+            sheet.wrong(stages.by_id[id].path, message, f"train '{source.stage}' with lora, or load its folder by PEFT")
+
+
+def _abilities(sheet: Sheet, use: Use) -> PeftTypeAbilities | None:
+    """What the type of an adapter can; None where its plugin does not say its type."""
+    schema = sheet.schemas.get(use.plugin)
+    target = str((schema.attributes if schema is not None else {}).get("params_of") or "").format(**use.params)
+    try:
+        return abilities(_class_of(target)) if target else None
+    except LookupError:
+        return None
 
 
 def with_named_fields(sheet: Sheet, found: Schema, given: Mapping[str, Any], path: Keys) -> Schema | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import RecipeErrors
+from posttrain_plugins.recipe.adapting import check_merges
 from posttrain_plugins.recipe.border import check_borders
 from posttrain_plugins.recipe.columns import check_columns
 from posttrain_plugins.recipe.document import Document
@@ -47,6 +48,7 @@ def check(document: Document) -> Recipe:
     specs = with_concerns(sheet, stages, specs)
     ordered = in_order(sheet, stages, specs)
     check_names(sheet, stages, specs)
+    check_merges(sheet, stages, specs)
     check_columns(sheet, stages, specs)
     check_borders(sheet, stages, ordered)
     if sheet.mistakes:

@@ -31,7 +31,7 @@ os.environ.update(TRL_EXPERIMENTAL_SILENCE="1")
 import record
 import torch
 
-from posttrain_plugins.errors import RecipeErrors
+from posttrain_plugins.errors import InputError, RecipeErrors
 from posttrain_plugins.recipe.run import load_recipe
 from posttrain_plugins.types import ModelArtifact, ResolvedAdapter, ResolvedReward, StageContext, StageResult
 
@@ -48,7 +48,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "pissa": {"use": "lora", "r": 4, "init_lora_weights": "pissa"},
     "loftq": {"use": "lora", "r": 4, "init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}},
     "lora_plus": {"use": "lora", "r": 4, "loraplus_lr_ratio": 4.0},
-    "adalora": {"use": "adalora", "init_r": 4, "target_r": 2},
+    "adalora": {"use": "adalora", "init_r": 4, "target_r": 2, "lr": 0.1},
     "ia3": {"use": "ia3", "lr": 0.1},
     "prefix": {"use": "prefix", "num_virtual_tokens": 4, "lr": 0.1},
     "prompt": {"use": "prompt", "num_virtual_tokens": 4, "lr": 0.1},
@@ -176,6 +176,8 @@ class Bench:
             return {**found, "refused": why}
         try:
             return {**found, **self.measured(adapter, stage, args, with_4bit)}
+        except InputError as error:  # what only the machine it runs on knows
+            return {**found, "refused": f"{error.message} (hint: {error.hint})"}
         except Exception as cause:  # the other cells go on
             return {**found, "wrong": [f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"]}
 
@@ -252,6 +254,7 @@ class Bench:
         after = dict(trainer.model.named_parameters())
         before = seen["before"]
         moved = {name for name, (value, _) in before.items() if not _is_equal(value, after[name])}
+        moved = {name for name in moved if "ranknum" not in name}  # AdaLoRA's count of ranks, no weight
         own = {name for name, (_, learns) in before.items() if learns}
         losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
         return Trained(losses, moved, own, self.logits(trainer.model), folder, result, _bare(trainer.optimizer))

@@ -93,6 +93,9 @@ def refusals(use: Use) -> Iterator[Refusal]:
     if use.quantized and moved:
         message = f"init_lora_weights: {moved} computes the adapter from the weights that {use.quantized} packs"
         yield Refusal(use.role, message, f"init_lora_weights: true, or remove {use.quantized} from model")
+    if use.is_on_cpu and moved == "loftq":
+        message = "PEFT computes LoftQ's quantization on an accelerator, which this machine has not"
+        yield Refusal(use.role, message, "init_lora_weights: true")
     if use.is_on_cpu and use.mixes:
         message = f"{name} mixes its bfloat16 with the precision of the base, which only autocast reconciles"
         yield Refusal("args.bf16", message, "args: {bf16: true}, or model: {load_in_4bit: true, dtype: float32}")

@@ -22,9 +22,8 @@ from posttrain_plugins.source import classes_of, package_file
 __all__ = ["PeftTypeAbilities", "abilities", "config_class", "ensure_registered", "moves_base", "shares_base"]
 
 NOT_QUANTIZED = frozenset(
-    {"ADAMSS", "DEFT", "DELORA", "FROD", "GLORA", "HRA", "LN_TUNING", "LOHA", "LOKR", "OSF", "PEANUT", "PSOFT"}
-    | {"SHIRA", "SUPERTUNING", "TINYLORA", "TRAINABLE_TOKENS", "VBLORA", "WAVEFT", "C3A", "MISS", "POLY", "SHADOW"}
-    | {"XLORA"}
+    {"ADAMSS", "DEFT", "DELORA", "FROD", "GLORA", "HRA", "LOHA", "LOKR", "OSF", "PEANUT", "POLY", "PSOFT", "SHADOW"}
+    | {"SUPERTUNING", "TINYLORA", "TRAINABLE_TOKENS", "XLORA"}
 )
 """Types that read the base's weights, or train them, in a form that bitsandbytes has not."""
 ONE_AT_A_TIME = frozenset({"ADALORA", "OSF", "SHADOW", "XLORA", "POLY"})

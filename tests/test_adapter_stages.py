@@ -48,10 +48,14 @@ def test_every_adapter_and_stage_is_tried(table: Any) -> None:
     assert set(STAGES) == set(table.STAGES)
 
 
+@pytest.mark.filterwarnings("ignore")  # PEFT's own: of AdaLoRA's rank_pattern, of BOFT's CUDA extension
 @pytest.mark.parametrize(("number", "adapter"), list(enumerate(ADAPTERS)))
 def test_an_adapter_trains_and_comes_back(table: Any, number: int, adapter: str) -> None:
     stage = "sft" if adapter in ("pissa", "loftq", "prefix", "prompt", "p_tuning") else TURNS[number % len(TURNS)]
     found = table.bench.cell(adapter, stage, with_4bit=False)
+    if adapter == "loftq" and not torch.cuda.is_available():
+        assert "accelerator" in found["refused"]
+        return
     assert found["refused"] is None
     assert found["wrong"] == []
 

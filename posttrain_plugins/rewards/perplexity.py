@@ -41,6 +41,11 @@ class Perplexity:
 
     requires_columns: ClassVar[tuple[str, ...]] = ()
     holds_model: ClassVar[bool] = True
+    example_params: ClassVar[dict[str, Any]] = {"model_name_or_path": "tiny:model", "max_length": 128}
+    tolerance: ClassVar[float] = 1e-5
+    expected_failures: ClassVar[dict[str, str]] = {
+        "check_both_formats": "a chat template stands around messages, so the model reads another text",
+    }
 
     model_name_or_path: str
     log: bool = False

@@ -18,6 +18,8 @@ from posttrain_plugins.types import Prompt
 
 __all__ = ["ReasoningGym"]
 
+SUM = '{"question": "2 + 2 =", "answer": "4", "metadata": {"source_dataset": "chain_sum"}}'
+
 
 @dataclass
 class ReasoningGym:
@@ -33,6 +35,11 @@ class ReasoningGym:
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     requires_columns: ClassVar[tuple[str, ...]] = ("entry",)
     oracle: ClassVar[bool] = True
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"prompt": "2 + 2 =", "completion": "<answer>4</answer>", "entry": SUM, "score": 1.0},
+        {"prompt": "2 + 2 =", "completion": "<answer>5</answer>", "entry": SUM, "score": 0.0},
+        {"prompt": "2 + 2 =", "completion": "", "entry": SUM, "score": 0.0},
+    )
 
     exact: bool = False
 

@@ -59,6 +59,7 @@ class Export:
 
     produces: ClassVar[str] = "model"
     outputs: ClassVar[tuple[str, ...]] = ("to",)
+    example_params: ClassVar[dict[str, Any]] = {"to": "exported", "model": "tiny"}
     merges: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -295,7 +295,8 @@ def _run(tried: Subject) -> Ran:
         result = cause
     finally:
         os.chdir(before)
-    return Ran(result, folder / "stage", sorted(path.name for path in aside.iterdir()))
+    meant = {getattr(made, name) for name in getattr(made, "outputs", ())}  # folders of the user's own
+    return Ran(result, folder / "stage", sorted({path.name for path in aside.iterdir()} - meant))
 
 
 def _context(tried: Subject, made: Any, folder: Path) -> StageContext:

@@ -21,6 +21,7 @@ Capabilities are attributes of the plugin, never told from its name:
 | `is_stateful`      | strategy | True: it remembers one problem for the next                                      |
 | `columns`, `splits`| dataset  | the names of its columns; the values of `split` that share no prompt             |
 | `produces`         | stage    | model, dataset, reward or figures                                                |
+| `outputs`          | stage    | its fields that name a folder of the user's own to write to                      |
 """
 
 from __future__ import annotations

@@ -42,6 +42,9 @@ class MultiAdapterSFT:
 
     produces: ClassVar[str] = "model"
     several: ClassVar[bool] = True
+    example_params: ClassVar[dict[str, Any]] = {
+        "dataset": [{"task": task, "prompt": f"{i}{task}{i}=", "completion": str(i)} for task in "mn" for i in range(8)]
+    }
     refuses: ClassVar[dict[str, str]] = {"is_prompt": "its virtual tokens cannot be switched batch by batch"}
     requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
         "dataset": (("task", "messages"), ("task", "prompt", "completion"), ("task", "text")),

@@ -172,7 +172,8 @@ def check_writes_into_its_folder(stage: Any) -> None:
     assert not ran.strays, f"it wrote {', '.join(ran.strays)} into the working directory"
     for path in (ran.result.model_path, ran.result.data_path):
         made = ran.absolute(path)
-        assert made is None or made.is_relative_to(ran.folder), f"{path} is not below context.folder"
+        is_meant = made is not None and made in ran.meant
+        assert made is None or is_meant or made.is_relative_to(ran.folder), f"{path} is not below context.folder"
 
 
 def check_figures_are_numbers(stage: Any) -> None:
@@ -213,11 +214,15 @@ RUNNING = (check_runs_one_step, check_makes_what_it_says, check_writes_into_its_
 
 @dataclass
 class Ran:
-    """One run of a stage: what it returned or raised, its folder, and what else appeared in the working directory."""
+    """One run of a stage: what it returned or raised, its folder, and what else appeared in the working directory.
+
+    `meant` are the folders that its `outputs` name.
+    """
 
     result: Any
     folder: Path
     strays: list[str] = field(default_factory=list)
+    meant: frozenset[Path] = frozenset()
 
     def absolute(self, path: Path | None) -> Path | None:
         return None if path is None else (self.folder / path).resolve()
@@ -295,8 +300,9 @@ def _run(tried: Subject) -> Ran:
         result = cause
     finally:
         os.chdir(before)
-    meant = {getattr(made, name) for name in getattr(made, "outputs", ())}  # folders of the user's own
-    return Ran(result, folder / "stage", sorted({path.name for path in aside.iterdir()} - meant))
+    meant = frozenset(aside / getattr(made, name) for name in getattr(made, "outputs", ()))
+    strays = sorted(path.name for path in aside.iterdir() if path not in meant)
+    return Ran(result, folder / "stage", strays, meant)
 
 
 def _context(tried: Subject, made: Any, folder: Path) -> StageContext:

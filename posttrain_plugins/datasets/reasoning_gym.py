@@ -39,6 +39,8 @@ class ReasoningGym:
 
     columns: ClassVar[tuple[str, ...]] = ("prompt", "solution", "entry")
 
+    example_params: ClassVar[dict[str, Any]] = {"task": "leg_counting", "size": 8}
+
     task: str
     size: int = 500
     seed: int = 42

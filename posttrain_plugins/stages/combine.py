@@ -54,9 +54,7 @@ class Combine:
     svd_rank: int | None = None
 
     produces: ClassVar[str] = "model"
-    expected_failures: ClassVar[dict[str, str]] = {
-        "check_runs_one_step": "it takes adapters, and the model that the kit has is a full one"
-    }
+    example_params: ClassVar[dict[str, Any]] = {"models": ["tiny:adapter", "tiny:adapter"]}
 
     def __post_init__(self) -> None:
         if self.weights is not None and len(self.weights) != len(self.models):

@@ -37,10 +37,8 @@ class Merge:
     dtype: str | None = None
 
     produces: ClassVar[str] = "model"
-    expected_failures: ClassVar[dict[str, str]] = {
-        "check_runs_one_step": "it takes adapters, and the model that the kit has is a full one"
-    }
     merges: ClassVar[bool] = True
+    example_params: ClassVar[dict[str, Any]] = {"model": "tiny:adapter"}
     requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"dataset": (("prompt",),)}
 
     def __call__(self, context: StageContext) -> StageResult:

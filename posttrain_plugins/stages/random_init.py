@@ -26,6 +26,10 @@ class RandomInit:
     dtype: str = "float32"
 
     produces: ClassVar[str] = "model"
+    example_params: ClassVar[dict[str, Any]] = {
+        "config": {"model_type": "qwen3", "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32},
+        "tokenizer": "posttrain_plugins.tiny_world.tokenizer:tokenizer",
+    }
 
     def __call__(self, context: StageContext) -> StageResult:
         folder = context.folder / "model"

@@ -336,7 +336,8 @@ def _input(tried: Subject, made: Any, name: str, given: Field, value: Any) -> An
     assert given.ref is not None
     match given.ref.kind:
         case "model":
-            return ModelArtifact("tiny", str(tiny.model()), {"dtype": "float32"})
+            path = value if Path(value).is_dir() else str(tiny.model())  # `tiny:adapter` is a folder
+            return ModelArtifact("tiny", path, {"dtype": "float32"})
         case "dataset":
             return _rows(made, name, value)
         case "reward":

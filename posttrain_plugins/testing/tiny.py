@@ -145,6 +145,7 @@ def _row(expression: str) -> dict[str, Any]:
         "messages": [*prompt, *right],
         "text": f"<eos>{expression}\n{answer}<eos>",
         "label": True,
+        "task": "largest" if answer > 4 else "smallest",
         "labels": [True, False],
         "completions": [right[0]["content"], wrong[0]["content"]],
         "scores": [1.0, 0.0],

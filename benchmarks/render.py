@@ -51,7 +51,8 @@ def fill(file: Path, results: Path, check: bool) -> int:
     """Fills one file, or says with exit code 1 that it is stale."""
     text = file.read_text(encoding="utf-8")
     is_recipe = file.suffix == ".yaml"
-    rendered = (render_recipe if is_recipe else render)(text, results)
+    up = "../" if file.parent.name == "docs" else ""  # links on a page start from its folder
+    rendered = render_recipe(text, results) if is_recipe else render(text, results, up)
     if rendered == text:
         print(f"{file.name}: {len((HEADER if is_recipe else BLOCK).findall(text))} tables, up to date")
         return 0
@@ -67,8 +68,8 @@ def fill(file: Path, results: Path, check: bool) -> int:
     return 0
 
 
-def render(text: str, results: Path) -> str:
-    """The text with every block filled from its results file."""
+def render(text: str, results: Path, up: str = "") -> str:
+    """The text with every block filled from its results file, links to which start with `up`."""
 
     def fill(block: re.Match[str]) -> str:
         file = results / f"{block['name']}.json"
@@ -76,7 +77,7 @@ def render(text: str, results: Path) -> str:
             return block[0]
         content = json.loads(file.read_text(encoding="utf-8"))
         table = _renderer(block["name"])(content["results"])
-        return f"{block[1]}\n{table}\n\n{_source(content['environment'], file.name)}\n\n{block[4]}"
+        return f"{block[1]}\n{table}\n\n{_source(content['environment'], file.name, up)}\n\n{block[4]}"
 
     return BLOCK.sub(fill, text)
 
@@ -298,7 +299,7 @@ def _renderer(name: str) -> Callable[[Json], str]:
     return recipe_table if name.startswith("recipe_") else TABLES[name]
 
 
-def _source(environment: Json, file: str) -> str:
+def _source(environment: Json, file: str, up: str) -> str:
     hardware = environment["hardware"]
     machine = hardware["gpu"] or f"{hardware['cpu']}, {hardware['cores']} cores"
     versions = environment["versions"]
@@ -306,7 +307,7 @@ def _source(environment: Json, file: str) -> str:
     commit = f"{sha[:12]}{dash}{dirty}"
     return (
         f"<sub>{machine}; torch {versions['torch']}, TRL {versions['trl']}; commit {commit}, "
-        f"{environment['date'][:10]}; [benchmarks/results/{file}](benchmarks/results/{file})</sub>"
+        f"{environment['date'][:10]}; [benchmarks/results/{file}]({up}benchmarks/results/{file})</sub>"
     )
 
 

@@ -206,7 +206,9 @@ def lay(model: Any, adapters: Sequence[str | Path]) -> Any:
                 f"adapter {adapter} is of type {config.peft_type.value}, which cannot be merged or lie below another",
                 hint="go on training it (adapter_mode: continue), or start from its base",
             )
-        general = replace(config, task_type=None)  # its layers only, whatever the model is for
+        general = replace(
+            config, task_type=None, **_untied(model, config)
+        )  # its layers only, whatever the model is for
         adapted = PeftModel.from_pretrained(model, str(adapter), config=general)
         is_plain = getattr(model, "hf_quantizer", None) is None and _can_merge(config)
         model = adapted.merge_and_unload() if is_plain else _laid_around(adapted)
@@ -223,6 +225,12 @@ def with_plain_head(quantization: Any) -> Any:
     kept = copy.deepcopy(quantization)
     kept.llm_int8_skip_modules = [*(kept.llm_int8_skip_modules or []), "score"]  # of 4-bit configs too
     return kept
+
+
+def _untied(model: Any, config: Any) -> dict[str, bool]:
+    """A classifier has no LM head that an adapter's trained embedding could be tied to."""
+    is_tied = getattr(config, "ensure_weight_tying", False)
+    return {"ensure_weight_tying": False} if is_tied and model.get_output_embeddings() is None else {}
 
 
 def laid_in(model: Any) -> tuple[str, ...]:

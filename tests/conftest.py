@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 
 THIRD_PARTY_WARNINGS = (
+    # cellpylib, of reasoning-gym, when it is compiled for the first time
+    'ignore:"is" with .* literal:SyntaxWarning',
     # TRL 1.16's own default sets the old name, transformers 5.23 renamed it
     "ignore:`gradient_checkpointing(_kwargs)?` is deprecated:FutureWarning",
     # transformers' own default, on a CPU

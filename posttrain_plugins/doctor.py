@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Literal
 
 from posttrain_plugins import catalogue
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.sandbox import run as sandbox
 
 __all__ = ["Finding", "examine"]
 
@@ -53,12 +55,13 @@ class Finding:
 
 
 def examine(runs_dir: Path = Path("runs")) -> list[Finding]:
-    """Looks at Python, packages, extras, the device, disk, the Hub's mode and the plugins."""
+    """Looks at Python, packages, extras, the device, the sandbox, disk, the Hub's mode and the plugins."""
     return [
         _python(),
         *_packages(),
         *_extras(),
         *_device(),
+        _sandbox(),
         *_disk(runs_dir),
         _hub(),
         *_plugins(),
@@ -141,6 +144,14 @@ def _device() -> Iterator[Finding]:
     else:
         found = f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads: enough for the tiny recipes"
         yield Finding("device", "ok", found)
+
+
+def _sandbox() -> Finding:
+    """Where reward `code` runs what a model wrote."""
+    try:
+        return Finding("sandbox", "ok", sandbox.working())
+    except InputError as error:
+        return Finding("sandbox", "note", f"{error.message}: reward code will not work", error.hint or "")
 
 
 def _disk(runs_dir: Path) -> Iterator[Finding]:

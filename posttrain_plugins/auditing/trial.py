@@ -81,7 +81,7 @@ def stress(reward: ResolvedReward) -> list[Tried]:
     rows = getattr(reward.func, "examples", ())
     good = max(rows, key=lambda row: -math.inf if row.get("score") is None else row["score"], default=None)
     like = dict(good) if good else {"prompt": "2+2=?", "completion": "4"}
-    best = _one("the best example", like, reward) if good else None
+    best = _against({**like, "name": "the best example"}, reward) if good else None
     texts = {**SPAM, "prompt echo": to_text(like["prompt"]), "answer list": " ".join(map(str, range(100)))}
     texts["many answers"] = "".join(f"<answer>{i}</answer>" for i in range(10))
     texts["the good one, fifty times"] = to_text(like["completion"]) * 50

@@ -41,6 +41,23 @@ app.add_typer(plugins_app, name="plugins")
 app.add_typer(rewards_app, name="rewards")
 
 
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import version
+
+        print(f"posttrain-plugins {version('posttrain-plugins')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version, and stop.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of the whole program."""
+
+
 def main() -> None:
     """The entry point: turns our errors into a message and an exit code."""
     is_debug = "--debug" in sys.argv

@@ -15,7 +15,7 @@ MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "broken": ("broken",
 
 
 def doctor(runs_dir: RunsOption = RUNS, as_json: JsonOption = False) -> None:
-    """Look at Python, packages, GPU, quantization, vLLM, disk, Hub and plugins. Exit 1 if something is broken.
+    """Look at Python, packages, GPU, quantization, vLLM, sandbox, disk, Hub and plugins. Exit 1 if something is broken.
 
     `posttrain doctor`
 

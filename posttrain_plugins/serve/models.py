@@ -1,7 +1,8 @@
 """The served models by name. PEFT adapters of one base share it: the base is loaded once, the adapters by name.
 
 1. What cannot share is loaded by itself, with a base of its own: an adapter that is no LoRA, that trains whole modules
-   or biases too or has a value head, or is loaded in another way (dtype, quantization, tokenizer) than its sibling.
+   or biases too, has a value head or put a part of the base's weights into itself as it began (PiSSA, LoftQ), or is
+   loaded in another way (dtype, quantization, tokenizer) than its sibling.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from posttrain_plugins.errors import InputError
 from posttrain_plugins.inference.backends import AnyBackend
 from posttrain_plugins.inference.transformers_backend import TransformersBackend, load_tokenizer
 from posttrain_plugins.inference.value_head import critic_beside
+from posttrain_plugins.peft_types import moves_base
 from posttrain_plugins.recipe import handoff
 from posttrain_plugins.recipe.outside import Outside, is_url
 from posttrain_plugins.stack import adapters_in
@@ -136,7 +138,9 @@ class _Source:
     def share_key(self) -> Hashable | None:
         """Equal for those that can share; None for an adapter that changes more than its own weights."""
         more = ("modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication")
-        is_plain = self.config.get("peft_type") == "LORA" and self.config.get("bias") == "none"
+        is_plain = (
+            self.config.get("peft_type") == "LORA" and self.config.get("bias") == "none" and not moves_base(self.config)
+        )
         if is_url(self.model) or critic_beside(self.path) is not None or len(adapters_in(self.path)) > 1:
             return None
         if self.is_adapter and (not is_plain or any(self.config.get(name) for name in more)):

@@ -28,7 +28,8 @@ def save(context: StageContext, trainer: Any) -> None:
     Where a stage goes on from a checkpoint, what was sampled after it is written anew.
     """
     file = context.folder / ROLLOUTS
-    _forget_after(file, context.resume_from)
+    if trainer.accelerator.is_main_process:  # the one that writes
+        _forget_after(file, context.resume_from)
 
     def write(rows: Sequence[Mapping[str, Any]], prompts: Any, completions: Any, rewards: Any) -> None:
         if not trainer.model.training:

@@ -10,12 +10,14 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import AdaLoraConfig as PeftAdaLoraConfig
+from peft.utils.warning import PeftWarning
 from transformers import TrainerCallback
 
 from posttrain_plugins.errors import InputError
@@ -101,6 +103,8 @@ class _Allocation(TrainerCallback):  # type: ignore[misc]
         if self.pattern is not None:
             self.config.rank_pattern = self.pattern
             self.tuner.resize_modules_by_rank_pattern(self.pattern, self.name)
+            if not all(map(any, self.pattern.values())):  # a module that lost every rank is saved as it should be
+                warnings.filterwarnings("ignore", r".*LoRA tensor\(s\) have invalid shape", category=PeftWarning)
 
     def _own(self, *parts: str) -> list[tuple[str, Any]]:
         wanted = [f"{part}.{self.name}" for part in parts]

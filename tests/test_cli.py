@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,11 @@ def test_help_of_every_command_teaches(command: str) -> None:
 def test_every_command_is_tested_for_its_help() -> None:
     listed = re.findall(r"^\W+(\w+)\s{2,}\S", posttrain("--help").stdout, re.MULTILINE)
     alone = {"run", "validate", "plan", "report", "evaluate", "ask", "serve", "schema", "doctor"}
-    assert alone | {"plugins", "rewards"} == set(listed) - {"help"}
+    assert alone | {"plugins", "rewards"} == set(listed) - {"help", "version"}
+
+
+def test_version_is_the_packages() -> None:
+    assert posttrain("--version").stdout == f"posttrain-plugins {version('posttrain-plugins')}\n"
 
 
 def test_help_imports_nothing_that_takes_long() -> None:

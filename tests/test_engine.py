@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -732,6 +733,20 @@ def test_rng_is_the_problems_own_and_the_same_in_a_replay() -> None:
     first, again = ([r.answer for r in solve(strategy, problems(2), backend=Dead())] for _ in range(2))
     assert first == again
     assert first[0] != first[1]
+
+
+def test_the_collectors_thresholds_are_as_before_whatever_happens() -> None:
+    before, inside = gc.get_threshold(), []
+
+    def strategy(problem: Problem) -> Any:
+        inside.append(gc.get_threshold())
+        raise KeyboardInterrupt
+        yield
+
+    with pytest.raises(KeyboardInterrupt):
+        solve(strategy, problems(1), backend=Dead())
+    assert inside[0][0] > before[0]
+    assert gc.get_threshold() == before
 
 
 # --- Answers ---------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ And a question that is answered, not demanded: do process rewards bring PPO to t
 in fewer steps? Both learning curves stand in the results.
 
     python benchmarks/methods.py --seeds 0 1 2
+    python benchmarks/methods.py grpo --seeds 3 --add
 """
 
 from __future__ import annotations
@@ -53,23 +54,40 @@ WINDOW = 5  # steps that a point of a curve is the mean of
 
 def main() -> int:
     options = _options()
-    methods: dict[str, dict[str, Any]] = {}
-    curves: dict[str, Any] = {}
+    methods, curves = earlier(options.out, options.override) if options.add else ({}, {})
     for recipe in options.recipes:
         for seed in options.seeds:
             run = run_seed(seed, str(ROOT / "recipes" / f"{recipe}.yaml"), options.runs_dir, options.override)
             found = recipes.collect(run["eval"].details, {name: one.manifest for name, one in run.items()})
             for model, method in METHODS[recipe].items():
-                methods.setdefault(method, {})[str(seed)] = of_model(found, model)
+                methods.setdefault(method, {})[str(seed)] = {"commit": record.commit(), **of_model(found, model)}
             if recipe == "process_reward":
                 curves[str(seed)] = compare(*(curve(run[name].folder / "log.jsonl") for name in CURVES))
-    results = {"overrides": options.override, "methods": methods, "process_rewards": curves}
+    methods = {method: dict(sorted(methods[method].items())) for method in methods}
+    results = {"overrides": options.override, "methods": methods, "process_rewards": dict(sorted(curves.items()))}
     missed = list(unmet(methods))
     print(record.write("methods", {**results, "missed": missed}, options.out), file=sys.stderr)
     print(render.methods_table(results))
     for what in missed:
         print(f"error: missed: {what}", file=sys.stderr)
     return 1 if missed else 0
+
+
+def earlier(folder: Path, overrides: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """The methods and curves that the results file holds, each method on each seed with the commit that it ran on.
+
+    Raises:
+        SystemExit: they were made with other overrides.
+    """
+    found = record.read("methods", folder)
+    if found["results"].get("overrides", overrides) != overrides:
+        raise SystemExit(f"error: methods.json has overrides {found['results']['overrides']}, not {overrides}")
+    commit = {"commit": found["environment"].get("commit")}
+    methods = {
+        method: {seed: {**commit, **one} for seed, one in seeds.items()}
+        for method, seeds in found["results"].get("methods", {}).items()
+    }
+    return methods, found["results"].get("process_rewards", {})
 
 
 def of_model(found: Mapping[str, Any], model: str) -> dict[str, Any]:
@@ -137,6 +155,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="which seeds (0 1 2)")
     parser.add_argument("--runs-dir", type=Path, default=ROOT / "runs" / "seeds", help="one folder per seed goes here")
     parser.add_argument("--out", type=Path, default=record.RESULTS, help="folder of methods.json")
+    parser.add_argument("--add", action="store_true", help="keep the methods and seeds that methods.json holds already")
     parser.add_argument(
         "-o", "--override", action="append", default=[], metavar="KEY=VALUE", help="as `posttrain run -o`"
     )

@@ -5,6 +5,7 @@ that a recipe measures: sampled accuracy, its gain over the model that it was ma
 and what else was measured; and what each stage took.
 
     python benchmarks/recipes.py rlhf_ppo raft --seeds 0 1 2
+    python benchmarks/recipes.py rlhf_ppo raft --seeds 3 --add
 """
 
 from __future__ import annotations
@@ -28,17 +29,33 @@ ROOT = Path(__file__).resolve().parent.parent
 def main() -> int:
     options = _options()
     for recipe in options.recipes:
-        seeds = {str(seed): one_seed(seed, recipe, options.runs_dir, options.override) for seed in options.seeds}
-        results = {"recipe": recipe, "overrides": options.override, "seeds": seeds}
+        seeds = earlier(recipe, options.out, options.override) if options.add else {}
+        for seed in options.seeds:
+            seeds[str(seed)] = one_seed(seed, recipe, options.runs_dir, options.override)
+        results = {"recipe": recipe, "overrides": options.override, "seeds": dict(sorted(seeds.items()))}
         print(record.write(f"recipe_{recipe}", results, options.out), file=sys.stderr)
         print(render.recipe_table(results))
     return 0
 
 
+def earlier(recipe: str, folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """The seeds that the results file holds, each with the commit that it ran on.
+
+    Raises:
+        SystemExit: they were made with other overrides.
+    """
+    found = record.read(f"recipe_{recipe}", folder)
+    if found["results"].get("overrides", overrides) != overrides:
+        raise SystemExit(f"error: recipe_{recipe}.json has overrides {found['results']['overrides']}, not {overrides}")
+    commit = {"commit": found["environment"].get("commit")}
+    return {seed: {**commit, **one} for seed, one in found["results"].get("seeds", {}).items()}
+
+
 def one_seed(seed: int, recipe: str, runs_dir: Path, overrides: list[str]) -> dict[str, Any]:
     """Runs a recipe with a seed and collects its figures."""
     run = run_seed(seed, str(ROOT / "recipes" / f"{recipe}.yaml"), runs_dir, overrides)
-    return collect(run["eval"].details, {name: artifact.manifest for name, artifact in run.items()})
+    found = collect(run["eval"].details, {name: artifact.manifest for name, artifact in run.items()})
+    return {"commit": record.commit(), **found}
 
 
 def collect(details: Mapping[str, Any], manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -67,6 +84,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="which seeds (0 1 2)")
     parser.add_argument("--runs-dir", type=Path, default=ROOT / "runs" / "seeds", help="one folder per seed goes here")
     parser.add_argument("--out", type=Path, default=record.RESULTS, help="folder of recipe_NAME.json")
+    parser.add_argument("--add", action="store_true", help="keep the seeds that recipe_NAME.json holds already")
     parser.add_argument(
         "-o", "--override", action="append", default=[], metavar="KEY=VALUE", help="as `posttrain run -o`"
     )

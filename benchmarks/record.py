@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["RESULTS", "environment", "median_interval", "write"]
+__all__ = ["RESULTS", "commit", "environment", "median_interval", "read", "write"]
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -32,10 +32,16 @@ def write(name: str, results: dict[str, Any], folder: Path = RESULTS) -> Path:
     return file
 
 
+def read(name: str, folder: Path = RESULTS) -> dict[str, Any]:
+    """What `write` wrote: `environment` and `results`, both empty where there is no such file."""
+    file = folder / f"{name}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"environment": {}, "results": {}}
+
+
 def environment() -> dict[str, Any]:
     """Commit, date, hardware and versions."""
     return {
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": {
             "cpu": _cpu(),
@@ -65,7 +71,7 @@ def median_interval(values: Sequence[float], seed: int = 0) -> dict[str, float]:
     return {"median": statistics.median(values), "low": float(low), "high": float(high)}
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit, with `-dirty` where the tree differs from it (results files do not count)."""
 
     def git(*words: str) -> str:

@@ -304,6 +304,21 @@ def test_what_the_methods_miss_is_told(benchmark: Any) -> None:
     ]
 
 
+def test_seeds_are_added_to_what_was_measured_before(benchmark: Any, tmp_path: Path) -> None:
+    record, recipes, methods = benchmark("record"), benchmark("recipes"), benchmark("methods")
+    assert recipes.earlier("grpo", tmp_path, []) == {}
+    assert methods.earlier(tmp_path, []) == ({}, {})
+    record.write("recipe_grpo", {"overrides": [], "seeds": {"0": {"problems": 3}}}, tmp_path)
+    entry = {"gain": interval(0.2)}
+    told = {"overrides": [], "methods": {"GRPO": {"0": entry}}, "process_rewards": {"0": {}}}
+    record.write("methods", told, tmp_path)
+    assert recipes.earlier("grpo", tmp_path, []) == {"0": {"commit": record.commit(), "problems": 3}}
+    assert methods.earlier(tmp_path, []) == ({"GRPO": {"0": {"commit": record.commit(), **entry}}}, {"0": {}})
+    for module, given in ((recipes, ("grpo", tmp_path, ["a=1"])), (methods, (tmp_path, ["a=1"]))):
+        with pytest.raises(SystemExit, match="overrides"):
+            module.earlier(*given)
+
+
 def test_a_loops_time_is_that_of_all_its_turns(benchmark: Any) -> None:
     told = {
         "parent": "raft.1.tuned",

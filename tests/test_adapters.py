@@ -310,6 +310,7 @@ PPO = "use: ppo, dataset: problems, rewards: [correct], adapter: lora, critic: "
         ("", f"{PPO} adalora", "which ADALORA cannot be", "leave critic out"),
         ("", f"{PPO} prompt", "which PROMPT_TUNING cannot be", "leave critic out"),
         ("", f"{PPO} {{use: lora, init_lora_weights: olora}}", "out of the base that the policy shares", "true"),
+        ("", f"{SFT} {{use: peft}}", "needs 'peft_type'", ""),
         ("", f"{SFT} {{use: peft, peft_type: LOHAA}}", "PEFT has no type 'LOHAA'", "LOHA"),
         ("", f"{SFT} {{use: peft, peft_type: LOHA, rr: 2}}", "unknown key 'rr' in adapter 'peft'", "did you mean 'r'"),
         ("", f"{SFT} {{use: bottleneck, placement: above}}", "'placement' is 'above'", ""),

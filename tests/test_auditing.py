@@ -209,7 +209,7 @@ def invoke(*arguments: Any) -> Any:
     return CliRunner().invoke(app, ["rewards", *map(str, arguments)])
 
 
-def test_the_commands_end_to_end(rewards: Path, tmp_path: Path) -> None:
+def test_the_commands_end_to_end(rewards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = tmp_path / "runs"
     given = rollouts(lambda step, i: "1" * step)
     file = written(runs / "mine/.grpo-0123456789ab.partial/rollouts.jsonl", given.rows)
@@ -223,6 +223,10 @@ def test_the_commands_end_to_end(rewards: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in rescored.read_text(encoding="utf-8").splitlines()]
     assert [row["rewards"]["n"] for row in rows[::8]] == [float(step) for step in range(10)]
     assert rows[0]["rewards"]["hacked"] == 0.0
+    with monkeypatch.context() as patch:
+        patch.setattr("posttrain_plugins.auditing.scoring.scores_of", lambda *_: pytest.fail("scored for nothing"))
+        refused = invoke("replay", "mine", "--reward", f"n={rewards}:digits", "--out", rescored, "--runs-dir", runs)
+    assert "is there already" in str(refused.exception)
     told = invoke("audit", file, "--against", f"{rewards}:digits", "--out", tmp_path / "plots", "--json")
     assert json.loads(told.stdout)["verdict"] == "rises with it"
 

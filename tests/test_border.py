@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -199,6 +200,26 @@ def test_an_adapter_whose_base_changed_is_refused_before_it_is_used(
     shutil.rmtree(made["base"])
     with pytest.raises(HandoffError, match="its base is gone"):
         pp.run(file, runs_dir=tmp_path / "runs", only=["last"])
+
+
+PINNED: list[dict[str, str]] = [{"model_revision": "v1"}, {}]
+
+
+def test_the_base_of_an_adapter_is_told_apart_by_the_pinned_revision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from posttrain_plugins.recipe import run
+
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    references = tmp_path / "hub/models--org--name/refs"
+    references.mkdir(parents=True)
+    (references / "v1").write_text("a" * 40)
+    chosen: Any = SimpleNamespace(store=SimpleNamespace(root=tmp_path))
+    stages: list[Any] = [SimpleNamespace(spec=SimpleNamespace(loading=loading)) for loading in PINNED]
+    pinned, newest = (run._weights_of(chosen, stage)("org/name") for stage in stages)
+    (references / "main").write_text("b" * 40)  # the Hub moved on
+    assert run._weights_of(chosen, stages[0])("org/name") == pinned == f"hub:org/name@{'a' * 40}"
+    assert run._weights_of(chosen, stages[1])("org/name") != newest
 
 
 def test_a_language_model_is_no_judge(told: Callable[..., list[Any]], tmp_path: Path) -> None:

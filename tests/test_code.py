@@ -157,6 +157,34 @@ def test_nothing_outlives_it(sandbox, ending: str) -> None:
     assert not left
 
 
+def test_it_ends_when_whoever_waits_for_it_is_killed(sandbox) -> None:
+    program = f"import time\nmark = {MARK!r}\ntime.sleep(600)"
+    code = f"from posttrain_plugins.sandbox.run import *; run({program!r}, '', Limits(time_s=600), {sandbox!r})"
+    caller = subprocess.Popen([sys.executable, "-c", code, MARK])
+    deadline = time.monotonic() + 60
+
+    def running() -> list[str]:
+        found = [command_of(folder) for folder in Path("/proc").glob("[0-9]*")]
+        return [command for command in found if "jail.py" in command or "/main.py" in command]
+
+    while not any("/main.py" in command for command in running()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert any("/main.py" in command for command in running())
+    caller.kill()
+    caller.wait()
+    while running() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not running()
+
+
+def test_a_callers_umask_does_not_matter(sandbox) -> None:
+    before = os.umask(0o077)
+    try:
+        assert tried("print(6 * 7)", sandbox).stdout == "42\n"
+    finally:
+        os.umask(before)
+
+
 def command_of(folder: Path) -> str:
     try:
         return (folder / "cmdline").read_bytes().decode("utf-8", "replace")
@@ -262,6 +290,14 @@ def test_what_fails_is_worth_nothing(reward: Code, body: str) -> None:
     limited = Code(time_limit_s=2.0, sandbox=reward.sandbox)
     assert scored(limited, f"```python\n{body}\n```", [{"input": "2", "output": "4"}]) == 0.0
     assert scored(limited, f"```python\n{body}\n```", [{"fn_name": "f", "input": [2], "output": 4}]) == 0.0
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["return [0] * 3_000_000", "import sys; sys.set_int_max_str_digits(0); return 10**5000", "return [[]] * 0 or '['"],
+)
+def test_a_function_cannot_break_the_reward_by_what_it_returns(reward: Code, body: str) -> None:
+    assert scored(reward, f"```python\ndef f(x): {body}\n```", [{"fn_name": "f", "input": [2], "output": 4}]) == 0.0
 
 
 def test_numbers_may_differ_a_little_and_words_not_at_all(reward: Code) -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from posttrain_plugins.errors import HandoffError, Interrupted
+from posttrain_plugins.errors import HandoffError, InputError, Interrupted
 from posttrain_plugins.types import DataRef, StageContext, StageResult
 
 
@@ -31,6 +31,7 @@ class Rows:
 
     folder: str
     dataset: DataRef | None = None
+    outputs: ClassVar[tuple[str, ...]] = ("folder",)
     produces: ClassVar[str] = "dataset"
     columns: ClassVar[tuple[str, ...]] = ("prompt",)
 
@@ -44,6 +45,9 @@ class Rows:
             checkpoint.mkdir(parents=True, exist_ok=True)
             (checkpoint / "complete").touch()
             raise Interrupted("stopped")
+        if what == "quota " + context.stage:
+            (context.folder / "log.jsonl").write_text('{"key": "a"}\\n')
+            raise InputError("the judge's quota is used up")
         if what == "handoff " + context.stage:
             (context.folder / "model").mkdir()
             raise HandoffError("changed")
@@ -95,6 +99,15 @@ def test_a_forced_stage_that_was_interrupted_goes_on_without_force(recipe: Path,
     pp.run(recipe, runs_dir=runs, observer=seen)
     assert ran(tmp_path) == ["b", "c"], "and what was made from the old b is made again"
     assert seen.from_checkpoint == {"b": True, "c": False}
+
+
+def test_what_was_answered_stays_when_a_service_refuses_in_the_middle(recipe: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    (tmp_path / "do").write_text("quota b")
+    with pytest.raises(InputError, match="quota"):
+        pp.run(recipe, runs_dir=runs)
+    (log,) = runs.glob("*/.b-*.partial/log.jsonl")
+    assert log.read_text() == '{"key": "a"}\n'
 
 
 def test_a_forced_stage_takes_its_descendants_with_it_even_when_it_alone_was_finished(

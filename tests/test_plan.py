@@ -222,6 +222,25 @@ def test_a_folder_of_data_counts_with_all_its_files(folder: Path) -> None:
     assert _changed(first, _keys(folder, ["datasets.demos.path=./data"])) == ALL
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"use": "./my.py:rows", "folder": "./data"},
+        {"path": "json", "data_dir": "./data"},
+        {"path": "json", "data_files": "./data/train/*.jsonl"},
+    ],
+)
+def test_data_behind_a_folder_or_a_glob_counts(folder: Path, data: dict[str, str]) -> None:
+    (folder / "data/train").mkdir(parents=True)
+    (folder / "data/train/a.jsonl").write_text('{"prompt": "1", "completion": "1"}\n')
+    (folder / "my.py").write_text("def rows(folder: str):\n    return folder\n")
+    given = [f"datasets.demos={json.dumps(data)}"]
+    first = _keys(folder, given)
+    assert _keys(folder, given) == first
+    (folder / "data/train/a.jsonl").write_text('{"prompt": "1", "completion": "2"}\n')
+    assert _changed(first, _keys(folder, given)) == ALL
+
+
 def test_an_adapter_counts_with_its_base_wherever_that_lies(folder: Path, tmp_path: Path) -> None:
     def write(name: str, base: Path) -> str:
         (folder / name).mkdir(exist_ok=True)

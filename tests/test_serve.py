@@ -332,6 +332,7 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
     ({"model": "m@best_of_n(n=2, scorer='../../etc:passwd')"}, "model", "no scorer"),
     ({"model": "m@best_of_n(n=2, scorer='gone:rm')"}, "model", "no scorer 'gone:rm'"),
     ({"model": "m@best_of_n(n=2, scorer='os:system')"}, "model", "no scorer 'os:system'"),
+    ({"model": "m@best_of_n(n=2, scorer={'a': 1})"}, "model", "no scorer"),
     ({"model": "m@best_of_n(n=2, scorer=[[1]])"}, "model", "no scorer"),
     ({"model": "m@episodic_memory(memory_file='/tmp/x')"}, "model", "may not give 'memory_file'"),
     ({"model": "m@self_consistency(n=" + "-" * 900 + "1)"}, "model", "model: "),

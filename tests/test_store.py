@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from posttrain_plugins.errors import HandoffError, InputError, StageFailed
-from posttrain_plugins.recipe import handoff
+from posttrain_plugins.recipe import data_head, handoff
 from posttrain_plugins.recipe.store import Artifact, Store, has_checkpoint, newest_checkpoint
 from posttrain_plugins.stack import digest
 
@@ -178,6 +178,19 @@ def test_a_second_process_is_refused_while_the_first_is_at_it(store: Store) -> N
         assert partial.is_dir()
 
 
+def test_what_another_process_is_at_is_not_removed(store: Store) -> None:
+    first = _process(store)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "held\n"
+    (store.partial("sft", KEY) / "begun").touch()
+    with pytest.raises(StageFailed, match="'sft' is being made by another process"):
+        store.remove("sft", KEY)
+    assert (store.partial("sft", KEY) / "begun").is_file()
+    first.communicate("")
+    store.remove("sft", KEY)
+    assert not store.partial("sft", KEY).exists()
+
+
 def test_the_lock_of_a_killed_process_is_free(store: Store) -> None:
     first = _process(store)
     assert first.stdout is not None
@@ -270,6 +283,12 @@ CHANGES = {
     "eos_token_id": ("generation_config.json", '{"eos_token_id": 5}'),
     "pad_token_id": ("generation_config.json", '{"pad_token_id": 5}'),
 }
+
+
+def test_an_adapter_whose_base_was_made_in_memory_is_told(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": null}')
+    (tmp_path / "adapter_model.safetensors").touch()
+    assert "has no base_model_name_or_path" in str(data_head.model_problem(tmp_path))
 
 
 @pytest.mark.parametrize("field", CHANGES)

@@ -11,7 +11,7 @@ from posttrain_plugins.errors import InputError
 from posttrain_plugins.recipe.store import Store
 from posttrain_plugins.registry import suggest
 
-__all__ = ["Rollouts", "find", "one", "read", "write"]
+__all__ = ["Rollouts", "check_free", "find", "one", "read", "write"]
 
 FILE = "rollouts.jsonl"
 
@@ -102,10 +102,19 @@ def write(file: Path, rows: list[dict[str, Any]]) -> None:
     Raises:
         InputError: the file is there already.
     """
-    if file.exists():
-        raise InputError(f"{file} is there already", hint="name another, or remove it")
+    check_free(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def check_free(file: Path) -> None:
+    """Refuses a file that is there already.
+
+    Raises:
+        InputError: it is.
+    """
+    if file.exists():
+        raise InputError(f"{file} is there already", hint="name another, or remove it")
 
 
 def _of_run(store: Store, run: str) -> dict[str, Path]:

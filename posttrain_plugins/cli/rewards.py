@@ -100,6 +100,8 @@ def replay(
     from posttrain_plugins.auditing.scoring import scores_of
     from posttrain_plugins.cli.bar import solving
 
+    if to is not None:
+        saved.check_free(to)  # before anything is scored
     named = {name: api.reward(text, runs_dir=runs_dir) for name, text in map(_named, reward)}
     found = [saved.read(name, file) for name, file in saved.find(run, runs_dir.resolve()).items()]
     shown: list[dict[str, Any]] = []

@@ -68,10 +68,10 @@ def check_merges(sheet: Sheet, stages: RawStages, specs: Mapping[str, StageSpec]
 def _abilities(sheet: Sheet, use: Use) -> PeftTypeAbilities | None:
     """What the type of an adapter can; None where its plugin does not say its type."""
     schema = sheet.schemas.get(use.plugin)
-    target = str((schema.attributes if schema is not None else {}).get("params_of") or "").format(**use.params)
+    target = str((schema.attributes if schema is not None else {}).get("params_of") or "")
     try:
-        return abilities(_class_of(target)) if target else None
-    except LookupError:
+        return abilities(_class_of(target.format(**use.params))) if target else None
+    except LookupError:  # also a parameter that the target names, and that is missing: told elsewhere
         return None
 
 

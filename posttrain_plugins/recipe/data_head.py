@@ -37,13 +37,23 @@ def model_problem(folder: Path) -> str | None:
     if not folder.is_dir():
         return f"no model folder {folder}"
     if (folder / "adapter_config.json").is_file():
-        has_weights = any(folder.glob("adapter_model*"))
-        return None if has_weights else f"adapter folder {folder} has no adapter_model.safetensors"
+        if not any(folder.glob("adapter_model*")):
+            return f"adapter folder {folder} has no adapter_model.safetensors"
+        return None if _names_base(folder) else f"adapter_config.json of {folder} has no base_model_name_or_path"
     if not (folder / "config.json").is_file():
         return f"model folder {folder} has no config.json"
     if not any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
         return f"model folder {folder} has no weights (*.safetensors)"
     return None
+
+
+def _names_base(adapter: Path) -> bool:
+    """PEFT writes null where the base was made in memory."""
+    try:
+        config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and bool(config.get("base_model_name_or_path"))
 
 
 def _raw_columns(file: Path) -> tuple[str, ...] | None:

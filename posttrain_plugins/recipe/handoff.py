@@ -38,7 +38,7 @@ def record(folder: Path, loading: Mapping[str, Any], *, whole: bool = True) -> d
     if several:  # over one base, with one tokenizer
         return {**next(iter(several.values())), "adapters": [], "several": several}
     adapter = adapter_config(folder)
-    base = Path(adapter["base_model_name_or_path"]) if adapter else folder
+    base = Path(adapter["base_model_name_or_path"] or "") if adapter else folder
     config, generation = _json(base / "config.json"), _json(base / "generation_config.json")
     words = folder if (folder / "tokenizer_config.json").is_file() else base
     vocabulary = _vocabulary(words) if whole else {}
@@ -79,8 +79,8 @@ def check_unchanged(
         )
     if base and weights_of and recorded.get("base_weights") not in (None, weights_of(base)):
         raise HandoffError(
-            f"model '{name}' is an adapter, and its base changed: {base} is {weights_of(base)[:16]}, expected "
-            f"{recorded['base_weights'][:16]}",
+            f"model '{name}' is an adapter, and its base changed: {base} is {_short(weights_of(base))}, "
+            f"expected {_short(recorded['base_weights'])}",
             hint=f"put the base back, or make it again: posttrain run RECIPE --force {name}",
         )
     now = record(folder, {})
@@ -90,6 +90,11 @@ def check_unchanged(
                 f"model '{name}' changed after it was made: {field} is {now[field]}, expected {recorded[field]}",
                 hint=f"make it again: posttrain run RECIPE --force {name}",
             )
+
+
+def _short(identity: str) -> str:
+    """A hash by its beginning; of a Hub's model, the commit tells two apart, and stands last."""
+    return identity if identity.startswith("hub:") else identity[:16]
 
 
 def check_kept(stage: str, before: Mapping[str, Any], after: Mapping[str, Any], template_given: bool) -> None:

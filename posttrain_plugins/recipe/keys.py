@@ -94,6 +94,11 @@ class HashCache:
         files = sorted(file for file in path.rglob("*") if file.is_file())
         return sha256_of({str(file.relative_to(path)): self.of_file(file) for file in files})
 
+    def of_folder(self, path: Path) -> str:
+        """A model's folder as a model, any other with every file below it."""
+        is_model = any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
+        return self.of_model(path) if is_model else self.of_path(path)
+
     def of_model(self, path: Path) -> str:
         """A model folder's weights, configs and tokenizer; an adapter's with those of its base."""
         files = sorted({file for pattern in WEIGHT_FILES for file in path.glob(pattern)})
@@ -213,9 +218,18 @@ def _by_content(value: Any, hashes: HashCache) -> Any:
     try:
         if path.is_file():
             return f"{hashes.of_file(path)}{colon}{attr}"
-        return hashes.of_model(path) if path.is_dir() else value
+        if path.is_dir():
+            return hashes.of_folder(path)
+        return [hashes.of_path(found) for found in _matches(path)] or value
     except OSError:  # too long for a name, or not ours to read
         return value
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """What an absolute glob, such as that of `data_files`, stands for; nothing where it is none."""
+    parts = pattern.parts
+    first = next((i for i, part in enumerate(parts) if any(sign in part for sign in "*?[")), 0)
+    return sorted(Path(*parts[:first]).glob(str(Path(*parts[first:])))) if first else []
 
 
 def _model_identity(source: External, hashes: HashCache) -> str:
@@ -257,7 +271,7 @@ def _object_identity(target: str, hashes: HashCache) -> str:
         path = Path(target)
         if not path.exists():
             return _hub_identity("model", target)
-        return hashes.of_model(path) if path.is_dir() else hashes.of_path(path)
+        return hashes.of_folder(path) if path.is_dir() else hashes.of_path(path)
     file = Path(head) if head.endswith(".py") else module_file(head)
     package = "" if head.endswith(".py") else head.partition(".")[0]
     return f"{attr}@{source_hash(file, package) if file else 'unknown'}"

@@ -197,7 +197,7 @@ def _context(
     should_stop: _Flag,
 ) -> StageContext:
     schema = plugin_schema(stage.spec.plugin)
-    resolver = Resolver(chosen.recipe, artifacts, _weights_of(chosen))
+    resolver = Resolver(chosen.recipe, artifacts, _weights_of(chosen, stage))
     inputs = resolver.inputs(stage.spec, schema.attributes.get("requires_columns", {}))
     check_border(stage.spec, schema, inputs)
     args = next((dict(stage.spec.params.get(name) or {}) for name in stage.spec.configs), {})
@@ -242,12 +242,13 @@ def _place_of(cause: BaseException) -> str:
     return f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}"
 
 
-def _weights_of(chosen: Plan) -> Callable[[str], str]:
-    """The identity of a model's weights, each file read once and remembered beside the runs."""
+def _weights_of(chosen: Plan, stage: PlannedStage) -> Callable[[str], str]:
+    """The identity of a base's weights, in the stage's revision; files are read once and remembered beside the runs."""
+    revision = stage.spec.loading.get("model_revision")
 
     def identity(model: str) -> str:
         hashes = keys.HashCache(chosen.store.root / HASHES)
-        found = keys.weights_identity(model, hashes)
+        found = keys.weights_identity(model, hashes, revision)
         hashes.save()
         return found
 
@@ -258,7 +259,7 @@ def _handoff(chosen: Plan, stage: PlannedStage, result: StageResult, context: St
     if result.model_path is None:
         return {}
     recorded = handoff.record(context.folder / result.model_path, stage.spec.loading)
-    recorded["base_weights"] = _weights_of(chosen)(recorded["base"]) if recorded["base"] else None
+    recorded["base_weights"] = _weights_of(chosen, stage)(recorded["base"]) if recorded["base"] else None
     parent = context.inputs.get("model")
     if isinstance(parent, ModelArtifact) and stage.spec.produces == "model":  # one of ours: a foreign one has no record
         handoff.check_kept(stage.id, parent.handoff, recorded, context.inputs.get("chat_template") is not None)
@@ -327,8 +328,13 @@ def _is_worth_keeping(partial: Path, error: BaseException, is_begun: bool) -> bo
     if isinstance(error, NonFiniteLoss):
         return False
     if isinstance(error, InputError) and not isinstance(error, HandoffError):
-        return is_begun
+        return is_begun or newest_checkpoint(partial) is not None or _has_answers(partial)
     return newest_checkpoint(partial) is not None or any((partial / n).exists() for n in (REQUEST_LOG, "model"))
+
+
+def _has_answers(partial: Path) -> bool:
+    log = partial / REQUEST_LOG
+    return log.is_file() and log.stat().st_size > 0
 
 
 def _is_out_of_memory(cause: BaseException) -> bool:

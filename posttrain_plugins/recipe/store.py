@@ -135,13 +135,19 @@ class Store:
         scratch.replace(link)
 
     def remove(self, stage: str, key: str) -> None:
-        """Takes a stage's result and what was begun of it away, for one that is forced."""
-        final = self.path(stage, key)
-        if final.exists():
+        """Takes a stage's result and what was begun of it away, for one that is forced.
+
+        Raises:
+            StageFailed: another process is at it; nothing was taken away.
+        """
+        with self.locked(stage, key) as partial:
+            final = self.path(stage, key)
             old = final.with_name(f".{final.name}.old")
-            final.rename(old)
-            shutil.rmtree(old)
-        shutil.rmtree(self.partial(stage, key), ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+            if final.exists():
+                final.rename(old)
+                shutil.rmtree(old)
+            shutil.rmtree(partial, ignore_errors=True)
 
     @contextlib.contextmanager
     def locked(self, stage: str, key: str) -> Iterator[Path]:

@@ -28,6 +28,8 @@ libc = ctypes.CDLL(None, use_errno=True)
 def main(file: str) -> int:
     with open(file, encoding="utf-8") as stream:  # noqa: PTH123 (pathlib doubles the start)
         config = json.load(stream)
+    os.umask(0o022)  # not the caller's: a stranger has to enter what is made here
+    _die_with_parent(config["parent"])
     if config["kind"] == "namespaces":
         _enter(config)
         child = os.fork()  # the first process of the new namespace
@@ -43,6 +45,13 @@ def main(file: str) -> int:
     if not child:
         _execute(config)
     os._exit(_code(os.waitpid(child, 0)[1]))
+
+
+def _die_with_parent(parent: int | None) -> None:
+    """Whoever waits for us keeps the time; where that one is killed, nobody would."""
+    _call("prctl", SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if parent is not None and os.getppid() != parent:  # it died before
+        os._exit(125)
 
 
 def _enter(config: dict[str, Any]) -> None:

@@ -163,6 +163,7 @@ def _command(program: str, limits: Limits, kind: Sandbox, folder: Path) -> tuple
     main.write_text(program, encoding="utf-8", errors="surrogatepass")
     config = {
         "kind": kind,
+        "parent": None if kind == "bubblewrap" else os.getpid(),  # bwrap stands between, and dies with us
         "root": str(folder / "root"),
         "program": program,
         "main": str(main) if kind == "none" else "/main.py",
@@ -209,7 +210,9 @@ def _readable() -> list[str]:
 def _wait(process: subprocess.Popen[bytes], limits: Limits) -> int | None:
     """The exit code; None where its time was over. Either way nothing that it started is left.
 
-    A jail that is asked to end takes its namespace with it first, and is killed where it does not.
+    A jail that is asked to end takes its namespace with it first, and is killed where it does not. Where this process
+    is killed meanwhile, the jail dies with it (of kind `none` the program itself, not what that started); the folder
+    of its files, a few KiB, stays.
     """
     try:
         code = process.wait(timeout=limits.time_s)

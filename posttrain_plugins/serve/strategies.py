@@ -126,6 +126,8 @@ class Strategies:
 
     def _scorer(self, name: Any) -> ResolvedReward:
         """One of the server's, or a reward model of a run, which is loaded once."""
+        if not isinstance(name, str):
+            raise InputError(f"no scorer {name!r}", hint="a scorer is a name")
         with self._lock:
             if name not in self.scorers:
                 self.scorers[name] = self._of_run(name)

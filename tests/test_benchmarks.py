@@ -268,6 +268,16 @@ def test_render_fills_every_table_and_check_tells_a_stale_one(benchmark: Any, tm
     assert call("render.py", "--check", *options).returncode == 0
 
 
+def test_check_tells_how_many_have_no_figures_yet(tmp_path: Path) -> None:
+    file, recipe = tmp_path / "page.md", tmp_path / "it.yaml"
+    file.write_text("<!-- results:adapters -->\n<!-- /results -->\n", encoding="utf-8")
+    recipe.write_text("# Results: benchmarks/results/recipe_it.json\nname: it\n", encoding="utf-8")
+    done = call("render.py", "--check", "--file", file, recipe, "--results", tmp_path / "none")
+    assert done.returncode == 0, done.stderr
+    lines = ["page.md: 1 without figures: no results file yet", "it.yaml: 1 without figures: no results file yet"]
+    assert done.stdout.splitlines() == lines
+
+
 def test_every_recipe_names_its_results_and_shows_what_stands_there(benchmark: Any) -> None:
     render = benchmark("render")
     others = {"quickstart": "quickstart_seeds", "test_time": "test_time"}

@@ -98,7 +98,7 @@ def validate(
     override: OverrideOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check recipes: every mistake at once, each with file:line:column. Loads no model; takes half a second.
+    """Check recipes: every mistake at once, each with file:line:column. Loads no model; takes about a second.
 
     `posttrain validate mine.yaml lora --json`
     """

@@ -57,7 +57,15 @@ REWARD_LOADING = (  # fields of TRL's `ModelConfig` that the plugins `reward_mod
     "attn_implementation",
     "model_revision",
 )
-LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
+LOADERS = {
+    ".jsonl": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".txt": "text",
+}
 
 
 class Resolver:

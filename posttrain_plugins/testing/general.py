@@ -67,8 +67,8 @@ def check_parameters_are_typed(plugin: Any) -> None:
 def check_is_light_to_import(plugin: Any) -> None:
     """Its module imports none of torch, transformers, trl, peft and datasets when it is imported.
 
-    `posttrain validate` and `plan` import installed plugins and answer in half a second; one `import torch` on top of
-    a module makes it five for everyone who has the package installed. Import inside the call.
+    `posttrain validate` and `plan` import installed plugins and answer in about a second; one `import torch` on top
+    of a module makes it five for everyone who has the package installed. Import inside the call.
     """
     source = _loaded(plugin).source
     if getattr(sys.modules.get(source.__module__), "__spec__", None) is None or source.__module__ == "__main__":

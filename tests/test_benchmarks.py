@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -342,6 +343,12 @@ def test_a_loops_time_is_that_of_all_its_turns(benchmark: Any) -> None:
     )
     assert found["train_s"] == 7.0
     assert found["gain"] == {"mean": pytest.approx(0.3)}
+
+
+def test_every_benchmark_has_one_row_of_the_readme() -> None:
+    rows = re.findall(r"^\| `python benchmarks/([\w/]+\.py)", (BENCHMARKS / "README.md").read_text("utf-8"), re.M)
+    assert sorted(rows) == sorted(set(rows))
+    assert {"render.py", "gpu/recipes.py"} <= set(rows)
 
 
 def test_every_marker_of_the_readme_has_a_table(benchmark: Any) -> None:

@@ -2,7 +2,7 @@
 
 A table stands between `<!-- results:NAME -->` and `<!-- /results -->`, NAME being a results file; a marker whose file
 is missing is left alone. The header of each recipe gets its figures too, behind the line that names their file.
-`--check` changes nothing and exits 1 where a figure is not what its results give.
+`--check` changes nothing and exits 1 where a figure is not what its results give; it tells how many have none yet.
 
     python benchmarks/render.py
 """
@@ -51,10 +51,12 @@ def fill(file: Path, results: Path, check: bool) -> int:
     """Fills one file, or says with exit code 1 that it is stale."""
     text = file.read_text(encoding="utf-8")
     is_recipe = file.suffix == ".yaml"
-    up = "../" if file.parent.name == "docs" else ""  # links on a page start from its folder
+    up = "../" if file.resolve().parent == ROOT / "docs" else ""  # links on a page start from its folder
     rendered = render_recipe(text, results) if is_recipe else render(text, results, up)
     if rendered == text:
-        print(f"{file.name}: {len((HEADER if is_recipe else BLOCK).findall(text))} tables, up to date")
+        found = list((HEADER if is_recipe else BLOCK).finditer(text))
+        unmade = sum(not (results / f"{one['name']}.json").is_file() for one in found)
+        print(f"{file.name}: {_told(len(found) - unmade, unmade)}")
         return 0
     if check:
         print(
@@ -66,6 +68,12 @@ def fill(file: Path, results: Path, check: bool) -> int:
     file.write_text(rendered, encoding="utf-8")
     print(f"{file.name}: tables written")
     return 0
+
+
+def _told(made: int, unmade: int) -> str:
+    """What stands in a file; that figures are not made yet is no fault."""
+    parts = [f"{made} table{'s' * (made != 1)}, up to date"] if made or not unmade else []
+    return "; ".join([*parts, *([f"{unmade} without figures: no results file yet"] if unmade else [])])
 
 
 def render(text: str, results: Path, up: str = "") -> str:

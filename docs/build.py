@@ -20,7 +20,8 @@ from typing import Any
 from posttrain_plugins import catalogue, registry
 from posttrain_plugins.guard.settings import GuardSettings
 from posttrain_plugins.json_schema import argument_docs
-from posttrain_plugins.recipe.references import RESERVED
+from posttrain_plugins.recipe.existing import FILE_OPTIONS
+from posttrain_plugins.recipe.references import RESERVED, SAID
 from posttrain_plugins.registry import Plugin
 from posttrain_plugins.schema import type_name
 from posttrain_plugins.types import KINDS
@@ -31,6 +32,7 @@ DOCS = Path(__file__).resolve().parent
 BLOCK = re.compile(r"(<!-- reference:(?P<name>[\w.-]+) -->\n)(?P<body>.*?)(<!-- /reference -->)", re.DOTALL)
 DISTRIBUTION = "posttrain-plugins"
 LONGEST_DEFAULT = 48
+LOOP = {"repeat": int, "init": str, "stages": dict, "${prev}": str}
 
 
 def main() -> int:
@@ -125,6 +127,17 @@ def _columns(needed: Any) -> str:
     return ", ".join(f"`{name}`" for name in needed)
 
 
+def stage_columns() -> str:
+    """Columns -> the stages of ours that need them of their `dataset`, as far as their classes say it."""
+    stages: dict[str, list[str]] = {}
+    for plugin in registry.installed("stage"):
+        columns = catalogue.show(plugin.name, "stage")["columns"] if plugin.distribution == DISTRIBUTION else None
+        if columns and "dataset" in columns:
+            needed = ", or ".join(" + ".join(f"`{name}`" for name in group) for group in columns["dataset"])
+            stages.setdefault(needed, []).append(f"`{plugin.name}`")
+    return "\n".join(["| columns | stages |", "|---|---|", *(f"| {n} | {', '.join(s)} |" for n, s in stages.items())])
+
+
 # --- other parts -----------------------------------------------------------------------------------------------------
 
 
@@ -156,11 +169,12 @@ def _checks(title: str, found: Any) -> str:
 
 def reserved() -> str:
     """The words beside a plugin's own parameters, with their types."""
-    guard = argument_docs(inspect.getdoc(GuardSettings) or "")
+    said = {**SAID, "reward": {**SAID["reward"], **argument_docs(inspect.getdoc(GuardSettings) or "")}}
+    words = {**RESERVED, "dataset": FILE_OPTIONS, "loop": LOOP}
     lines = ["| on | word | type | |", "|---|---|---|---|"]
-    for kind, words in RESERVED.items():
-        for name, annotation in words.items():
-            lines.append(f"| {kind} | `{name}` | {_cell(type_name(annotation))} | {guard.get(name, '')} |")
+    for kind, types in words.items():
+        for name, annotation in types.items():
+            lines.append(f"| {kind} | `{name}` | {_cell(type_name(annotation))} | {said[kind][name]} |")
     return "\n".join(lines)
 
 
@@ -191,6 +205,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "checks": checks,
     "commands": commands,
     "reserved": reserved,
+    "stage_columns": stage_columns,
 }
 """What may stand between the marks."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -15,12 +14,12 @@ from posttrain_plugins.recipe import plan as planning
 from posttrain_plugins.recipe import run as running
 from posttrain_plugins.recipe.build import build
 from posttrain_plugins.recipe.check import check
-from posttrain_plugins.recipe.outside import Outside, is_url
+from posttrain_plugins.recipe.outside import Outside, dataset_named, is_url
 from posttrain_plugins.recipe.packaged import find_recipe
 from posttrain_plugins.recipe.plan import Plan
 from posttrain_plugins.recipe.plugins import parse_call
 from posttrain_plugins.recipe.recipe import Recipe, Use
-from posttrain_plugins.recipe.resolve import Resolver
+from posttrain_plugins.recipe.resolve import dataset_of
 from posttrain_plugins.recipe.run import Observer, Run
 from posttrain_plugins.types import (
     Kind,
@@ -168,13 +167,9 @@ def rows(dataset: str, limit: int | None = None) -> list[dict[str, Any]]:
         limit: so many at most.
 
     Raises:
-        RecipeErrors, InputError: there is no such data set, or it refuses its parameters.
+        InputError: there is no such data set, or it refuses its parameters.
     """
-    stage = {"use": "sample", "dataset": dataset, "rewards": ["exact_answer"], "num_generations": 0}
-    written = {"name": "rows", "model": "none/none", "stages": {"rows": stage}}
-    checked = check(document.Document(Path("command line"), written))
-    spec = checked.stages[0]
-    (found,) = Resolver(checked, {}).inputs(replace(spec, inputs={"dataset": spec.inputs["dataset"]}), {}).values()
+    found = dataset_of(dataset_named(dataset))
     return [dict(row) for row in (found if limit is None else found.select(range(min(limit, len(found)))))]
 
 

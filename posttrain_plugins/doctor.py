@@ -142,8 +142,12 @@ def _device() -> Iterator[Finding]:
             "device", "broken", found, "install a CUDA build of torch: https://pytorch.org/get-started/locally"
         )
     else:
-        found = f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads: enough for the tiny recipes"
-        yield Finding("device", "ok", found)
+        cores, threads = _counted(os.cpu_count() or 1, "core"), _counted(torch.get_num_threads(), "thread")
+        yield Finding("device", "ok", f"CPU, {cores}, {threads}: enough for the tiny recipes")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' if count != 1 else ''}"
 
 
 def _sandbox() -> Finding:

@@ -20,7 +20,7 @@ from posttrain_plugins.errors import PluginBroken
 from posttrain_plugins.recipe.existing import FILE_OPTIONS
 from posttrain_plugins.recipe.model import MODEL_CONFIG, PEFT_IN_MODEL
 from posttrain_plugins.recipe.plugins import plugin_schema
-from posttrain_plugins.recipe.references import RESERVED, is_list
+from posttrain_plugins.recipe.references import RESERVED, SAID, is_list
 from posttrain_plugins.recipe.stage import OURS_IN_ARGS, reserved_words
 from posttrain_plugins.registry import Plugin
 from posttrain_plugins.schema import Field, Schema
@@ -43,7 +43,8 @@ def recipe_schema() -> Json:
     for kind in KINDS:
         definitions[kind] = _use(kind, definitions)
     definitions["loop"] = _loop()
-    definitions["data"] = _closed({name: schema_of(kind) for name, kind in FILE_OPTIONS.items()}, ["path"])
+    options = {name: _said(SAID["dataset"][name]) | schema_of(kind) for name, kind in FILE_OPTIONS.items()}
+    definitions["data"] = _closed(options, ["path"])
     sections: dict[str, Json] = {
         "name": {
             "type": "string",
@@ -129,7 +130,8 @@ def _parameters(plugin: Plugin, found: Schema, definitions: Json) -> Json:
     docs = argument_docs(found.doc or inspect.getdoc(plugin.load()) or "")
     own = {name: _field(field, docs.get(name, ""), definitions) for name, field in found.fields.items()}
     words = reserved_words(found) if plugin.kind == "stage" else RESERVED.get(plugin.kind, {})
-    reserved = {name: schema_of(kind) for name, kind in words.items() if name not in own}
+    said = SAID.get(plugin.kind, {})
+    reserved = {name: _said(said.get(name)) | schema_of(kind) for name, kind in words.items() if name not in own}
     required = [name for name, field in found.fields.items() if field.is_required]
     made = _closed({"use": {"const": plugin.name}, **reserved, **own}, ["use", *required])
     made["description"] = (found.doc or inspect.getdoc(plugin.load()) or "").strip().partition("\n")[0]
@@ -137,7 +139,7 @@ def _parameters(plugin: Plugin, found: Schema, definitions: Json) -> Json:
 
 
 def _field(field: Field, doc: str, definitions: Json) -> Json:
-    told: Json = {"description": doc} if doc else {}
+    told = _said(doc)
     if field.config is not None:
         return {**told, "$ref": _config(field.config.target, definitions)}
     shape = _reference(field) if field.ref is not None else schema_of(field.type)
@@ -146,6 +148,10 @@ def _field(field: Field, doc: str, definitions: Json) -> Json:
     if not field.is_required and field.is_literal and isinstance(field.default, str | int | float | bool):
         told["default"] = field.default
     return {**told, **shape}
+
+
+def _said(doc: str | None) -> Json:
+    return {"description": doc} if doc else {}
 
 
 def _reference(field: Field) -> Json:

@@ -32,6 +32,8 @@ from posttrain_plugins.types import KINDS, Kind
 
 __all__ = ["Plugin", "find", "group", "installed", "load", "suggest"]
 
+FILE_MODULE = "posttrain_file_"
+"""What the name of a module begins with that was imported from a file named in place."""
 PLURAL: dict[str, str] = {**{kind: f"{kind}s" for kind in KINDS}, "strategy": "strategies"}
 
 
@@ -163,7 +165,7 @@ def with_article(noun: str) -> str:
 def import_file(path: Path) -> ModuleType:
     """Imports a `.py` file under a name of its own; again, with what it imports beside it, when any was edited."""
     path = path.resolve()
-    stem = f"posttrain_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_"
+    stem = f"{FILE_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_"
     times = [file.stat().st_mtime_ns for file in sorted(path.parent.glob("*.py"))]
     name = stem + hashlib.sha256(repr(times).encode() + path.read_bytes()).hexdigest()[:8]
     if name in sys.modules:

@@ -277,7 +277,7 @@ CHAIN = """
             ["nothing", "the base + adapter of sft", "a new adapter 'second' (lora)", "tiny + adapter of sft"],
         ),
         ("plain", "merge", ["adapter of sft", "the base", "a new adapter 'second' (lora)", "tiny + adapter of sft"]),
-        ("plain", "continue", ["nothing", "the base", "the adapter of sft, on", "tiny + adapter of sft"]),
+        ("plain", "continue", ["nothing", "the base", "continues the adapter of sft", "tiny + adapter of sft"]),
     ],
 )
 def test_the_plan_says_what_trains_and_what_the_reference_is(

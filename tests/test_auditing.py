@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from posttrain_plugins.auditing import saved, trial
@@ -118,6 +121,8 @@ def test_a_reference_must_beat_another_rows(reward: Callable[[str], ResolvedRewa
     assert {t.problem for t in trial.on_data(reward("gullible"), rows)} == {"another row's reference scores as much"}
     with pytest.raises(InputError, match="the data has no reference, it has prompt, gold"):
         trial.on_data(reward("Exact"), [{"prompt": "p", "gold": "7"}])
+    with pytest.raises(InputError, match="the data has no 'prompt', it has question, solution"):
+        trial.on_data(reward("Exact"), [{"question": "p", "solution": "7"}])
 
 
 def test_stress_finds_what_raises_and_what_spam_pays(reward: Callable[[str], ResolvedReward]) -> None:
@@ -125,9 +130,24 @@ def test_stress_finds_what_raises_and_what_spam_pays(reward: Callable[[str], Res
     assert found["empty"] == "raises ZeroDivisionError: float division by zero"
     assert found["one word"] == ""
     found = {t.name: t.problem for t in trial.stress(reward("gullible"))}
-    assert found["100k characters"] == "pays as much as a good answer"
+    assert found["100k characters"] == "pays more than a good answer"
     assert found["empty"] == ""
     assert not [t for t in trial.stress(reward("Exact")) if t.problem]
+
+
+def test_stress_without_examples_says_that_nothing_was_compared(rewards: Path) -> None:
+    done = invoke("stress", f"{rewards}:digits")
+    assert done.exit_code == 0, done.output
+    assert "no examples: only that nothing raises was checked" in " ".join(done.output.split())
+    assert "as they should be" not in done.output
+    assert not re.search(r"│ +none │", done.output), "a dash where nothing is expected"
+    assert "as they should be" in invoke("stress", f"{rewards}:Exact").output
+
+
+def test_an_example_that_cannot_be_judged_is_expected_to_be_none(reward: Callable[[str], ResolvedReward]) -> None:
+    unsure = reward("later")
+    unsure.func.examples = ({"prompt": "p", "completion": "?", "score": None},)
+    assert [(t.score, t.expected, t.problem) for t in trial.on_examples(unsure)] == [(None, "none", "")]
 
 
 # --- saved rollouts --------------------------------------------------------------------------------------------------
@@ -229,6 +249,42 @@ def test_the_commands_end_to_end(rewards: Path, tmp_path: Path, monkeypatch: pyt
     assert "is there already" in str(refused.exception)
     told = invoke("audit", file, "--against", f"{rewards}:digits", "--out", tmp_path / "plots", "--json")
     assert json.loads(told.stdout)["verdict"] == "rises with it"
+
+
+@pytest.mark.parametrize("command", ["test", "stress"])
+def test_the_examples_of_the_help_work(command: str) -> None:
+    """`posttrain rewards test exact_answer --dataset ...` as it stands there, from its docstring."""
+    by_name = typer.main.get_command(app).commands["rewards"].commands  # type: ignore[attr-defined]
+    examples = re.findall(r"`posttrain rewards (.*?)`", str(by_name[command].help))
+    assert examples
+    for example in examples:
+        done = invoke(*shlex.split(example))
+        assert done.exit_code in (0, 1), done.output
+        assert "as they should be" in done.output or "raise nothing" in done.output, done.output
+
+
+@pytest.mark.parametrize(
+    ("dataset", "told"),
+    [
+        ("digit_chian(size=4)", "did you mean 'digit_chain'?"),
+        ("digit_chain(splt=test)", "unknown key 'splt' in dataset 'digit_chain'"),
+        ("nowhere.jsonl", "no file nowhere.jsonl"),
+    ],
+)
+def test_data_that_is_not_there_is_told_without_a_recipe(dataset: str, told: str) -> None:
+    from posttrain_plugins import api
+
+    with pytest.raises(InputError) as caught:
+        api.rows(dataset)
+    assert told in str(caught.value)
+    assert "recipe" not in str(caught.value)
+    assert "stage" not in str(caught.value)
+
+
+def test_data_with_questions_and_answers_alone_is_enough(rewards: Path, tmp_path: Path) -> None:
+    file = written(tmp_path / "mine.jsonl", [{"prompt": "p", "answer": "7"}, {"prompt": "q", "answer": "88"}])
+    tested = invoke("test", f"{rewards}:gullible", "--dataset", file, "--json")
+    assert len(json.loads(tested.stdout)["tried"][str(file)]) == 2, tested.output
 
 
 def test_the_audit_is_drawn(rewards: Path, tmp_path: Path) -> None:

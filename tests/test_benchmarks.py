@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -268,6 +269,16 @@ def test_render_fills_every_table_and_check_tells_a_stale_one(benchmark: Any, tm
     assert call("render.py", "--check", *options).returncode == 0
 
 
+def test_check_tells_how_many_have_no_figures_yet(tmp_path: Path) -> None:
+    file, recipe = tmp_path / "page.md", tmp_path / "it.yaml"
+    file.write_text("<!-- results:adapters -->\n<!-- /results -->\n", encoding="utf-8")
+    recipe.write_text("# Results: benchmarks/results/recipe_it.json\nname: it\n", encoding="utf-8")
+    done = call("render.py", "--check", "--file", file, recipe, "--results", tmp_path / "none")
+    assert done.returncode == 0, done.stderr
+    lines = ["page.md: 1 without figures: no results file yet", "it.yaml: 1 without figures: no results file yet"]
+    assert done.stdout.splitlines() == lines
+
+
 def test_every_recipe_names_its_results_and_shows_what_stands_there(benchmark: Any) -> None:
     render = benchmark("render")
     others = {"quickstart": "quickstart_seeds", "test_time": "test_time"}
@@ -332,6 +343,12 @@ def test_a_loops_time_is_that_of_all_its_turns(benchmark: Any) -> None:
     )
     assert found["train_s"] == 7.0
     assert found["gain"] == {"mean": pytest.approx(0.3)}
+
+
+def test_every_benchmark_has_one_row_of_the_readme() -> None:
+    rows = re.findall(r"^\| `python benchmarks/([\w/]+\.py)", (BENCHMARKS / "README.md").read_text("utf-8"), re.M)
+    assert sorted(rows) == sorted(set(rows))
+    assert {"render.py", "gpu/recipes.py"} <= set(rows)
 
 
 def test_every_marker_of_the_readme_has_a_table(benchmark: Any) -> None:

@@ -656,3 +656,9 @@ def test_every_mistake_is_a_recipe_mistake(tmp_path: Path, text: str, expected: 
     with pytest.raises(RecipeErrors) as caught:
         check(document.load(tmp_path / "r.yaml"))
     assert any(expected in mistake.message for mistake in caught.value.mistakes), str(caught.value)
+
+
+def test_columns_are_not_missed_where_a_reference_is_wrong(mistakes: Callable[..., list[Mistake]]) -> None:
+    """A `sample` without a model needs completions; one whose model is misspelt does not."""
+    more = "  drawn: {use: sample, model: stf, dataset: problems, rewards: [correct], keep: pairs}\n"
+    assert [(m.message, m.hint) for m in mistakes(GOOD + more)] == [("unknown model 'stf'", "did you mean 'sft'?")]

@@ -101,6 +101,32 @@ def test_plugins_list_json_names_ours_with_version() -> None:
     assert all(row["status"] == "ok" and row["summary"] for row in rows)
 
 
+@pytest.mark.parametrize("width", [80, 160])
+def test_plugins_list_breaks_no_name_at_any_width(width: int) -> None:
+    from rich.console import Console
+
+    from posttrain_plugins import catalogue
+    from posttrain_plugins.cli.tables import print_plugins
+
+    rows = catalogue.listing()
+    console = Console(file=io.StringIO(), width=width)
+    print_plugins(console, rows)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= width
+    for row in rows:
+        cells = (row["kind"], row["name"], row["distribution"], row["version"], row["status"])
+        assert re.search(r"\b" + r"\W+".join(map(re.escape, cells)), text), row["name"]
+        assert row["summary"][:20] in text
+
+
+def test_validate_counts_one_stage_as_one(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text(
+        "model: Qwen/Qwen3-0.6B\n"
+        "stages: {s: {use: grpo, model: base, dataset: 'digit_chain(size=8)', rewards: [exact_answer]}}\n"
+    )
+    assert posttrain("validate", "one.yaml", cwd=tmp_path).stdout == "one.yaml: fine, 1 stage: s\n"
+
+
 def test_plugins_show_has_parameters_and_columns() -> None:
     found = json.loads(posttrain("plugins", "show", "exact_answer", "--json").stdout)
     assert found["columns"] == ["solution"]

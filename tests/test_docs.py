@@ -22,7 +22,10 @@ from posttrain_plugins.types import KINDS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = ("recipes", "plugins", "rewards", "strategies", "adapters", "stages", "scaling", "faq", "first_plugin")
+PAGES = (
+    *("recipes", "datasets", "plugins", "rewards", "strategies", "adapters", "stages", "scaling", "faq"),
+    "first_plugin",
+)
 
 
 def blocks(language: str) -> list[Any]:
@@ -55,10 +58,33 @@ def test_a_stale_reference_is_found_and_mended(load_script: Any) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_built_in_plugin_has_a_section(kind: Any) -> None:
-    page = "strategies" if kind == "dataset" else registry.PLURAL[kind]
-    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
+    text = (DOCS / f"{registry.PLURAL[kind]}.md").read_text(encoding="utf-8")
     ours = [p.name for p in registry.installed(kind) if p.distribution == "posttrain-plugins"]
     assert [name for name in ours if f"\n### `{name}`\n" not in text] == []
+
+
+def test_every_reserved_word_is_explained() -> None:
+    text = (DOCS / "recipes.md").read_text(encoding="utf-8").split("<!-- reference:reserved -->")[1]
+    rows = re.findall(r"^\| (\w+) \| `(.+?)` \| .* \| (.*) \|$", text.split("<!-- /reference -->")[0], re.M)
+    assert {("dataset", "data_files"), ("loop", "repeat"), ("loop", "${prev}")} <= {row[:2] for row in rows}
+    assert [row for row in rows if not row[2].strip()] == []
+
+
+def test_every_type_of_file_that_counts_as_data_can_be_read_and_is_told() -> None:
+    from posttrain_plugins.recipe import data_head, resolve
+
+    told = (DOCS / "datasets.md").read_text(encoding="utf-8")
+    assert set(resolve.LOADERS) == data_head.SUFFIXES == set(re.findall(r"`x(\.\w+)`", told))
+
+
+def test_every_strategy_is_measured_or_said_not_to_be() -> None:
+    text = (DOCS / "strategies.md").read_text(encoding="utf-8")
+    table = text.split("<!-- results:test_time -->")[1].split("<!-- /results -->")[0]
+    measured = set(re.findall(r"^\| `(\w+)", table, re.M))
+    unmeasured = set(re.findall(r"`(\w+)`", text.split("Not measured there:")[1].partition(". They")[0]))
+    ours = {p.name for p in registry.installed("strategy") if p.distribution == "posttrain-plugins"}
+    assert unmeasured <= ours <= measured | unmeasured
+    assert not measured & unmeasured
 
 
 @pytest.mark.parametrize("block", blocks("yaml"))

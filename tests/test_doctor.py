@@ -86,6 +86,18 @@ def test_a_gpu_that_torch_does_not_see_is_broken(monkeypatch: pytest.MonkeyPatch
     assert "CUDA build of torch" in found.hint
 
 
+def test_one_thread_is_not_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(doctor.os, "cpu_count", lambda: 2)
+    (found,) = doctor._device()
+    assert found.found == "CPU, 2 cores, 1 thread: enough for the tiny recipes"
+
+
 def test_a_broken_plugin_is_told_with_its_switch(monkeypatch: pytest.MonkeyPatch) -> None:
     shaky = (registry.group("reward"), "shaky", "no_such_package.shaky:Shaky", "posttrain-shaky", "0.3")
     rows = (*registry._entry_points(), shaky)

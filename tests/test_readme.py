@@ -62,8 +62,16 @@ def test_the_bare_trl_block_gives_trl_what_it_takes() -> None:
     assert pp.load("adapter", "lora", r=16).r == 16
 
 
+def test_the_plugins_that_it_shows_and_checks_exist() -> None:
+    from posttrain_plugins import catalogue
+
+    names = re.findall(r"posttrain plugins (?:show|check) (\w+)", README)
+    assert len(names) >= 2
+    assert all(catalogue.chosen(name) for name in names)
+
+
 def test_the_tree_is_the_disk() -> None:
-    tree = textwrap.dedent(README.split("## The tree")[1].split("```")[1])
+    tree = textwrap.dedent(README.split("## Layout of the source")[1].split("```")[1])
     inside = [line.strip().split("  ")[0] for line in tree.splitlines() if line.startswith("  ")]
     named = {name.rstrip("/") for line in inside for name in line.split()}
     package = ROOT / "posttrain_plugins"

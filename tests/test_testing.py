@@ -769,6 +769,13 @@ def test_a_heavy_import_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert failed == {"check_is_light_to_import": "importing heavy_reward imports datasets"}
 
 
+def test_a_file_is_not_asked_to_be_light_to_import(tmp_path: Path) -> None:
+    file = tmp_path / "brief.py"
+    file.write_text('def ones(completions, **_):\n    """Ones."""\n    return [1.0 for _ in completions]\n')
+    skipped = {o.check: o.reason for o in run_checks("reward", f"{file}:ones") if o.status == "skipped"}
+    assert skipped["check_is_light_to_import"].startswith("it is a file, not a package")
+
+
 # --- expected failures -----------------------------------------------------------------------------------------------
 
 

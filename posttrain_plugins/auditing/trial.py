@@ -29,7 +29,8 @@ class Tried:
         name: what it is.
         completion: its text.
         score: what it got; None where the reward cannot judge.
-        expected: what it should get: a number, or a bound in words; None where nothing is asked.
+        expected: what it should get: a number, `none` (it cannot be judged) or a bound in words; None where nothing is
+            asked.
         problem: what is wrong; `""` where nothing is.
         seconds: what scoring it took.
     """
@@ -59,12 +60,14 @@ def on_data(reward: ResolvedReward, rows: Sequence[Mapping[str, Any]]) -> list[T
         rows: with `prompt` and one of `REFERENCES`.
 
     Raises:
-        InputError: no column holds a reference.
+        InputError: no column holds a prompt, or a reference.
     """
     column = next((name for name in REFERENCES if rows and name in rows[0]), None)
     if column is None:
         names = ", ".join(rows[0]) if rows else "no rows"
         raise InputError(f"the data has no reference, it has {names}", hint=f"rename one to {', '.join(REFERENCES)}")
+    if "prompt" not in rows[0]:
+        raise InputError(f"the data has no 'prompt', it has {', '.join(rows[0])}", hint="rename that column to prompt")
     others = [_different(rows, i, column) for i in range(len(rows))]
     own = scores_of(reward, [_as_row(row, row[column]) for row in rows])
     foreign = scores_of(reward, [_as_row(row, other) for row, other in zip(rows, others, strict=True)])
@@ -74,7 +77,8 @@ def on_data(reward: ResolvedReward, rows: Sequence[Mapping[str, Any]]) -> list[T
 def stress(reward: ResolvedReward) -> list[Tried]:
     """Texts that a policy writes early and a clever one later: none may raise, be no number, or beat a good example.
 
-    A reward that reads the reference answer must give them less than its best example, any other no more.
+    A reward that reads the reference answer must give them less than its best example, any other no more. One without
+    examples is only called: nothing is asked of its scores but that they are finite.
     """
     from posttrain_plugins.testing.rewards import SPAM
 
@@ -110,7 +114,7 @@ def _against(row: Mapping[str, Any], reward: ResolvedReward) -> Tried:
         tried.name,
         tried.completion,
         tried.score,
-        wanted,
+        "none" if wanted is None else wanted,
         "" if is_equal else "another score than its example says",
         tried.seconds,
     )
@@ -136,7 +140,7 @@ def _bounded(tried: Tried, best: float | None, strictly: bool) -> Tried:
     strictly = strictly and not tried.name.startswith("the good one")
     is_fooled = tried.score >= best if strictly else tried.score > best
     bound = f"{'<' if strictly else '<='} {best:g}"
-    problem = "pays as much as a good answer" if is_fooled else ""
+    problem = f"pays {'as much as' if strictly else 'more than'} a good answer" if is_fooled else ""
     return Tried(tried.name, tried.completion, tried.score, bound, problem, tried.seconds)
 
 

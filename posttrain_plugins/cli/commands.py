@@ -98,7 +98,7 @@ def validate(
     override: OverrideOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check recipes: every mistake at once, each with file:line:column. Loads no model; takes half a second.
+    """Check recipes: every mistake at once, each with file:line:column. Loads no model; takes about a second.
 
     `posttrain validate mine.yaml lora --json`
     """
@@ -110,7 +110,8 @@ def validate(
         try:
             checked = api.validate(name, override or [])
             if not as_json:
-                print(f"{name}: fine, {len(checked.stages)} stages: {', '.join(s.id for s in checked.stages)}")
+                ids = [stage.id for stage in checked.stages]
+                print(f"{name}: fine, {len(ids)} stage{'s' if len(ids) != 1 else ''}: {', '.join(ids)}")
         except RecipeErrors as errors:
             found += [vars(mistake) for mistake in errors.mistakes]
             if not as_json:

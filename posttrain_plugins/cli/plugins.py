@@ -34,9 +34,9 @@ def plugins_list(kind: KindOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    from posttrain_plugins.cli.tables import plugin_table
+    from posttrain_plugins.cli.tables import print_plugins
 
-    out().print(plugin_table(rows))
+    print_plugins(out(), rows)
 
 
 @plugins_app.command("show")

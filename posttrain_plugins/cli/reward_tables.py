@@ -17,8 +17,14 @@ __all__ = ["audit_table", "replay_table", "trial_table"]
 SHOWN_CHARS = 60
 
 
-def trial_table(rows: Sequence[Tried], title: str) -> Table:
-    """One row a completion; what is wrong stands last, in red."""
+def trial_table(rows: Sequence[Tried], title: str, is_compared: bool = True) -> Table:
+    """One row a completion; what is wrong stands last, in red.
+
+    Args:
+        rows: what was tried.
+        title: above the table.
+        is_compared: False where there was nothing to compare the scores with, which the caption then says.
+    """
     table = _table(title)
     has_names = any(tried.name for tried in rows)
     for name in ("what", "completion") if has_names else ("completion",):
@@ -29,10 +35,13 @@ def trial_table(rows: Sequence[Tried], title: str) -> Table:
     for tried in rows:
         lead = [tried.name] if has_names else []
         verdict = Text(tried.problem, style="red") if tried.problem else Text("ok", style="green")
-        shown = (_number(tried.score), _number(tried.expected), f"{1000 * tried.seconds:.1f}")
+        expected = "-" if tried.expected is None else _number(tried.expected)
+        shown = (_number(tried.score), expected, f"{1000 * tried.seconds:.1f}")
         table.add_row(*lead, Text(_short(tried.completion)), *shown, verdict)
     problems = sum(bool(tried.problem) for tried in rows)
-    table.caption = f"{len(rows) - problems} of {len(rows)} as they should be"
+    fine = f"{len(rows) - problems} of {len(rows)}"
+    unasked = f"{fine} raise nothing; no examples: only that nothing raises was checked"
+    table.caption = f"{fine} as they should be" if is_compared else unasked
     return table
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from posttrain_plugins.cli.consoles import err, out
+from posttrain_plugins.cli.consoles import err, out, quiet
 from posttrain_plugins.cli.options import RUNS, JsonOption, RunsOption
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from posttrain_plugins.types import ResolvedReward
 
 __all__ = ["rewards_app"]
+
+ODD = "odd completions"
 
 rewards_app = typer.Typer(
     help="Try a reward before it trains, and look at what it did afterwards.\n\n"
@@ -56,6 +58,7 @@ def try_out(
     from posttrain_plugins import api
     from posttrain_plugins.auditing import trial
 
+    quiet()
     reward = api.reward(name, runs_dir=runs_dir)
     data = dataset or getattr(reward.func, "dataset", None)
     found = {}
@@ -72,13 +75,14 @@ def stress(name: RewardArgument, runs_dir: RunsOption = RUNS, as_json: JsonOptio
 
     `posttrain rewards stress "regex(pattern='<answer>.*</answer>')"`
 
-    Exit 1 where one raises, or pays as much as the reward's best example.
+    Exit 1 where one raises, or pays more than the reward's best example (for a reward that reads the reference answer:
+    as much). Of a reward without examples, only that nothing raises is checked.
     """
     from posttrain_plugins import api
     from posttrain_plugins.auditing import trial
 
     reward = api.reward(name, runs_dir=runs_dir)
-    _show(reward, {"odd completions": trial.stress(reward)}, as_json)
+    _show(reward, {ODD: trial.stress(reward)}, as_json)
 
 
 @rewards_app.command()
@@ -211,6 +215,7 @@ def _show(reward: ResolvedReward, found: dict[str, list[Tried]], as_json: bool) 
         from posttrain_plugins.cli.reward_tables import trial_table
 
         for name, rows in found.items():
-            out().print(trial_table(rows, f"{reward.name}: {name}"))
+            is_compared = name != ODD or bool(getattr(reward.func, "examples", ()))
+            out().print(trial_table(rows, f"{reward.name}: {name}", is_compared))
     if problems:
         raise typer.Exit(1)

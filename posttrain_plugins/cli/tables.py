@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -20,11 +21,14 @@ __all__ = [
     "evaluation_table",
     "footing_table",
     "plan_table",
-    "plugin_table",
+    "print_checks",
     "print_plugin",
+    "print_plugins",
     "result_table",
     "warnings_of",
 ]
+
+PLUGIN_COLUMNS = 120  # narrower than that, a table of plugins would break every summary into many lines
 
 
 def result_table(rows: Sequence[Row], title: str) -> Table:
@@ -172,17 +176,35 @@ def warnings_of(plan: Plan) -> list[str]:
     return [f"warning: {stage.id}: {warning}" for stage in plan.stages for warning in stage.spec.warnings]
 
 
-def plugin_table(rows: Sequence[Mapping[str, str]]) -> Table:
-    """One row a plugin; a broken one with its cause."""
-    table = Table(header_style="bold")
-    for name in ("kind", "name", "distribution", "version", "status", "what"):
-        table.add_column(name, overflow="fold")
+def print_plugins(console: Console, rows: Sequence[Mapping[str, str]]) -> None:
+    """A table with one row a plugin, a broken one with its cause; two lines each where the console is narrow."""
+    if console.width >= PLUGIN_COLUMNS:
+        console.print(_plugin_table(rows))
+        return
+    longest = max((len(row["name"]) for row in rows), default=0)
     for row in rows:
-        is_ok = row["status"] == "ok"
-        what = Text(row["summary"]) if is_ok else Text(row["cause"], style="red")
-        status = Text(row["status"], style="" if is_ok else "red")
-        table.add_row(row["kind"], row["name"], row["distribution"], row["version"], status, what)
+        lead = f"{row['kind']:8}  {row['name']:{longest}}"
+        package = f"  {row['distribution']} {row['version']}  "
+        console.print(Text.assemble(f"{lead}", (package, "dim"), _status(row)), soft_wrap=True)
+        console.print(Padding(_what(row), (0, 0, 0, 4)))
+
+
+def _plugin_table(rows: Sequence[Mapping[str, str]]) -> Table:
+    table = Table(header_style="bold")
+    for name in ("kind", "name", "distribution", "version", "status"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("what", overflow="fold")
+    for row in rows:
+        table.add_row(row["kind"], row["name"], row["distribution"], row["version"], _status(row), _what(row))
     return table
+
+
+def _status(row: Mapping[str, str]) -> Text:
+    return Text(row["status"], style="" if row["status"] == "ok" else "red")
+
+
+def _what(row: Mapping[str, str]) -> Text:
+    return Text(row["summary"]) if row["status"] == "ok" else Text(row["cause"], style="red")
 
 
 def print_checks(console: Console, found: Sequence[Mapping[str, Any]], is_long: bool) -> None:

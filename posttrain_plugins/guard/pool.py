@@ -29,6 +29,7 @@ from typing import Any
 from posttrain_plugins.errors import InputError, PluginBroken
 from posttrain_plugins.guard import worker
 from posttrain_plugins.guard.outcome import Method, Outcome, call_of, is_async, late
+from posttrain_plugins.registry import FILE_MODULE
 
 __all__ = ["Pool"]
 
@@ -94,7 +95,7 @@ def _setup(reward: Any) -> bytes:
     files = {
         name: str(module.__file__)
         for name, module in list(sys.modules.items())
-        if name.startswith("posttrain_file_") and getattr(module, "__file__", None)
+        if name.startswith(FILE_MODULE) and getattr(module, "__file__", None)
     }
     try:
         pickled = pickle.dumps(reward)

@@ -8,7 +8,7 @@ from pathlib import Path
 from posttrain_plugins.recipe import data_head
 from posttrain_plugins.recipe.document import Keys
 from posttrain_plugins.recipe.plugins import declared_columns, needed_columns
-from posttrain_plugins.recipe.recipe import DataFile, FromStage, Input, StageSpec, Use
+from posttrain_plugins.recipe.recipe import DataFile, FromStage, Input, StageSpec, Use, flat
 from posttrain_plugins.recipe.resolve import required_columns
 from posttrain_plugins.recipe.sheet import Sheet, listed
 from posttrain_plugins.recipe.unroll import RawStages
@@ -18,8 +18,13 @@ __all__ = ["check_columns"]
 
 
 def check_columns(sheet: Sheet, stages: RawStages, specs: Mapping[str, StageSpec]) -> None:
-    """Checks every stage, as far as columns can be known without loading data."""
+    """Checks every stage, as far as columns can be known without loading data.
+
+    Not of one whose references are wrong, which is told: what it needs may depend on them, as `sample`'s on its model.
+    """
     for id, spec in specs.items():
+        if not all(source for _, source in flat(spec.inputs)):
+            continue
         path = stages.by_id[id].path
         _check_inputs(sheet, path, spec, specs)
         _check_rewards(sheet, path, spec, specs)

@@ -16,7 +16,7 @@ from posttrain_plugins.recipe.sheet import Sheet
 from posttrain_plugins.schema import accepts
 from posttrain_plugins.source import package_file
 
-__all__ = ["DATA_OPTIONS", "existing_data", "existing_model", "existing_object", "is_data"]
+__all__ = ["DATA_OPTIONS", "FILE_OPTIONS", "existing_data", "existing_model", "existing_object", "is_data"]
 
 DATA_OPTIONS: dict[str, Any] = {
     "path": str,

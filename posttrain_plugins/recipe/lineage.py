@@ -93,7 +93,7 @@ def footing(recipe: Recipe, spec: StageSpec) -> Footing | None:
     base = start.base or "new, from config"
     kept = start.adapters[:-1] if mode == "continue" else start.adapters if mode == "stack" else ()
     if mode == "continue":
-        trains = f"the adapter of {start.adapters[-1]}, on"
+        trains = f"continues the adapter of {start.adapters[-1]}"
     else:
         trains = f"a new adapter{named}" if named else "all parameters"
     head = " and a new head" if spec.produces == "reward" else ""

@@ -1,7 +1,8 @@
-"""What a command line, a server or a Python call names outside any recipe: models, rewards, strategies.
+"""What a command line, a server or a Python call names outside any recipe: models, rewards, data sets, strategies.
 
 - A model is a folder, a Hub id, `RUN:STAGE`, or the URL of a server (`http://host:8000/v1#model`).
 - A reward is a plugin (`length(max_chars=20)`), or `RUN:STAGE` of a stage that makes a reward.
+- A data set is a plugin (`digit_chain(split=test, size=50)`), a file, or a Hub id.
 - A strategy is a plugin whose fields refer to these by their annotations, and to other strategies:
   `best_of_n(n=8, scorer='quickstart:rm')`, `compute_optimal(strategies=['greedy', 'self_consistency(n=8)'])`.
 """
@@ -16,24 +17,43 @@ from typing import Any, TypeAlias
 from posttrain_plugins import registry
 from posttrain_plugins.errors import InputError, PluginNotFound
 from posttrain_plugins.recipe.build import assemble, build, gather
+from posttrain_plugins.recipe.document import Document
+from posttrain_plugins.recipe.model import Model
 from posttrain_plugins.recipe.plugins import parse_call, plugin_schema
-from posttrain_plugins.recipe.recipe import Policy, Use
-from posttrain_plugins.recipe.references import is_list, printed
+from posttrain_plugins.recipe.recipe import DataFile, Policy, Use
+from posttrain_plugins.recipe.references import References, is_list, printed
 from posttrain_plugins.recipe.resolve import REWARD_LOADING, REWARD_PLUGIN
+from posttrain_plugins.recipe.sheet import Sheet
 from posttrain_plugins.recipe.store import Artifact, Store
+from posttrain_plugins.recipe.unroll import RawStages
 from posttrain_plugins.registry import suggest, with_article
 from posttrain_plugins.schema import Field, Schema
 from posttrain_plugins.signature import of_object
 from posttrain_plugins.stack import pick, several_in
 from posttrain_plugins.types import KINDS, Kind, ModelArtifact, ResolvedReward, ResolvedStrategy
 
-__all__ = ["Outside", "is_url"]
+__all__ = ["Outside", "dataset_named", "is_url"]
 
 Scorers: TypeAlias = Mapping[str, Any] | Sequence[str]
 
 
 def is_url(model: str) -> bool:
     return model.startswith(("http://", "https://"))
+
+
+def dataset_named(text: str) -> DataFile | Use:
+    """A data set as the command line names it; nothing of it is loaded yet.
+
+    Raises:
+        InputError: there is none of that name, or it refuses its parameters.
+    """
+    sheet = Sheet(Document(Path("command line")))
+    found = References(sheet, RawStages(), Model()).source("dataset", text, (), {})
+    if sheet.mistakes:
+        told = "; ".join(mistake.message for mistake in sheet.mistakes)
+        raise InputError(told, hint=next((mistake.hint for mistake in sheet.mistakes if mistake.hint), None))
+    assert isinstance(found, DataFile | Use)
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

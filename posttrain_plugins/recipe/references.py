@@ -28,7 +28,7 @@ from posttrain_plugins.registry import suggest, with_article
 from posttrain_plugins.schema import Field, Schema
 from posttrain_plugins.types import AdapterMode, Kind
 
-__all__ = ["SECTIONS", "References", "check_names", "is_list", "printed"]
+__all__ = ["RESERVED", "SAID", "SECTIONS", "References", "check_names", "is_list", "printed"]
 
 SECTIONS: dict[str, Kind] = {"adapters": "adapter", "datasets": "dataset", "rewards": "reward"}
 REFERRED = {"reward": "rewards", "strategy": "strategies"}  # kinds of which a stage may have several
@@ -37,6 +37,31 @@ RESERVED: dict[str, dict[str, Any]] = {
     "dataset": DATA_OPTIONS,
     "stage": {"adapter_mode": AdapterMode, "chat_template": str},  # of those with a model; `stage.py` takes them
 }
+SAID: dict[str, dict[str, str]] = {
+    "reward": {"weight": "what its score counts for where scores are added up; 1.0 by default."},
+    "dataset": {
+        "path": "a file, a folder, or a data set of the Hub, in place of `use`.",
+        "name": "beside `path` only: the configuration of a Hub data set.",
+        "data_dir": "beside `path` only: a folder inside it.",
+        "data_files": "beside `path` only: some of its files.",
+        "split": "one of its splits, by default `train`; of the Hub also a slice, `train[:1000]`.",
+        "columns": "these are kept, by their names before `rename`.",
+        "limit": "the first so many rows.",
+        "rename": "old name to new, `{question: prompt}`.",
+        "system_prompt": "a system message before every prompt, which becomes a conversation.",
+    },
+    "stage": {
+        "adapter_mode": "a model that is an adapter: `continue` trains it, `stack` puts one on it, `merge` merges it.",
+        "chat_template": "a Jinja file, `module:attr` or a template that TRL ships, for the model that is trained.",
+    },
+    "loop": {
+        "repeat": "the number of turns.",
+        "init": "what `${prev}` is in the first turn; `base` by default.",
+        "stages": "those of one turn; the last one's result is the turn's.",
+        "${prev}": "no key but a name, for inside: what the turn before made.",
+    },
+}
+"""What the words of `RESERVED`, of `FILE_OPTIONS` and of a loop mean; the guard's are `GuardSettings`'."""
 POLICY = Policy()
 
 

@@ -37,6 +37,7 @@ __all__ = [
     "Resolver",
     "build",
     "construct",
+    "dataset_of",
     "load_data_file",
     "object_of",
     "read_jsonl",
@@ -56,7 +57,15 @@ REWARD_LOADING = (  # fields of TRL's `ModelConfig` that the plugins `reward_mod
     "attn_implementation",
     "model_revision",
 )
-LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
+LOADERS = {
+    ".jsonl": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".txt": "text",
+}
 
 
 class Resolver:
@@ -131,7 +140,7 @@ class Resolver:
         if isinstance(source, Object):
             return object_of(source.target)
         if isinstance(source, DataFile):
-            return load_data_file(source)
+            return dataset_of(source)
         if isinstance(source, External) or (isinstance(source, FromStage) and source.produces == "model"):
             return self.model(source, spec.loading)
         if isinstance(source, FromStage) and source.produces == "dataset":
@@ -143,7 +152,7 @@ class Resolver:
         if source.kind == "strategy":
             return assemble(source, {field: self._all(value, spec) for field, value in source.refs.items()})
         if source.kind == "dataset":
-            return _with_options(build(source), source.reserved, source.name)
+            return dataset_of(source)
         return _adapter(source)
 
     def _reward(self, source: FromStage | Use, spec: StageSpec) -> ResolvedReward:
@@ -188,6 +197,17 @@ def read_jsonl(file: Path) -> Dataset:
 
     with file.open(encoding="utf-8") as lines:
         return Dataset.from_list([json.loads(line) for line in lines if line.strip()])
+
+
+def dataset_of(source: DataFile | Use) -> Dataset:
+    """What a data set's plugin makes, or a file or Hub data set, with its options applied.
+
+    Raises:
+        InputError: as `load_data_file`, or the plugin refuses its parameters.
+    """
+    if isinstance(source, DataFile):
+        return load_data_file(source)
+    return _with_options(build(source), source.reserved, source.name)
 
 
 def load_data_file(source: DataFile) -> Dataset:

@@ -287,6 +287,30 @@ def test_the_copy_of_an_adapter_policy_starts_from_what_the_policy_is(tiny_model
     assert not any("lora" in name for name, _ in critic.body.named_parameters())
 
 
+@pytest.mark.parametrize("name", ["PrefixTuningConfig", "PromptTuningConfig", "PromptEncoderConfig"])
+def test_the_copy_reads_the_text_and_not_the_policys_virtual_tokens(tiny_model: Path, name: str) -> None:
+    """No value moves them, and none sees its own token or a later one, as the policy's cache would show."""
+    import peft
+
+    config = getattr(peft, name)(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    model = peft.get_peft_model(causal_lm(tiny_model), config)
+    critic = Critic(model, "separate")
+    torch.nn.init.normal_(critic.head.weight)
+    ids = torch.tensor(IDS)
+    other = ids.clone()
+    other[:, -1] = 2
+    given = {"attention_mask": torch.ones_like(ids), "use_cache": False, "with_values": True}
+    values, others = (model(input_ids=i, **given).state_values for i in (ids, other))
+    assert torch.equal(values, others)
+    alone = critic.head(critic.body(input_ids=ids).last_hidden_state[:, :-1])
+    assert torch.allclose(values, alone, atol=1e-5)
+    values.sum().backward()
+    tokens = list(model.prompt_encoder.parameters())
+    assert tokens
+    assert all(p.grad is None or not p.grad.any() for p in tokens)
+    assert any(p.grad is not None and p.grad.any() for p in critic.parameters)
+
+
 def test_the_copied_config_trains_no_whole_modules(tiny_model: Path) -> None:
     from peft import LoraConfig, get_peft_model
 

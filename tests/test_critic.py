@@ -367,3 +367,20 @@ def test_two_types_of_adapter_cannot_share() -> None:
 
     with pytest.raises(InputError, match="expected the policy's type LORA"):
         choose_kind("adapter", lora(4), IA3Config(), False)
+
+
+@pytest.mark.parametrize("kind", ["shared", "separate"])
+def test_freeze_leaves_the_critic_to_learn(tiny_model: Path, kind: str) -> None:
+    from types import SimpleNamespace
+
+    from posttrain_plugins.adapters.freeze import Freeze
+
+    model, critic = policy(tiny_model, kind, is_peft=False)
+    every = sum(p.numel() for name, p in model.named_parameters() if not critic.owns(name))
+    freeze = Freeze(frozen_layers=1, frozen_parameters=["embed"], trainable_parameters=["norm"])
+    told = freeze.prepare(SimpleNamespace(model=model, critic=critic))
+    assert all(p.requires_grad for p in critic.parameters)
+    learning = {name for name, p in model.named_parameters() if p.requires_grad and not critic.owns(name)}
+    assert learning
+    assert all("norm" in name and "layers.0" not in name for name in learning)
+    assert told["frozen"] + told["trainable"] == every

@@ -41,7 +41,7 @@ class LoraPlusConfig(LoraConfig):  # type: ignore[misc]
         return {name: value for name, value in super().to_dict().items() if name != "loraplus_lr_ratio"}
 
     def prepare(self, trainer: Any) -> None:
-        """Lets the trainer's optimizer have groups for the B matrices of what it trains: its adapter, or its `tasks`."""
+        """Lets the trainer's optimizer have groups for the B matrices of the adapter, or of the `tasks`, it trains."""
         create = trainer.create_optimizer
 
         def create_with_ratio(*args: Any, **kwargs: Any) -> Any:

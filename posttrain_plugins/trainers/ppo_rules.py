@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from posttrain_plugins.types import Concern, Outlook
+from posttrain_plugins import fitting
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.types import Concern, Outlook, ResolvedAdapter
 
-__all__ = ["ESTIMATORS", "LOSS_TYPES", "complaints", "critic_concerns", "step_concerns"]
+__all__ = ["ESTIMATORS", "LOSS_TYPES", "check_critic", "complaints", "critic_concerns", "step_concerns"]
 
 ESTIMATORS = ("gae", "reinforce", "reinforce_pp", "reinforce_pp_baseline", "remax")
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo")
@@ -42,6 +44,16 @@ def complaints(args: Any) -> Iterator[Concern]:
     if unused and args.advantage_estimator != "gae":
         found = f"{unused[0]} is set, but {args.advantage_estimator} has no critic"
         yield Concern(found, f"remove {unused[0]}", f"args.{unused[0]}")
+
+
+def check_critic(stage: str, critic: ResolvedAdapter | None) -> None:
+    """Refuses a critic's adapter whose `prepare` would never be called.
+
+    Raises:
+        InputError: it has one.
+    """
+    if critic is not None and critic.prepare is not None:
+        raise InputError(f"stage '{stage}': {fitting.no_set_up(critic.name)}", hint=fitting.PLAIN_CRITIC)
 
 
 def critic_concerns(outlook: Outlook, has_config: bool) -> Iterator[Concern]:

@@ -34,7 +34,7 @@ class OREO:
     Args:
         model: what to start from, and the reference.
         dataset: `prompt`, `completion` and `reward` (a number), or `label` (a bool); `sample` with `keep: all` makes
-            it, of fresh completions or of saved ones.
+            it, of fresh completions or of saved ones. Rows longer than `args.max_length` are left out.
         adapter: what is trainable; everything where it is left out.
         critic: the critic's own adapter; by default the policy's, or all of a copy where the policy has none. One that
             sets up the trainer (`freeze`, `loraplus_lr_ratio`) is refused: `args.critic_learning_rate` is the critic's.

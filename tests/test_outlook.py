@@ -108,7 +108,7 @@ def test_the_plan_shows_it_without_anything_heavy(folder: Path, write_recipe: Ca
 def test_process_supervision_leaves_no_choice_of_aggregation(plan: Callable[..., Any]) -> None:
     args = "args: {multi_objective_aggregation: normalize_then_sum}"
     grpo = "{use: grpo, model: base, dataset: problems, rewards: [correct, steps], " + args
-    more = ", adapter: policy}\n      grouped: " + grpo
+    more = ", adapter: policy}\n  grouped: " + grpo
     plan(more)  # TRL's own trainer, whose argument it is
     with pytest.raises(RecipeErrors, match="but process_rewards leave no choice"):
         plan(more + ", process_rewards: [steps]")

@@ -13,11 +13,12 @@ from typing import Any
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.peft_types import PeftTypeAbilities, abilities, moves_base
 
-__all__ = ["Refusal", "Use", "check_fits", "refusals"]
+__all__ = ["PLAIN_CRITIC", "Refusal", "Use", "check_fits", "no_set_up", "refusals"]
 
 QUANTIZED = ("load_in_4bit", "load_in_8bit")
 MIXING = frozenset({"ADALORA", "HIRA", "IA3", "PVERA", "RANDLORA", "VERA"})
 """Types of which PEFT 0.21 has a layer for packed weights that takes its own precision and the base's for one."""
+PLAIN_CRITIC = "critic: {use: lora}, or leave critic out; args: {critic_learning_rate: ...} is the critic's own"
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,11 @@ def refusals(use: Use) -> Iterator[Refusal]:
     if use.role == "critic" and moved:
         message = f"init_lora_weights: {moved} would take a part out of the base that the policy shares"
         yield Refusal("critic", message, "init_lora_weights: true")
+    if use.role == "critic" and use.params.get("loraplus_lr_ratio"):
+        message = (
+            "loraplus_lr_ratio sets up the optimizer for the policy's adapter, and would do nothing for a critic's"
+        )
+        yield Refusal("critic", message, "critic: {use: lora} without it, and args: {critic_learning_rate: ...}")
     if use.role == "critic" and not use.peft.shares:
         message = f"a critic's adapter is trained beside the policy's on one base, which {name} cannot be"
         yield Refusal("critic", message, "critic: {use: lora} with a LoRA policy, or leave critic out")
@@ -147,3 +153,8 @@ def check_fits(stage: str, config: Any, args: Any, loading: Mapping[str, Any], i
         return
     for refusal in refusals(Use(peft, vars(config), vars(args), loading, is_on_cpu=is_on_cpu)):
         raise InputError(f"stage '{stage}': {refusal.message}", hint=refusal.hint)
+
+
+def no_set_up(name: str) -> str:
+    """Why an adapter that has `prepare(trainer)` cannot be a critic's."""
+    return f"adapter '{name}' sets up the trainer for the policy, and would do nothing for the critic"

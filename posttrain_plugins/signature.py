@@ -41,6 +41,7 @@ def of_object(plugin: Any) -> Schema:
             "bounds",
             "oracle",
             "merges",
+            "prepare",
             "outputs",
             "several",
             "holds_model",

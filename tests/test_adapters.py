@@ -285,6 +285,7 @@ RECIPE = """
 """
 SFT = "use: sft, dataset: demos, adapter: "
 GRPO = "use: grpo, dataset: problems, rewards: [correct], adapter: "
+OREO = "use: oreo, dataset: {path: '{pairs}'}, adapter: lora, critic: "
 PPO = "use: ppo, dataset: problems, rewards: [correct], adapter: lora, critic: "
 
 
@@ -309,6 +310,9 @@ PPO = "use: ppo, dataset: problems, rewards: [correct], adapter: lora, critic: "
         ("load_in_4bit: true", f"{PPO[: -len('lora, critic: ')]} adalora", "the critic is a copy", "critic: shared"),
         ("", f"{PPO} adalora", "which ADALORA cannot be", "leave critic out"),
         ("", f"{PPO} prompt", "which PROMPT_TUNING cannot be", "leave critic out"),
+        ("", f"{PPO} {{use: lora, loraplus_lr_ratio: 4}}", "would do nothing for a critic's", "critic_learning_rate"),
+        ("", f"{PPO} {{use: freeze, frozen_layers: 1}}", "sets up the trainer for the policy", "critic_learning_rate"),
+        ("", f"{OREO} {{use: freeze, frozen_layers: 1}}", "sets up the trainer for the policy", "critic_learning_rate"),
         ("", f"{PPO} {{use: lora, init_lora_weights: olora}}", "out of the base that the policy shares", "true"),
         ("", f"{SFT} {{use: peft}}", "needs 'peft_type'", ""),
         ("", f"{SFT} {{use: peft, peft_type: LOHAA}}", "PEFT has no type 'LOHAA'", "LOHA"),
@@ -354,6 +358,20 @@ def test_what_can_work_is_not_refused(
     load_recipe(
         write_recipe(RECIPE, model=tiny_model, pairs=tiny_data / "pairs.jsonl", loading="dtype: float32", stage=stage)
     )
+
+
+def test_a_strangers_adapter_that_sets_up_the_trainer_is_no_critic(tmp_path: Path) -> None:
+    """Its plugin lies in a file that no check imports; the stage refuses it before its model is loaded."""
+    from posttrain_plugins.stages import oreo, ppo
+    from posttrain_plugins.types import ResolvedAdapter, StageContext
+
+    critic = ResolvedAdapter("mine", pp.load("adapter", "lora"), "mine", lambda trainer: None)
+    inputs = {"critic": critic, "rewards": []}
+    context = StageContext("it", tmp_path, 3, inputs, None, None, lambda: False)  # type: ignore[arg-type]
+    for stage in (ppo.PPO("base", "data", []), oreo.OREO("base", "data")):
+        with pytest.raises(InputError, match="stage 'it': adapter 'mine' sets up the trainer") as caught:
+            stage(context)
+        assert "critic_learning_rate" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(

@@ -340,11 +340,43 @@ def test_only_a_checkpoint_that_can_be_gone_on_from_is_complete(
         num_iterations=2,
         gradient_accumulation_steps=1,
         output_dir=str(tmp_path),
+        world_size=1,
     )
     (tmp_path / f"checkpoint-{step}").mkdir()
     state = SimpleNamespace(global_step=step, max_steps=8, is_world_process_zero=True)
     _Watch(context(tmp_path), SimpleNamespace(args=args)).on_save(args, state, None)
     assert (tmp_path / f"checkpoint-{step}" / "complete").is_file() == is_complete
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("stops", "saves"), [(True, False), (False, True), (False, False)])
+def test_the_first_process_says_when_all_save_and_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int, stops: bool, saves: bool
+) -> None:
+    """This one, the second, finds the opposite; asked once a boundary, and not at all where it is alone."""
+    asked: list[list[bool]] = []
+
+    def broadcast(found: list[bool]) -> list[bool]:
+        asked.append(found)
+        return [stops, saves]
+
+    monkeypatch.setattr("accelerate.utils.broadcast_object_list", broadcast)
+    args = SimpleNamespace(
+        save_strategy="no", save_only_model=False, gradient_accumulation_steps=1, num_iterations=2, world_size=processes
+    )
+    reporter = SimpleNamespace(progress=lambda *_: None)
+    of_its_own = StageContext("it", tmp_path, 3, {}, None, reporter, lambda: not stops)  # type: ignore[arg-type]
+    watch = _Watch(of_its_own, SimpleNamespace(args=args))
+    watch.saved_at -= 0 if saves else 3600
+    control = SimpleNamespace(should_save=False, should_training_stop=False)
+    for step in (1, 2, 4):
+        watch.observe(1.0)
+        watch.on_step_end(args, SimpleNamespace(global_step=step, max_steps=4), control)
+    own = [not stops, not saves]
+    assert asked == ([own] if processes > 1 else [])
+    decided = (stops, saves) if processes > 1 else tuple(own)
+    assert watch.is_stopped == control.should_training_stop == decided[0]
+    assert control.should_save == any(decided)
 
 
 @pytest.mark.parametrize(

@@ -321,6 +321,16 @@ def test_a_bad_line_of_questions_has_its_number(ask: Callable[..., None], tmp_pa
         ask("no/such-model", file=file)
 
 
+def test_a_question_may_hold_a_line_separator(tmp_path: Path) -> None:
+    """U+2028 ends a line for Python, and stands raw in JSON."""
+    from posttrain_plugins.cli.ask import _from_file
+
+    file = tmp_path / "q.jsonl"
+    prompts = ["one\u2028two", "three\x85"]
+    file.write_text("".join(json.dumps({"prompt": p}, ensure_ascii=False) + "\n" for p in prompts), encoding="utf-8")
+    assert _from_file(file) == prompts
+
+
 def test_ask_as_a_user_types_it(tiny_model: Path, tmp_path: Path) -> None:
     vote = ("--strategy", "self_consistency(n=4)", "--max-tokens", "6", "--trace")
     done = posttrain("ask", str(tiny_model), "3|7>2", *vote, cwd=tmp_path)

@@ -268,6 +268,12 @@ def test_functions_and_methods(reward: Code, tests: Any) -> None:
     assert scored(reward, "```\ndef add(a, b): return [a - b, 1]\n```", tests) == 0.0
 
 
+def test_an_argument_may_hold_a_line_separator(reward: Code) -> None:
+    """U+2028 ends a line for Python, and stands raw in JSON."""
+    tests = [{"fn_name": "join", "input": '"a\u2028"\n"b"', "output": '"a\u2028b"'}]
+    assert scored(reward, "```\ndef join(a, b): return a + b\n```", tests) == 1.0
+
+
 def test_all_of_them_or_the_share(reward: Code) -> None:
     tests = [{"input": str(i), "output": str(2 * i)} for i in (2, 5)]
     four = "```\nprint(4)\n```"

@@ -287,6 +287,30 @@ def test_the_copy_of_an_adapter_policy_starts_from_what_the_policy_is(tiny_model
     assert not any("lora" in name for name, _ in critic.body.named_parameters())
 
 
+@pytest.mark.parametrize("name", ["PrefixTuningConfig", "PromptTuningConfig", "PromptEncoderConfig"])
+def test_the_copy_reads_the_text_and_not_the_policys_virtual_tokens(tiny_model: Path, name: str) -> None:
+    """No value moves them, and none sees its own token or a later one, as the policy's cache would show."""
+    import peft
+
+    config = getattr(peft, name)(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    model = peft.get_peft_model(causal_lm(tiny_model), config)
+    critic = Critic(model, "separate")
+    torch.nn.init.normal_(critic.head.weight)
+    ids = torch.tensor(IDS)
+    other = ids.clone()
+    other[:, -1] = 2
+    given = {"attention_mask": torch.ones_like(ids), "use_cache": False, "with_values": True}
+    values, others = (model(input_ids=i, **given).state_values for i in (ids, other))
+    assert torch.equal(values, others)
+    alone = critic.head(critic.body(input_ids=ids).last_hidden_state[:, :-1])
+    assert torch.allclose(values, alone, atol=1e-5)
+    values.sum().backward()
+    tokens = list(model.prompt_encoder.parameters())
+    assert tokens
+    assert all(p.grad is None or not p.grad.any() for p in tokens)
+    assert any(p.grad is not None and p.grad.any() for p in critic.parameters)
+
+
 def test_the_copied_config_trains_no_whole_modules(tiny_model: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
@@ -343,3 +367,20 @@ def test_two_types_of_adapter_cannot_share() -> None:
 
     with pytest.raises(InputError, match="expected the policy's type LORA"):
         choose_kind("adapter", lora(4), IA3Config(), False)
+
+
+@pytest.mark.parametrize("kind", ["shared", "separate"])
+def test_freeze_leaves_the_critic_to_learn(tiny_model: Path, kind: str) -> None:
+    from types import SimpleNamespace
+
+    from posttrain_plugins.adapters.freeze import Freeze
+
+    model, critic = policy(tiny_model, kind, is_peft=False)
+    every = sum(p.numel() for name, p in model.named_parameters() if not critic.owns(name))
+    freeze = Freeze(frozen_layers=1, frozen_parameters=["embed"], trainable_parameters=["norm"])
+    told = freeze.prepare(SimpleNamespace(model=model, critic=critic))
+    assert all(p.requires_grad for p in critic.parameters)
+    learning = {name for name, p in model.named_parameters() if p.requires_grad and not critic.owns(name)}
+    assert learning
+    assert all("norm" in name and "layers.0" not in name for name in learning)
+    assert told["frozen"] + told["trainable"] == every

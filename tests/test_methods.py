@@ -153,7 +153,16 @@ def test_listwise_dpo_of_a_pair_is_dpo(tiny_model: Path, tmp_path: Path) -> None
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
-@pytest.mark.parametrize("option", [{"loss_type": "ipo"}, {"precompute_ref_log_probs": True}, {"ld_alpha": 0.5}])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"loss_type": "ipo"},
+        {"precompute_ref_log_probs": True},
+        {"ld_alpha": 0.5},
+        {"f_divergence_type": "js_divergence"},
+        {"router_aux_loss_coef": 0.01},
+    ],
+)
 def test_listwise_dpo_refuses_what_only_pairs_have(tiny_model: Path, tmp_path: Path, option: dict[str, Any]) -> None:
     from trl import DPOConfig
 
@@ -165,6 +174,21 @@ def test_listwise_dpo_refuses_what_only_pairs_have(tiny_model: Path, tmp_path: P
             args=DPOConfig(str(tmp_path), **TRAINER, **option),
             train_dataset=Dataset.from_list(rankings()),
         )
+
+
+def test_listwise_dpo_counts_the_rankings_that_are_too_long(tiny_model: Path, tmp_path: Path) -> None:
+    from trl import DPOConfig
+
+    from posttrain_plugins.trainers.listwise import ListwiseDPOTrainer
+
+    long = {"prompt": PROMPT, "completions": [ORDER[0], "7" * 300]}
+    with pytest.warns(UserWarning, match=f"1 of {len(rankings()) + 1} rows are left out: no ranking of the train"):
+        trainer = ListwiseDPOTrainer(
+            str(tiny_model),
+            args=DPOConfig(str(tmp_path), **{**TRAINER, "max_length": 200}),
+            train_dataset=Dataset.from_list([*rankings(), long]),
+        )
+    assert len(trainer.train_dataset) == len(rankings())
 
 
 # --- DPO's losses ----------------------------------------------------------------------------------------------------

@@ -130,6 +130,80 @@ def test_each_adapter_gets_the_gradients_of_its_own_rows_alone(tiny_model: Path,
     assert torch.isfinite(torch.tensor(trainer.evaluate(data)["eval_loss"]))
 
 
+@pytest.fixture
+def build(tiny_model: Path, rows: Path, tmp_path: Path) -> Callable[..., Any]:
+    def make(peft_config: Any, **more: Any) -> Any:
+        from datasets import Dataset
+        from trl import SFTConfig
+
+        from posttrain_plugins.trainers.multi_adapter import MultiAdapterSFTTrainer
+
+        data = Dataset.from_list([json.loads(line) for line in rows.read_text().splitlines()])
+        options = {
+            "use_cpu": True,
+            "bf16": False,
+            "report_to": [],
+            "remove_unused_columns": False,
+            "disable_tqdm": True,
+        }
+        options |= {"dataloader_pin_memory": False, "per_device_train_batch_size": 4, "gradient_checkpointing": False}
+        args = SFTConfig(output_dir=str(tmp_path / "out"), **{**options, **more})
+        return MultiAdapterSFTTrainer(model=str(tiny_model), args=args, train_dataset=data, peft_config=peft_config)
+
+    return make
+
+
+def test_the_ratio_of_lora_plus_holds_for_every_task(build: Callable[..., Any]) -> None:
+    config = pp.load("adapter", "lora", r=2, loraplus_lr_ratio=16)
+    trainer = build(config, learning_rate=1e-3)
+    config.prepare(trainer)
+    rates = {id(p): group["lr"] for group in trainer.create_optimizer().param_groups for p in group["params"]}
+    found = {name: rates[id(p)] for name, p in trainer.model.named_parameters() if p.requires_grad}
+    for task in ("long", "short"):
+        own = {name: rate for name, rate in found.items() if f".{task}." in name}
+        assert {rate for name, rate in own.items() if "lora_B" in name} == {16e-3}
+        assert {rate for name, rate in own.items() if "lora_A" in name} == {1e-3}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_that_goes_on_has_the_same_order(
+    build: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    """Two epochs, gone on from within the second, with the batches shared out as for that many processes."""
+    from accelerate.data_loader import prepare_data_loader
+    from peft import LoraConfig
+
+    from posttrain_plugins.trainers.multi_adapter import TaskBatches
+
+    lora = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    every = 1 + 4 // processes  # of eight batches an epoch
+    epochs: list[int] = []
+    drawn = TaskBatches.__iter__
+
+    def watched(self: TaskBatches) -> Any:
+        epochs.append(self.epoch)
+        return drawn(self)
+
+    def trained(resume: str | None = None) -> list[int]:
+        epochs.clear()
+        trainer = build(lora, per_device_train_batch_size=2, num_train_epochs=2, save_steps=every)
+        whole = trainer._loader
+
+        def shared_out(dataset: Any, batches: TaskBatches) -> Any:
+            loader = whole(dataset, batches).base_dataloader
+            return prepare_data_loader(loader, num_processes=processes, process_index=0, put_on_device=False)
+
+        trainer._loader = shared_out
+        trainer.train(resume_from_checkpoint=resume)
+        return list(epochs)
+
+    monkeypatch.setattr(TaskBatches, "__iter__", watched)
+    assert trained()[-2:] == [0, 1]
+    within = tmp_path / "out" / f"checkpoint-{2 * every}"
+    assert 1 < json.loads((within / "trainer_state.json").read_text())["epoch"] < 2
+    assert trained(str(within)) == [1]
+
+
 def gradient(model: Any, adapter: str) -> float:
     found = [p.grad for name, p in model.named_parameters() if f".{adapter}." in name and p.grad is not None]
     return sum(float(grad.norm()) for grad in found)

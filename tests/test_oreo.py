@@ -257,12 +257,20 @@ def test_it_goes_on_from_a_checkpoint_to_the_same_bits(
     assert {group["initial_lr"] for group in later.optimizer.param_groups} == {1e-3, 1e-2}, "the critic has its own"
 
 
+def test_what_is_too_long_is_left_out_and_counted(build: Callable[..., OREOTrainer]) -> None:
+    with pytest.warns(UserWarning, match="1 of 4 rows are left out: no trajectory of the train data set may be longer"):
+        trainer = build(max_length=60)
+    assert len(trainer.train_dataset) == 3
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         ({"level": "word"}, "level is 'word'"),
         ({"alpha": -1.0}, "alpha is -1.0"),
         ({"loss_type": "ipo"}, "OREO does not take loss_type"),
+        ({"f_divergence_type": "forward_kl"}, "OREO does not take f_divergence_type=forward_kl"),
+        ({"router_aux_loss_coef": 0.1}, "OREO does not take router_aux_loss_coef=0.1"),
         ({"critic": "adapter"}, "the policy trains all parameters"),
         ({"max_length": 4}, "no trajectory of the train data set fits"),
     ],

@@ -105,10 +105,23 @@ def test_the_plan_shows_it_without_anything_heavy(folder: Path, write_recipe: Ca
     assert "warning: ppo: full fine-tuning of" in done.stdout, done.stderr
 
 
+def test_process_supervision_leaves_no_choice_of_aggregation(plan: Callable[..., Any]) -> None:
+    args = "args: {multi_objective_aggregation: normalize_then_sum}"
+    grpo = "{use: grpo, model: base, dataset: problems, rewards: [correct, steps], " + args
+    more = ", adapter: policy}\n  grouped: " + grpo
+    plan(more)  # TRL's own trainer, whose argument it is
+    with pytest.raises(RecipeErrors, match="but process_rewards leave no choice"):
+        plan(more + ", process_rewards: [steps]")
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (", args: {kl_target: 6.0, kl_coef: 0.0}", "kl_target adapts kl_coef, which is 0"),
+        (
+            ", args: {multi_objective_aggregation: normalize_then_sum}",
+            "adds the rewards of a completion by their weights",
+        ),
         (", args: {beta: 0.1}", "beta is 0.1, but PPO's KL stands in the reward"),
         (", args: {gamma: 2.0}", "gamma is 2.0, expected 0 to 1"),
         (", args: {loss_type: vespo}", "loss_type is 'vespo'"),

@@ -438,6 +438,10 @@ def test_it_trains_a_4bit_model(tiny_model: Path, rows: Any, tmp_path: Path) -> 
         ({"loss_type": "vespo"}, "loss_type is 'vespo'"),
         ({"baseline": "mean"}, "expected batch or running"),
         ({"beta": 0.1}, "set kl_coef instead"),
+        ({"scale_rewards": "batch"}, "whiten_rewards and whiten_advantages scale here"),
+        ({"scale_rewards": False}, "scale_rewards is False"),
+        ({"multi_objective_aggregation": "normalize_then_sum"}, "by their weights"),
+        ({"use_bias_correction_kl": False}, "kl_estimator says how"),
         ({"kl_coef": -0.1}, "kl_coef is -0.1, expected 0 or more"),
         ({"kl_target": 6.0, "kl_coef": 0.0}, "set kl_coef to where it should start"),
         ({"kl_target": 0.0}, "expected more than 0"),
@@ -456,6 +460,16 @@ def test_it_trains_a_4bit_model(tiny_model: Path, rows: Any, tmp_path: Path) -> 
 def test_a_config_that_cannot_work(tmp_path: Path, args: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         PPOConfig(str(tmp_path), **{**ARGS, **args})
+
+
+def test_grpos_defaults_are_not_refused(tmp_path: Path) -> None:
+    from trl import GRPOConfig
+
+    from posttrain_plugins.trainers import ppo_rules
+
+    for name, (allowed, *_) in ppo_rules.OF_GRPO.items():
+        assert GRPOConfig.__dataclass_fields__[name].default in allowed
+    PPOConfig(str(tmp_path), **{**ARGS, "scale_rewards": True})
 
 
 @pytest.mark.parametrize("name", PPOConfig.renamed)

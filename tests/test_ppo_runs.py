@@ -214,3 +214,17 @@ def test_killed_it_goes_on_to_the_same_weights(
     weights = [name for name in files(whole) if name.endswith(".safetensors")]
     assert weights == ["adapter_model.safetensors", "critic/adapter_model.safetensors", "critic/value_head.safetensors"]
     assert [name for name in weights if (whole / name).read_bytes() != (again / name).read_bytes()] == []
+
+
+def test_what_was_sampled_before_a_checkpoint_is_kept_whatever_it_holds(tmp_path: Path) -> None:
+    """U+2028, U+2029 and U+0085 end a line for Python and stand raw in JSON."""
+    from posttrain_plugins.trainers.saved_rollouts import _forget_after
+
+    file = tmp_path / "rollouts.jsonl"
+    rows = [{"completion": f"a{mark}b", "global_step": i} for i, mark in enumerate("\u2028\u2029\u0085 ")]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    file.write_text("".join(lines) + '{"completion": "torn', encoding="utf-8")
+    _forget_after(file, tmp_path / "checkpoint-3")
+    assert file.read_text(encoding="utf-8") == "".join(lines[:3])
+    _forget_after(file, None)
+    assert file.read_text(encoding="utf-8") == ""

@@ -132,6 +132,15 @@ def test_grpo_with_process_supervision(tiny_model: Path, dataset: Any, tmp_path:
     assert trainer.state.global_step == 1
 
 
+def test_another_aggregation_is_refused(dataset: Any, tmp_path: Path) -> None:
+    from trl import GRPOConfig
+
+    args = GRPOConfig(str(tmp_path), num_generations=2, multi_objective_aggregation="normalize_then_sum", **COMMON)
+    for given, more in (((args,), {}), ((), {"args": args})):
+        with pytest.raises(InputError, match="process_rewards leave no choice"):
+            ProcessGRPOTrainer("no/model", [DigitChainSteps()], *given, process_rewards=["DigitChainSteps"], **more)
+
+
 def test_outcome_and_process_are_added(tiny_model: Path, dataset: Any, tmp_path: Path) -> None:
     """The outcome's part alone is what `trl.GRPOTrainer` itself gives."""
     from trl import GRPOConfig, GRPOTrainer

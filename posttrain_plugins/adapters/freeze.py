@@ -20,7 +20,8 @@ class Freeze:
     """Trains all of a model but what is named; TRL gets no PEFT config.
 
     The new head of a classifier (`reward`, `prm`, `ranking`) is always trained, unless `frozen_parameters` names it. A
-    parameter that stands in two places, as tied embeddings do, has one name, the first.
+    parameter that stands in two places, as tied embeddings do, has one name, the first. The critic of `ppo` and `oreo`
+    is always trained.
 
     Args:
         frozen_layers: how many layers to freeze from the first on, or which: a list of indices, -1 for the last.
@@ -60,12 +61,14 @@ class Freeze:
             trainer: one that trains all parameters.
 
         Returns:
-            How many parameters are `frozen` and `trainable`, for the record.
+            How many parameters are `frozen` and `trainable`, for the record; a critic's are in neither.
 
         Raises:
             InputError: a pattern finds no parameter, there is no such layer, or nothing is left to train.
         """
-        parameters = dict(trainer.model.named_parameters())
+        critic = getattr(trainer, "critic", None)
+        owned = critic.owns if critic is not None else lambda name: False
+        parameters = {name: p for name, p in trainer.model.named_parameters() if not owned(name)}
         frozen = self.frozen(list(parameters))
         trainable = [p for name, p in parameters.items() if p.requires_grad and name not in frozen]
         if not trainable:

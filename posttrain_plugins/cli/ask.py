@@ -118,7 +118,7 @@ def _from_file(file: Path) -> list[Prompt]:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the questions cannot be read: {file}: {error}") from error
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if file.suffix != ".jsonl":
         return [line for _, line in lines]
     return [_from_json(line, f"{file}:{number}") for number, line in lines]

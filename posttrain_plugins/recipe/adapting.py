@@ -26,6 +26,9 @@ def check_adapters(sheet: Sheet, path: Keys, spec: StageSpec, found: Schema) -> 
         schema = sheet.schemas.get(use.plugin)
         attributes = schema.attributes if schema is not None else {}
         if attributes.get("is_full"):
+            if role == "critic" and attributes.get("prepare"):
+                message = f"stage '{path[-1]}': {fitting.no_set_up(use.name)}"
+                sheet.wrong((*path, role), message, fitting.PLAIN_CRITIC)
             _check_full(sheet, (*path, role), spec)
             continue
         peft = _abilities(sheet, use)

@@ -213,7 +213,7 @@ def _joined(value: Any) -> str:
 
 
 def _by_line(text: str) -> list[Any]:
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
 def _read(text: str) -> Any:

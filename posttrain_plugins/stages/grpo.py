@@ -66,6 +66,8 @@ class GRPO:
     def concerns(self, outlook: Outlook) -> Iterator[Concern]:
         """Process rewards that cannot judge steps, and arguments that a strategy leaves no meaning."""
         yield from ppo_rules.step_concerns(self.process_rewards, outlook, "process_rewards")
+        if self.process_rewards:
+            yield from ppo_rules.aggregation_concerns(outlook.args)
         if self.strategy is not None:
             yield from rollouts.concerns(outlook.args)
 

@@ -22,6 +22,7 @@ class ListwiseDPO:
     Args:
         model: what to start from, and the reference.
         dataset: `prompt` and `completions`, a list, the best first; equal values in a column `scores` are ties.
+            Rows with a completion longer than `args.max_length`, with its prompt, are left out.
         adapter: what is trainable; everything where it is left out.
         eval_dataset: measured once at the end, or as `args.eval_strategy` says.
         args: fields of `trl.DPOConfig`.

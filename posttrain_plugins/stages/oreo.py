@@ -34,9 +34,10 @@ class OREO:
     Args:
         model: what to start from, and the reference.
         dataset: `prompt`, `completion` and `reward` (a number), or `label` (a bool); `sample` with `keep: all` makes
-            it, of fresh completions or of saved ones.
+            it, of fresh completions or of saved ones. Rows longer than `args.max_length` are left out.
         adapter: what is trainable; everything where it is left out.
-        critic: the critic's own adapter; by default the policy's, or all of a copy where the policy has none.
+        critic: the critic's own adapter; by default the policy's, or all of a copy where the policy has none. One that
+            sets up the trainer (`freeze`, `loraplus_lr_ratio`) is refused: `args.critic_learning_rate` is the critic's.
         eval_dataset: measured once at the end, or as `args.eval_strategy` says.
         args: fields of `OREOConfig`: those of `trl.DPOConfig`, and OREO's.
     """
@@ -65,6 +66,7 @@ class OREO:
         from posttrain_plugins.trainers.oreo import OREOConfig, OREOTrainer
 
         critic = context.inputs.get("critic")
+        ppo_rules.check_critic(context.stage, critic)
         args = {"critic": "separate", **self.args} if critic and critic.config is None else self.args
         config = critic.config if critic else None
         return training.train(context, OREOTrainer, OREOConfig, args, critic_config=config)

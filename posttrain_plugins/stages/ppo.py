@@ -40,7 +40,8 @@ class PPO:
             model that is an adapter on the policy's base is loaded beside the policy's; those that
             `args.process_rewards` names pay by steps.
         adapter: what is trainable; everything where it is left out.
-        critic: the critic's own adapter; by default the policy's, or all of a copy where the policy has none.
+        critic: the critic's own adapter; by default the policy's, or all of a copy where the policy has none. One that
+            sets up the trainer (`freeze`, `loraplus_lr_ratio`) is refused: `args.critic_learning_rate` is the critic's.
         strategy: who makes the rollouts, in place of plain draws; what that biases stands in `inference/rollouts.py`.
         eval_dataset: measured once at the end, or as `args.eval_strategy` says.
         args: fields of `PPOConfig`: TRL's `GRPOConfig`, and PPO's.
@@ -80,6 +81,7 @@ class PPO:
         rewards = context.inputs["rewards"]
         process.check_names({r.name: r.func for r in rewards}, self.args.get("process_rewards", ()))
         critic = context.inputs.get("critic")
+        ppo_rules.check_critic(context.stage, critic)
         args = {"critic": "separate", **self.args} if critic and critic.config is None else self.args
         return training.reinforce(
             context,

@@ -154,9 +154,10 @@ def check_makes_what_it_says(stage: Any) -> None:
         assert has_model, f"it produces a {made}, but model_path is {ran.result.model_path} and holds none"
     if made == "dataset":
         path = ran.absolute(ran.result.data_path)
-        lines = path.read_text(encoding="utf-8").splitlines() if path is not None and path.is_file() else None
+        lines = path.read_text(encoding="utf-8").split("\n") if path is not None and path.is_file() else None
         assert lines is not None, f"it produces a dataset, but data_path is {ran.result.data_path}"
-        assert all(isinstance(json.loads(line), dict) for line in lines), "a line of data_path is no JSON object"
+        rows = [json.loads(line) for line in lines if line.strip()]
+        assert all(isinstance(row, dict) for row in rows), "a line of data_path is no JSON object"
     if made == "figures":
         assert ran.result.metrics or ran.result.details, "it produces figures, but there are none"
 

@@ -11,6 +11,7 @@ One base serves policy, critic and reference; the way to the critic's adapter is
 1. The head starts at zero, so the first values are 0 and the first advantages are the returns; TRL 1.12 starts from a
    classifier's random head.
 2. The head computes in float32 whatever the model does.
+3. The copy reads the text alone: virtual tokens before it (prefix, prompt, p-tuning) are the policy's.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ NOT_FOR_THE_BODY = (
     "output_router_logits",
     "logits_to_keep",
     "use_cache",
+    "with_values",
 )
 
 
@@ -119,6 +121,9 @@ class Critic:
         self.head = ValueHead(self.base.config.get_text_config().hidden_size).to(_device_of_last(self.base))
         self.base.value_head = self.head
         _patch_forward(self.base, self)
+        self.given: Mapping[str, Any] | None = None
+        if kind == "separate" and self.is_peft and compat.active_config(model).is_prompt_learning:
+            model.register_forward_pre_hook(self._keep_given, with_kwargs=True)
         own = [p for name, p in model.named_parameters() if self.owns(name) and p.requires_grad]
         self.parameters: list[nn.Parameter] = own
 
@@ -142,15 +147,17 @@ class Critic:
         """V of the state before each token.
 
         Args:
-            given: the keyword arguments of the policy's forward.
+            given: the keyword arguments of the base's forward.
             seen: (B, L, H), the hidden states of the policy's pass.
 
         Returns:
-            (B, L - 1).
+            (B, L - 1), with virtual tokens in L where the policy has such and they are the base's too.
         """
         if self.kind == "shared":
             assert seen is not None
             return self.head(seen[:, :-1])  # type: ignore[no-any-return]
+        if self.given is not None:
+            given, self.given = self.given, None
         inputs = {k: v for k, v in given.items() if k not in NOT_FOR_THE_BODY}
         if self.route is None:
             hidden = self.body(**inputs, use_cache=False).last_hidden_state
@@ -188,6 +195,11 @@ class Critic:
         elif self.kind == "separate":
             self.body.load_state_dict(type(self.body).from_pretrained(str(folder)).state_dict())
         self.unfreeze()
+
+    def _keep_given(self, model: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> None:
+        """What the policy is given, before its virtual tokens become the base's embeddings or cache."""
+        if given.get("with_values"):
+            self.given = given
 
     def _add_adapter(self, config: Any) -> None:
         policy = self.model.peft_config[self.model.active_adapter]

@@ -3,11 +3,15 @@
 1. Completions with equal `scores` are ties, as for the reward model on rankings.
 2. Of `trl.DPOConfig` the loss is Plackett-Luce's on `beta` times the log-ratios; `loss_type` other than `sigmoid`, and
    what only pairs have, are refused.
+3. A ranking with a completion longer than `max_length` is left out, where `trl.DPOTrainer` would cut it; how many are
+   is warned of.
+4. A mixture of experts gets no load-balancing loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +22,14 @@ from posttrain_plugins.errors import InputError
 from posttrain_plugins.text import render
 from posttrain_plugins.trainers.ranking import concordance, encode_ranking, plackett_luce_loss
 
-__all__ = ["ListwiseCollator", "ListwiseDPOTrainer", "refuse_pairs"]
+__all__ = ["ListwiseCollator", "ListwiseDPOTrainer", "refuse_pairs", "short_enough"]
 
 
 class ListwiseDPOTrainer(DPOTrainer):  # type: ignore[misc]
     """`trl.DPOTrainer` on `prompt`, `completions` (the best first) and, where there are ties, `scores`.
 
-    The reference is what DPO's is: the same path loaded again, or the adapter switched off.
+    The reference is what DPO's is: the same path loaded again, or the adapter switched off. Rankings with a completion
+    of more than `max_length` tokens, with its prompt, are left out.
 
     Raises:
         InputError: an option that only pairs have, or a row that is no ranking.
@@ -50,12 +55,12 @@ class ListwiseDPOTrainer(DPOTrainer):  # type: ignore[misc]
             head = processing_class(render(processing_class, row["prompt"]), add_special_tokens=False)["input_ids"]
             found["prompt_lengths"] = [_shared(head, ids) for ids in found["ranked_ids"]]
             rows.append(found)
-        limit = args.max_length
-        kept = [row for row in rows if limit is None or max(map(len, row["ranked_ids"])) <= limit]
-        if not kept:
-            raise InputError(
-                f"no ranking of the {dataset_name} data set fits into max_length={limit}", hint="raise max_length"
-            )
+        kept = short_enough(
+            rows,
+            lambda row: max(map(len, row["ranked_ids"])),
+            args.max_length,
+            f"ranking of the {dataset_name} data set",
+        )
         return type(dataset).from_list(kept)
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -113,7 +118,7 @@ class ListwiseCollator:
 
 
 def refuse_pairs(args: DPOConfig, trainer: str) -> None:
-    """Refuses the options of `trl.DPOConfig` that only pairs have.
+    """Refuses the options of `trl.DPOConfig` that only TRL's own loss of pairs has.
 
     Raises:
         InputError: names the option, and the trainer that does not take it.
@@ -124,10 +129,35 @@ def refuse_pairs(args: DPOConfig, trainer: str) -> None:
         "precompute_ref_log_probs": args.precompute_ref_log_probs,
         "ld_alpha": args.ld_alpha is not None,
         "use_weighting": args.use_weighting,
+        f"f_divergence_type={args.f_divergence_type}": args.f_divergence_type != "reverse_kl",
+        f"router_aux_loss_coef={args.router_aux_loss_coef}": bool(args.router_aux_loss_coef),  # 0 is what it does
     }
     wrong = [name for name, is_set in refused.items() if is_set]
     if wrong:
         raise InputError(f"{trainer} does not take {wrong[0]}", hint="remove it from args, or use stage dpo on pairs")
+
+
+def short_enough(
+    rows: Sequence[dict[str, Any]], length: Callable[[dict[str, Any]], int], limit: int | None, what: str
+) -> list[dict[str, Any]]:
+    """The rows that fit; how many do not is warned of.
+
+    Args:
+        rows: encoded.
+        length: of a row, in tokens.
+        limit: `max_length`, in tokens; None lets every row be.
+        what: a row is, for the warning: `ranking of the train data set`.
+
+    Raises:
+        InputError: none fits.
+    """
+    kept = [row for row in rows if limit is None or length(row) <= limit]
+    if not kept:
+        raise InputError(f"no {what} fits into max_length={limit}", hint="raise max_length")
+    if len(kept) < len(rows):
+        found = f"{len(rows) - len(kept)} of {len(rows)} rows are left out: no {what} may be longer than {limit} tokens"
+        warnings.warn(f"{found}\n\nhint: raise max_length", stacklevel=2)
+    return kept
 
 
 def _shared(head: Sequence[int], ids: Sequence[int]) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
+from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from posttrain_plugins.trainers import compat
@@ -65,7 +66,7 @@ class TaskBatches:
         return iter(batches)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate before each epoch, also of a run that goes on."""
+        """The order of an epoch; called before each, also of a run that goes on (`_InOrder`)."""
         self.epoch = epoch
 
 
@@ -90,6 +91,7 @@ class MultiAdapterSFTTrainer(SFTTrainer):  # type: ignore[misc]
     """
 
     data_collator: Any
+    batches: TaskBatches | None = None
 
     def __init__(self, *, peft_config: Any, **options: Any) -> None:
         self.tasks: list[str] = sorted(set(options["train_dataset"][COLUMN]))
@@ -105,15 +107,18 @@ class MultiAdapterSFTTrainer(SFTTrainer):  # type: ignore[misc]
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(dtype)  # as TRL casts the adapters of a quantized model
         self._switches = compat.switches(self.model)
+        self.add_callback(_InOrder(self))
 
     def get_train_dataloader(self) -> Any:
         """Batches of one task each, shuffled."""
-        return self._loader(self.train_dataset, self.args.train_batch_size, self.args.data_seed or self.args.seed)
+        seed = self.args.data_seed or self.args.seed
+        self.batches = TaskBatches(self.train_dataset[COLUMN], self.args.train_batch_size, seed)
+        return self._loader(self.train_dataset, self.batches)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Batches of one task each, in the rows' order."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        return self._loader(dataset, self.args.eval_batch_size, None)
+        return self._loader(dataset, TaskBatches(dataset[COLUMN], self.args.eval_batch_size, None))
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Forward and backward with the adapter of the batch's task; recomputed layers are within it too."""
@@ -134,9 +139,23 @@ class MultiAdapterSFTTrainer(SFTTrainer):  # type: ignore[misc]
         """PEFT's `set_adapter` and `load_adapter` leave every adapter but one frozen."""
         self.model.set_requires_grad(self.tasks, True)
 
-    def _loader(self, dataset: Any, batch_size: int, seed: int | None) -> Any:
+    def _loader(self, dataset: Any, batches: TaskBatches) -> Any:
         workers = {"num_workers": self.args.dataloader_num_workers, "pin_memory": self.args.dataloader_pin_memory}
-        batches = TaskBatches(dataset[COLUMN], batch_size, seed)
         return self.accelerator.prepare(
             DataLoader(dataset, batch_sampler=batches, collate_fn=self.data_collator, **workers)
         )
+
+
+class _InOrder(TrainerCallback):  # type: ignore[misc]
+    """Tells the batches their epoch, which accelerate does not where they are shared out between processes or skipped.
+
+    transformers reaches through one of these layers, but not through both: a run of two processes that went on within
+    its second epoch had the order of the first.
+    """
+
+    def __init__(self, trainer: MultiAdapterSFTTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.batches is not None:
+            self.trainer.batches.set_epoch(int(state.epoch or 0))

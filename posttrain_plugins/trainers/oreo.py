@@ -10,6 +10,7 @@ steps and whole responses by section 4.2 and equation 10. Trajectories need no p
    `vf_coef` in between: one optimizer for both.
 4. Prompt and completion are tokenised apart and EOS ends the completion, as in a rollout, so that `value_model` reads
    the states that were trained on.
+5. A trajectory longer than `max_length` is left out, since its reward stands at its end; how many are is warned of.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from posttrain_plugins.steps import SEPARATOR, last_tokens, step_ends
 from posttrain_plugins.text import is_conversational, render, to_text
 from posttrain_plugins.trainers import compat
 from posttrain_plugins.trainers.critic import Critic, choose_kind
-from posttrain_plugins.trainers.listwise import refuse_pairs
+from posttrain_plugins.trainers.listwise import refuse_pairs, short_enough
 from posttrain_plugins.trainers.with_critic import WithCritic
 
 __all__ = ["OREOConfig", "OREOTrainer", "TrajectoryCollator", "encode", "soft_bellman_losses"]
@@ -118,6 +119,8 @@ def _mean(x: Tensor, mask: Tensor) -> Tensor:
 class OREOTrainer(WithCritic, DPOTrainer):  # type: ignore[misc]
     """Trains policy and value function on `prompt`, `completion` and `reward` (a number), or `label` (a bool).
 
+    Trajectories of more than `max_length` tokens, with their prompt, are left out.
+
     The reference is what DPO's is: the same path loaded again, or the adapter switched off.
 
     Args:
@@ -151,11 +154,8 @@ class OREOTrainer(WithCritic, DPOTrainer):  # type: ignore[misc]
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: OREOConfig, dataset_name: str) -> Any:
         rows = [encode(processing_class, row, i, args.level, args.step_separator) for i, row in enumerate(dataset)]
-        limit = args.max_length
-        kept = [row for row in rows if limit is None or len(row["input_ids"]) <= limit]
-        if not kept:
-            hint = "raise max_length"
-            raise InputError(f"no trajectory of the {dataset_name} data set fits into max_length={limit}", hint=hint)
+        what = f"trajectory of the {dataset_name} data set"
+        kept = short_enough(rows, lambda row: len(row["input_ids"]), args.max_length, what)
         return type(dataset).from_list(kept)
 
     def _set_signature_columns_if_needed(self) -> None:

@@ -18,6 +18,9 @@ __all__ = ["PPOConfig"]
 class PPOConfig(GRPOConfig):  # type: ignore[misc]
     """`trl.GRPOConfig` and what it lacks. A name that is not below is TRL's, with TRL's meaning.
 
+    What GRPO does with groups (`scale_rewards`, `multi_objective_aggregation`) or with a KL in its loss (`beta`,
+    `use_bias_correction_kl`) has no meaning here: a value other than the default is refused.
+
     Defaults are TRL 1.12's PPO, and for what it lacks a paper's. Other than GRPO's: `learning_rate` 3e-6,
     `num_iterations` 4 (`num_ppo_epochs`), `num_generations` 1, `loss_type` bnpo (a mean over the tokens, as 1.12) and
     `disable_dropout` true, since dropout makes the first ratio another than 1. `temperature` stays GRPO's 1.0.

@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from posttrain_plugins.types import Concern, Outlook
+from posttrain_plugins import fitting
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.types import Concern, Outlook, ResolvedAdapter
 
-__all__ = ["ESTIMATORS", "LOSS_TYPES", "complaints", "critic_concerns", "step_concerns"]
+__all__ = [
+    "ESTIMATORS",
+    "LOSS_TYPES",
+    "aggregation_concerns",
+    "check_critic",
+    "complaints",
+    "critic_concerns",
+    "step_concerns",
+]
 
 ESTIMATORS = ("gae", "reinforce", "reinforce_pp", "reinforce_pp_baseline", "remax")
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo")
@@ -18,6 +28,20 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "critic": ("adapter", "shared", "separate", None),
     "loss_type": LOSS_TYPES,
 }
+OF_GRPO: Mapping[str, tuple[tuple[Any, ...], str, str]] = {
+    "scale_rewards": (
+        ("group", True),
+        "PPO's advantages are of tokens, not of groups",
+        "whiten_rewards and whiten_advantages scale here",
+    ),
+    "multi_objective_aggregation": (
+        ("sum_then_normalize",),
+        "PPO adds the rewards of a completion by their weights",
+        "set reward_weights, or use stage grpo",
+    ),
+    "use_bias_correction_kl": ((True,), "PPO's KL stands in the reward", "kl_estimator says how it is estimated"),
+}
+"""Arguments of GRPO without effect here: what may stand there, GRPO's default, and why nothing else."""
 OF_THE_CRITIC = ("critic", "critic_learning_rate", "critic_warmup_steps")
 BYTES = {"bfloat16": 2, "float16": 2, "half": 2}
 COPIES_IN_TRAINING = 4  # weights, gradients, and the two moments of Adam
@@ -30,6 +54,9 @@ def complaints(args: Any) -> Iterator[Concern]:
             yield Concern(f"{name} is {getattr(args, name)!r}, expected {_or(allowed)}", field=f"args.{name}")
     if args.beta not in (0.0, args.kl_coef):
         yield Concern(f"beta is {args.beta}, but PPO's KL stands in the reward", "set kl_coef instead", "args.beta")
+    for name, (allowed, reason, hint) in OF_GRPO.items():
+        if getattr(args, name) not in allowed:
+            yield Concern(f"{name} is {getattr(args, name)!r}, but {reason}", hint, f"args.{name}")
     for name, expected in _out_of_range(args):
         yield Concern(f"{name} is {getattr(args, name)}, expected {expected}", field=f"args.{name}")
     if args.kl_target is not None and args.kl_coef == 0:
@@ -42,6 +69,16 @@ def complaints(args: Any) -> Iterator[Concern]:
     if unused and args.advantage_estimator != "gae":
         found = f"{unused[0]} is set, but {args.advantage_estimator} has no critic"
         yield Concern(found, f"remove {unused[0]}", f"args.{unused[0]}")
+
+
+def check_critic(stage: str, critic: ResolvedAdapter | None) -> None:
+    """Refuses a critic's adapter whose `prepare` would never be called.
+
+    Raises:
+        InputError: it has one.
+    """
+    if critic is not None and critic.prepare is not None:
+        raise InputError(f"stage '{stage}': {fitting.no_set_up(critic.name)}", hint=fitting.PLAIN_CRITIC)
 
 
 def critic_concerns(outlook: Outlook, has_config: bool) -> Iterator[Concern]:
@@ -67,6 +104,16 @@ def critic_concerns(outlook: Outlook, has_config: bool) -> Iterator[Concern]:
         yield Concern(found, "args: {critic: adapter}", "args.critic")
     if outlook.trains_all and outlook.parameters:
         yield from _memory(outlook, kind, has_config)
+
+
+def aggregation_concerns(args: Any) -> Iterator[Concern]:
+    """Process supervision normalises each reward by itself and adds them by their weights, whatever is asked for."""
+    if args.multi_objective_aggregation != "sum_then_normalize":
+        found = (
+            f"multi_objective_aggregation is '{args.multi_objective_aggregation}', but process_rewards leave no choice"
+        )
+        hint = "remove it: each process reward is normalised by itself, the others are added first"
+        yield Concern(found, hint, "args.multi_objective_aggregation")
 
 
 def step_concerns(names: Iterable[str] | None, outlook: Outlook, field: str) -> Iterator[Concern]:

@@ -4,6 +4,7 @@ A token's advantage is the sum of the normalised rewards of the steps that end a
 
 1. Rewards that are not in `process_rewards` add GRPO's outcome advantage to every token, normalised by themselves.
 2. `scale_rewards: none` only takes the mean from step rewards; `batch` scales them by their group, as `group`.
+3. `multi_objective_aggregation: normalize_then_sum` is refused: what it would normalise, 1. already says.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.steps import SEPARATOR
-from posttrain_plugins.trainers import advantages, process
+from posttrain_plugins.trainers import advantages, ppo_rules, process
 
 __all__ = ["ProcessGRPOTrainer"]
 
@@ -33,7 +34,7 @@ class ProcessGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         **kwargs: of `GRPOTrainer`.
 
     Raises:
-        InputError: no process reward is named, or one that cannot judge steps.
+        InputError: no process reward is named, or one that cannot judge steps; or another aggregation is asked for.
 
     Example:
         ```python
@@ -51,6 +52,9 @@ class ProcessGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     ) -> None:
         if not process_rewards:
             raise InputError("process_rewards is empty", hint="name a reward with step_scores, or use GRPOTrainer")
+        config = kwargs.get("args") or next((given for given in args if isinstance(given, GRPOConfig)), None)
+        for concern in ppo_rules.aggregation_concerns(config) if config is not None else ():
+            raise InputError(f"ProcessGRPOTrainer: {concern.message}", hint=concern.hint)
         self.process_rewards = list(process_rewards)
         self.step_separator = step_separator
         super().__init__(*args, **kwargs)

@@ -62,6 +62,6 @@ def _forget_after(file: Path, checkpoint: Path | None) -> None:
     if not file.is_file():
         return
     done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-    lines = file.read_text(encoding="utf-8").splitlines()
+    lines = file.read_text(encoding="utf-8").split("\n")  # `splitlines` also breaks at U+2028 within a string
     kept = [line for line in lines if line.endswith("}") and json.loads(line)["global_step"] < done]
     file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

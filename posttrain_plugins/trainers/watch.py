@@ -4,6 +4,8 @@ A checkpoint is taken when the last one is older than a minute and than fifty ti
 between two generations; a file `complete` is put into it after everything else, so that a torn one is passed over.
 So is one from which the rest of the training would not be the same: between the steps of a generation, without the
 optimizer, or of the last step, after which transformers would take one more.
+
+All processes save and stop together, so the first one's clock and signals hold for all.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ class _Watch:
     def __init__(self, context: StageContext, trainer: Any) -> None:
         self.context = context
         self.args = trainer.args
+        self.processes = trainer.args.world_size
         self.period = compat.generation_period(trainer.args)
         self.by_time = trainer.args.save_strategy == "no"
         self.can_resume = not trainer.args.save_only_model
@@ -70,11 +73,12 @@ class _Watch:
         self.figures["loss"] = loss
         self.context.reporter.progress(state.global_step, state.max_steps, "step", self.figures)
         at_boundary = state.global_step % self.period == 0
-        is_last = state.global_step >= state.max_steps
-        if at_boundary and not is_last and self.context.should_stop():
-            self.is_stopped = control.should_save = control.should_training_stop = True
-        elif self.by_time and self.can_resume and at_boundary and not is_last and self._is_due():
-            control.should_save = True
+        if at_boundary and state.global_step < state.max_steps:
+            stops, saves = self._decide()
+            if stops:
+                self.is_stopped = control.should_save = control.should_training_stop = True
+            elif saves:
+                control.should_save = True
         self.save_began = time.monotonic()
         return control
 
@@ -95,6 +99,16 @@ class _Watch:
             if isinstance(value, int | float) and name not in ("epoch", "total_flos"):
                 self.figures[name] = float(value)
         return control
+
+    def _decide(self) -> tuple[bool, bool]:
+        """Stop here? Save here? As the first process finds: another may be over the minute when that one is not."""
+        stops = bool(self.context.should_stop())
+        saves = self.by_time and self.can_resume and self._is_due()
+        if self.processes > 1:
+            from accelerate.utils import broadcast_object_list
+
+            stops, saves = broadcast_object_list([stops, saves])
+        return stops, saves
 
     def _is_due(self) -> bool:
         return time.monotonic() - self.saved_at > max(CHECKPOINT_SECONDS, self.save_cost_s / CHECKPOINT_SHARE)

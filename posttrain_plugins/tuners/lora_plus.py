@@ -41,24 +41,24 @@ class LoraPlusConfig(LoraConfig):  # type: ignore[misc]
         return {name: value for name, value in super().to_dict().items() if name != "loraplus_lr_ratio"}
 
     def prepare(self, trainer: Any) -> None:
-        """Lets the trainer's optimizer have groups for the B matrices of the adapter that it trains."""
+        """Lets the trainer's optimizer have groups for the B matrices of the adapter, or of the `tasks`, it trains."""
         create = trainer.create_optimizer
 
         def create_with_ratio(*args: Any, **kwargs: Any) -> Any:
             optimizer = create(*args, **kwargs)
-            _split(optimizer, self._fast(trainer.model), self.loraplus_lr_ratio)
+            _split(optimizer, self._fast(trainer), self.loraplus_lr_ratio)
             return optimizer
 
         trainer.create_optimizer = create_with_ratio
 
     @staticmethod
-    def _fast(model: Any) -> set[int]:
-        """The ids of the B matrices, but for those of other adapters on the same base."""
-        adapter = model.active_adapter
+    def _fast(trainer: Any) -> set[int]:
+        """The ids of the B matrices, but for those of other adapters on the same base, as a critic's."""
+        trained = set(getattr(trainer, "tasks", None) or [trainer.model.active_adapter])
         return {
             id(parameter)
-            for name, parameter in model.named_parameters()
-            if adapter in (parts := name.split(".")) and not set(B_MATRICES).isdisjoint(parts)
+            for name, parameter in trainer.model.named_parameters()
+            if not trained.isdisjoint(parts := name.split(".")) and not set(B_MATRICES).isdisjoint(parts)
         }
 
 

@@ -200,7 +200,7 @@ def backend(
         InputError: no such stage, a server without a model's name, or another engine.
     """
     if is_url(str(where)):
-        from posttrain_plugins.inference.openai_backend import OpenAIBackend
+        from posttrain_plugins.inference.openai.backend import OpenAIBackend
 
         url, _, name = str(where).partition("#")
         if not (model or name):

@@ -43,7 +43,7 @@ ALLOWED = {
     "schema": NOUNS,
     "source": NOUNS | {"schema"},
     "signature": NOUNS | {"schema", "source"},
-    "guard": NOUNS,
+    "guard": NOUNS | {"registry"},
     "recipe": NOUNS | CORE | ADAPTING | {"guard"},
     "catalogue": NOUNS | CORE,
     "inference": NOUNS | {"registry", "peft_types"},

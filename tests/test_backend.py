@@ -20,9 +20,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.inference import decode as decoding
-from posttrain_plugins.inference import figures
 from posttrain_plugins.inference.chat import parse_tool_calls
 from posttrain_plugins.inference.decode import draw_tokens, uniforms
+from posttrain_plugins.inference.measuring import figures
 from posttrain_plugins.inference.stops import StopStrings, cut
 from posttrain_plugins.inference.transformers_backend import TransformersBackend, opened, render
 from posttrain_plugins.rewards.reward_model import RewardModel

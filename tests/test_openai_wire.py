@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.inference import openai_wire
-from posttrain_plugins.inference.openai_http import Endpoint
-from posttrain_plugins.inference.openai_wire import Answer, Wire, is_plain
+from posttrain_plugins.inference.openai import wire
+from posttrain_plugins.inference.openai.http import Endpoint
+from posttrain_plugins.inference.openai.wire import Answer, Wire, is_plain
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
 
@@ -158,7 +158,7 @@ def test_what_is_not_plain_stays_with_aiohttp(monkeypatch: pytest.MonkeyPatch) -
         "http://a b/v1",
     )
     assert not any(map(is_plain, others))
-    monkeypatch.setattr(openai_wire, "httptools", None)
+    monkeypatch.setattr(wire, "httptools", None)
     assert not is_plain("http://localhost:8000/v1")
 
 

@@ -19,11 +19,9 @@
 | `stops.py`, `value_head.py`    | stop strings; the value head of a critic that shares the policy                |
 | `continuous.py`                | transformers' continuous batching behind our rows, for CUDA                    |
 | `vllm_backend.py`              | vLLM in process                                                                |
-| `openai_backend.py`            | any OpenAI-compatible server; `openai_http`, `_format`, `_probe` are its parts |
+| `openai/`                      | any OpenAI-compatible server                                                   |
 | `opened.py`                    | the backend of a model that a stage is given                                   |
-| `bench.py`, `measure.py`       | a data set's problems; one model measured on them; one way of answering        |
-| `curves.py`, `figures.py`      | pass, maj, weighted and best @ k from one log; intervals, Pareto front         |
-| `plot.py`                      | accuracy against tokens, drawn                                                 |
+| `measuring/`                   | what `evaluate` measures: curves over k, intervals, Pareto front, calibration  |
 | `keeping.py`, `step_labels.py` | what `sample` keeps, in which format; which steps are right                    |
 | `classifier.py`                | a model that judges texts or their tokens: rewards are built on it             |
 | `calibration.py`               | a reward model's accuracy and calibration on held-out pairs                    |

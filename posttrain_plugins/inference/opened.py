@@ -24,7 +24,7 @@ def opened(artifact: ModelArtifact) -> Iterator[AnyBackend]:
         with transformers_backend.opened(artifact) as backend:
             yield backend
         return
-    from posttrain_plugins.inference.openai_backend import OpenAIBackend
+    from posttrain_plugins.inference.openai.backend import OpenAIBackend
 
     url, _, name = artifact.path.partition("#")
     yield OpenAIBackend(name, url, identity=artifact.name)

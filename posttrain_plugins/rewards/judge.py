@@ -235,7 +235,7 @@ class Judge:
             given: Any = self.model
             path = given.path if isinstance(given, ModelArtifact) else str(given)
             if path.startswith(("http://", "https://")):
-                from posttrain_plugins.inference.openai_backend import OpenAIBackend
+                from posttrain_plugins.inference.openai.backend import OpenAIBackend
 
                 url, _, name = path.partition("#")
                 self._backend = OpenAIBackend(name, url, api_key=self.api_key)

@@ -2,8 +2,8 @@
 
 The metric is sampled accuracy, the mean over `num_generations` completions per problem, as DeepSeek-R1 reports it
 (https://huggingface.co/papers/2501.12948, section 3); each strategy's own accuracy stands beside it. What fewer
-completions would have given comes from the same draws (`inference/curves.py`). Accuracy against compute is what Snell
-et al., 2024 (https://huggingface.co/papers/2408.03314) compare strategies by.
+completions would have given comes from the same draws (`inference/measuring/curves.py`). Accuracy against compute is
+what Snell et al., 2024 (https://huggingface.co/papers/2408.03314) compare strategies by.
 
 1. A gain is over the nearest measured model that this one was made from, paired by problem.
 2. All ways of answering share their draws: a strategy's `tokens` are what it takes alone, its `seconds` what was left.
@@ -25,12 +25,12 @@ from typing import Any, ClassVar
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.inference.backends import AnyBackend
-from posttrain_plugins.inference.bench import Bench, problems_of
 from posttrain_plugins.inference.engine import Progress
 from posttrain_plugins.inference.log import RequestLog
-from posttrain_plugins.inference.measure import Measure, flat_figures, gains, mark_pareto
+from posttrain_plugins.inference.measuring.bench import Bench, problems_of
+from posttrain_plugins.inference.measuring.measure import Measure, flat_figures, gains, mark_pareto
+from posttrain_plugins.inference.measuring.plot import draw
 from posttrain_plugins.inference.opened import opened
-from posttrain_plugins.inference.plot import draw
 from posttrain_plugins.text import fingerprint
 from posttrain_plugins.types import (
     Budget,

@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Literal
 
 from posttrain_plugins.errors import InputError, StageFailed
 from posttrain_plugins.inference.backends import AnyBackend
-from posttrain_plugins.inference.bench import problems_of, score_texts
 from posttrain_plugins.inference.engine import sample, solve
 from posttrain_plugins.inference.keeping import (
     COLUMNS,
@@ -28,6 +27,7 @@ from posttrain_plugins.inference.keeping import (
     without_texts,
 )
 from posttrain_plugins.inference.log import RequestLog
+from posttrain_plugins.inference.measuring.bench import problems_of, score_texts
 from posttrain_plugins.inference.opened import opened
 from posttrain_plugins.inference.step_labels import Estimate, StepLabels
 from posttrain_plugins.steps import SEPARATOR

@@ -8,7 +8,7 @@ from functools import cached_property
 from math import isnan
 from typing import Any
 
-from posttrain_plugins.inference.figures import Interval, difference_interval, mean_interval, pareto
+from posttrain_plugins.inference.measuring.figures import Interval, difference_interval, mean_interval, pareto
 from posttrain_plugins.types import ModelArtifact, Usage
 
 __all__ = ["Curve", "Measure", "flat_figures", "gains", "mark_pareto"]

@@ -10,11 +10,11 @@ from typing import Any
 
 from posttrain_plugins.answers import extract, majority
 from posttrain_plugins.inference.backends import AnyBackend
-from posttrain_plugins.inference.curves import Draws, curves, powers
 from posttrain_plugins.inference.engine import Progress, sample, solve
-from posttrain_plugins.inference.figures import sampled_accuracy
 from posttrain_plugins.inference.log import RequestLog
-from posttrain_plugins.inference.measure import Curve, Measure
+from posttrain_plugins.inference.measuring.curves import Draws, curves, powers
+from posttrain_plugins.inference.measuring.figures import sampled_accuracy
+from posttrain_plugins.inference.measuring.measure import Curve, Measure
 from posttrain_plugins.inference.scoring import Scored, score, score_keys
 from posttrain_plugins.types import Budget, Problem, ResolvedReward, ResolvedStrategy, Result, SamplingParams, Usage
 

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from posttrain_plugins.inference.openai_http import Reply
-from posttrain_plugins.inference.openai_probe import Found
+from posttrain_plugins.inference.openai.http import Reply
+from posttrain_plugins.inference.openai.probe import Found
 from posttrain_plugins.types import Completion, Generate, SamplingParams, Usage
 
 __all__ = ["body_of", "completions_of"]

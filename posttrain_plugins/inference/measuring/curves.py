@@ -20,7 +20,7 @@ from itertools import combinations
 from typing import TypeAlias
 
 from posttrain_plugins.answers import canonical, equivalent
-from posttrain_plugins.inference.figures import pass_at_k
+from posttrain_plugins.inference.measuring.figures import pass_at_k
 
 __all__ = ["RIGHT", "Draws", "classes", "curves", "powers"]
 

@@ -1,6 +1,6 @@
 """Any OpenAI-compatible server as a backend: vLLM, SGLang, llama.cpp, `transformers serve`, a hosted API.
 
-1. What the server does is probed at first use (`openai_probe.py`), never taken from its name; `describe()` tells.
+1. What the server does is probed at first use (`probe.py`), never taken from its name; `describe()` tells.
 2. `temperature` and `top_p` are always sent. Other sampling defaults of a server, such as vLLM's top_k from the model's
    `generation_config.json`, hold unless `extra_body` sets them, as in `extra_body={"top_k": -1}`.
 3. Seeds are sent as 31 bits, which every server can read. Of a request with native `n` the first seed is sent.
@@ -22,9 +22,9 @@ from typing import Any
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.inference.backends import Capabilities
-from posttrain_plugins.inference.openai_format import body_of, completions_of
-from posttrain_plugins.inference.openai_http import Endpoint
-from posttrain_plugins.inference.openai_probe import Found, probe
+from posttrain_plugins.inference.openai.format import body_of, completions_of
+from posttrain_plugins.inference.openai.http import Endpoint
+from posttrain_plugins.inference.openai.probe import Found, probe
 from posttrain_plugins.types import Completion, Generate, Usage
 
 __all__ = ["OpenAIBackend"]

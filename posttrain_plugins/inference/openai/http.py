@@ -1,7 +1,7 @@
 """Posts JSON to an OpenAI-compatible server: connections kept, requests limited, retried and told apart when they fail.
 
 A client that draws thousands of short completions is bound by the CPU time of a request. So a server nearby is asked
-over bare connections (`openai_wire.py`), every other one by aiohttp, which `datasets` brings along: of the clients that
+over bare connections (`wire.py`), every other one by aiohttp, which `datasets` brings along: of the clients that
 `benchmarks/endpoint.py` compares (httpx, the `openai` client on httpx and on aiohttp, aiohttp itself) it takes by far
 the least. No paper.
 """
@@ -23,7 +23,7 @@ from typing import Any
 import aiohttp
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.inference.openai_wire import Answer, Wire, is_plain
+from posttrain_plugins.inference.openai.wire import Answer, Wire, is_plain
 
 __all__ = ["Endpoint", "Reply"]
 

@@ -1,0 +1,11 @@
+"""How good the answers are, and what they take: figures for `evaluate` and for reward models.
+
+| module           | holds                                                                      |
+|------------------|----------------------------------------------------------------------------|
+| `bench.py`       | a data set's problems, and a model measured on them                        |
+| `measure.py`     | one way of answering, measured                                             |
+| `curves.py`      | pass, maj, weighted and best @ k from one log                              |
+| `figures.py`     | bootstrap intervals, the Pareto front                                      |
+| `plot.py`        | accuracy against tokens, drawn                                             |
+| `calibration.py` | a reward model's accuracy and calibration on held-out pairs                |
+"""

@@ -119,7 +119,8 @@ def recipe_header(results: Json, environment: Json) -> list[str]:
     machine = hardware["gpu"] or f"{hardware['cpu']}, {hardware['cores']} cores"
     took = f"{minutes:.0f} minutes a seed with base and SFT, " if minutes else ""
     lines = textwrap.wrap(f"Sampled accuracy: {', '.join(told)}.", 112) if told else []
-    return [*lines, f"Seeds {', '.join(results['seeds'])}; {took}on {machine}."]
+    seed = "Seed" if len(seeds) == 1 else "Seeds"
+    return [*lines, f"{seed} {', '.join(results['seeds'])}; {took}on {machine}."]
 
 
 def _mean_of(values: Sequence[float]) -> float:

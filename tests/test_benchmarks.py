@@ -391,6 +391,9 @@ def test_what_ppo_parity_calls_missed(benchmark: Any, side: str, changes: dict[s
     sides |= {"formulas": {"loss": 5e-7}}
     sides[side] = {**sides[side], **changes}
     formulas = sides.pop("formulas")
-    runs = {name: {str(seed): of for seed in range(3)} for name, of in sides.items()}
+    runs = {
+        name: {str(seed): {**of, "rewards": [reward + seed / 100 for reward in of["rewards"]]} for seed in range(3)}
+        for name, of in sides.items()
+    }
     found = parity.unmet({**parity.compare(runs), "formulas": formulas})
     assert [line[: len(missed or "")] for line in found] == ([missed] if missed else [])

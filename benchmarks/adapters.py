@@ -216,9 +216,16 @@ class Bench:
         why = self.refusal(adapter, stage, args, loading)
         if why is not None:
             return {"refused": why}
-        trained = self.train(adapter, stage, {**args, "max_steps": 2}, loading)
+        args, options = {**args, "max_steps": 2}, {}
+        try:
+            trained = self.train(adapter, stage, args, loading)
+        except InputError as error:
+            if "bf16: true" not in str(error.hint):
+                return {"refused": f"{error.message} (hint: {error.hint})"}
+            options = {"bf16": True, "use_cpu": True}
+            trained = self.train(adapter, stage, {**args, **options}, loading)
         shutil.rmtree(trained.folder)
-        return {"loss": trained.losses, "only_its_weights": trained.only_own}
+        return {"loss": trained.losses, "only_its_weights": trained.only_own, "options": options}
 
     def train(self, adapter: str, stage: str, args: dict[str, Any], loading: dict[str, Any]) -> Trained:
         """One stage, as a recipe runs it."""

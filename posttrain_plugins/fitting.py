@@ -18,6 +18,8 @@ __all__ = ["PLAIN_CRITIC", "Refusal", "Use", "check_fits", "no_set_up", "refusal
 QUANTIZED = ("load_in_4bit", "load_in_8bit")
 MIXING = frozenset({"ADALORA", "HIRA", "IA3", "PVERA", "RANDLORA", "VERA"})
 """Types of which PEFT 0.21 has a layer for packed weights that takes its own precision and the base's for one."""
+ONE_PRECISION = frozenset({"HIRA", "PVERA", "VERA"})
+"""Those of them whose own frozen matrices stay in float32, so that a base in float32 does not help."""
 PLAIN_CRITIC = "critic: {use: lora}, or leave critic out; args: {critic_learning_rate: ...} is the critic's own"
 
 
@@ -70,6 +72,7 @@ class Use:
     def mixes(self) -> bool:
         """Do bfloat16, which TRL puts adapters on packed weights into, and the base's precision meet unreconciled?"""
         is_plain = self.loading.get("load_in_4bit") is True and self.loading.get("dtype") in (None, "float32")
+        is_plain = is_plain and self.peft.name not in ONE_PRECISION
         autocasts = bool(self.args.get("bf16") or self.args.get("fp16"))
         return bool(self.quantized) and self.peft.name in MIXING and not is_plain and not autocasts
 
@@ -99,7 +102,8 @@ def refusals(use: Use) -> Iterator[Refusal]:
         yield Refusal(use.role, message, "init_lora_weights: true")
     if use.is_on_cpu and use.mixes:
         message = f"{name} mixes its bfloat16 with the precision of the base, which only autocast reconciles"
-        yield Refusal("args.bf16", message, "args: {bf16: true}, or model: {load_in_4bit: true, dtype: float32}")
+        plain = "" if name in ONE_PRECISION else ", or model: {load_in_4bit: true, dtype: float32}"
+        yield Refusal("args.bf16", message, f"args: {{bf16: true, use_cpu: true}}{plain}")
     if use.is_on_cpu and use.params.get("use_dora") and use.quantized == "load_in_8bit":
         message = "DoRA reads the base's weights, which bitsandbytes does not unpack from 8 bits on a CPU"
         yield Refusal(use.role, message, "model: {load_in_4bit: true}, or use_dora: false")

@@ -381,7 +381,8 @@ def test_a_strangers_adapter_that_sets_up_the_trainer_is_no_critic(tmp_path: Pat
         ({"use": "ia3"}, {"load_in_4bit": True, "dtype": "bfloat16"}, {}, "IA3 mixes its bfloat16"),
         ({"use": "lora", "use_dora": True}, {"load_in_8bit": True}, {"bf16": True}, "DoRA reads the base's weights"),
         ({"use": "vera"}, {"load_in_8bit": True}, {"bf16": True}, None),
-        ({"use": "vera"}, {"load_in_4bit": True, "dtype": "float32"}, {}, None),
+        ({"use": "vera"}, {"load_in_4bit": True, "dtype": "float32"}, {}, "VERA mixes its bfloat16"),
+        ({"use": "ia3"}, {"load_in_4bit": True, "dtype": "float32"}, {}, None),
     ],
 )
 def test_what_a_cpu_cannot(
@@ -408,3 +409,12 @@ def test_a_strangers_plugin_without_params_of_is_refused_by_its_config(tiny_mode
     with pytest.raises(InputError, match="stage 'it': PREFIX_TUNING hands"):
         check_fits("it", pp.load("adapter", "prefix"), SimpleNamespace(gradient_checkpointing=True), {})
     check_fits("it", pp.load("adapter", "lora"), SimpleNamespace(gradient_checkpointing=True), {})
+
+
+def test_a_type_that_cannot_leave_out_a_token_classifiers_head_is_refused() -> None:
+    from posttrain_plugins.trainers.start import _for_task
+
+    with pytest.raises(InputError, match="VeraConfig has no exclude_modules") as caught:
+        _for_task(pp.load("adapter", "vera"), "TOKEN_CLS")
+    assert "target_modules: [q_proj, v_proj]" in str(caught.value.hint)
+    assert _for_task(pp.load("adapter", "vera", target_modules=["q_proj"]), "TOKEN_CLS").task_type == "TOKEN_CLS"

@@ -137,6 +137,12 @@ def _for_task(peft_config: Any, task_type: str) -> Any:
     if hasattr(peft_config, "modules_to_save"):
         changes["modules_to_save"] = [*keep, "score"] if "score" not in keep else keep
     if task_type == "TOKEN_CLS" and getattr(peft_config, "target_modules", None) == "all-linear":
+        if not hasattr(peft_config, "exclude_modules"):
+            raise InputError(
+                f"target_modules all-linear takes in the head of a token classifier, and {type(peft_config).__name__} "
+                "has no exclude_modules",
+                hint="target_modules: [q_proj, v_proj]",
+            )
         changes["exclude_modules"] = ["score"]  # PEFT would wrap the head too
     return replace(peft_config, **changes)
 

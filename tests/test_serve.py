@@ -732,9 +732,9 @@ def test_adapters_that_cannot_share_are_loaded_by_themselves(
     for file in adapters[1].iterdir():
         (other / file.name).write_bytes(file.read_bytes())
     config = json.loads((other / "adapter_config.json").read_text())
-    (other / "adapter_config.json").write_text(json.dumps({**config, "modules_to_save": ["lm_head"]}))
-    source = serving_models._Source("x", str(other), tmp_path, {})
-    assert source.share_key is None
+    for more in ({"modules_to_save": ["lm_head"]}, {"init_lora_weights": "pissa"}):
+        (other / "adapter_config.json").write_text(json.dumps({**config, **more}))
+        assert serving_models._Source("x", str(other), tmp_path, {}).share_key is None, more
     ones = [serving_models._Source("x", str(adapters[0]), tmp_path, loading) for loading in ({}, {"dtype": "float32"})]
     assert ones[0].share_key != ones[1].share_key
     assert ones[0].share_key == serving_models._Source("b", str(tiny_model), tmp_path, {}).share_key

@@ -18,8 +18,8 @@ __all__ = ["PLAIN_CRITIC", "Refusal", "Use", "check_fits", "no_set_up", "refusal
 QUANTIZED = ("load_in_4bit", "load_in_8bit")
 MIXING = frozenset({"ADALORA", "HIRA", "IA3", "PVERA", "RANDLORA", "VERA"})
 """Types of which PEFT 0.21 has a layer for packed weights that takes its own precision and the base's for one."""
-ONE_PRECISION = frozenset({"HIRA", "PVERA", "VERA"})
-"""Those of them whose own frozen matrices stay in float32, so that a base in float32 does not help."""
+ONE_PRECISION = frozenset({"HIRA", "PVERA"})
+"""Those of them that multiply it with float32 whatever the base's is, so that a base in float32 does not help."""
 PLAIN_CRITIC = "critic: {use: lora}, or leave critic out; args: {critic_learning_rate: ...} is the critic's own"
 
 

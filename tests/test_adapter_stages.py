@@ -67,6 +67,12 @@ def test_a_stage_trains_a_bottleneck_in_4_bits(table: Any, stage: str) -> None:
     assert trained["only_its_weights"]
 
 
+def test_vera_samples_and_trains_on_packed_weights(table: Any) -> None:
+    trained = table.bench.in_4bit("vera", "grpo", dict(table.STAGES["grpo"][2]))
+    assert trained.get("refused") is None
+    assert trained["only_its_weights"]
+
+
 @pytest.mark.parametrize(
     ("loading", "args"),
     [

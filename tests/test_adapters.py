@@ -381,8 +381,13 @@ def test_a_strangers_adapter_that_sets_up_the_trainer_is_no_critic(tmp_path: Pat
         ({"use": "ia3"}, {"load_in_4bit": True, "dtype": "bfloat16"}, {}, "IA3 mixes its bfloat16"),
         ({"use": "lora", "use_dora": True}, {"load_in_8bit": True}, {"bf16": True}, "DoRA reads the base's weights"),
         ({"use": "vera"}, {"load_in_8bit": True}, {"bf16": True}, None),
-        ({"use": "vera"}, {"load_in_4bit": True, "dtype": "float32"}, {}, "VERA mixes its bfloat16"),
-        ({"use": "ia3"}, {"load_in_4bit": True, "dtype": "float32"}, {}, None),
+        ({"use": "vera"}, {"load_in_4bit": True, "dtype": "float32"}, {}, None),
+        (
+            {"use": "peft", "peft_type": "PVERA"},
+            {"load_in_4bit": True, "dtype": "float32"},
+            {},
+            "PVERA mixes its bfloat16",
+        ),
     ],
 )
 def test_what_a_cpu_cannot(

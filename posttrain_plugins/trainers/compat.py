@@ -29,6 +29,7 @@ __all__ = [
     "is_peft",
     "is_quantized",
     "let_heads_be",
+    "level_vera",
     "model_path",
     "no_dropout",
     "observe_losses",
@@ -317,6 +318,18 @@ def let_heads_be(model: Any) -> None:
             dtypes = [p.dtype for p in wrapper.original_module.parameters() if p.is_floating_point()]
             if dtypes:
                 wrapper.modules_to_save.to(dtypes[0])
+
+
+def level_vera(model: Any) -> None:
+    """Gives VeRA's random matrices the precision of its vectors, which TRL puts into bfloat16 on a quantized base.
+
+    PEFT 0.21 multiplies the two as they are, and sampling happens outside of autocast.
+    """
+    for layer in model.modules():
+        for adapter, vector in getattr(layer, "vera_lambda_d", {}).items():
+            for matrices in (layer.vera_A, layer.vera_B):  # all layers share them
+                if matrices[adapter].dtype != vector.dtype:
+                    matrices[adapter] = matrices[adapter].to(vector.dtype)
 
 
 def are_adapters_off(model: Any) -> bool:

@@ -780,7 +780,7 @@ def test_continuous_batching_may_be_left_early(model: Any, tokenizer: Any) -> No
 
 
 def test_importing_the_package_imports_no_torch() -> None:
-    modules = "inference, inference.measure, inference.transformers_backend, stages.sample, stages.evaluate"
+    modules = "inference, inference.measuring.measure, inference.transformers_backend, stages.sample, stages.evaluate"
     names = ", ".join(f"posttrain_plugins.{name.strip()}" for name in modules.split(","))
     code = f"import sys, posttrain_plugins.rewards.reward_model, {names}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

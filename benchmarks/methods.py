@@ -79,15 +79,12 @@ def earlier(folder: Path, overrides: list[str]) -> tuple[dict[str, dict[str, Any
     Raises:
         SystemExit: they were made with other overrides.
     """
-    found = record.read("methods", folder)
-    if found["results"].get("overrides", overrides) != overrides:
-        raise SystemExit(f"error: methods.json has overrides {found['results']['overrides']}, not {overrides}")
-    commit = {"commit": found["environment"].get("commit")}
+    results, commit = record.earlier("methods", overrides, folder)
     methods = {
         method: {seed: {**commit, **one} for seed, one in seeds.items()}
-        for method, seeds in found["results"].get("methods", {}).items()
+        for method, seeds in results.get("methods", {}).items()
     }
-    return methods, found["results"].get("process_rewards", {})
+    return methods, results.get("process_rewards", {})
 
 
 def of_model(found: Mapping[str, Any], model: str) -> dict[str, Any]:

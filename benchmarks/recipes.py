@@ -44,11 +44,8 @@ def earlier(recipe: str, folder: Path, overrides: list[str]) -> dict[str, Any]:
     Raises:
         SystemExit: they were made with other overrides.
     """
-    found = record.read(f"recipe_{recipe}", folder)
-    if found["results"].get("overrides", overrides) != overrides:
-        raise SystemExit(f"error: recipe_{recipe}.json has overrides {found['results']['overrides']}, not {overrides}")
-    commit = {"commit": found["environment"].get("commit")}
-    return {seed: {**commit, **one} for seed, one in found["results"].get("seeds", {}).items()}
+    results, commit = record.earlier(f"recipe_{recipe}", overrides, folder)
+    return {seed: {**commit, **one} for seed, one in results.get("seeds", {}).items()}
 
 
 def one_seed(seed: int, recipe: str, runs_dir: Path, overrides: list[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["RESULTS", "commit", "environment", "median_interval", "read", "write"]
+__all__ = ["RESULTS", "commit", "earlier", "environment", "median_interval", "write"]
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -32,10 +32,19 @@ def write(name: str, results: dict[str, Any], folder: Path = RESULTS) -> Path:
     return file
 
 
-def read(name: str, folder: Path = RESULTS) -> dict[str, Any]:
-    """What `write` wrote: `environment` and `results`, both empty where there is no such file."""
+def earlier(name: str, overrides: list[str], folder: Path = RESULTS) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The results that the file holds, empty where there is none, and `{"commit": ...}`, what they were made on.
+
+    Raises:
+        SystemExit: they were made with other overrides.
+    """
     file = folder / f"{name}.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"environment": {}, "results": {}}
+    if not file.is_file():
+        return {}, {}
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if found["results"]["overrides"] != overrides:
+        raise SystemExit(f"error: {file.name} has overrides {found['results']['overrides']}, not {overrides}")
+    return found["results"], {"commit": found["environment"]["commit"]}
 
 
 def environment() -> dict[str, Any]:

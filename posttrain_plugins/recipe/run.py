@@ -170,7 +170,6 @@ def _run_stage(
             shutil.rmtree(partial)
             return made_meanwhile
         checkpoint = newest_checkpoint(partial)
-        is_begun = checkpoint is not None or (partial / REQUEST_LOG).is_file()
         observer.started(stage, checkpoint)
         began = time.perf_counter()
         try:
@@ -180,7 +179,7 @@ def _run_stage(
             recorded = _handoff(chosen, stage, result, context)
         except BaseException as error:
             observer.failed(stage, error)
-            if not _is_worth_keeping(partial, error, is_begun):
+            if not _is_worth_keeping(partial, error):
                 shutil.rmtree(partial, ignore_errors=True)
             raise
         manifest = _manifest(stage, result, recorded, partial, time.perf_counter() - began)
@@ -323,12 +322,12 @@ def _check_gate(stage: PlannedStage, artifact: Artifact) -> None:
         )
 
 
-def _is_worth_keeping(partial: Path, error: BaseException, is_begun: bool) -> bool:
+def _is_worth_keeping(partial: Path, error: BaseException) -> bool:
     """Nothing half-written stays but what cost something: a checkpoint, answered requests, a model that was trained."""
     if isinstance(error, NonFiniteLoss):
         return False
     if isinstance(error, InputError) and not isinstance(error, HandoffError):
-        return is_begun or newest_checkpoint(partial) is not None or _has_answers(partial)
+        return newest_checkpoint(partial) is not None or _has_answers(partial)
     return newest_checkpoint(partial) is not None or any((partial / n).exists() for n in (REQUEST_LOG, "model"))
 
 

@@ -32,7 +32,7 @@ import record
 import torch
 
 from posttrain_plugins.errors import InputError, RecipeErrors
-from posttrain_plugins.recipe.run import load_recipe
+from posttrain_plugins.recipe.run.run import load_recipe
 from posttrain_plugins.types import ModelArtifact, ResolvedAdapter, ResolvedReward, StageContext, StageResult
 
 STEPS, ROWS = 4, 4
@@ -229,7 +229,7 @@ class Bench:
 
     def train(self, adapter: str, stage: str, args: dict[str, Any], loading: dict[str, Any]) -> Trained:
         """One stage, as a recipe runs it."""
-        from posttrain_plugins import registry
+        from posttrain_plugins.plugins import registry
 
         parameters = _plugin(adapter)
         made = registry.load("adapter", parameters.pop("use"))
@@ -276,7 +276,7 @@ class Bench:
         """The largest difference of logits after loading, and the relative one after merging, None where it cannot."""
         import transformers
 
-        from posttrain_plugins.stack import load_adapted
+        from posttrain_plugins.models.stack import load_adapted
 
         path = trained.result.model_path
         assert path is not None

@@ -133,8 +133,8 @@ def _ratio(rounds: list[dict[str, Taken]], above: str, below: str) -> dict[str, 
 
 def run_ours(url: str, count: int, counters_url: str) -> Taken:
     """`solve`; the probe is made before, as on the first problem of a session, and told apart."""
-    from posttrain_plugins.inference import solve
-    from posttrain_plugins.inference.openai.backend import OpenAIBackend
+    from posttrain_plugins.backends.openai.backend import OpenAIBackend
+    from posttrain_plugins.engine.solve import solve
     from posttrain_plugins.strategies.self_consistency import SelfConsistency
     from posttrain_plugins.types import Problem, SamplingParams
 

@@ -25,7 +25,8 @@ from typing import Any
 
 import record
 
-from posttrain_plugins.inference import Capabilities, solve
+from posttrain_plugins.backends.protocol import Capabilities
+from posttrain_plugins.engine.solve import solve
 from posttrain_plugins.types import (
     Completion,
     Generate,

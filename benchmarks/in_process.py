@@ -137,9 +137,9 @@ def timed(way: Way, seed: int) -> Taken:
 
 
 def make_ways(model: Any, tokenizer: Any, options: argparse.Namespace) -> dict[str, Way]:
+    from posttrain_plugins.backends.transformers.backend import TransformersBackend, render
     from posttrain_plugins.datasets.digit_chain import DigitChain
-    from posttrain_plugins.inference import sample
-    from posttrain_plugins.inference.transformers_backend import TransformersBackend, render
+    from posttrain_plugins.engine.solve import sample
     from posttrain_plugins.types import Problem, SamplingParams
 
     params = SamplingParams(max_tokens=options.max_tokens)

@@ -287,7 +287,7 @@ def checker(words: Any) -> Any:
 
 def new(options: argparse.Namespace) -> dict[str, Any]:
     """`PPOTrainer` with the same policy; its critic is a second adapter."""
-    from posttrain_plugins.trainers.ppo import PPOConfig, PPOTrainer
+    from posttrain_plugins.trainers.ppo.trainer import PPOConfig, PPOTrainer
 
     def checked(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
         texts = [completion[0]["content"] for completion in completions]

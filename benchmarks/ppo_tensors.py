@@ -19,7 +19,7 @@ os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 import torch
 import trl.experimental.ppo.ppo_trainer as theirs
 
-from posttrain_plugins.trainers import advantages as ours
+from posttrain_plugins.trainers.ppo import advantages as ours
 
 ROLLOUTS, B, T = 50, 8, 12
 

@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from posttrain_plugins import catalogue, registry
 from posttrain_plugins.guard.settings import GuardSettings
-from posttrain_plugins.json_schema import argument_docs
-from posttrain_plugins.recipe.existing import FILE_OPTIONS
-from posttrain_plugins.recipe.references import RESERVED, SAID
-from posttrain_plugins.registry import Plugin
-from posttrain_plugins.schema import type_name
+from posttrain_plugins.plugins import registry
+from posttrain_plugins.plugins.registry import Plugin
+from posttrain_plugins.plugins.schema import type_name
+from posttrain_plugins.recipe import catalogue
+from posttrain_plugins.recipe.check.local_paths import FILE_OPTIONS
+from posttrain_plugins.recipe.check.references import RESERVED, SAID
+from posttrain_plugins.recipe.json_schema import argument_docs
 from posttrain_plugins.types import KINDS
 
 __all__ = ["PARTS", "render"]

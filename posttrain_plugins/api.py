@@ -7,20 +7,20 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from posttrain_plugins import registry
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.recipe import document
-from posttrain_plugins.recipe import plan as planning
-from posttrain_plugins.recipe import run as running
+from posttrain_plugins.plugins import registry
+from posttrain_plugins.recipe.ad_hoc import Outside, dataset_named, is_url
 from posttrain_plugins.recipe.build import build
-from posttrain_plugins.recipe.check import check
-from posttrain_plugins.recipe.outside import Outside, dataset_named, is_url
-from posttrain_plugins.recipe.packaged import find_recipe
-from posttrain_plugins.recipe.plan import Plan
-from posttrain_plugins.recipe.plugins import parse_call
-from posttrain_plugins.recipe.recipe import Recipe, Use
-from posttrain_plugins.recipe.resolve import dataset_of
-from posttrain_plugins.recipe.run import Observer, Run
+from posttrain_plugins.recipe.check.check import check
+from posttrain_plugins.recipe.plan import plan as planning
+from posttrain_plugins.recipe.plan.plan import Plan
+from posttrain_plugins.recipe.plugin_schema import parse_call
+from posttrain_plugins.recipe.read import document
+from posttrain_plugins.recipe.read.packaged import find_recipe
+from posttrain_plugins.recipe.run import run as running
+from posttrain_plugins.recipe.run.inputs import dataset_of
+from posttrain_plugins.recipe.run.run import Observer, Run
+from posttrain_plugins.recipe.spec import Recipe, Use
 from posttrain_plugins.types import (
     Kind,
     ModelArtifact,
@@ -33,7 +33,7 @@ from posttrain_plugins.types import (
 )
 
 if TYPE_CHECKING:
-    from posttrain_plugins.inference.backends import AnyBackend
+    from posttrain_plugins.backends.protocol import AnyBackend
 
 __all__ = [
     "ask",
@@ -73,7 +73,7 @@ def plan(recipe: str | Path, overrides: Overrides = (), *, runs_dir: str | Path 
 
 def masks(plan: Plan, rows: int = 2, only: Collection[str] = ()) -> dict[str, dict[str, Any]]:
     """Which tokens carry loss in each training stage of a plan, for a few rows; see `recipe.preview`."""
-    from posttrain_plugins.recipe.preview import preview
+    from posttrain_plugins.recipe.run.preview import preview
 
     return preview(plan, rows, only)
 
@@ -97,7 +97,7 @@ def run(
         until: stop after this stage.
         only: run these stages alone; what they need must be done.
         force: run these stages again.
-        observer: is told what happens (`posttrain_plugins.recipe.run.Observer`).
+        observer: is told what happens (`posttrain_plugins.recipe.run.run.Observer`).
 
     Returns:
         A mapping from stage to its artifact: `run["eval"].metrics`, `run["sft"].model_path`.
@@ -200,7 +200,7 @@ def backend(
         InputError: no such stage, a server without a model's name, or another engine.
     """
     if is_url(str(where)):
-        from posttrain_plugins.inference.openai.backend import OpenAIBackend
+        from posttrain_plugins.backends.openai.backend import OpenAIBackend
 
         url, _, name = str(where).partition("#")
         if not (model or name):
@@ -209,12 +209,12 @@ def backend(
     found = Outside(Path(runs_dir).resolve()).model(str(where))
     loading = {**found.loading, **loading}
     if engine == "vllm":
-        from posttrain_plugins.inference.vllm_backend import VLLMBackend
+        from posttrain_plugins.backends.vllm import VLLMBackend
 
         return VLLMBackend(found.path, loading=loading, options=options)
     if engine != "transformers":
         raise InputError(f"engine is {engine!r}, expected 'transformers' or 'vllm'", hint="change engine")
-    from posttrain_plugins.inference.transformers_backend import TransformersBackend
+    from posttrain_plugins.backends.transformers.backend import TransformersBackend
 
     return TransformersBackend(found.path, loading=loading)
 
@@ -248,7 +248,7 @@ def solve(
     runs_dir: str | Path = "runs",
     **options: Any,
 ) -> list[Result]:
-    """Lets a strategy solve problems, all of them in one batch; see `posttrain_plugins.inference.engine.solve`.
+    """Lets a strategy solve problems, all of them in one batch; see `posttrain_plugins.engine.solve.solve`.
 
     Args:
         strategy: a strategy, or its text such as `self_consistency(n=8)`; see `resolve_strategy`.
@@ -258,7 +258,7 @@ def solve(
         runs_dir: where `RUN:STAGE` is looked up.
         **options: `columns`, `tools`, `budget`, `log`, `seed` ...
     """
-    from posttrain_plugins.inference.engine import solve as engine_solve
+    from posttrain_plugins.engine.solve import solve as engine_solve
 
     ready = [p if isinstance(p, Problem) else Problem(p, id=str(i)) for i, p in enumerate(problems)]
     resolved = resolve_strategy(strategy, scorers=scorers, runs_dir=runs_dir)

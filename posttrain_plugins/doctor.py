@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from posttrain_plugins import catalogue
 from posttrain_plugins.errors import InputError
+from posttrain_plugins.recipe import catalogue
 from posttrain_plugins.sandbox import run as sandbox
 
 __all__ = ["Finding", "examine"]

@@ -13,9 +13,17 @@ import torch
 
 import posttrain_plugins as pp
 from posttrain_plugins.errors import InputError, RecipeErrors
-from posttrain_plugins.inference.loading import load_model, load_tokenizer
-from posttrain_plugins.recipe.run import Run, Silent
-from posttrain_plugins.stack import adapters_in, choose_mode, copy_below, digest, is_laid_around, lay, load_adapted
+from posttrain_plugins.models.load import load_model, load_tokenizer
+from posttrain_plugins.models.stack import (
+    adapters_in,
+    choose_mode,
+    copy_below,
+    digest,
+    is_laid_around,
+    lay,
+    load_adapted,
+)
+from posttrain_plugins.recipe.run.run import Run, Silent
 from posttrain_plugins.trainers import training
 
 MODES = ("continue", "stack", "merge")
@@ -372,7 +380,7 @@ def test_a_stack_is_loaded_whole_by_all_that_load_it(go: Any, sft: Path, bits: s
         bits,
     )
     from posttrain_plugins.rewards.value_model import ValueModel
-    from posttrain_plugins.trainers import shared_reward
+    from posttrain_plugins.trainers.ppo import shared_reward
 
     path = run["ppo"].model_path
     assert len(adapters_in(path)) == 3

@@ -96,7 +96,7 @@ def test_8_bits_fp4_and_8_bit_optimizers(table: Any, loading: dict[str, Any], ar
 
 def stage_of(table: Any, adapter: str, folder: Path, stop_at: int | None, resume: Path | None) -> StageContext:
     """SFT for six steps; it stops after some of them where it is told to."""
-    from posttrain_plugins import registry
+    from posttrain_plugins.plugins import registry
 
     parameters = {k: v for k, v in table.ADAPTERS[adapter].items() if k not in ("lr", "use")}
     config = registry.load("adapter", table.ADAPTERS[adapter]["use"])(**parameters)

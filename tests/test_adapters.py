@@ -14,9 +14,10 @@ import pytest
 import torch
 
 import posttrain_plugins as pp
-from posttrain_plugins import peft_types, registry
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.trainers.route import Route
+from posttrain_plugins.models import adapter_types
+from posttrain_plugins.plugins import registry
+from posttrain_plugins.trainers.ppo.route import Route
 
 TYPES = {
     "adalora": "ADALORA",
@@ -38,10 +39,10 @@ def test_a_plugin_gives_the_config_of_its_type(name: str) -> None:
     config = pp.load("adapter", name)
     assert config.peft_type.value == TYPES[name]
     plugin = registry.load("adapter", name)
-    found = peft_types.abilities(plugin.params_of)
+    found = adapter_types.abilities(plugin.params_of)
     assert found is not None
     assert found.name == TYPES[name]
-    assert peft_types.abilities(f"{type(config).__module__}:{type(config).__qualname__}") == found
+    assert adapter_types.abilities(f"{type(config).__module__}:{type(config).__qualname__}") == found
 
 
 def test_every_adapter_plugin_is_tried() -> None:
@@ -119,7 +120,7 @@ def test_a_bottleneck_is_what_its_paper_writes(base: Any) -> None:
 def test_where_the_placements_stand(base: Any) -> None:
     from peft import get_peft_model
 
-    from posttrain_plugins.tuners.bottleneck import BottleneckLayer
+    from posttrain_plugins.models.tuners.bottleneck import BottleneckLayer
 
     def places(**params: Any) -> set[str]:
         model = get_peft_model(copy.deepcopy(base), pp.load("adapter", "bottleneck", **params))
@@ -168,7 +169,7 @@ def test_a_saved_bottleneck_loads_where_nothing_has_named_it(base: Any, tmp_path
 
     get_peft_model(base, pp.load("adapter", "bottleneck")).save_pretrained(tmp_path)
     code = (
-        "from posttrain_plugins.inference.loading import load_model\n"
+        "from posttrain_plugins.models.load import load_model\n"
         f"print(type(load_model({str(tmp_path)!r}, device='cpu').base_model).__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -178,7 +179,7 @@ def test_a_saved_bottleneck_loads_where_nothing_has_named_it(base: Any, tmp_path
 def test_an_adapter_of_a_type_that_nobody_brings_is_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "NOVEL"}))
     with pytest.raises(InputError, match="of type NOVEL, which neither PEFT"):
-        peft_types.ensure_registered(tmp_path)
+        adapter_types.ensure_registered(tmp_path)
 
 
 def test_the_manifest_names_a_strangers_plugin_by_its_file(tmp_path: Path) -> None:
@@ -186,15 +187,15 @@ def test_the_manifest_names_a_strangers_plugin_by_its_file(tmp_path: Path) -> No
     model.mkdir()
     (model / "adapter_config.json").write_text(json.dumps({"peft_type": "FOREIGN"}))
     (tmp_path / "mine.py").write_text(
-        "from posttrain_plugins.tuners.bottleneck import BottleneckConfig, BottleneckModel\n"
-        "from posttrain_plugins.tuners.registration import register\n"
+        "from posttrain_plugins.models.tuners.bottleneck import BottleneckConfig, BottleneckModel\n"
+        "from posttrain_plugins.models.tuners.registration import register\n"
         "class Model(BottleneckModel):\n    prefix = 'foreign_'\n"
         "register('foreign', BottleneckConfig, Model)\n"
         "def foreign(): return None\n"
     )
     manifest = {"handoff": {"adapter": {"plugin": f"{tmp_path / 'mine.py'}:foreign"}}}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    peft_types.ensure_registered(model)
+    adapter_types.ensure_registered(model)
     from peft import PeftType
 
     assert "FOREIGN" in PeftType.__members__
@@ -329,7 +330,7 @@ def test_what_cannot_work_is_refused_before_anything_loads(
     message: str,
     hint: str,
 ) -> None:
-    from posttrain_plugins.recipe.run import load_recipe
+    from posttrain_plugins.recipe.run.run import load_recipe
 
     file = write_recipe(
         RECIPE, model=tiny_model, pairs=tiny_data / "pairs.jsonl", loading=loading or "dtype: float32", stage=stage
@@ -353,7 +354,7 @@ def test_what_cannot_work_is_refused_before_anything_loads(
 def test_what_can_work_is_not_refused(
     write_recipe: Callable[..., Path], tiny_model: Path, tiny_data: Path, stage: str
 ) -> None:
-    from posttrain_plugins.recipe.run import load_recipe
+    from posttrain_plugins.recipe.run.run import load_recipe
 
     load_recipe(
         write_recipe(RECIPE, model=tiny_model, pairs=tiny_data / "pairs.jsonl", loading="dtype: float32", stage=stage)
@@ -395,7 +396,7 @@ def test_what_a_cpu_cannot(
 ) -> None:
     from types import SimpleNamespace
 
-    from posttrain_plugins.fitting import check_fits
+    from posttrain_plugins.models.adapter_compatibility import check_fits
 
     config = pp.load("adapter", str(adapter["use"]), **{k: v for k, v in adapter.items() if k != "use"})
     check_fits("it", config, SimpleNamespace(**args), loading, is_on_cpu=False)
@@ -409,7 +410,7 @@ def test_what_a_cpu_cannot(
 def test_a_strangers_plugin_without_params_of_is_refused_by_its_config(tiny_model: Path) -> None:
     from types import SimpleNamespace
 
-    from posttrain_plugins.fitting import check_fits
+    from posttrain_plugins.models.adapter_compatibility import check_fits
 
     with pytest.raises(InputError, match="stage 'it': PREFIX_TUNING hands"):
         check_fits("it", pp.load("adapter", "prefix"), SimpleNamespace(gradient_checkpointing=True), {})

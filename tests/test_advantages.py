@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from posttrain_plugins.trainers import advantages  # noqa: E402
+from posttrain_plugins.trainers.ppo import advantages  # noqa: E402
 
 Rows = list[list[float]]
 

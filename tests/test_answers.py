@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from posttrain_plugins import equivalence
 from posttrain_plugins.answers import equivalent, majority, tally
-from posttrain_plugins.equivalence import is_mathematically_equal
+from posttrain_plugins.text import equivalence
+from posttrain_plugins.text.equivalence import is_mathematically_equal
 
 IMPOSTOR = '''
 """Stands in for math_verify: `hang` never ends, `die` kills the process, `fail` raises; else sorted letters decide."""
@@ -203,7 +203,7 @@ def test_the_process_ends_with_its_parent(impostor: equivalence._Worker) -> None
 
 def test_importing_answers_starts_nothing_and_imports_no_algebra() -> None:
     code = (
-        "import sys, posttrain_plugins.answers as a, posttrain_plugins.equivalence as e\n"
+        "import sys, posttrain_plugins.answers as a, posttrain_plugins.text.equivalence as e\n"
         "assert a.equivalent('1/2', '0.5') and e._worker.process is None\n"
         "assert not {'sympy', 'math_verify', 'numpy'} & set(sys.modules)"
     )

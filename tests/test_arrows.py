@@ -12,57 +12,48 @@ from pathlib import Path
 import pytest
 
 import posttrain_plugins
-from posttrain_plugins import registry
+from posttrain_plugins.plugins import registry
 from posttrain_plugins.types import KINDS
 
 PACKAGE = Path(posttrain_plugins.__file__).parent
 LEAVES = frozenset(registry.PLURAL[kind] for kind in KINDS)
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets")
 
-NOUNS = {"errors", "types", "text", "equivalence", "answers", "stack", "steps", "pieces", "inner"}
-CORE = {"registry", "schema", "source", "signature", "recipe"}
-ADAPTING = {"peft_types", "fitting"}
-TEST_TIME = {"inference", "trainers"}
-TOOLS = {"doctor", "json_schema", "scaffold"}
+NOUNS = {"errors", "types", "text", "answers", "steps", "nested_rewards"}
+PLUGINS = {"plugins"}
+INFERENCE = {"engine", "backends", "evaluation", "training_data"}
+CORE = {"plugins", "recipe"}
 ALLOWED = {
     "errors": set(),
     "types": {"errors"},
     "text": {"errors", "types"},
-    "equivalence": {"errors"},
-    "answers": {"errors", "types", "text", "equivalence"},
-    "stack": {"errors", "types", "peft_types"},
-    "peft_types": {"errors", "types", "registry", "source"},
-    "fitting": NOUNS | {"peft_types"},
-    "tuners": NOUNS,
-    "steps": set(),
-    "pieces": {"errors", "types", "text"},
-    "inner": {"errors", "types"},
+    "answers": {"text"},
+    "steps": {"text"},
+    "nested_rewards": {"errors", "types"},
+    "plugins": NOUNS,
+    "models": NOUNS | PLUGINS,
     "search": NOUNS,
     "tiny_world": NOUNS,
-    "registry": NOUNS,
-    "schema": NOUNS,
-    "source": NOUNS | {"schema"},
-    "signature": NOUNS | {"schema", "source"},
-    "guard": NOUNS | {"registry"},
-    "recipe": NOUNS | CORE | ADAPTING | {"guard"},
-    "catalogue": NOUNS | CORE,
-    "inference": NOUNS | {"registry", "peft_types"},
-    "trainers": NOUNS | ADAPTING | {"registry", "guard"},
+    "guard": NOUNS | PLUGINS,
+    "recipe": NOUNS | PLUGINS | {"guard", "models"},
+    "engine": NOUNS | PLUGINS | {"backends"},
+    "backends": NOUNS | PLUGINS | {"models"},
+    "evaluation": NOUNS | PLUGINS | {"engine", "backends", "models"},
+    "training_data": NOUNS | PLUGINS | {"engine", "backends", "models"},
+    "trainers": NOUNS | PLUGINS | {"guard", "models", "engine", "backends"},
     "sandbox": {"errors"},
-    "rewards": NOUNS | {"tiny_world", "inference", "peft_types", "sandbox"},  # a judge asks a backend
-    "adapters": NOUNS | {"tuners"},
+    "rewards": NOUNS | {"tiny_world", "engine", "backends", "models", "sandbox"},  # a judge asks a backend
+    "adapters": NOUNS | {"models"},
     "strategies": NOUNS | {"search"},
     "datasets": NOUNS | {"tiny_world"},
-    "stages": NOUNS | TEST_TIME,
-    "api": NOUNS | CORE | {"inference"},
-    "serve": NOUNS | CORE | {"inference", "api", "peft_types"},
-    "doctor": NOUNS | CORE | {"catalogue", "sandbox"},
-    "json_schema": NOUNS | CORE,
-    "scaffold": NOUNS | CORE,
+    "stages": NOUNS | INFERENCE | {"trainers", "models"},
+    "api": NOUNS | CORE | INFERENCE,
+    "serve": NOUNS | CORE | INFERENCE | {"api", "models"},
+    "doctor": NOUNS | CORE | {"sandbox"},
     "templates": {"types", "errors", "text", "answers", "testing"},
-    "testing": NOUNS | CORE | {"inference", "api", "tiny_world"},
-    "auditing": NOUNS | CORE | {"inference", "testing"},
-    "cli": NOUNS | CORE | {"inference", "api", "auditing", "catalogue", "serve", "testing", "cli", ""} | TOOLS,
+    "testing": NOUNS | CORE | INFERENCE | {"api", "tiny_world", "models"},
+    "auditing": NOUNS | CORE | INFERENCE | {"testing"},
+    "cli": NOUNS | CORE | INFERENCE | {"api", "auditing", "serve", "testing", "doctor", "cli", ""},
     "__main__": {"cli"},
     "": {"api"},  # the package itself, lazily
 }
@@ -121,10 +112,10 @@ def test_imports_go_one_way() -> None:
 def test_every_room_has_its_arrows() -> None:
     rooms = {_room(_module(file, PACKAGE)) for file in PACKAGE.rglob("*.py")}
     assert rooms - {"templates"} <= set(ALLOWED)
-    assert rooms >= LEAVES | CORE | {"inference", "trainers", "cli", "api"}
+    assert rooms >= LEAVES | CORE | INFERENCE | {"trainers", "cli", "api"}
 
 
-@pytest.mark.parametrize("room", sorted(NOUNS | CORE | {"inference"}))
+@pytest.mark.parametrize("room", sorted(NOUNS | CORE | INFERENCE))
 def test_no_arrow_leads_to_a_plugin(room: str) -> None:
     assert not ALLOWED[room] & LEAVES
 
@@ -132,26 +123,24 @@ def test_no_arrow_leads_to_a_plugin(room: str) -> None:
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("registry.py", "from posttrain_plugins.rewards.length import Length\n", "registry may not import"),
-        ("recipe/run.py", "def f():\n    import posttrain_plugins.stages.sft\n", "recipe may not import"),
-        ("recipe/plan.py", "from ..stages import sft\n", "recipe may not import posttrain_plugins.stages.sft"),
+        ("plugins/registry.py", "from posttrain_plugins.rewards.length import Length\n", "plugins may not import"),
+        ("recipe/run/run.py", "def f():\n    import posttrain_plugins.stages.sft\n", "recipe may not import"),
+        ("recipe/plan/plan.py", "from ...stages import sft\n", "recipe may not import posttrain_plugins.stages.sft"),
         ("rewards/a.py", "from posttrain_plugins import registry\n", "rewards may not import"),
         ("rewards/a.py", "from .b import helper\n", "rewards may not import posttrain_plugins.rewards.b"),
-        ("strategies/a.py", "from posttrain_plugins.inference.engine import solve\n", "strategies may not import"),
+        ("strategies/a.py", "from posttrain_plugins.engine.solve import solve\n", "strategies may not import"),
         ("adapters/a.py", "from posttrain_plugins.tiny_world import task\n", "adapters may not import"),
-        ("inference/a.py", "from posttrain_plugins.recipe.run import run\n", "inference may not import"),
+        ("inference/a.py", "from posttrain_plugins.recipe.run.run import run\n", "inference may not import"),
         ("trainers/a.py", "from posttrain_plugins.inference import engine\n", "trainers may not import"),
         ("errors.py", "from posttrain_plugins.types import Kind\n", "errors may not import"),
-        ("text.py", "if TYPE_CHECKING:\n    from posttrain_plugins.answers import x\n", "text may not import"),
+        ("text/messages.py", "if TYPE_CHECKING:\n    from posttrain_plugins.answers import x\n", "text may not import"),
         ("newroom/a.py", "import posttrain_plugins.errors\n", "newroom may not import"),
-        ("schema.py", "import posttrain_plugins\n", "schema may not import posttrain_plugins"),
-        ("schema.py", "from posttrain_plugins.source import of_config\n", "schema may not import"),
-        ("source.py", "import posttrain_plugins.signature\n", "source may not import"),
+        ("plugins/schema.py", "import posttrain_plugins\n", "plugins may not import posttrain_plugins"),
     ],
 )
 def test_a_planted_violation_is_caught(tmp_path: Path, file: str, text: str, message: str) -> None:
     package = tmp_path / "posttrain_plugins"
-    for name in ("__init__.py", "registry.py", "rewards/b.py", "stages/sft.py", file):
+    for name in ("__init__.py", "plugins/registry.py", "rewards/b.py", "stages/sft.py", file):
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).touch()
     assert violations(package) == []
@@ -166,13 +155,13 @@ def test_what_is_allowed_is_not_caught(tmp_path: Path) -> None:
     texts = {
         "__init__.py": "def f():\n    from posttrain_plugins import api\n",
         "api.py": "from posttrain_plugins.recipe import run\n",
-        "recipe/run.py": "from . import plan\nfrom .. import registry\nimport torch\n",
-        "recipe/plan.py": "from posttrain_plugins.registry import find\n",
-        "registry.py": "from posttrain_plugins.errors import InputError\n",
+        "recipe/run/run.py": "from . import plan\nfrom .. import registry\nimport torch\n",
+        "recipe/plan/plan.py": "from posttrain_plugins.plugins.registry import find\n",
+        "plugins/registry.py": "from posttrain_plugins.errors import InputError\n",
         "errors.py": "",
         "stages/sft.py": "from posttrain_plugins.stages import training\nfrom posttrain_plugins.trainers import ppo\n",
         "stages/training.py": "",
-        "trainers/ppo.py": "",
+        "trainers/ppo/trainer.py": "",
     }
     for name, text in texts.items():
         (package / name).parent.mkdir(parents=True, exist_ok=True)
@@ -184,9 +173,11 @@ def test_what_is_allowed_is_not_caught(tmp_path: Path) -> None:
 
 LIGHT = {
     "import posttrain_plugins": "import posttrain_plugins",
-    "plugins list": "from posttrain_plugins import registry\n[registry.installed(kind) for kind in registry.KINDS]",
-    "validate": "from posttrain_plugins.recipe.run import load_recipe\nload_recipe({recipe!r})",
-    "plan": "from posttrain_plugins.recipe.run import load_recipe\nfrom posttrain_plugins.recipe.plan import plan\n"
+    "plugins list": "from posttrain_plugins.plugins import registry\n"
+    "[registry.installed(kind) for kind in registry.KINDS]",
+    "validate": "from posttrain_plugins.recipe.run.run import load_recipe\nload_recipe({recipe!r})",
+    "plan": "from posttrain_plugins.recipe.run.run import load_recipe\n"
+    "from posttrain_plugins.recipe.plan.plan import plan\n"
     "from pathlib import Path\nplan(load_recipe({recipe!r}), Path('no-such-folder'))",
 }
 

@@ -18,15 +18,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from posttrain_plugins.backends.transformers import decode as decoding
+from posttrain_plugins.backends.transformers.backend import TransformersBackend, opened, render
+from posttrain_plugins.backends.transformers.chat import parse_tool_calls
+from posttrain_plugins.backends.transformers.decode import draw_tokens, uniforms
+from posttrain_plugins.backends.transformers.stops import StopStrings, cut
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.inference import decode as decoding
-from posttrain_plugins.inference.chat import parse_tool_calls
-from posttrain_plugins.inference.decode import draw_tokens, uniforms
-from posttrain_plugins.inference.measuring import figures
-from posttrain_plugins.inference.stops import StopStrings, cut
-from posttrain_plugins.inference.transformers_backend import TransformersBackend, opened, render
+from posttrain_plugins.evaluation import figures
+from posttrain_plugins.models.stack import copy_below
 from posttrain_plugins.rewards.reward_model import RewardModel
-from posttrain_plugins.stack import copy_below
 from posttrain_plugins.tiny_world import tokenizer as make_tokenizer
 from posttrain_plugins.types import Completion, Generate, ModelArtifact, SamplingParams
 
@@ -338,7 +338,7 @@ def test_a_row_that_is_done_is_read_at_no_position_that_the_model_lacks(
 
 
 def test_a_batch_is_as_large_as_memory_allows(backend: TransformersBackend) -> None:
-    from posttrain_plugins.inference import transformers_backend as module
+    from posttrain_plugins.backends.transformers import backend as module
 
     a_token, a_row = 2 * 2 * 2 * 8 * 4, 16 * 64  # keys and values, layers, heads, size, bytes; logits
     assert module._batch_tokens(backend.model, 1000 * a_token) == 1000 * module.CACHE_SHARE

@@ -21,12 +21,12 @@ from posttrain_plugins.errors import (
     RecipeErrors,
     StageFailed,
 )
-from posttrain_plugins.recipe import document
-from posttrain_plugins.recipe.check import check
-from posttrain_plugins.recipe.plan import PlannedStage
-from posttrain_plugins.recipe.resolve import Resolver, _with_options
-from posttrain_plugins.recipe.run import Silent, run
-from posttrain_plugins.recipe.store import Artifact
+from posttrain_plugins.recipe.check.check import check
+from posttrain_plugins.recipe.plan.plan import PlannedStage
+from posttrain_plugins.recipe.plan.store import Artifact
+from posttrain_plugins.recipe.read import document
+from posttrain_plugins.recipe.run.inputs import Resolver, _with_options
+from posttrain_plugins.recipe.run.run import Silent, run
 from posttrain_plugins.stages.pretrain import Pretrain
 from posttrain_plugins.trainers import training
 from posttrain_plugins.trainers.watch import _Watch

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import posttrain_plugins as pp
-from posttrain_plugins.inference.measuring.calibration import calibration
+from posttrain_plugins.evaluation.calibration import calibration
 
 
 def logit(probability: float) -> float:

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from posttrain_plugins import registry
 from posttrain_plugins.errors import InputError, Mistake, RecipeErrors
-from posttrain_plugins.recipe import document
-from posttrain_plugins.recipe.check import check
-from posttrain_plugins.recipe.plugins import parse_call
-from posttrain_plugins.recipe.recipe import DataFile, External, FromStage, Object, Recipe, Use
+from posttrain_plugins.plugins import registry
+from posttrain_plugins.recipe.check.check import check
+from posttrain_plugins.recipe.plugin_schema import parse_call
+from posttrain_plugins.recipe.read import document
+from posttrain_plugins.recipe.spec import DataFile, External, FromStage, Object, Recipe, Use
 
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets")
 
@@ -182,7 +182,7 @@ def test_ten_mistakes_are_found_without_anything_heavy(folder: Path) -> None:
     (folder / "r.yaml").write_text(TEN)
     script = (
         "import json, sys\nfrom posttrain_plugins.errors import RecipeErrors\n"
-        "from posttrain_plugins.recipe.run import load_recipe\n"
+        "from posttrain_plugins.recipe.run.run import load_recipe\n"
         f"try:\n    load_recipe({str(folder / 'r.yaml')!r})\nexcept RecipeErrors as error:\n"
         f"    print(json.dumps([len(error.mistakes), [m for m in {HEAVY!r} if m in sys.modules]]))\n"
     )

@@ -48,7 +48,7 @@ def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_every_packaged_recipe_is_valid() -> None:
-    from posttrain_plugins.recipe.packaged import packaged_recipes
+    from posttrain_plugins.recipe.read.packaged import packaged_recipes
 
     names = sorted(packaged_recipes())
     assert {"quickstart", "lora", "my_own_data"} <= set(names)
@@ -105,8 +105,8 @@ def test_plugins_list_json_names_ours_with_version() -> None:
 def test_plugins_list_breaks_no_name_at_any_width(width: int) -> None:
     from rich.console import Console
 
-    from posttrain_plugins import catalogue
     from posttrain_plugins.cli.tables import print_plugins
+    from posttrain_plugins.recipe import catalogue
 
     rows = catalogue.listing()
     console = Console(file=io.StringIO(), width=width)

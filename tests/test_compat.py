@@ -16,10 +16,11 @@ torch = pytest.importorskip("torch")
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, SFTConfig  # noqa: E402
 
 import posttrain_plugins  # noqa: E402
-from posttrain_plugins.trainers import compat, ppo, process_grpo  # noqa: E402
+from posttrain_plugins.trainers import compat, process_grpo  # noqa: E402
+from posttrain_plugins.trainers.ppo import trainer  # noqa: E402
 
 PACKAGE = Path(posttrain_plugins.__file__).parent
-OURS = (ppo.PPOTrainer, process_grpo.ProcessGRPOTrainer)
+OURS = (trainer.PPOTrainer, process_grpo.ProcessGRPOTrainer)
 
 
 def lora_model(path: Path) -> Any:
@@ -312,8 +313,8 @@ def test_where_a_model_comes_from(tiny_model: Path) -> None:
         (GRPOConfig, {"num_generations": 2, "num_iterations": 2, "steps_per_generation": 2}, 4),
         (GRPOConfig, {"num_generations": 2, "num_iterations": 3, "gradient_accumulation_steps": 2}, 3),
         (RLOOConfig, {"num_generations": 2, "steps_per_generation": 4, "gradient_accumulation_steps": 2}, 2),
-        (ppo.PPOConfig, {}, 4),
-        (ppo.PPOConfig, {"num_iterations": 1}, 1),
+        (trainer.PPOConfig, {}, 4),
+        (trainer.PPOConfig, {"num_iterations": 1}, 1),
     ],
 )
 def test_the_generation_period(config: Any, options: dict[str, Any], period: int, tmp_path: Path) -> None:

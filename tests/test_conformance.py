@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from posttrain_plugins import registry
+from posttrain_plugins.plugins import registry
 from posttrain_plugins.testing import CHECKS, Subject, stages
 from posttrain_plugins.testing.running import expected_failures_of
 from posttrain_plugins.types import KINDS

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from posttrain_plugins.inference.measuring import curves as curves_module
-from posttrain_plugins.inference.measuring import plot
-from posttrain_plugins.inference.measuring.curves import Draws, classes, curves, powers
-from posttrain_plugins.inference.measuring.figures import pareto
-from posttrain_plugins.inference.measuring.measure import Measure, mark_pareto
+from posttrain_plugins.evaluation import curves as curves_module
+from posttrain_plugins.evaluation import plot
+from posttrain_plugins.evaluation.curves import Draws, classes, curves, powers
+from posttrain_plugins.evaluation.figures import pareto
+from posttrain_plugins.evaluation.measure import Measure, mark_pareto
 from posttrain_plugins.strategies.best_of_n import BestOfN
 from posttrain_plugins.strategies.self_consistency import SelfConsistency
 from posttrain_plugins.types import Completion, Problem

@@ -14,10 +14,10 @@ import pytest
 import typer
 import yaml
 
-from posttrain_plugins import registry
 from posttrain_plugins.cli.commands import app
-from posttrain_plugins.recipe.check import check
-from posttrain_plugins.recipe.document import load
+from posttrain_plugins.plugins import registry
+from posttrain_plugins.recipe.check.check import check
+from posttrain_plugins.recipe.read.document import load
 from posttrain_plugins.types import KINDS
 
 ROOT = Path(__file__).parent.parent
@@ -71,10 +71,11 @@ def test_every_reserved_word_is_explained() -> None:
 
 
 def test_every_type_of_file_that_counts_as_data_can_be_read_and_is_told() -> None:
-    from posttrain_plugins.recipe import data_head, resolve
+    from posttrain_plugins.recipe import files
+    from posttrain_plugins.recipe.run import inputs
 
     told = (DOCS / "datasets.md").read_text(encoding="utf-8")
-    assert set(resolve.LOADERS) == data_head.SUFFIXES == set(re.findall(r"`x(\.\w+)`", told))
+    assert set(inputs.LOADERS) == files.SUFFIXES == set(re.findall(r"`x(\.\w+)`", told))
 
 
 def test_every_strategy_is_measured_or_said_not_to_be() -> None:

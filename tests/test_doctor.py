@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from posttrain_plugins import doctor, registry
+from posttrain_plugins import doctor
 from posttrain_plugins.cli.commands import app
+from posttrain_plugins.plugins import registry
 
 NEEDED = ("Python", "posttrain-plugins", "torch", "trl", "transformers", "peft", "Hub", "plugins", "[quant]", "[vllm]")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from posttrain_plugins.errors import InputError, RecipeErrors
-from posttrain_plugins.recipe import document
-from posttrain_plugins.recipe.document import anchored, dump, load, parse_value
+from posttrain_plugins.recipe.read import document
+from posttrain_plugins.recipe.read.document import anchored, dump, load, parse_value
 
 
 def _write(folder: Path, name: str, text: str) -> Path:

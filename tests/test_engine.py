@@ -13,10 +13,12 @@ from typing import Any, ClassVar, Literal
 import pytest
 
 from posttrain_plugins.answers import candidates, canonical, choose, equivalent, extract, majority
+from posttrain_plugins.backends.protocol import Capabilities
+from posttrain_plugins.engine.keys import request_key
+from posttrain_plugins.engine.log import RequestLog
+from posttrain_plugins.engine.solve import sample, solve
+from posttrain_plugins.engine.tools import schema_of
 from posttrain_plugins.errors import BudgetExhausted, InputError, Interrupted, PluginBroken
-from posttrain_plugins.inference import Capabilities, RequestLog, sample, solve
-from posttrain_plugins.inference.keys import request_key
-from posttrain_plugins.inference.tools import schema_of
 from posttrain_plugins.strategies.best_of_n import BestOfN
 from posttrain_plugins.strategies.self_consistency import SelfConsistency
 from posttrain_plugins.types import (

@@ -11,10 +11,10 @@ import pytest
 
 import posttrain_plugins as pp
 from posttrain_plugins.errors import HandoffError, InputError, Interrupted
-from posttrain_plugins.recipe import keys
-from posttrain_plugins.recipe.recipe import option_path
-from posttrain_plugins.recipe.run import Silent
-from posttrain_plugins.recipe.store import Store
+from posttrain_plugins.recipe.plan import keys
+from posttrain_plugins.recipe.plan.store import Store
+from posttrain_plugins.recipe.run.run import Silent
+from posttrain_plugins.recipe.spec import option_path
 
 STAGES = '''
 from dataclasses import dataclass
@@ -191,8 +191,8 @@ def test_hints_name_a_stage_as_an_override_does(id: str, path: str) -> None:
 
 
 def test_a_report_leaves_out_figures_of_a_model_that_was_made_again(tmp_path: Path) -> None:
-    from posttrain_plugins.recipe.report import evaluations
-    from posttrain_plugins.recipe.store import Artifact
+    from posttrain_plugins.recipe.plan.store import Artifact
+    from posttrain_plugins.recipe.run.report import evaluations
 
     def made(key: str, **more: Any) -> Artifact:
         return Artifact(tmp_path, {"key": key, "details": {}, **more})

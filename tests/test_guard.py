@@ -19,13 +19,13 @@ from typing import Any
 import pytest
 
 import posttrain_plugins as pp
-from posttrain_plugins import registry
+from posttrain_plugins.engine.log import RequestLog
+from posttrain_plugins.engine.scoring import Scored, score
 from posttrain_plugins.errors import InputError, PluginBroken, RecipeErrors, RewardFailed
 from posttrain_plugins.guard.guarded import figures_of, guard
 from posttrain_plugins.guard.settings import GuardSettings
-from posttrain_plugins.inference.log import RequestLog
-from posttrain_plugins.inference.scoring import Scored, score
-from posttrain_plugins.recipe.resolve import Resolver
+from posttrain_plugins.plugins import registry
+from posttrain_plugins.recipe.run.inputs import Resolver
 from posttrain_plugins.rewards.digit_chain_steps import DigitChainSteps
 from posttrain_plugins.rewards.ensemble import Ensemble
 from posttrain_plugins.types import ResolvedReward

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from posttrain_plugins.backends.protocol import Capabilities
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.inference.backends import Capabilities
 from posttrain_plugins.rewards.ensemble import Ensemble
 from posttrain_plugins.rewards.judge import Judge
 from posttrain_plugins.text import to_text

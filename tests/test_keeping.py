@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
+from posttrain_plugins.backends.protocol import Capabilities
 from posttrain_plugins.errors import InputError, StageFailed
-from posttrain_plugins.inference import Capabilities
-from posttrain_plugins.inference.keeping import Judged, Keeping, read_saved
 from posttrain_plugins.rewards.digit_chain_steps import DigitChainSteps
 from posttrain_plugins.rewards.exact_answer import ExactAnswer
 from posttrain_plugins.stages import sample as sample_module
 from posttrain_plugins.stages.sample import Sample
+from posttrain_plugins.training_data.selection import Judged, Keeping, read_saved
 from posttrain_plugins.types import Completion, ModelArtifact, ResolvedReward, StageContext, Usage
 
 CORRECT = ResolvedReward("correct", ExactAnswer())

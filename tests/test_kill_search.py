@@ -25,7 +25,7 @@ CLIENT = """
 import json, sys
 from pathlib import Path
 from posttrain_plugins.inference import solve
-from posttrain_plugins.inference.openai.backend import OpenAIBackend
+from posttrain_plugins.backends.openai.backend import OpenAIBackend
 from posttrain_plugins.strategies.mcts import MCTS
 from posttrain_plugins.types import Problem, ResolvedReward, SamplingParams
 

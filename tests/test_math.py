@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from posttrain_plugins import equivalence
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.rewards import math as module
 from posttrain_plugins.rewards.math import Math
+from posttrain_plugins.text import equivalence
 
 pytest.importorskip("math_verify")
 

@@ -14,7 +14,7 @@ import pytest
 
 import posttrain_plugins as pp
 from posttrain_plugins.errors import InputError, RecipeErrors
-from posttrain_plugins.recipe.run import Silent
+from posttrain_plugins.recipe.run.run import Silent
 
 IDS = [[5, 9, 14, 20, 31, 7, 40, 11]]
 PLAIN = """

@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.recipe.run import Run, run
+from posttrain_plugins.recipe.run.run import Run, run
 from posttrain_plugins.trainers.ranking import (
     RankingCollator,
     RankingConfig,
@@ -135,7 +135,7 @@ def test_a_pair_trains_as_trls_reward_trainer_does(tiny_model: Path, tmp_path: P
 def test_listwise_dpo_of_a_pair_is_dpo(tiny_model: Path, tmp_path: Path) -> None:
     from trl import DPOConfig, DPOTrainer
 
-    from posttrain_plugins.trainers.listwise import ListwiseDPOTrainer
+    from posttrain_plugins.trainers.listwise_dpo import ListwiseDPOTrainer
 
     args = {**TRAINER, "max_steps": 3, "per_device_train_batch_size": 1, "seed": 3, "learning_rate": 1e-3}
     chosen, rejected = ([{"role": "assistant", "content": text}] for text in ORDER[:2])
@@ -166,7 +166,7 @@ def test_listwise_dpo_of_a_pair_is_dpo(tiny_model: Path, tmp_path: Path) -> None
 def test_listwise_dpo_refuses_what_only_pairs_have(tiny_model: Path, tmp_path: Path, option: dict[str, Any]) -> None:
     from trl import DPOConfig
 
-    from posttrain_plugins.trainers.listwise import ListwiseDPOTrainer
+    from posttrain_plugins.trainers.listwise_dpo import ListwiseDPOTrainer
 
     with pytest.raises(InputError, match=next(iter(option))):
         ListwiseDPOTrainer(
@@ -179,7 +179,7 @@ def test_listwise_dpo_refuses_what_only_pairs_have(tiny_model: Path, tmp_path: P
 def test_listwise_dpo_counts_the_rankings_that_are_too_long(tiny_model: Path, tmp_path: Path) -> None:
     from trl import DPOConfig
 
-    from posttrain_plugins.trainers.listwise import ListwiseDPOTrainer
+    from posttrain_plugins.trainers.listwise_dpo import ListwiseDPOTrainer
 
     long = {"prompt": PROMPT, "completions": [ORDER[0], "7" * 300]}
     with pytest.warns(UserWarning, match=f"1 of {len(rankings()) + 1} rows are left out: no ranking of the train"):

@@ -22,9 +22,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from posttrain_plugins.backends.openai.backend import OpenAIBackend
+from posttrain_plugins.backends.protocol import AsyncBackend, check_request
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.inference.backends import AsyncBackend, check_request
-from posttrain_plugins.inference.openai.backend import OpenAIBackend
 from posttrain_plugins.types import Completion, Generate, SamplingParams, Usage
 
 WORDS = [f"w{i}" for i in range(100)]
@@ -449,7 +449,7 @@ BUSY = (503, {}, "overloaded")
 
 
 def impatient(server: FakeServer, monkeypatch: pytest.MonkeyPatch, **options: Any) -> OpenAIBackend:
-    monkeypatch.setattr("posttrain_plugins.inference.openai.http.FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("posttrain_plugins.backends.openai.http.FIRST_PAUSE_S", 0.001)
     return OpenAIBackend("fake", server.url, should_probe=False, **options)
 
 
@@ -576,7 +576,7 @@ def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=f"cannot reach the endpoint {url}"):
         ask(OpenAIBackend("fake", url), draws(1))
     assert time.monotonic() - began < 1.0
-    monkeypatch.setattr("posttrain_plugins.inference.openai.http.FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("posttrain_plugins.backends.openai.http.FIRST_PAUSE_S", 0.001)
     with pytest.raises(InputError, match=f"the endpoint {url} is gone"):
         ask(OpenAIBackend("fake", url, should_probe=False, max_retries=2), draws(1))
 

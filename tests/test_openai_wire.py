@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from posttrain_plugins.backends.openai import wire
+from posttrain_plugins.backends.openai.http import Endpoint
+from posttrain_plugins.backends.openai.wire import Answer, Wire, is_plain
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.inference.openai import wire
-from posttrain_plugins.inference.openai.http import Endpoint
-from posttrain_plugins.inference.openai.wire import Answer, Wire, is_plain
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
 

@@ -11,7 +11,7 @@ import pytest
 
 import posttrain_plugins as pp
 from posttrain_plugins.errors import InputError, RecipeErrors
-from posttrain_plugins.recipe.resolve import Resolver
+from posttrain_plugins.recipe.run.inputs import Resolver
 
 # In the style of TRL's documentation and of Open R1's rewards: positional lists, `completion[0]["content"]`, no
 # annotations to speak of, `**kwargs`, numbers that are no floats, and functions that make a reward of a closure.

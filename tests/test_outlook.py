@@ -14,8 +14,8 @@ import pytest
 
 from posttrain_plugins import api
 from posttrain_plugins.errors import RecipeErrors, StageFailed
-from posttrain_plugins.recipe import outlook
-from posttrain_plugins.recipe.run import Silent
+from posttrain_plugins.recipe.check import stage_validation
+from posttrain_plugins.recipe.run.run import Silent
 
 HIDDEN, LAYERS, INNER, VOCABULARY = 4096, 32, 12288, 150_000
 BILLIONS = (LAYERS * (4 * HIDDEN * HIDDEN + 3 * HIDDEN * INNER) + 2 * VOCABULARY * HIDDEN) / 1e9
@@ -52,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def plan(folder: Path, write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     def planned(more: str = "", gib: int = 80) -> Any:
-        monkeypatch.setattr(outlook, "memory_bytes", lambda: gib * 2**30)
+        monkeypatch.setattr(stage_validation, "memory_bytes", lambda: gib * 2**30)
         return api.plan(write_recipe(RECIPE, more=more), runs_dir=folder / "runs")
 
     return planned
@@ -95,7 +95,8 @@ def test_adapters_and_estimators_without_a_critic_are_not_warned_of(plan: Callab
 def test_the_plan_shows_it_without_anything_heavy(folder: Path, write_recipe: Callable[..., Path]) -> None:
     recipe = write_recipe(RECIPE.replace("[correct, steps]", "[correct]"), more="")
     script = (
-        "import sys; from posttrain_plugins.recipe import outlook; outlook.memory_bytes = lambda: 2**30\n"
+        "import sys; from posttrain_plugins.recipe.check import stage_validation\n"
+        "stage_validation.memory_bytes = lambda: 2**30\n"
         "from posttrain_plugins.cli import main; main()\n"
         "assert not {'torch', 'transformers', 'trl', 'peft', 'datasets'} & set(sys.modules)"
     )
@@ -163,17 +164,17 @@ def test_the_process_rewards_of_grpo(plan: Callable[..., Any], monkeypatch: pyte
 
 
 def test_a_size_by_header_config_and_adapter(folder: Path) -> None:
-    size = outlook.parameters_in(folder / "base")
+    size = stage_validation.parameters_in(folder / "base")
     assert size == pytest.approx(BILLIONS * 1e9, abs=2)
     adapter = folder / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folder / "base")}))
-    assert outlook.parameters_in(adapter) == size
+    assert stage_validation.parameters_in(adapter) == size
     (folder / "base/model.safetensors").unlink()
-    assert outlook.parameters_in(folder / "base") == pytest.approx(size, rel=1e-6)
-    assert outlook.parameters_in(folder) is None
+    assert stage_validation.parameters_in(folder / "base") == pytest.approx(size, rel=1e-6)
+    assert stage_validation.parameters_in(folder) is None
     (folder / "base/config.json").write_text("[]")
-    assert outlook.parameters_in(folder / "base") is None
+    assert stage_validation.parameters_in(folder / "base") is None
 
 
 def test_a_real_models_size(tiny_model: Path) -> None:
@@ -181,8 +182,8 @@ def test_a_real_models_size(tiny_model: Path) -> None:
 
     with safe_open(tiny_model / "model.safetensors", "pt") as file:
         expected = sum(file.get_tensor(key).numel() for key in file.keys())  # noqa: SIM118 (not a mapping)
-    assert outlook.parameters_in(tiny_model) == expected
-    assert outlook.memory_bytes() > 2**28
+    assert stage_validation.parameters_in(tiny_model) == expected
+    assert stage_validation.memory_bytes() > 2**28
 
 
 STRANGER = """
@@ -199,11 +200,11 @@ class Careful:
 
     def concerns(self, outlook):
         assert self.model == "base"
-        if outlook.args.learning_rate > 1:
+        if stage_validation.args.learning_rate > 1:
             yield Concern("learning_rate is above 1", "lower it", "args.learning_rate")
-        if outlook.args.max_steps == 13:
-            yield Concern(f"13 steps, all parameters: {outlook.trains_all}", is_warning=True)
-        if outlook.args.seed == 13:
+        if stage_validation.args.max_steps == 13:
+            yield Concern(f"13 steps, all parameters: {stage_validation.trains_all}", is_warning=True)
+        if stage_validation.args.seed == 13:
             raise KeyError("its own fault")
 
     def __call__(self, context): ...

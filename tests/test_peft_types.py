@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from posttrain_plugins import peft_types
+from posttrain_plugins.models import adapter_types
 
 SMALL: dict[str, dict[str, Any]] = {
     "ADALORA": {"total_step": 10},
@@ -41,15 +41,15 @@ def test_every_type_that_peft_registers_is_known() -> None:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as CONFIG_CLASSES
 
     known = {name.value: cls.__name__ for name, cls in CONFIG_CLASSES.items() if cls.__module__.startswith("peft.")}
-    assert peft_types._registered() == known
+    assert adapter_types._registered() == known
 
 
 def test_prompts_are_told_from_layers() -> None:
     from peft import PromptLearningConfig
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as CONFIG_CLASSES
 
-    for name in peft_types._registered():
-        found = peft_types.abilities(peft_types.config_class(name))
+    for name in adapter_types._registered():
+        found = adapter_types.abilities(adapter_types.config_class(name))
         assert found is not None
         assert found.name == name
         assert found.is_prompt == issubclass(CONFIG_CLASSES[name], PromptLearningConfig)
@@ -57,7 +57,7 @@ def test_prompts_are_told_from_layers() -> None:
 
 @pytest.fixture(scope="module")
 def types() -> list[str]:
-    return [name for name in peft_types._registered() if name not in ELSEWHERE]
+    return [name for name in adapter_types._registered() if name not in ELSEWHERE]
 
 
 def adapted(name: str, model: Any) -> Any:
@@ -79,7 +79,7 @@ def test_what_merges_merges_and_what_does_not_refuses(tiny_model: Path, types: l
 
     for name in types:
         model = adapted(name, AutoModelForCausalLM.from_pretrained(tiny_model))
-        found = peft_types.abilities(peft_types.config_class(name))
+        found = adapter_types.abilities(adapter_types.config_class(name))
         assert found is not None
         try:
             model.merge_and_unload()
@@ -98,7 +98,7 @@ def test_what_trains_on_packed_weights(tiny_model: Path, types: list[str]) -> No
     packed = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
     ids = torch.arange(4, 28).reshape(2, 12)
     for name in types:
-        found = peft_types.abilities(peft_types.config_class(name))
+        found = adapter_types.abilities(adapter_types.config_class(name))
         assert found is not None
         try:
             model = adapted(name, AutoModelForCausalLM.from_pretrained(tiny_model, quantization_config=packed))

@@ -13,10 +13,11 @@ import pytest
 
 import posttrain_plugins
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.recipe import document, keys
-from posttrain_plugins.recipe.check import check
-from posttrain_plugins.recipe.plan import Plan, plan
-from posttrain_plugins.recipe.recipe import Recipe
+from posttrain_plugins.recipe.check.check import check
+from posttrain_plugins.recipe.plan import keys
+from posttrain_plugins.recipe.plan.plan import Plan, plan
+from posttrain_plugins.recipe.read import document
+from posttrain_plugins.recipe.spec import Recipe
 
 RECIPE = """\
 name: p
@@ -327,12 +328,12 @@ def test_a_single_module_does_not_count_its_neighbours(tmp_path: Path) -> None:
     [
         ("stages/sft.py", True),
         ("trainers/training.py", True),
-        ("text.py", True),
+        ("text/messages.py", True),
         ("stages/dpo.py", False),
         ("errors.py", False),
         ("types.py", False),
-        ("registry.py", False),
-        ("recipe/run.py", False),
+        ("plugins/registry.py", False),
+        ("recipe/run/run.py", False),
         ("__init__.py", False),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from posttrain_plugins.errors import InputError  # noqa: E402
-from posttrain_plugins.trainers.ppo import PPOConfig, PPOTrainer  # noqa: E402
+from posttrain_plugins.trainers.ppo.trainer import PPOConfig, PPOTrainer  # noqa: E402
 
 ARGS: dict[str, Any] = {
     "max_steps": 2,
@@ -283,7 +283,7 @@ def test_the_running_baseline_by_hand() -> None:
     """The first batch has its own mean; then 0.75 of what was and 0.25 of each batch, before that batch counts."""
     from types import SimpleNamespace
 
-    from posttrain_plugins.trainers import rollout as module
+    from posttrain_plugins.trainers.ppo import rollout as module
 
     args = SimpleNamespace(baseline="running", baseline_decay=0.75)
     trainer = SimpleNamespace(args=args, mean_return=None, model=SimpleNamespace(training=True))
@@ -465,9 +465,9 @@ def test_a_config_that_cannot_work(tmp_path: Path, args: dict[str, Any], message
 def test_grpos_defaults_are_not_refused(tmp_path: Path) -> None:
     from trl import GRPOConfig
 
-    from posttrain_plugins.trainers import ppo_rules
+    from posttrain_plugins.trainers.ppo import rules
 
-    for name, (allowed, *_) in ppo_rules.OF_GRPO.items():
+    for name, (allowed, *_) in rules.OF_GRPO.items():
         assert GRPOConfig.__dataclass_fields__[name].default in allowed
     PPOConfig(str(tmp_path), **{**ARGS, "scale_rewards": True})
 

@@ -18,8 +18,8 @@ torch = pytest.importorskip("torch")
 from posttrain_plugins.rewards.process_reward_model import ProcessRewardModel  # noqa: E402
 from posttrain_plugins.rewards.reward_model import RewardModel  # noqa: E402
 from posttrain_plugins.tiny_world.tokenizer import tokenizer  # noqa: E402
-from posttrain_plugins.trainers import process  # noqa: E402
-from posttrain_plugins.trainers.ppo import PPOConfig, PPOTrainer  # noqa: E402
+from posttrain_plugins.trainers.ppo import process  # noqa: E402
+from posttrain_plugins.trainers.ppo.trainer import PPOConfig, PPOTrainer  # noqa: E402
 
 ARGS: dict[str, Any] = {
     "max_steps": 2,

@@ -14,10 +14,10 @@ from posttrain_plugins.errors import InputError  # noqa: E402
 from posttrain_plugins.rewards.digit_chain_steps import DigitChainSteps  # noqa: E402
 from posttrain_plugins.rewards.reward_model import RewardModel  # noqa: E402
 from posttrain_plugins.tiny_world.tokenizer import tokenizer  # noqa: E402
-from posttrain_plugins.trainers import process  # noqa: E402
-from posttrain_plugins.trainers.ppo import PPOConfig, PPOTrainer  # noqa: E402
+from posttrain_plugins.trainers.ppo import process  # noqa: E402
+from posttrain_plugins.trainers.ppo.shared_reward import SharedReward  # noqa: E402
+from posttrain_plugins.trainers.ppo.trainer import PPOConfig, PPOTrainer  # noqa: E402
 from posttrain_plugins.trainers.process_grpo import ProcessGRPOTrainer  # noqa: E402
-from posttrain_plugins.trainers.shared_reward import SharedReward  # noqa: E402
 
 COMMON: dict[str, Any] = {
     "max_steps": 1,

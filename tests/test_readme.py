@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from posttrain_plugins.recipe.check import check
-from posttrain_plugins.recipe.document import load
+from posttrain_plugins.recipe.check.check import check
+from posttrain_plugins.recipe.read.document import load
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -63,7 +63,7 @@ def test_the_bare_trl_block_gives_trl_what_it_takes() -> None:
 
 
 def test_the_plugins_that_it_shows_and_checks_exist() -> None:
-    from posttrain_plugins import catalogue
+    from posttrain_plugins.recipe import catalogue
 
     names = re.findall(r"posttrain plugins (?:show|check) (\w+)", README)
     assert len(names) >= 2
@@ -83,7 +83,7 @@ def test_the_tree_is_the_disk() -> None:
 
 
 def test_every_packaged_recipe_is_in_the_tour() -> None:
-    from posttrain_plugins.recipe.packaged import packaged_recipes
+    from posttrain_plugins.recipe.read.packaged import packaged_recipes
 
     written = re.sub(r"<!-- results:.*?<!-- /results -->", "", README, flags=re.DOTALL)  # by hand
     tour = set(re.findall(r"^\| `([\w/]+)` \|", written, re.MULTILINE))

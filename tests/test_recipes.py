@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import posttrain_plugins as pp
-from posttrain_plugins.recipe import report
-from posttrain_plugins.recipe.packaged import packaged_recipes
-from posttrain_plugins.recipe.run import Silent
+from posttrain_plugins.recipe.read.packaged import packaged_recipes
+from posttrain_plugins.recipe.run import report
+from posttrain_plugins.recipe.run.run import Silent
 
 pytestmark = pytest.mark.slow
 

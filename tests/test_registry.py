@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from posttrain_plugins import registry
 from posttrain_plugins.errors import InputError, PluginBroken, PluginConflict, PluginNotFound
-from posttrain_plugins.registry import Plugin, find, group, installed
+from posttrain_plugins.plugins import registry
+from posttrain_plugins.plugins.registry import Plugin, find, group, installed
 from posttrain_plugins.types import KINDS
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
@@ -147,7 +147,7 @@ def test_a_module_without_the_object_is_broken_with_its_cause() -> None:
 def test_import_object_names_modules_and_files(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("class A:\n    b = 3\n")
     assert registry.import_object("./mine.py:A.b", tmp_path) == 3
-    assert registry.import_object("posttrain_plugins.registry:group") is group
+    assert registry.import_object("posttrain_plugins.plugins.registry:group") is group
     for target in ("./mine.py:C", "no_such_package:x", "nothing", "./gone.py:x"):
         with pytest.raises(InputError, match="cannot be imported"):
             registry.import_object(target, tmp_path)
@@ -318,7 +318,7 @@ import json, sys
 from pathlib import Path
 from posttrain_plugins import registry
 from posttrain_plugins.errors import PosttrainError, PluginBroken
-from posttrain_plugins.recipe.run import run
+from posttrain_plugins.recipe.run.run import run
 
 everything = [plugin for kind in registry.KINDS for plugin in registry.installed(kind)]
 strange = [p for p in everything if p.distribution != "posttrain-plugins"]

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from posttrain_plugins.errors import StageFailed
-from posttrain_plugins.recipe.plan import PlannedStage
-from posttrain_plugins.recipe.run import Silent, run
+from posttrain_plugins.recipe.plan.plan import PlannedStage
+from posttrain_plugins.recipe.run.run import Silent, run
 from posttrain_plugins.trainers import watch
 
 pytestmark = pytest.mark.slow
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 RUNNER = """
 import sys
 from posttrain_plugins.errors import PosttrainError
-from posttrain_plugins.recipe.run import Silent, run
+from posttrain_plugins.recipe.run.run import Silent, run
 
 class Told(Silent):
     def progress(self, stage, done, total, unit, figures):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import posttrain_plugins as pp
-from posttrain_plugins.recipe.run import Run, run
+from posttrain_plugins.recipe.run.run import Run, run
 
 pytestmark = pytest.mark.slow
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from posttrain_plugins import registry
 from posttrain_plugins.errors import InputError, PluginBroken
+from posttrain_plugins.plugins import registry
 from posttrain_plugins.rewards.bleu import BLEU
 from posttrain_plugins.rewards.clip import Clip
 from posttrain_plugins.rewards.cosine import Cosine

@@ -13,11 +13,10 @@ from typing import Any, get_args
 import pytest
 from datasets import Dataset
 
+from posttrain_plugins.backends.protocol import Capabilities
 from posttrain_plugins.errors import InputError, Interrupted, StageFailed
-from posttrain_plugins.inference import Capabilities
-from posttrain_plugins.inference.keeping import Keep
-from posttrain_plugins.recipe import report
-from posttrain_plugins.recipe.store import Artifact
+from posttrain_plugins.recipe.plan.store import Artifact
+from posttrain_plugins.recipe.run import report
 from posttrain_plugins.rewards.exact_answer import ExactAnswer
 from posttrain_plugins.stages import evaluate as evaluate_module
 from posttrain_plugins.stages import sample as sample_module
@@ -27,6 +26,7 @@ from posttrain_plugins.strategies.best_of_n import BestOfN
 from posttrain_plugins.strategies.greedy import Greedy
 from posttrain_plugins.strategies.self_consistency import SelfConsistency
 from posttrain_plugins.text import fingerprint
+from posttrain_plugins.training_data.selection import Keep
 from posttrain_plugins.types import (
     Completion,
     Generate,
@@ -502,7 +502,7 @@ def test_two_evaluations_of_one_model_are_told_as_one(tmp_path: Path, backends: 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_reward_model_on_a_quantized_base_is_loaded_as_the_recipe_says(bits: int) -> None:
-    from posttrain_plugins.recipe.resolve import REWARD_LOADING
+    from posttrain_plugins.recipe.run.inputs import REWARD_LOADING
     from posttrain_plugins.rewards.reward_model import RewardModel
 
     loading: dict[str, Any] = {"bnb_4bit_quant_type": "fp4", "use_bnb_nested_quant": True, "model_revision": "v2"}

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from posttrain_plugins import api, registry
+from posttrain_plugins import api
 from posttrain_plugins.cli.commands import app
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.scaffold import new_plugin
+from posttrain_plugins.plugins import registry
+from posttrain_plugins.plugins.scaffold import new_plugin
 from posttrain_plugins.testing import run_checks, stages
 from posttrain_plugins.types import KINDS
 
@@ -162,7 +163,7 @@ def test_list_tells_status_and_cause(tmp_path: Path, install: Any) -> None:
 
 
 def test_list_tells_a_name_that_two_packages_give(monkeypatch: pytest.MonkeyPatch) -> None:
-    from posttrain_plugins import catalogue
+    from posttrain_plugins.recipe import catalogue
 
     rows = registry._entry_points()
     target = "posttrain_plugins.rewards.length:Length"

@@ -11,9 +11,9 @@ from typing import Annotated, Any, ClassVar, Literal, Optional
 
 import pytest
 
-from posttrain_plugins.schema import Field, accepts, type_name
-from posttrain_plugins.signature import of_object, reward_columns
-from posttrain_plugins.source import of_config, of_source
+from posttrain_plugins.plugins.schema import Field, accepts, type_name
+from posttrain_plugins.plugins.signature import of_object, reward_columns
+from posttrain_plugins.plugins.source import of_config, of_source
 from posttrain_plugins.types import ConfigOf, DataRef, ModelRef, Ref, RewardRef
 
 CONFIGS = [f"trl:{name}Config" for name in ("SFT", "GRPO", "DPO", "Reward", "RLOO", "Model")] + ["peft:LoraConfig"]

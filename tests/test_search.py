@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from posttrain_plugins.backends.protocol import Capabilities
+from posttrain_plugins.engine.solve import solve
 from posttrain_plugins.errors import BudgetExhausted, InputError
-from posttrain_plugins.inference import Capabilities, solve
 from posttrain_plugins.search import Growth, Path, aggregated, distinct, fill, judged, settle, shares
 from posttrain_plugins.strategies.beam_search import BeamSearch
 from posttrain_plugins.strategies.dvts import DVTS

@@ -22,8 +22,8 @@ import openai
 import pytest
 from fastapi.testclient import TestClient
 
+from posttrain_plugins.backends.protocol import Capabilities
 from posttrain_plugins.errors import InputError, Interrupted
-from posttrain_plugins.inference.backends import Capabilities
 from posttrain_plugins.serve import models as serving_models
 from posttrain_plugins.serve import server
 from posttrain_plugins.serve.app import Door, create_app

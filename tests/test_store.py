@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from posttrain_plugins.errors import HandoffError, InputError, StageFailed
-from posttrain_plugins.recipe import data_head, handoff
-from posttrain_plugins.recipe.store import Artifact, Store, has_checkpoint, newest_checkpoint
-from posttrain_plugins.stack import digest
+from posttrain_plugins.models.stack import digest
+from posttrain_plugins.recipe import files, handoff
+from posttrain_plugins.recipe.plan.store import Artifact, Store, has_checkpoint, newest_checkpoint
 
 KEY = "0123456789abcdef" * 4
 OTHER = "fedcba9876543210" * 4
@@ -150,7 +150,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from posttrain_plugins.errors import StageFailed
-from posttrain_plugins.recipe.store import Store
+from posttrain_plugins.recipe.plan.store import Store
 try:
     with Store(Path(sys.argv[1]), "recipe").locked("sft", sys.argv[2]):
         print("held", flush=True)
@@ -288,7 +288,7 @@ CHANGES = {
 def test_an_adapter_whose_base_was_made_in_memory_is_told(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": null}')
     (tmp_path / "adapter_model.safetensors").touch()
-    assert "has no base_model_name_or_path" in str(data_head.model_problem(tmp_path))
+    assert "has no base_model_name_or_path" in str(files.model_problem(tmp_path))
 
 
 @pytest.mark.parametrize("field", CHANGES)

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from posttrain_plugins.backends.protocol import Capabilities
+from posttrain_plugins.engine.solve import solve
 from posttrain_plugins.errors import BudgetExhausted, InputError
-from posttrain_plugins.inference import Capabilities, solve
 from posttrain_plugins.strategies.adaptive_consistency import AdaptiveConsistency, lead_probability
 from posttrain_plugins.strategies.best_of_n import BestOfN
 from posttrain_plugins.strategies.budget_forcing import BudgetForcing

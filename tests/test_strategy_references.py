@@ -11,13 +11,14 @@ from typing import Any, ClassVar
 import pytest
 
 from posttrain_plugins import api
+from posttrain_plugins.backends.open import opened
 from posttrain_plugins.errors import InputError, Mistake, PluginNotFound, RecipeErrors
-from posttrain_plugins.inference.opened import opened
-from posttrain_plugins.recipe import document, keys
-from posttrain_plugins.recipe.check import check
-from posttrain_plugins.recipe.recipe import External, FromStage, Object, Policy, Recipe, Use
-from posttrain_plugins.recipe.resolve import Resolver
-from posttrain_plugins.recipe.store import Artifact
+from posttrain_plugins.recipe.check.check import check
+from posttrain_plugins.recipe.plan import keys
+from posttrain_plugins.recipe.plan.store import Artifact
+from posttrain_plugins.recipe.read import document
+from posttrain_plugins.recipe.run.inputs import Resolver
+from posttrain_plugins.recipe.spec import External, FromStage, Object, Policy, Recipe, Use
 from posttrain_plugins.strategies.best_of_n import BestOfN
 from posttrain_plugins.strategies.greedy import Greedy
 from posttrain_plugins.types import (
@@ -505,7 +506,7 @@ class Parrot:
 def test_solve_opens_the_models_that_a_strategy_names_and_closes_them(
     folder: Path, artifacts: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from posttrain_plugins.inference.backends import Capabilities
+    from posttrain_plugins.backends.protocol import Capabilities
 
     opened: dict[str, tuple[Parrot, dict[str, Any]]] = {}
 

@@ -15,10 +15,10 @@ from datasets import Dataset
 
 from posttrain_plugins.api import validate
 from posttrain_plugins.errors import InputError, StageFailed
-from posttrain_plugins.inference.rollouts import StrategyRollouts, concerns, hook
-from posttrain_plugins.recipe.run import run
+from posttrain_plugins.recipe.run.run import run
 from posttrain_plugins.strategies.best_of_n import BestOfN
 from posttrain_plugins.strategies.react import ReAct
+from posttrain_plugins.trainers.strategy_rollouts import StrategyRollouts, concerns, hook
 from posttrain_plugins.types import Candidate, Problem, ResolvedReward, ResolvedStrategy, Result, StageContext
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("3|7>2", "3|7>2", "9<1", "9<1")]

@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from posttrain_plugins.answers import candidates, choose
+from posttrain_plugins.backends.protocol import AsyncBackend, Backend, Capabilities
+from posttrain_plugins.engine.solve import solve
 from posttrain_plugins.errors import InputError, Interrupted, PluginBroken
-from posttrain_plugins.inference import AsyncBackend, Backend, Capabilities, solve
 from posttrain_plugins.strategies.best_of_n import BestOfN
 from posttrain_plugins.strategies.self_consistency import SelfConsistency
 from posttrain_plugins.types import (
@@ -667,5 +668,5 @@ ONE_WAVE = 5 * (3 + 1)  # completions that the five problems ask for at once
 
 
 def test_the_stream_is_imported_only_for_servers() -> None:
-    code = "import sys\nimport posttrain_plugins.inference.engine\nassert 'asyncio' not in sys.modules"
+    code = "import sys\nimport posttrain_plugins.engine.solve\nassert 'asyncio' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from posttrain_plugins.inference import Capabilities, Node, solve, tools, trace, tree
-from posttrain_plugins.inference.trace import prefill_of
+from posttrain_plugins.backends.protocol import Capabilities
+from posttrain_plugins.engine import tools, trace
+from posttrain_plugins.engine.solve import solve
+from posttrain_plugins.engine.trace import Node, prefill_of, tree
 from posttrain_plugins.steps import split_steps
 from posttrain_plugins.types import (
     Budget,

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from posttrain_plugins.recipe.run import Run, run
+from posttrain_plugins.recipe.run.run import Run, run
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 from posttrain_plugins.errors import InputError  # noqa: E402
 from posttrain_plugins.rewards.value_model import ValueModel  # noqa: E402
-from posttrain_plugins.trainers.ppo import PPOConfig, PPOTrainer  # noqa: E402
+from posttrain_plugins.trainers.ppo.trainer import PPOConfig, PPOTrainer  # noqa: E402
 
 PROMPT = [{"role": "user", "content": "3|7>2"}]
 TEXT = "<think>3|7=4;4>2=4</think><answer>4</answer>"

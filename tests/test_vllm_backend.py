@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
+from posttrain_plugins.backends.protocol import Backend
+from posttrain_plugins.backends.transformers.backend import load_tokenizer, render
+from posttrain_plugins.backends.vllm import VLLMBackend
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.inference.backends import Backend
-from posttrain_plugins.inference.transformers_backend import load_tokenizer, render
-from posttrain_plugins.inference.vllm_backend import VLLMBackend
 from posttrain_plugins.types import Completion, Generate, SamplingParams
 
 CHAT = [{"role": "user", "content": "3+4="}]

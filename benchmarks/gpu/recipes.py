@@ -63,7 +63,7 @@ def measure(name: str, stage: str, work: Path, is_tiny: bool, steps: int | None)
     import torch
 
     from posttrain_plugins.api import run
-    from posttrain_plugins.recipe.run import Silent
+    from posttrain_plugins.recipe.run.run import Silent
 
     ends: list[float] = []
 

@@ -151,7 +151,7 @@ Trained = tuple[list[dict[str, Any]], list[float], float]
 
 
 def run_recipe(method: str, work: Path, overrides: list[str]) -> Trained:
-    from posttrain_plugins.recipe.run import Silent, run
+    from posttrain_plugins.recipe.run.run import Silent, run
 
     ends: list[float] = []
 
@@ -173,7 +173,7 @@ def run_plain(method: str, work: Path, overrides: list[str]) -> Trained:
     from trl import GRPOConfig, GRPOTrainer, ModelConfig, SFTConfig, SFTTrainer, get_quantization_config
 
     from posttrain_plugins.datasets.digit_chain import DigitChain
-    from posttrain_plugins.recipe.document import load
+    from posttrain_plugins.recipe.read.document import load
     from posttrain_plugins.rewards.exact_answer import ExactAnswer
     from posttrain_plugins.rewards.length import Length
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from posttrain_plugins.tuners.adalora import AdaLoraConfig
+    from posttrain_plugins.models.tuners.adalora import AdaLoraConfig
 
 __all__ = ["adalora"]
 
@@ -40,7 +40,7 @@ def adalora(
         >>> adalora(init_r=6, target_r=2).init_r
         6
     """
-    from posttrain_plugins.tuners.adalora import AdaLoraConfig
+    from posttrain_plugins.models.tuners.adalora import AdaLoraConfig
 
     return AdaLoraConfig(target_modules=target_modules, total_step=total_step, task_type=task_type, **params)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from posttrain_plugins.tuners.bottleneck import BottleneckConfig
+    from posttrain_plugins.models.tuners.bottleneck import BottleneckConfig
 
 __all__ = ["bottleneck"]
 
@@ -31,10 +31,10 @@ def bottleneck(task_type: str = "CAUSAL_LM", **params: Any) -> BottleneckConfig:
         >>> bottleneck(placement="houlsby").peft_type
         <PeftType.BOTTLENECK: 'BOTTLENECK'>
     """
-    from posttrain_plugins.tuners.bottleneck import BottleneckConfig
+    from posttrain_plugins.models.tuners.bottleneck import BottleneckConfig
 
     return BottleneckConfig(task_type=task_type, **params)
 
 
-bottleneck.params_of = "posttrain_plugins.tuners.bottleneck:BottleneckConfig"  # type: ignore[attr-defined]
+bottleneck.params_of = "posttrain_plugins.models.tuners.bottleneck:BottleneckConfig"  # type: ignore[attr-defined]
 bottleneck.can_merge = False  # type: ignore[attr-defined]

@@ -51,7 +51,7 @@ def lora(
         params["loftq_config"] = _loftq(params.get("loftq_config") or {})
     if loraplus_lr_ratio is None:
         return LoraConfig(target_modules=target_modules, task_type=task_type, **params)
-    from posttrain_plugins.tuners.lora_plus import LoraPlusConfig
+    from posttrain_plugins.models.tuners.lora_plus import LoraPlusConfig
 
     return LoraPlusConfig(
         target_modules=target_modules, task_type=task_type, loraplus_lr_ratio=loraplus_lr_ratio, **params

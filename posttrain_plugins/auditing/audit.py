@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from posttrain_plugins.auditing.saved import Rollouts
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.inference.measuring.figures import Interval, mean_interval
+from posttrain_plugins.evaluation.figures import Interval, mean_interval
 
 __all__ = ["Audit", "Part", "audit"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from posttrain_plugins.auditing.audit import Audit
-from posttrain_plugins.inference.measuring.figures import Interval
+from posttrain_plugins.evaluation.figures import Interval
 
 __all__ = ["draw"]
 

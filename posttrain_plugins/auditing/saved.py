@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.recipe.store import Store
-from posttrain_plugins.registry import suggest
+from posttrain_plugins.plugins.registry import suggest
+from posttrain_plugins.recipe.plan.store import Store
 
 __all__ = ["Rollouts", "check_free", "find", "one", "read", "write"]
 

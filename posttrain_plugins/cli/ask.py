@@ -69,9 +69,10 @@ def ask(
     The answer goes to stdout, all else to stderr. A server is asked with
     `posttrain ask http://localhost:8000/v1 "2+2=?" --served-model Qwen/Qwen3-0.6B`.
     """
-    from posttrain_plugins import api, registry
+    from posttrain_plugins import api
     from posttrain_plugins.cli.bar import solving
-    from posttrain_plugins.inference.engine import solve
+    from posttrain_plugins.engine.solve import solve
+    from posttrain_plugins.plugins import registry
 
     prompts = _prompts(question or [], file, system)
     options: dict[str, Any] = {"tools": [registry.import_object(target) for target in tool or ()]} if tool else {}

@@ -171,7 +171,7 @@ def report(
     `posttrain report quickstart --json`
     """
     from posttrain_plugins.errors import InputError
-    from posttrain_plugins.recipe.store import Store
+    from posttrain_plugins.recipe.plan.store import Store
 
     store = Store(runs_dir.resolve(), name)
     artifacts = store.all_latest()

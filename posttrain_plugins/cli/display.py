@@ -21,8 +21,8 @@ from rich.text import Text
 
 from posttrain_plugins.cli.bar import figures_text
 from posttrain_plugins.errors import Interrupted
-from posttrain_plugins.recipe.plan import Plan, PlannedStage
-from posttrain_plugins.recipe.store import Artifact
+from posttrain_plugins.recipe.plan.plan import Plan, PlannedStage
+from posttrain_plugins.recipe.plan.store import Artifact
 
 __all__ = ["RunDisplay", "duration", "quiet_libraries"]
 
@@ -32,7 +32,7 @@ SOLVING_FIGURES = ("completions", "tokens_per_s", "budget_spent")
 
 
 class RunDisplay:
-    """Observes a run (`posttrain_plugins.recipe.run.Observer`) and shows it on stderr.
+    """Observes a run (`posttrain_plugins.recipe.run.run.Observer`) and shows it on stderr.
 
     Args:
         console: where to.

@@ -28,7 +28,7 @@ def plugins_list(kind: KindOption = None, as_json: JsonOption = False) -> None:
 
     `posttrain plugins list --kind strategy`
     """
-    from posttrain_plugins import catalogue
+    from posttrain_plugins.recipe import catalogue
 
     rows = catalogue.listing(kind)
     if as_json:
@@ -45,7 +45,7 @@ def plugins_show(name: NameArgument, kind: KindOption = None, as_json: JsonOptio
 
     `posttrain plugins show best_of_n`
     """
-    from posttrain_plugins import catalogue
+    from posttrain_plugins.recipe import catalogue
 
     found = catalogue.show(name, kind)
     if as_json:
@@ -72,8 +72,8 @@ def plugins_check(
     Each check's reason: `python -c "help('posttrain_plugins.testing.rewards')"`. Known failures are declared on the
     plugin with a reason, `expected_failures = {"check_both_formats": "..."}`.
     """
-    from posttrain_plugins import catalogue
     from posttrain_plugins.errors import InputError
+    from posttrain_plugins.recipe import catalogue
 
     if (name is None) != all_of_them:
         raise InputError("which plugins? Give a name, or --all", hint="posttrain plugins check length")
@@ -108,7 +108,7 @@ def plugins_new(
     then `pip install -e posttrain-short-answers`, `posttrain plugins check short_answers` and
     `posttrain run short_answers`; and write what it is to do into `src/`.
     """
-    from posttrain_plugins.scaffold import new_plugin
+    from posttrain_plugins.plugins.scaffold import new_plugin
 
     written = new_plugin(kind, name, into)
     for file in written:

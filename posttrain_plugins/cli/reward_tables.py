@@ -10,7 +10,7 @@ from rich.text import Text
 
 from posttrain_plugins.auditing.audit import Audit
 from posttrain_plugins.auditing.trial import Tried
-from posttrain_plugins.inference.measuring.figures import Interval
+from posttrain_plugins.evaluation.figures import Interval
 
 __all__ = ["audit_table", "replay_table", "trial_table"]
 

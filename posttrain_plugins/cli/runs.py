@@ -13,8 +13,8 @@ from posttrain_plugins.cli.consoles import err, out, quiet
 from posttrain_plugins.errors import Interrupted
 
 if TYPE_CHECKING:
-    from posttrain_plugins.recipe.plan import Plan
-    from posttrain_plugins.recipe.store import Artifact
+    from posttrain_plugins.recipe.plan.plan import Plan
+    from posttrain_plugins.recipe.plan.store import Artifact
 
 __all__ = ["run_and_show", "show"]
 
@@ -28,7 +28,7 @@ def run_and_show(chosen: Plan, as_json: bool, measured: str | None = None) -> No
         measured: the one model that the plan measures, as the user named it; then only the figures are shown.
     """
     from posttrain_plugins.cli.display import RunDisplay
-    from posttrain_plugins.recipe.run import run_plan
+    from posttrain_plugins.recipe.run.run import run_plan
 
     display = RunDisplay(err(), is_quiet=as_json)
     if any(stage.must_run for stage in chosen.stages):
@@ -47,7 +47,7 @@ def run_and_show(chosen: Plan, as_json: bool, measured: str | None = None) -> No
 
 def show(name: str, artifacts: Mapping[str, Artifact], as_json: bool, measured: str | None = None) -> None:
     """The tables of a run, or the same as JSON."""
-    from posttrain_plugins.recipe import report as reporting
+    from posttrain_plugins.recipe.run import report as reporting
 
     rows = reporting.rows(artifacts)
     if as_json:
@@ -74,7 +74,7 @@ def show(name: str, artifacts: Mapping[str, Artifact], as_json: bool, measured: 
 
 
 def _tell_files(chosen: Plan, artifacts: Mapping[str, Artifact]) -> None:
-    from posttrain_plugins.recipe import report as reporting
+    from posttrain_plugins.recipe.run import report as reporting
 
     console = err()
     console.print(f"results: {chosen.store.folder}", highlight=False, style="dim", soft_wrap=True)

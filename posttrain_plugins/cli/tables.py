@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain_plugins.cli.display import duration
-from posttrain_plugins.recipe.plan import Plan
-from posttrain_plugins.recipe.report import Row
+from posttrain_plugins.recipe.plan.plan import Plan
+from posttrain_plugins.recipe.run.report import Row
 
 __all__ = [
     "at_k_table",

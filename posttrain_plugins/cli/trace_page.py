@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from posttrain_plugins.cli.trace_view import View, chains, spent_by_role, view
-from posttrain_plugins.inference.trace import Node
+from posttrain_plugins.engine.trace import Node
 from posttrain_plugins.types import Result
 
 __all__ = ["trace_page"]

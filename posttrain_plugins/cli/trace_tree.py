@@ -7,7 +7,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from posttrain_plugins.cli.trace_view import View, chains, spent_by_role, view
-from posttrain_plugins.inference.trace import Node
+from posttrain_plugins.engine.trace import Node
 from posttrain_plugins.types import Result
 
 __all__ = ["trace_tree"]

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain_plugins.answers import extract
-from posttrain_plugins.inference.trace import Node, prefill_of, tree
+from posttrain_plugins.engine.trace import Node, prefill_of, tree
+from posttrain_plugins.text.answers import extract
 from posttrain_plugins.types import Result, Usage
 
 __all__ = ["View", "chains", "spent_by_role", "view"]

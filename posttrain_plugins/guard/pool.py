@@ -29,7 +29,7 @@ from typing import Any
 from posttrain_plugins.errors import InputError, PluginBroken
 from posttrain_plugins.guard import worker
 from posttrain_plugins.guard.outcome import Method, Outcome, call_of, is_async, late
-from posttrain_plugins.registry import FILE_MODULE
+from posttrain_plugins.plugins.registry import FILE_MODULE
 
 __all__ = ["Pool"]
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from posttrain_plugins.errors import InputError, PluginBroken, PosttrainError
-from posttrain_plugins.recipe.recipe import Use
-from posttrain_plugins.signature import of_object
+from posttrain_plugins.plugins.signature import of_object
+from posttrain_plugins.recipe.spec import Use
 from posttrain_plugins.types import ModelArtifact, ResolvedReward, ResolvedStrategy
 
 __all__ = ["assemble", "build", "construct", "gather"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import HandoffError
-from posttrain_plugins.stack import adapter_config, adapters_in, digest, several_in, task_of
+from posttrain_plugins.models.stack import adapter_config, adapters_in, digest, several_in, task_of
 
 __all__ = ["check_kept", "check_unchanged", "hash_of_template", "record"]
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain_plugins.recipe.keys import sha256_of
-from posttrain_plugins.recipe.plugins import plugin_schema
-from posttrain_plugins.recipe.recipe import External, FromStage, Input, Recipe, StageSpec, Use
-from posttrain_plugins.source import of_config
-from posttrain_plugins.stack import adapter_config, adapters_in, choose_mode
+from posttrain_plugins.models.stack import adapter_config, adapters_in, choose_mode
+from posttrain_plugins.plugins.source import of_config
+from posttrain_plugins.recipe.plan.keys import sha256_of
+from posttrain_plugins.recipe.plugin_schema import plugin_schema
+from posttrain_plugins.recipe.spec import External, FromStage, Input, Recipe, StageSpec, Use
 from posttrain_plugins.types import AdapterMode
 
 __all__ = ["Footing", "Layers", "footing", "identity", "is_full", "layers"]

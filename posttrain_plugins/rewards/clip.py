@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from posttrain_plugins import inner
+from posttrain_plugins import nested_rewards
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.types import Prompt, RewardRef
 
@@ -59,16 +59,16 @@ class Clip:
     @property
     def oracle(self) -> bool:
         """Whether it knows the right answer."""
-        return inner.any_says([self.reward], "oracle")
+        return nested_rewards.any_says([self.reward], "oracle")
 
     @property
     def holds_model(self) -> bool:
         """Whether it holds a model."""
-        return inner.any_says([self.reward], "holds_model")
+        return nested_rewards.any_says([self.reward], "holds_model")
 
     def count_tokens(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> int:
         """The tokens that scoring these reads, if it can tell."""
-        return inner.count_tokens([self.reward], prompts, completions)
+        return nested_rewards.count_tokens([self.reward], prompts, completions)
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
         """Score each completion.
@@ -80,5 +80,5 @@ class Clip:
         Returns:
             B scores from `low` to `high`; None where the reward cannot judge.
         """
-        scores = inner.scores_of(self.reward, prompts, completions, columns)
+        scores = nested_rewards.scores_of(self.reward, prompts, completions, columns)
         return [None if s is None else min(self.high, max(self.low, self.scale * s + self.shift)) for s in scores]

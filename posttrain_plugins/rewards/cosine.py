@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from posttrain_plugins import inner
-from posttrain_plugins.answers import equivalent, extract
+from posttrain_plugins import nested_rewards
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.pieces import Unit, pieces
 from posttrain_plugins.text import to_text
+from posttrain_plugins.text.answers import equivalent, extract
+from posttrain_plugins.text.units import Unit, pieces
 from posttrain_plugins.types import Prompt, RewardRef
 
 __all__ = ["Cosine"]
@@ -82,12 +82,12 @@ class Cosine:
     @property
     def oracle(self) -> bool:
         """Whether it knows the right answer."""
-        return self.correct is None or inner.any_says([self.correct], "oracle")
+        return self.correct is None or nested_rewards.any_says([self.correct], "oracle")
 
     @property
     def holds_model(self) -> bool:
         """Whether the reward that says what is right holds a model."""
-        return self.correct is not None and inner.any_says([self.correct], "holds_model")
+        return self.correct is not None and nested_rewards.any_says([self.correct], "holds_model")
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
         """Score each completion.
@@ -104,7 +104,7 @@ class Cosine:
         if self.correct is None:
             judged = _compared(completions, columns.get("solution"))
         else:
-            judged = inner.scores_of(self.correct, prompts, completions, columns)
+            judged = nested_rewards.scores_of(self.correct, prompts, completions, columns)
         lengths = [len(one) for one in pieces(completions, columns, self.unit, self.tokenizer)]
         pairs = zip(judged, lengths, strict=True)
         return [None if score is None else self._score(score >= self.threshold, length) for score, length in pairs]

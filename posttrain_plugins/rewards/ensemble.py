@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean, pvariance
 from typing import Any, ClassVar, Literal
 
-from posttrain_plugins import inner
+from posttrain_plugins import nested_rewards
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.types import Prompt, RewardRef
 
@@ -54,16 +54,16 @@ class Ensemble:
     @property
     def oracle(self) -> bool:
         """Whether one of them knows the right answer."""
-        return inner.any_says(self.rewards, "oracle")
+        return nested_rewards.any_says(self.rewards, "oracle")
 
     @property
     def holds_model(self) -> bool:
         """Whether one of them holds a model."""
-        return inner.any_says(self.rewards, "holds_model")
+        return nested_rewards.any_says(self.rewards, "holds_model")
 
     def count_tokens(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> int:
         """The tokens that scoring these reads, by those that can tell."""
-        return inner.count_tokens(self.rewards, prompts, completions)
+        return nested_rewards.count_tokens(self.rewards, prompts, completions)
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
         """Score each completion; a reward that cannot judge one is left out of it.
@@ -75,7 +75,7 @@ class Ensemble:
         Returns:
             B scores; None where no reward can judge.
         """
-        votes = [inner.scores_of(reward, prompts, completions, columns) for reward in self.rewards]
+        votes = [nested_rewards.scores_of(reward, prompts, completions, columns) for reward in self.rewards]
         return [self._reduce([value for value in of_one if value is not None]) for of_one in zip(*votes, strict=True)]
 
     def _reduce(self, scores: Sequence[float]) -> float | None:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from posttrain_plugins.answers import equivalent, extract
 from posttrain_plugins.text import to_text
+from posttrain_plugins.text.answers import equivalent, extract
 from posttrain_plugins.types import Prompt
 
 __all__ = ["ExactAnswer"]
@@ -18,7 +18,7 @@ __all__ = ["ExactAnswer"]
 
 @dataclass
 class ExactAnswer:
-    """Compare the extracted answer with the column `solution` (extraction and equivalence: `answers.py`).
+    """Compare the extracted answer with the column `solution` (extraction and equivalence: `text/answers.py`).
 
     Example:
         >>> reward = ExactAnswer()

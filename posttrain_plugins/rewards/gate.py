@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from posttrain_plugins import inner
+from posttrain_plugins import nested_rewards
 from posttrain_plugins.types import Prompt, RewardRef
 
 __all__ = ["Gate"]
@@ -48,16 +48,16 @@ class Gate:
     @property
     def oracle(self) -> bool:
         """Whether one of the two knows the right answer."""
-        return inner.any_says([self.condition, self.reward], "oracle")
+        return nested_rewards.any_says([self.condition, self.reward], "oracle")
 
     @property
     def holds_model(self) -> bool:
         """Whether one of the two holds a model."""
-        return inner.any_says([self.condition, self.reward], "holds_model")
+        return nested_rewards.any_says([self.condition, self.reward], "holds_model")
 
     def count_tokens(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> int:
         """The tokens that scoring these reads at most, by those that can tell."""
-        return inner.count_tokens([self.condition, self.reward], prompts, completions)
+        return nested_rewards.count_tokens([self.condition, self.reward], prompts, completions)
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
         """Score each completion.
@@ -69,11 +69,11 @@ class Gate:
         Returns:
             B scores; None where the condition, or behind it the reward, cannot judge.
         """
-        opened = inner.scores_of(self.condition, prompts, completions, columns)
+        opened = nested_rewards.scores_of(self.condition, prompts, completions, columns)
         passed = [i for i, score in enumerate(opened) if score is not None and score >= self.threshold]
         shown = {name: _chosen(value, passed, len(completions)) for name, value in columns.items()}
         behind = iter(
-            inner.scores_of(self.reward, [prompts[i] for i in passed], [completions[i] for i in passed], shown)
+            nested_rewards.scores_of(self.reward, [prompts[i] for i in passed], [completions[i] for i in passed], shown)
             if passed
             else ()
         )

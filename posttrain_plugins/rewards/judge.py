@@ -17,8 +17,8 @@ from statistics import fmean
 from typing import Any, ClassVar, Literal
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.steps import SEPARATOR, Aggregate, aggregate, split_steps
 from posttrain_plugins.text import last_user_text, to_text
+from posttrain_plugins.text.steps import SEPARATOR, Aggregate, aggregate, split_steps
 from posttrain_plugins.types import ModelArtifact, ModelRef, ObjectRef, Problem, Prompt, SamplingParams, Usage
 
 __all__ = ["Judge"]
@@ -216,9 +216,9 @@ class Judge:
 
     def _ask(self, questions: Sequence[Prompt]) -> list[list[str]]:
         """The judge's answers to each question; an equal question is asked once."""
-        from posttrain_plugins.inference.engine import sample
-        from posttrain_plugins.inference.keys import key_of
-        from posttrain_plugins.inference.log import RequestLog
+        from posttrain_plugins.engine.keys import key_of
+        from posttrain_plugins.engine.log import RequestLog
+        from posttrain_plugins.engine.solve import sample
 
         if self._log is None:
             self._log = RequestLog(None)
@@ -235,12 +235,12 @@ class Judge:
             given: Any = self.model
             path = given.path if isinstance(given, ModelArtifact) else str(given)
             if path.startswith(("http://", "https://")):
-                from posttrain_plugins.inference.openai.backend import OpenAIBackend
+                from posttrain_plugins.backends.openai.backend import OpenAIBackend
 
                 url, _, name = path.partition("#")
                 self._backend = OpenAIBackend(name, url, api_key=self.api_key)
             else:
-                from posttrain_plugins.inference.transformers_backend import TransformersBackend
+                from posttrain_plugins.backends.transformers.backend import TransformersBackend
 
                 loading = given.loading if isinstance(given, ModelArtifact) else {}
                 name = given.name if isinstance(given, ModelArtifact) else path

@@ -4,7 +4,7 @@ Paper: the accuracy reward of DeepSeek-R1 (https://huggingface.co/papers/2501.12
 TRL's `accuracy_reward`: `math_verify` reads both sides, a box before any other formula, and a reference that it cannot
 read gives None. We differ in how, not in what: 1. numbers in a box are compared by their canonical form, without
 computer algebra; 2. equal answers to equal references are judged once in a batch; 3. the rest is asked of processes
-that can be killed (`equivalence.py`), so that it works in any thread and always ends.
+that can be killed (`text/equivalence.py`), so that it works in any thread and always ends.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
 
-from posttrain_plugins.answers import canonical
-from posttrain_plugins.equivalence import MAX_WORKERS, is_available, is_right
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.text import to_text
+from posttrain_plugins.text.answers import canonical
+from posttrain_plugins.text.equivalence import MAX_WORKERS, is_available, is_right
 from posttrain_plugins.types import Prompt
 
 __all__ = ["Math"]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from posttrain_plugins import inner
+from posttrain_plugins import nested_rewards
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.types import Prompt, RewardRef
 
@@ -47,16 +47,16 @@ class Min:
     @property
     def oracle(self) -> bool:
         """Whether one of them knows the right answer."""
-        return inner.any_says(self.rewards, "oracle")
+        return nested_rewards.any_says(self.rewards, "oracle")
 
     @property
     def holds_model(self) -> bool:
         """Whether one of them holds a model."""
-        return inner.any_says(self.rewards, "holds_model")
+        return nested_rewards.any_says(self.rewards, "holds_model")
 
     def count_tokens(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> int:
         """The tokens that scoring these reads, by those that can tell."""
-        return inner.count_tokens(self.rewards, prompts, completions)
+        return nested_rewards.count_tokens(self.rewards, prompts, completions)
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
         """Score each completion.
@@ -68,7 +68,7 @@ class Min:
         Returns:
             B scores; None where a reward cannot judge.
         """
-        parts = [inner.scores_of(reward, prompts, completions, columns) for reward in self.rewards]
+        parts = [nested_rewards.scores_of(reward, prompts, completions, columns) for reward in self.rewards]
         return [_least(of_one) for of_one in zip(*parts, strict=True)]
 
 

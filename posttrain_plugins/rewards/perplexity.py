@@ -103,7 +103,7 @@ class Perplexity:
     def _encode(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> list[tuple[list[int], list[int]]]:
         """The tokens of prompt and completion; a prompt without any is the text's beginning."""
         if self._tokenizer is None:
-            from posttrain_plugins.inference.loading import load_tokenizer
+            from posttrain_plugins.models.load import load_tokenizer
 
             self._tokenizer = load_tokenizer(self.model_name_or_path, vars(self))
         begin = self._tokenizer.bos_token_id
@@ -124,7 +124,7 @@ class Perplexity:
         import torch
 
         if self._model is None:
-            from posttrain_plugins.inference.loading import load_model
+            from posttrain_plugins.models.load import load_model
 
             self._model = load_model(self.model_name_or_path, vars(self), self.device).eval()
         length = max(len(head) + len(tail) for head, tail in pairs)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, ClassVar
 
-from posttrain_plugins.inference.classifier import Classifier
-from posttrain_plugins.steps import SEPARATOR, Aggregate, aggregate, last_tokens, split_steps
+from posttrain_plugins.backends.transformers.classifier import Classifier
 from posttrain_plugins.text import render, to_text
+from posttrain_plugins.text.steps import SEPARATOR, Aggregate, aggregate, last_tokens, split_steps
 from posttrain_plugins.types import Prompt
 
 __all__ = ["ProcessRewardModel"]
@@ -30,7 +30,7 @@ class ProcessRewardModel:
 
     Args:
         model_name_or_path: a folder, a PEFT adapter's too, or a Hub id.
-        separator: what ends a step; the rule of `posttrain_plugins.steps`.
+        separator: what ends a step; the rule of `posttrain_plugins.text.steps`.
         aggregate: how the steps' probabilities become one score: `min`, `prod`, `last` or `mean`.
         num_labels: of the saved head: 1 (a sigmoid), or 2 (a softmax, "right" the second), as TRL's trainer had it.
         batch_size: completions per forward.

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from posttrain_plugins.answers import extract
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.text import to_text
+from posttrain_plugins.text.answers import extract
 from posttrain_plugins.types import Prompt
 
 __all__ = ["ReasoningGym"]

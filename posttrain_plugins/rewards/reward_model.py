@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.stack import load_adapted, task_of, with_plain_head
+from posttrain_plugins.models.stack import load_adapted, task_of, with_plain_head
 from posttrain_plugins.text import is_conversational
 from posttrain_plugins.types import Prompt
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.pieces import Unit, pieces
+from posttrain_plugins.text.units import Unit, pieces
 from posttrain_plugins.types import Prompt
 
 __all__ = ["SoftOverlong"]

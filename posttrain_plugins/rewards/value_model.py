@@ -19,12 +19,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+from posttrain_plugins.backends.transformers.classifier import Classifier
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.inference.classifier import Classifier
-from posttrain_plugins.peft_types import ensure_registered
-from posttrain_plugins.stack import adapters_in, lay
-from posttrain_plugins.steps import SEPARATOR, last_tokens, split_steps
+from posttrain_plugins.models.adapter_types import ensure_registered
+from posttrain_plugins.models.stack import adapters_in, lay
 from posttrain_plugins.text import is_conversational, render, to_text
+from posttrain_plugins.text.steps import SEPARATOR, last_tokens, split_steps
 from posttrain_plugins.types import ModelArtifact, ModelRef, Prompt
 
 __all__ = ["ValueModel"]
@@ -39,7 +39,7 @@ class ValueModel:
     Args:
         model_name_or_path: the policy that the critic was trained with: a `ppo` or `oreo` stage of the recipe, or its
             folder, with `critic/` in it.
-        separator: what ends a step; the rule of `posttrain_plugins.steps`.
+        separator: what ends a step; the rule of `posttrain_plugins.text.steps`.
         batch_size: completions per forward.
         dtype: of the weights; this and the rest as in TRL's `ModelConfig`.
         load_in_4bit: quantize the base with bitsandbytes.

@@ -5,9 +5,9 @@ how step scores become one, and how finished paths become a result. All that ask
 wave each, whatever the number of paths. No paper; each strategy has its own.
 """
 
-from posttrain_plugins.search.growing import Growth, Path, best_first, distinct, flat, rank, shares
+from posttrain_plugins.search.answer_selection import Select, check_fields, refuse, settle, until_spent
+from posttrain_plugins.search.expansion import Growth, Path, best_first, distinct, flat, rank, shares
 from posttrain_plugins.search.judging import VALUE_PROMPT, Aggregate, aggregated, asking, fill, judged, self_judged
-from posttrain_plugins.search.settling import Select, check_fields, refuse, settle, until_spent
 
 __all__ = [
     "VALUE_PROMPT",

@@ -10,9 +10,9 @@ from statistics import fmean
 from string import Template
 from typing import Literal, TypeAlias
 
-from posttrain_plugins.search.growing import Path, Wave
-from posttrain_plugins.steps import SEPARATOR, split_steps
+from posttrain_plugins.search.expansion import Path, Wave
 from posttrain_plugins.text import last_user_text
+from posttrain_plugins.text.steps import SEPARATOR, split_steps
 from posttrain_plugins.types import Completion, Generate, Problem, Prompt, Score, ScoreSteps
 
 __all__ = ["VALUE_PROMPT", "Aggregate", "aggregated", "asking", "fill", "judged", "self_judged"]

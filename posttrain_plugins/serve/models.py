@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_plugins import api
+from posttrain_plugins.backends.protocol import AnyBackend
+from posttrain_plugins.backends.transformers.backend import TransformersBackend, load_tokenizer
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.inference.backends import AnyBackend
-from posttrain_plugins.inference.transformers_backend import TransformersBackend, load_tokenizer
-from posttrain_plugins.inference.value_head import critic_beside
-from posttrain_plugins.peft_types import moves_base
+from posttrain_plugins.models.adapter_types import moves_base
+from posttrain_plugins.models.stack import adapters_in
+from posttrain_plugins.models.value_head import critic_beside
 from posttrain_plugins.recipe import handoff
-from posttrain_plugins.recipe.outside import Outside, is_url
-from posttrain_plugins.stack import adapters_in
+from posttrain_plugins.recipe.ad_hoc import Outside, is_url
 from posttrain_plugins.types import Completion, Generate
 
 __all__ = ["Served", "open_models", "parse_models"]

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from posttrain_plugins.registry import suggest
+from posttrain_plugins.plugins.registry import suggest
 from posttrain_plugins.serve.fields import ApiError, flag, integer, number, refused, shown
 from posttrain_plugins.serve.messages import read_messages, read_tools
 from posttrain_plugins.types import Budget, Prompt, SamplingParams

@@ -9,8 +9,8 @@ from functools import partial
 from inspect import iscoroutinefunction
 from typing import Any
 
-from posttrain_plugins.inference.backends import Backend
-from posttrain_plugins.inference.scoring import has_spent
+from posttrain_plugins.backends.protocol import Backend
+from posttrain_plugins.engine.scoring import has_spent
 from posttrain_plugins.serve.worker import Drawn, Worker
 from posttrain_plugins.types import Generate, ResolvedReward, Usage
 

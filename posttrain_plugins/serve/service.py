@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-from posttrain_plugins import registry
-from posttrain_plugins.answers import candidates, choose
+from posttrain_plugins.backends.protocol import AnyBackend, Backend
+from posttrain_plugins.backends.transformers.backend import render
+from posttrain_plugins.engine.solve import solve
 from posttrain_plugins.errors import InputError, Interrupted, PosttrainError
-from posttrain_plugins.inference.backends import AnyBackend, Backend
-from posttrain_plugins.inference.engine import solve
-from posttrain_plugins.inference.transformers_backend import render
+from posttrain_plugins.plugins import registry
 from posttrain_plugins.serve.fields import ApiError
 from posttrain_plugins.serve.models import Served
 from posttrain_plugins.serve.protocol import Call, Limits
@@ -26,6 +25,7 @@ from posttrain_plugins.serve.queued import QueuedBackend
 from posttrain_plugins.serve.replies import Choice, Reply
 from posttrain_plugins.serve.strategies import Strategies
 from posttrain_plugins.serve.worker import Worker
+from posttrain_plugins.text.answers import candidates, choose
 from posttrain_plugins.types import Budget, Completion, Generate, Problem, Prompt, ResolvedStrategy, Result
 
 __all__ = ["Service", "Ticket"]

@@ -14,19 +14,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from posttrain_plugins import registry
 from posttrain_plugins.errors import InputError
+from posttrain_plugins.plugins import registry
+from posttrain_plugins.plugins.registry import suggest
+from posttrain_plugins.plugins.signature import reward_columns
+from posttrain_plugins.recipe.ad_hoc import Outside
 from posttrain_plugins.recipe.build import assemble
-from posttrain_plugins.recipe.document import Document
-from posttrain_plugins.recipe.outside import Outside
-from posttrain_plugins.recipe.plugins import parse_call, plugin_schema
-from posttrain_plugins.recipe.recipe import Use
-from posttrain_plugins.recipe.sheet import Sheet, listed
-from posttrain_plugins.recipe.store import Store
-from posttrain_plugins.registry import suggest
+from posttrain_plugins.recipe.check.diagnostics import Sheet, listed
+from posttrain_plugins.recipe.plan.store import Store
+from posttrain_plugins.recipe.plugin_schema import parse_call, plugin_schema
+from posttrain_plugins.recipe.read.document import Document
+from posttrain_plugins.recipe.spec import Use
 from posttrain_plugins.serve.queued import queued
 from posttrain_plugins.serve.worker import Worker
-from posttrain_plugins.signature import reward_columns
 from posttrain_plugins.types import ModelArtifact, ResolvedReward, ResolvedStrategy
 
 __all__ = ["Strategies"]

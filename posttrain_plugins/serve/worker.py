@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from posttrain_plugins.backends.protocol import Backend
 from posttrain_plugins.errors import Interrupted
-from posttrain_plugins.inference.backends import Backend
 from posttrain_plugins.types import Completion, Generate
 
 __all__ = ["Drawn", "Worker"]

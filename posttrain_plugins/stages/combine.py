@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from posttrain_plugins.errors import HandoffError, InputError
-from posttrain_plugins.stack import adapter_config, adapters_in, copy_below, digest, load_base
-from posttrain_plugins.trainers.merging import tokenizer_of
+from posttrain_plugins.models.merge import tokenizer_of
+from posttrain_plugins.models.stack import adapter_config, adapters_in, copy_below, digest, load_base
 from posttrain_plugins.types import ModelArtifact, ModelRef, StageContext, StageResult
 
 __all__ = ["Combine"]

@@ -2,7 +2,7 @@
 
 The metric is sampled accuracy, the mean over `num_generations` completions per problem, as DeepSeek-R1 reports it
 (https://huggingface.co/papers/2501.12948, section 3); each strategy's own accuracy stands beside it. What fewer
-completions would have given comes from the same draws (`inference/measuring/curves.py`). Accuracy against compute is
+completions would have given comes from the same draws (`evaluation/curves.py`). Accuracy against compute is
 what Snell et al., 2024 (https://huggingface.co/papers/2408.03314) compare strategies by.
 
 1. A gain is over the nearest measured model that this one was made from, paired by problem.
@@ -23,14 +23,14 @@ from math import isnan
 from pathlib import Path
 from typing import Any, ClassVar
 
+from posttrain_plugins.backends.open import opened
+from posttrain_plugins.backends.protocol import AnyBackend
+from posttrain_plugins.engine.log import RequestLog
+from posttrain_plugins.engine.solve import Progress
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.inference.backends import AnyBackend
-from posttrain_plugins.inference.engine import Progress
-from posttrain_plugins.inference.log import RequestLog
-from posttrain_plugins.inference.measuring.bench import Bench, problems_of
-from posttrain_plugins.inference.measuring.measure import Measure, flat_figures, gains, mark_pareto
-from posttrain_plugins.inference.measuring.plot import draw
-from posttrain_plugins.inference.opened import opened
+from posttrain_plugins.evaluation.bench import Bench, problems_of
+from posttrain_plugins.evaluation.measure import Measure, flat_figures, gains, mark_pareto
+from posttrain_plugins.evaluation.plot import draw
 from posttrain_plugins.text import fingerprint
 from posttrain_plugins.types import (
     Budget,

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.trainers import merging
-from posttrain_plugins.trainers.critic_export import critic_as_classifier
+from posttrain_plugins.models import merge
 from posttrain_plugins.trainers.model_card import model_card
+from posttrain_plugins.trainers.ppo.critic_export import critic_as_classifier
 from posttrain_plugins.trainers.start import loading_kwargs, trained_with
 from posttrain_plugins.types import (
     EXPORT_MARKER,
@@ -78,10 +78,10 @@ class Export:
         plain, tokenizer = self._plain(artifact, context.seed)
         scratch = context.folder / "export"
         shutil.rmtree(scratch, ignore_errors=True)
-        merging.save_plain(plain.model, tokenizer, scratch, max_shard_size=self.max_shard_size)
+        merge.save_plain(plain.model, tokenizer, scratch, max_shard_size=self.max_shard_size)
         if self.quantization:
             fields = {"dtype": str(plain.model.dtype).removeprefix("torch."), **self.quantization}
-            merging.quantize_saved(scratch, loading_kwargs(fields), max_shard_size=self.max_shard_size)
+            merge.quantize_saved(scratch, loading_kwargs(fields), max_shard_size=self.max_shard_size)
         card = model_card(artifact, target.name, type(plain.model).__name__, plain.metrics, self.quantization)
         (scratch / "README.md").write_text(card, encoding="utf-8")
         (scratch / EXPORT_MARKER).write_text(json.dumps({"made_by": _owner(context)}) + "\n", encoding="utf-8")
@@ -104,15 +104,15 @@ class Export:
         loading = {k: v for k, v in vars(reward.func).items() if k in LOADING and v and v != "auto"}
         return ModelArtifact(reward.name, path, loading)
 
-    def _plain(self, artifact: ModelArtifact, seed: int) -> tuple[merging.Merged, Any]:
+    def _plain(self, artifact: ModelArtifact, seed: int) -> tuple[merge.Merged, Any]:
         """The model to write, and its tokenizer."""
-        merging.check_mergeable(artifact.name, artifact.path)
-        tokenizer = merging.tokenizer_of(artifact.path, artifact.chat_template)
+        merge.check_mergeable(artifact.name, artifact.path)
+        tokenizer = merge.tokenizer_of(artifact.path, artifact.chat_template)
         options = trained_with(artifact.loading) if artifact.is_adapter else {"dtype": "auto"}
         if self.critic:
-            return merging.Merged(critic_as_classifier(artifact, options, self.dtype), {}), tokenizer
-        ids = merging.random_ids(tokenizer, 8, seed) if artifact.is_adapter else ()
-        return merging.load_plain(artifact.path, options, dtype=self.dtype, ids=ids), tokenizer
+            return merge.Merged(critic_as_classifier(artifact, options, self.dtype), {}), tokenizer
+        ids = merge.random_ids(tokenizer, 8, seed) if artifact.is_adapter else ()
+        return merge.load_plain(artifact.path, options, dtype=self.dtype, ids=ids), tokenizer
 
 
 def _owner(context: StageContext) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from posttrain_plugins.inference import rollouts
-from posttrain_plugins.steps import SEPARATOR
-from posttrain_plugins.trainers import ppo_rules, training
+from posttrain_plugins.text.steps import SEPARATOR
+from posttrain_plugins.trainers import strategy_rollouts, training
+from posttrain_plugins.trainers.ppo import rules
 from posttrain_plugins.types import (
     AdapterRef,
     Concern,
@@ -36,10 +36,10 @@ class GRPO:
         dataset: `prompt`, and the columns that the rewards need.
         rewards: rewards and reward-model stages by name; their `weight` becomes TRL's `reward_weights`.
         adapter: what is trainable; everything where it is left out.
-        strategy: who makes the rollouts, in place of plain draws; what that biases stands in `inference/rollouts.py`.
+        strategy: who makes the rollouts, in place of plain draws; `trainers/strategy_rollouts.py` says what it biases.
         eval_dataset: measured once at the end, or as `args.eval_strategy` says.
         process_rewards: names of rewards that judge by their `step_scores`, in place of the whole completion.
-        separator: what ends a step (`posttrain_plugins.steps`).
+        separator: what ends a step (`posttrain_plugins.text.steps`).
         args: fields of `trl.GRPOConfig`.
 
     Raises:
@@ -65,19 +65,19 @@ class GRPO:
 
     def concerns(self, outlook: Outlook) -> Iterator[Concern]:
         """Process rewards that cannot judge steps, and arguments that a strategy leaves no meaning."""
-        yield from ppo_rules.step_concerns(self.process_rewards, outlook, "process_rewards")
+        yield from rules.step_concerns(self.process_rewards, outlook, "process_rewards")
         if self.process_rewards:
-            yield from ppo_rules.aggregation_concerns(outlook.args)
+            yield from rules.aggregation_concerns(outlook.args)
         if self.strategy is not None:
-            yield from rollouts.concerns(outlook.args)
+            yield from strategy_rollouts.concerns(outlook.args)
 
     def __call__(self, context: StageContext) -> StageResult:
         from trl import GRPOConfig, GRPOTrainer
 
-        made_by = rollouts.hook(context)
+        made_by = strategy_rollouts.hook(context)
         if not self.process_rewards:
             return training.reinforce(context, GRPOTrainer, GRPOConfig, self.args, **made_by)
-        from posttrain_plugins.trainers import process
+        from posttrain_plugins.trainers.ppo import process
         from posttrain_plugins.trainers.process_grpo import ProcessGRPOTrainer
 
         process.check_names({r.name: r.func for r in context.inputs["rewards"]}, self.process_rewards)

@@ -44,6 +44,6 @@ class ListwiseDPO:
     def __call__(self, context: StageContext) -> StageResult:
         from trl import DPOConfig
 
-        from posttrain_plugins.trainers.listwise import ListwiseDPOTrainer
+        from posttrain_plugins.trainers.listwise_dpo import ListwiseDPOTrainer
 
         return training.train(context, ListwiseDPOTrainer, DPOConfig, self.args)

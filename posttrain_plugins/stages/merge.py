@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from posttrain_plugins.backends.transformers.chat import render
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.inference.chat import render
-from posttrain_plugins.trainers import merging
+from posttrain_plugins.models import merge
 from posttrain_plugins.trainers.start import trained_with
 from posttrain_plugins.types import DataRef, ModelArtifact, ModelRef, StageContext, StageResult
 
@@ -48,16 +48,16 @@ class Merge:
                 f"stage '{context.stage}' has nothing to merge: '{artifact.name}' is no adapter",
                 hint="use the model itself, or {use: export} to write it elsewhere",
             )
-        merging.check_mergeable(artifact.name, artifact.path)
-        tokenizer = merging.tokenizer_of(artifact.path, artifact.chat_template)
+        merge.check_mergeable(artifact.name, artifact.path)
+        tokenizer = merge.tokenizer_of(artifact.path, artifact.chat_template)
         ids = self._prompts(context, tokenizer)
-        plain = merging.load_plain(artifact.path, trained_with(artifact.loading), dtype=self.dtype, ids=ids)
+        plain = merge.load_plain(artifact.path, trained_with(artifact.loading), dtype=self.dtype, ids=ids)
         folder = context.folder / "model"
-        merging.save_plain(plain.model, tokenizer, folder)
+        merge.save_plain(plain.model, tokenizer, folder)
         return StageResult(metrics=plain.metrics, model_path=folder, handoff={"quantization": None})
 
     def _prompts(self, context: StageContext, tokenizer: Any) -> list[list[int]]:
         dataset = context.inputs.get("dataset")
         if dataset is None:
-            return merging.random_ids(tokenizer, self.num_prompts, context.seed)
+            return merge.random_ids(tokenizer, self.num_prompts, context.seed)
         return [render(tokenizer, prompt) for prompt in dataset["prompt"][: self.num_prompts]]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.stack import SEVERAL, adapter_config
+from posttrain_plugins.models.stack import SEVERAL, adapter_config
 from posttrain_plugins.trainers import training
 from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, StageContext, StageResult
 

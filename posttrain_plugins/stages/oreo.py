@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from posttrain_plugins.trainers import ppo_rules, training
+from posttrain_plugins.trainers import training
+from posttrain_plugins.trainers.ppo import rules
 from posttrain_plugins.types import (
     AdapterRef,
     Concern,
@@ -60,13 +61,13 @@ class OREO:
 
     def concerns(self, outlook: Outlook) -> Iterator[Concern]:
         """A critic that cannot be had, or for which there is no memory."""
-        yield from ppo_rules.critic_concerns(outlook, has_config=self.critic is not None)
+        yield from rules.critic_concerns(outlook, has_config=self.critic is not None)
 
     def __call__(self, context: StageContext) -> StageResult:
         from posttrain_plugins.trainers.oreo import OREOConfig, OREOTrainer
 
         critic = context.inputs.get("critic")
-        ppo_rules.check_critic(context.stage, critic)
+        rules.check_critic(context.stage, critic)
         args = {"critic": "separate", **self.args} if critic and critic.config is None else self.args
         config = critic.config if critic else None
         return training.train(context, OREOTrainer, OREOConfig, args, critic_config=config)

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from posttrain_plugins.inference import rollouts
-from posttrain_plugins.trainers import ppo_rules, training
+from posttrain_plugins.trainers import strategy_rollouts, training
+from posttrain_plugins.trainers.ppo import rules
 from posttrain_plugins.types import (
     AdapterRef,
     Concern,
@@ -42,7 +42,7 @@ class PPO:
         adapter: what is trainable; everything where it is left out.
         critic: the critic's own adapter; by default the policy's, or all of a copy where the policy has none. One that
             sets up the trainer (`freeze`, `loraplus_lr_ratio`) is refused: `args.critic_learning_rate` is the critic's.
-        strategy: who makes the rollouts, in place of plain draws; what that biases stands in `inference/rollouts.py`.
+        strategy: who makes the rollouts, in place of plain draws; `trainers/strategy_rollouts.py` says what it biases.
         eval_dataset: measured once at the end, or as `args.eval_strategy` says.
         args: fields of `PPOConfig`: TRL's `GRPOConfig`, and PPO's.
 
@@ -57,7 +57,9 @@ class PPO:
     critic: AdapterRef | None = None
     strategy: StrategyRef | None = None
     eval_dataset: DataRef | None = None
-    args: Annotated[dict[str, Any], ConfigOf("posttrain_plugins.trainers.ppo:PPOConfig")] = field(default_factory=dict)
+    args: Annotated[dict[str, Any], ConfigOf("posttrain_plugins.trainers.ppo.trainer:PPOConfig")] = field(
+        default_factory=dict
+    )
 
     produces: ClassVar[str] = "model"
     reference: ClassVar[str] = "kl_coef"
@@ -68,20 +70,20 @@ class PPO:
 
     def concerns(self, outlook: Outlook) -> Iterator[Concern]:
         """What PPO cannot do with these settings, and a critic for which there is no memory."""
-        yield from ppo_rules.complaints(outlook.args)
-        yield from ppo_rules.critic_concerns(outlook, has_config=self.critic is not None)
-        yield from ppo_rules.step_concerns(outlook.args.process_rewards, outlook, "args.process_rewards")
+        yield from rules.complaints(outlook.args)
+        yield from rules.critic_concerns(outlook, has_config=self.critic is not None)
+        yield from rules.step_concerns(outlook.args.process_rewards, outlook, "args.process_rewards")
         if self.strategy is not None:
-            yield from rollouts.concerns(outlook.args)
+            yield from strategy_rollouts.concerns(outlook.args)
 
     def __call__(self, context: StageContext) -> StageResult:
-        from posttrain_plugins.trainers import process
-        from posttrain_plugins.trainers.ppo import PPOConfig, PPOTrainer
+        from posttrain_plugins.trainers.ppo import process
+        from posttrain_plugins.trainers.ppo.trainer import PPOConfig, PPOTrainer
 
         rewards = context.inputs["rewards"]
         process.check_names({r.name: r.func for r in rewards}, self.args.get("process_rewards", ()))
         critic = context.inputs.get("critic")
-        ppo_rules.check_critic(context.stage, critic)
+        rules.check_critic(context.stage, critic)
         args = {"critic": "separate", **self.args} if critic and critic.config is None else self.args
         return training.reinforce(
             context,
@@ -90,5 +92,5 @@ class PPO:
             args,
             reward_funcs=[r.func for r in rewards],  # a reward model as its plugin: any tokenizer, and adapters
             critic_config=critic.config if critic else None,
-            **rollouts.hook(context),
+            **strategy_rollouts.hook(context),
         )

@@ -1,7 +1,7 @@
 """`sample`: draw completions, or take saved ones, score them, and keep the good ones as training data.
 
 It gives every format of TRL: demonstrations, preferences, labelled and ranked completions, labelled steps. What is kept
-is told in `inference/keeping.py`, how steps are labelled in `inference/step_labels.py`; the papers stand there.
+is told in `training_data/selection.py`, how steps are labelled in `training_data/step_labels.py`, with their papers.
 """
 
 from __future__ import annotations
@@ -13,10 +13,15 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, ClassVar, Literal
 
+from posttrain_plugins.backends.open import opened
+from posttrain_plugins.backends.protocol import AnyBackend
+from posttrain_plugins.engine.log import RequestLog
+from posttrain_plugins.engine.solve import sample, solve
 from posttrain_plugins.errors import InputError, StageFailed
-from posttrain_plugins.inference.backends import AnyBackend
-from posttrain_plugins.inference.engine import sample, solve
-from posttrain_plugins.inference.keeping import (
+from posttrain_plugins.evaluation.bench import problems_of, score_texts
+from posttrain_plugins.text import to_text
+from posttrain_plugins.text.steps import SEPARATOR
+from posttrain_plugins.training_data.selection import (
     COLUMNS,
     Judged,
     Keep,
@@ -26,12 +31,7 @@ from posttrain_plugins.inference.keeping import (
     read_saved,
     without_texts,
 )
-from posttrain_plugins.inference.log import RequestLog
-from posttrain_plugins.inference.measuring.bench import problems_of, score_texts
-from posttrain_plugins.inference.opened import opened
-from posttrain_plugins.inference.step_labels import Estimate, StepLabels
-from posttrain_plugins.steps import SEPARATOR
-from posttrain_plugins.text import to_text
+from posttrain_plugins.training_data.step_labels import Estimate, StepLabels
 from posttrain_plugins.types import (
     DataRef,
     ModelArtifact,
@@ -73,7 +73,7 @@ class Sample:
             completion, and `pairs` then sets the best against the worst by the weighted sum.
         max_pairs_per_prompt: how many pairs `pairs` makes of one problem.
         labels: `rules` asks the first reward's `step_scores`; `rollouts` lets the model go on from each step.
-        separator: what ends a step; the rule of `posttrain_plugins.steps`.
+        separator: what ends a step; the rule of `posttrain_plugins.text.steps`.
         num_rollouts: completions from each step.
         estimate: a step is right where any rollout is (`hard`), or `share_threshold` of them (`soft`); `share` labels
             it with the share.

@@ -13,8 +13,8 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from math import comb
 
-from posttrain_plugins.answers import candidates, choose, majority, tally
 from posttrain_plugins.errors import InputError
+from posttrain_plugins.text.answers import candidates, choose, majority, tally
 from posttrain_plugins.types import Candidate, Completion, Generate, Problem, Result
 
 __all__ = ["AdaptiveConsistency", "lead_probability"]

@@ -18,7 +18,7 @@ from typing import Any
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.search import Growth, Path, best_first, check_fields, distinct, flat, settle, until_spent
-from posttrain_plugins.steps import SEPARATOR
+from posttrain_plugins.text.steps import SEPARATOR
 from posttrain_plugins.types import Problem, Request, Result
 
 __all__ = ["BeamSearch"]

@@ -21,10 +21,10 @@ from statistics import fmean
 from string import Template
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from posttrain_plugins.answers import candidates, choose, equivalent, majority
 from posttrain_plugins.errors import BudgetExhausted, InputError
-from posttrain_plugins.steps import split_steps
 from posttrain_plugins.text import to_text
+from posttrain_plugins.text.answers import candidates, choose, equivalent, majority
+from posttrain_plugins.text.steps import split_steps
 from posttrain_plugins.types import (
     Candidate,
     Completion,

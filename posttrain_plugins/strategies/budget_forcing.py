@@ -14,7 +14,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from posttrain_plugins.answers import candidates, choose, extract
+from posttrain_plugins.text.answers import candidates, choose, extract
 from posttrain_plugins.types import Candidate, Completion, Generate, Problem, Prompt, Result
 
 __all__ = ["BudgetForcing"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
 
-from posttrain_plugins.answers import candidates, choose
+from posttrain_plugins.text.answers import candidates, choose
 from posttrain_plugins.types import Completion, Generate, Messages, Problem, Prompt, Result
 
 __all__ = ["ChainOfThought"]

@@ -17,8 +17,8 @@ from functools import partial
 from statistics import fmean
 from typing import Any, ClassVar, TypeAlias, cast
 
-from posttrain_plugins.answers import candidates, tally
 from posttrain_plugins.errors import BudgetExhausted, InputError
+from posttrain_plugins.text.answers import candidates, tally
 from posttrain_plugins.types import (
     Candidate,
     Completion,

@@ -21,8 +21,8 @@ from itertools import accumulate
 from statistics import fmean
 from typing import Any, Literal, TypeAlias
 
-from posttrain_plugins.answers import choose, extract, majority, tally
 from posttrain_plugins.errors import BudgetExhausted, InputError
+from posttrain_plugins.text.answers import choose, extract, majority, tally
 from posttrain_plugins.types import Candidate, Completion, Generate, Problem, Prompt, Result
 
 __all__ = ["ConfidenceFiltering", "confidence", "group_confidences"]

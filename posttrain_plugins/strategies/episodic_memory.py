@@ -23,9 +23,9 @@ from pathlib import Path
 from string import Template
 from typing import Any, ClassVar, TypeAlias, cast
 
-from posttrain_plugins.answers import candidates, choose
 from posttrain_plugins.errors import BudgetExhausted, InputError
 from posttrain_plugins.text import to_text
+from posttrain_plugins.text.answers import candidates, choose
 from posttrain_plugins.types import (
     CallTool,
     Candidate,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 
-from posttrain_plugins.answers import candidates, choose
+from posttrain_plugins.text.answers import candidates, choose
 from posttrain_plugins.types import Completion, Generate, Problem, Result
 
 __all__ = ["Greedy"]

@@ -12,8 +12,8 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from string import Template
 
-from posttrain_plugins.answers import candidates, choose, majority
 from posttrain_plugins.errors import BudgetExhausted, InputError
+from posttrain_plugins.text.answers import candidates, choose, majority
 from posttrain_plugins.types import Candidate, Completion, Generate, ModelRef, Problem, Prompt, Result
 
 __all__ = ["MixtureOfAgents"]

@@ -31,7 +31,7 @@ from posttrain_plugins.search import (
     shares,
     until_spent,
 )
-from posttrain_plugins.steps import SEPARATOR
+from posttrain_plugins.text.steps import SEPARATOR
 from posttrain_plugins.types import Problem, Request, Result, RewardRef
 
 __all__ = ["PRMBeamSearch"]

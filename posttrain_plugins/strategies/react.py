@@ -19,8 +19,8 @@ from dataclasses import dataclass, field, replace
 from string import Template
 from typing import Any, Literal, TypeAlias
 
-from posttrain_plugins.answers import choose, extract
 from posttrain_plugins.text import to_messages
+from posttrain_plugins.text.answers import choose, extract
 from posttrain_plugins.types import (
     CallTool,
     Candidate,

@@ -15,8 +15,8 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from posttrain_plugins.answers import candidates, choose, majority
 from posttrain_plugins.errors import InputError
+from posttrain_plugins.text.answers import candidates, choose, majority
 from posttrain_plugins.types import Completion, Generate, Problem, Result
 
 __all__ = ["SelfConsistency"]

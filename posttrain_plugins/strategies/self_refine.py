@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Any
 
-from posttrain_plugins.answers import candidates, choose
 from posttrain_plugins.errors import BudgetExhausted
+from posttrain_plugins.text.answers import candidates, choose
 from posttrain_plugins.types import Candidate, Completion, Generate, Problem, Prompt, Result, RewardRef, Score
 
 __all__ = ["SelfRefine"]

@@ -21,7 +21,6 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from posttrain_plugins.answers import extract
 from posttrain_plugins.search import (
     VALUE_PROMPT,
     Aggregate,
@@ -39,7 +38,8 @@ from posttrain_plugins.search import (
     settle,
     until_spent,
 )
-from posttrain_plugins.steps import SEPARATOR
+from posttrain_plugins.text.answers import extract
+from posttrain_plugins.text.steps import SEPARATOR
 from posttrain_plugins.types import Completion, Generate, Problem, Request, Result, RewardRef
 
 __all__ = ["TreeOfThoughts"]

@@ -14,8 +14,8 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 from string import Template
 
-from posttrain_plugins.answers import candidates, choose, majority
 from posttrain_plugins.text import to_text
+from posttrain_plugins.text.answers import candidates, choose, majority
 from posttrain_plugins.types import Candidate, Completion, Generate, Problem, Prompt, Result
 
 __all__ = ["UniversalSelfConsistency"]

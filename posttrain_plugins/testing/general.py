@@ -9,8 +9,8 @@ import sys
 from typing import Any
 from unittest import SkipTest
 
-from posttrain_plugins.registry import FILE_MODULE
-from posttrain_plugins.schema import REWARD_ARGUMENTS
+from posttrain_plugins.plugins.registry import FILE_MODULE
+from posttrain_plugins.plugins.schema import REWARD_ARGUMENTS
 from posttrain_plugins.testing.subject import Subject, subject
 
 __all__ = [

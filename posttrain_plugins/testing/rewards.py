@@ -14,7 +14,7 @@ from numbers import Real
 from typing import Any
 from unittest import SkipTest
 
-from posttrain_plugins.signature import reward_columns
+from posttrain_plugins.plugins.signature import reward_columns
 from posttrain_plugins.testing.noise import assert_untouched
 from posttrain_plugins.testing.subject import Subject, subject
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from unittest import SkipTest
 
-from posttrain_plugins import registry
 from posttrain_plugins.errors import InputError
+from posttrain_plugins.plugins import registry
 from posttrain_plugins.testing import adapters, datasets, general, rewards, stages, strategies
 from posttrain_plugins.testing.subject import Subject, subject
 from posttrain_plugins.types import Kind

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from posttrain_plugins.inference import Capabilities
+from posttrain_plugins.backends.protocol import Capabilities
 from posttrain_plugins.text import to_text
 from posttrain_plugins.types import Completion, Generate, Usage
 

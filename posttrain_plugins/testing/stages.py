@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 from unittest import SkipTest
 
-from posttrain_plugins import registry
-from posttrain_plugins.recipe.references import is_list
-from posttrain_plugins.recipe.unroll import PRODUCTS
-from posttrain_plugins.schema import Field
-from posttrain_plugins.source import of_config
+from posttrain_plugins.plugins import registry
+from posttrain_plugins.plugins.schema import Field
+from posttrain_plugins.plugins.source import of_config
+from posttrain_plugins.recipe.check.loops import PRODUCTS
+from posttrain_plugins.recipe.check.references import is_list
 from posttrain_plugins.testing import tiny
 from posttrain_plugins.testing.subject import Subject, subject
 from posttrain_plugins.text import to_text
@@ -244,7 +244,7 @@ class Greedy:
     """One answer."""
 
     def __call__(self, problem: Any) -> Any:
-        from posttrain_plugins.answers import candidates, choose
+        from posttrain_plugins.text.answers import candidates, choose
 
         among = candidates((yield Generate(problem.prompt, params=problem.params)))
         return choose(among, 0 if among else None)

@@ -11,8 +11,8 @@ from typing import Any
 from unittest import SkipTest
 
 from posttrain_plugins.api import resolve_strategy
+from posttrain_plugins.engine.solve import solve
 from posttrain_plugins.errors import BudgetExhausted
-from posttrain_plugins.inference import solve
 from posttrain_plugins.testing import tiny
 from posttrain_plugins.testing.noise import assert_untouched
 from posttrain_plugins.testing.scripted import CASES, Scorer, Script

@@ -32,12 +32,12 @@ from collections.abc import Mapping
 from typing import Any
 from unittest import SkipTest
 
-from posttrain_plugins import registry
+from posttrain_plugins.plugins import registry
+from posttrain_plugins.plugins.schema import Schema
+from posttrain_plugins.plugins.signature import of_object
+from posttrain_plugins.recipe.ad_hoc import Outside
 from posttrain_plugins.recipe.build import construct
-from posttrain_plugins.recipe.outside import Outside
-from posttrain_plugins.recipe.references import is_list
-from posttrain_plugins.schema import Schema
-from posttrain_plugins.signature import of_object
+from posttrain_plugins.recipe.check.references import is_list
 from posttrain_plugins.testing import tiny
 from posttrain_plugins.types import KINDS, Kind
 

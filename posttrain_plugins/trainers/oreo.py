@@ -25,12 +25,12 @@ from torch import Tensor
 from trl import DPOConfig, DPOTrainer
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.steps import SEPARATOR, last_tokens, step_ends
 from posttrain_plugins.text import is_conversational, render, to_text
+from posttrain_plugins.text.steps import SEPARATOR, last_tokens, step_ends
 from posttrain_plugins.trainers import compat
-from posttrain_plugins.trainers.critic import Critic, choose_kind
-from posttrain_plugins.trainers.listwise import refuse_pairs, short_enough
-from posttrain_plugins.trainers.with_critic import WithCritic
+from posttrain_plugins.trainers.listwise_dpo import refuse_pairs, short_enough
+from posttrain_plugins.trainers.ppo.critic import Critic, choose_kind
+from posttrain_plugins.trainers.ppo.with_critic import WithCritic
 
 __all__ = ["OREOConfig", "OREOTrainer", "TrajectoryCollator", "encode", "soft_bellman_losses"]
 

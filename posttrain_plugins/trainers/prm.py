@@ -21,8 +21,8 @@ from transformers.utils import logging
 from trl import RewardConfig, RewardTrainer
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.steps import SEPARATOR, last_tokens
 from posttrain_plugins.text import render
+from posttrain_plugins.text.steps import SEPARATOR, last_tokens
 
 __all__ = ["PRMConfig", "PRMTrainer", "StepCollator", "encode"]
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.steps import SEPARATOR
-from posttrain_plugins.trainers import advantages, ppo_rules, process
+from posttrain_plugins.text.steps import SEPARATOR
+from posttrain_plugins.trainers.ppo import advantages, process, rules
 
 __all__ = ["ProcessGRPOTrainer"]
 
@@ -53,7 +53,7 @@ class ProcessGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         if not process_rewards:
             raise InputError("process_rewards is empty", hint="name a reward with step_scores, or use GRPOTrainer")
         config = kwargs.get("args") or next((given for given in args if isinstance(given, GRPOConfig)), None)
-        for concern in ppo_rules.aggregation_concerns(config) if config is not None else ():
+        for concern in rules.aggregation_concerns(config) if config is not None else ():
             raise InputError(f"ProcessGRPOTrainer: {concern.message}", hint=concern.hint)
         self.process_rewards = list(process_rewards)
         self.step_separator = step_separator

@@ -12,8 +12,8 @@ import torch
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.trainers import compat
-from posttrain_plugins.trainers.critic import Kind, choose_kind
-from posttrain_plugins.trainers.ppo_config import PPOConfig
+from posttrain_plugins.trainers.ppo.config import PPOConfig
+from posttrain_plugins.trainers.ppo.critic import Kind, choose_kind
 
 __all__ = ["check", "check_reference_weights", "check_warm_up", "warn_within_generation"]
 

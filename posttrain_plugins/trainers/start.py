@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.peft_types import ensure_registered
-from posttrain_plugins.stack import (
+from posttrain_plugins.models.adapter_types import ensure_registered
+from posttrain_plugins.models.merge import merged
+from posttrain_plugins.models.stack import (
     TASK_TYPES,
     adapter_config,
     adapters_in,
@@ -20,7 +21,6 @@ from posttrain_plugins.stack import (
     with_plain_head,
 )
 from posttrain_plugins.trainers import compat
-from posttrain_plugins.trainers.merging import merged
 from posttrain_plugins.types import AdapterMode, ModelArtifact, StageContext
 
 __all__ = ["Start", "has_accelerator", "loading_kwargs", "start", "trained_with"]

@@ -1,0 +1,177 @@
+"""Any OpenAI-compatible server as a backend: vLLM, SGLang, llama.cpp, `transformers serve`, a hosted API.
+
+1. What the server does is probed at first use (`probe.py`), never taken from its name; `describe()` tells.
+2. `temperature` and `top_p` are always sent. Other sampling defaults of a server, such as vLLM's top_k from the model's
+   `generation_config.json`, hold unless `extra_body` sets them, as in `extra_body={"top_k": -1}`.
+3. Seeds are sent as 31 bits, which every server can read. Of a request with native `n` the first seed is sent.
+4. A stop string is told from the end of the answer where the server says which (`stop_reason` of vLLM, `matched_stop`
+   of SGLang) or leaves it in the text (`transformers serve`). Else `stop_reason` is None, and so is the capability:
+   nothing more is asked of the server, since it has no field for it.
+5. Reasoning that a server splits off stands before the text in `<think>` tags, as the model wrote it.
+
+No paper.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from posttrain_plugins.backends.openai.format import body_of, completions_of
+from posttrain_plugins.backends.openai.http import Endpoint
+from posttrain_plugins.backends.openai.probe import Found, probe
+from posttrain_plugins.backends.protocol import Capabilities
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.types import Completion, Generate, Usage
+
+__all__ = ["OpenAIBackend"]
+
+CHAT, TEXT = "chat/completions", "completions"
+NOTED = ("n", "temperature", "seed", "prefill", "stop_reason")  # what is missing of these changes what a run gives
+MAX_N = 128  # OpenAI's limit on `n`; more are asked in several requests
+
+
+class OpenAIBackend:
+    """Draws completions from an OpenAI-compatible server: messages by `/chat/completions`, text by `/completions`.
+
+    Args:
+        model: its name on the server.
+        base_url: with the version, such as `http://localhost:8000/v1`; by default `OPENAI_BASE_URL`, else OpenAI's own.
+        api_key: by default `OPENAI_API_KEY`; local servers need none.
+        concurrency: requests in flight at most.
+        timeout_s: for one try of one request.
+        max_retries: tries after the first where the server is busy, fails or cannot be reached.
+        identity: which weights these are, for request keys; by default the model's name.
+        should_probe: try what the server can do when it is first needed; False takes it at its word, without prefill.
+        extra_body: further fields for every request; a value of None leaves one of ours out.
+        on_note: called once with each line that the user should read; they stay in `notes`.
+
+    Raises:
+        InputError: at the first request, for a host that cannot be reached, a key that is refused, or an unknown model.
+
+    Example:
+        >>> from posttrain_plugins.inference import solve                                   # doctest: +SKIP
+        >>> backend = OpenAIBackend("Qwen/Qwen3-0.6B", "http://localhost:8000/v1")          # doctest: +SKIP
+        >>> print(*backend.describe(), sep="\\n")                                            # doctest: +SKIP
+        >>> solve(SelfConsistency(n=8), problems, backend=backend)                          # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        *,
+        concurrency: int = 256,
+        timeout_s: float = 600.0,
+        max_retries: int = 5,
+        identity: str | None = None,
+        should_probe: bool = True,
+        extra_body: Mapping[str, Any] | None = None,
+        on_note: Callable[[str], None] | None = None,
+    ) -> None:
+        self.model = model
+        self.identity = identity or model
+        self.extra_body = dict(extra_body or {})
+        self.should_probe = should_probe
+        self.probe_usage = Usage()
+        self.notes: list[str] = []
+        self._on_note = on_note or (lambda _: None)
+        url = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+        key = api_key or os.environ.get("OPENAI_API_KEY")
+        self._endpoint = Endpoint(url, key, concurrency=concurrency, timeout_s=timeout_s, max_retries=max_retries)
+        self._found: dict[str, Found] = {}
+        self._probing: dict[tuple[str, asyncio.AbstractEventLoop], asyncio.Task[Found]] = {}
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Those of the chat route, or of the text route where there is no chat; the first look may probe."""
+        return self._main().capabilities
+
+    def describe(self) -> list[str]:
+        """What was found, one line each."""
+        head = f"{self._endpoint.base_url}, model {self.model}"
+        return [head, *(str(finding) for finding in self._main().findings)]
+
+    async def agenerate(self, request: Generate, seeds: Sequence[int]) -> list[Completion]:
+        """See `AsyncBackend.agenerate`."""
+        route = TEXT if isinstance(request.prompt, str) else CHAT
+        return await self._draw(self._found.get(route) or await self._find_once(route), request, seeds)
+
+    async def aclose(self) -> None:
+        """Close this event loop's connections. `asyncio.run` does so by itself when it ends."""
+        await self._endpoint.aclose()
+
+    # Probing
+
+    def _main(self) -> Found:
+        if not self._found:
+            with ThreadPoolExecutor(1) as pool:  # the caller's thread may have a running event loop
+                pool.submit(asyncio.run, self._find_any()).result()
+        return self._found.get(CHAT) or self._found[TEXT]
+
+    async def _find_any(self) -> Found:
+        try:
+            return await self._find(CHAT)
+        except InputError as chat_error:
+            try:
+                return await self._find(TEXT)
+            except InputError:
+                raise chat_error from None
+
+    async def _find_once(self, route: str) -> Found:
+        """All requests of an event loop that come before the finding wait for the same probe."""
+        key = route, asyncio.get_running_loop()
+        if key not in self._probing:
+            self._probing[key] = asyncio.create_task(self._find(route))
+        try:
+            return await asyncio.shield(self._probing[key])  # one that gives up must not take the others along
+        finally:
+            self._probing.pop(key, None)
+
+    async def _find(self, route: str) -> Found:
+        start = Found(Capabilities(n=not self.should_probe, tools=not self.should_probe, prefill=False))
+        if not self.should_probe:
+            return self._found.setdefault(route, start)
+        await self._endpoint.check()
+        found, plain = await probe(self._draw_counted, start, is_chat=route == CHAT)
+        if plain.error is not None:
+            known = ", ".join(await self._endpoint.models()) or "none that it lists"
+            message = f"{self._endpoint.base_url}/{route} refuses a plain request to {self.model!r}: {plain.error}"
+            hint = f"models there: {known}; a field that it refuses is left out by extra_body={{'temperature': None}}"
+            raise InputError(message, hint=hint)
+        for finding in found.findings:
+            is_odd = not finding.is_there or (found.needs_config and finding.name == "temperature")
+            if is_odd and finding.name in NOTED:
+                self._note(f"{self._endpoint.base_url}: {finding.name}: {finding.how}")
+        return self._found.setdefault(route, found)
+
+    def _note(self, line: str) -> None:
+        if line not in self.notes:
+            self.notes.append(line)
+            self._on_note(line)
+
+    async def _draw_counted(self, found: Found, request: Generate, seeds: Sequence[int]) -> list[Completion]:
+        completions = await self._draw(found, request, seeds)
+        self.probe_usage += sum((completion.usage for completion in completions), Usage())
+        return completions
+
+    # Drawing
+
+    async def _draw(self, found: Found, request: Generate, seeds: Sequence[int]) -> list[Completion]:
+        size = MAX_N if found.capabilities.n else 1
+        parts = [seeds[at : at + size] for at in range(0, len(seeds), size)]
+        if len(parts) == 1:
+            return await self._ask(found, request, parts[0])
+        answers = await asyncio.gather(*(self._ask(found, request, part) for part in parts))
+        return [completion for answer in answers for completion in answer]
+
+    async def _ask(self, found: Found, request: Generate, seeds: Sequence[int]) -> list[Completion]:
+        """One request for as many completions as there are seeds."""
+        route = TEXT if isinstance(request.prompt, str) else CHAT
+        body = {"model": self.model, **body_of(found, request, seeds), **self.extra_body}
+        reply = await self._endpoint.post(route, {name: value for name, value in body.items() if value is not None})
+        return completions_of(reply, request.params, len(seeds))

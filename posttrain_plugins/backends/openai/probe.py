@@ -1,0 +1,247 @@
+"""Finds out what a server really does: few short requests, each compared with what a true answer must look like.
+
+Servers differ in silence. Some ignore `n` and send one completion; some decode greedily whatever the temperature, and
+then self-consistency agrees with itself perfectly; some keep one global seed, which holds only while nobody else asks;
+some close an assistant message that was to be continued. Nothing here goes by a server's name or version. No paper.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+from posttrain_plugins.backends.protocol import Capabilities
+from posttrain_plugins.types import Completion, Generate, Messages, Prompt, SamplingParams
+
+__all__ = ["Draw", "Finding", "Found", "probe"]
+
+MAX_TOKENS = 16
+REASONING_MAX_TOKENS = 1024  # where the first ones are thoughts that the server keeps to itself
+TOOL_MAX_TOKENS = 128
+DRAWS = 4
+QUESTION = "Write a random number of twenty digits."
+PREFILL = "One two three four"  # ends in a letter, so that a line break after it is a token of its own
+NONE_CAME = "asked for, but none came"
+TOOL_QUESTION = "What is the weather in Paris? Use the tool."
+TOOL: Mapping[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather in a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+CONTINUE: Mapping[str, Any] = {"add_generation_prompt": False, "continue_final_message": True}
+"""How vLLM and SGLang are told to go on from a last message of role `assistant`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was tried."""
+
+    name: str
+    is_there: bool
+    how: str
+
+    def __str__(self) -> str:
+        return f"{self.name:<12} {'yes' if self.is_there else 'no':<4} {self.how}"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What one route of a server can do, and how it wants to be asked.
+
+    Args:
+        capabilities: see `Capabilities`.
+        limit_field: what it calls the most completion tokens.
+        seed_field: what it calls the seed; empty where it takes none.
+        needs_config: it samples only where a `generation_config` says so (`transformers serve`).
+        prefill_fields: sent along with a last message of role `assistant`.
+        findings: all that was tried.
+    """
+
+    capabilities: Capabilities
+    limit_field: str = "max_tokens"
+    seed_field: str = "seed"
+    needs_config: bool = False
+    prefill_fields: Mapping[str, Any] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
+
+
+Draw: TypeAlias = Callable[[Found, Generate, Sequence[int]], Awaitable[list[Completion]]]
+"""The backend's own way of asking, so that the probe tries the very requests that a run will send."""
+
+
+async def probe(draw: Draw, start: Found, is_chat: bool) -> tuple[Found, Completion]:
+    """Try a route.
+
+    Args:
+        draw: asks the server as a `Found` says; failures come back as completions.
+        start: what to begin from.
+        is_chat: the route takes messages, not text.
+
+    Returns:
+        What was found, and the answer to the plainest request: where that failed, nothing else was tried.
+    """
+    trial = _Trial(draw, _user(QUESTION) if is_chat else QUESTION)
+    found, plain = await trial.plain(start)
+    if plain.error is not None:
+        return found, plain
+    found, sampling = await trial.sampling(await trial.seed_field(found), plain)
+    fields, prefill = await trial.prefill(found)
+    tried = await asyncio.gather(
+        trial.n(found), trial.logprobs(found), trial.top_logprobs(found), trial.stop(found, plain), trial.tools(found)
+    )
+    seed = await trial.seed(found)  # alone: a server with one global seed is disturbed by any other request
+    findings = (*(finding for several in tried for finding in several), prefill, sampling, seed)
+    capabilities = replace(found.capabilities, **{finding.name: finding.is_there for finding in findings})
+    return replace(found, capabilities=capabilities, prefill_fields=fields, findings=findings), plain
+
+
+@dataclass
+class _Trial:
+    """The questions, each answered by findings."""
+
+    draw: Draw
+    prompt: Prompt
+    max_tokens: int = MAX_TOKENS
+
+    async def plain(self, found: Found) -> tuple[Found, Completion]:
+        """A greedy completion. OpenAI's reasoning models know only the newer name of the token limit, old servers only
+        the older one."""
+        completion = await self._one(found, self._greedy())
+        if "max_tokens" in (completion.error or ""):
+            found = replace(found, limit_field="max_completion_tokens")
+            completion = await self._one(found, self._greedy())
+        if completion.error is None and not completion.text.strip():
+            self.max_tokens = REASONING_MAX_TOKENS
+            completion = await self._one(found, self._greedy())
+        return found, completion
+
+    async def seed_field(self, found: Found) -> Found:
+        """Some servers refuse a field that they do not know."""
+        for name in ("seed", "random_seed"):
+            if await self._texts(replace(found, seed_field=name), self._sampled(), [1]):
+                return replace(found, seed_field=name)
+        return replace(found, seed_field="")
+
+    async def sampling(self, found: Found, plain: Completion) -> tuple[Found, Finding]:
+        """Several draws with different seeds must not all be equal; a model that is very sure is asked hotter."""
+        if not plain.text.strip():
+            return found, Finding("temperature", True, "not tried: the server shows no text")
+        for temperature in (1.0, 2.0):
+            for way in (found, replace(found, needs_config=True)):
+                texts = await self._texts(way, self._sampled(temperature=temperature), range(1, DRAWS + 1))
+                if len(texts) == DRAWS and len(set(texts)) > 1:
+                    how = f"{len(set(texts))} of {DRAWS} completions differ at temperature {temperature:g}"
+                    how += ", but only with a generation_config: greedy without it" if way.needs_config else ""
+                    return way, Finding("temperature", True, how)
+        how = "all completions of a prompt are equal, at any temperature: there is nothing to vote on or to choose"
+        return found, Finding("temperature", False, how)
+
+    async def n(self, found: Found) -> list[Finding]:
+        asked = replace(found, capabilities=replace(found.capabilities, n=True))
+        completions = await self.draw(asked, replace(self._sampled(), n=DRAWS), range(1, DRAWS + 1))
+        texts = [completion.text for completion in completions if completion.error is None]
+        single = "each completion is a request of its own"
+        if len(texts) < DRAWS:
+            return [Finding("n", False, f"{len(texts)} of {DRAWS} came: {single}")]
+        if len(set(texts)) == 1 and len(set(await self._texts(found, self._sampled(), range(1, DRAWS + 1)))) > 1:
+            return [Finding("n", False, f"one completion came {DRAWS} times: {single}")]
+        return [Finding("n", True, "many completions in one request")]
+
+    async def seed(self, found: Found) -> Finding:
+        """Equal seeds must give equal completions while other requests are in flight."""
+        seeds = list(range(1, DRAWS + 1))
+        texts = await self._texts(found, self._sampled(), seeds * 2)
+        if len(texts) == 2 * DRAWS and texts[:DRAWS] == texts[DRAWS:]:
+            return Finding("seed", True, "equal seeds, equal completions, also of requests in flight together")
+        alone = [await self._texts(found, self._sampled(), [seed]) for seed in (1, 2, 1, 2)]
+        if all(alone) and alone[:2] == alone[2:]:
+            return Finding("seed", False, "equal seeds hold only for one request at a time, so not in a run")
+        return Finding("seed", False, "equal seeds give different completions; the log still replays a run exactly")
+
+    async def logprobs(self, found: Found) -> list[Finding]:
+        completion = await self._one(found, self._sampled(logprobs=True))
+        how = "of each completion token" if completion.logprobs else completion.error or NONE_CAME
+        return [Finding("logprobs", bool(completion.logprobs), how)]
+
+    async def top_logprobs(self, found: Found) -> list[Finding]:
+        completion = await self._one(found, self._sampled(top_logprobs=2))
+        how = "of the likeliest tokens, for confidences" if completion.confidences else completion.error or NONE_CAME
+        return [Finding("top_logprobs", bool(completion.confidences), how)]
+
+    async def stop(self, found: Found, plain: Completion) -> list[Finding]:
+        """Stop at a character from the middle of what the greedy completion says anyway."""
+        text = plain.text.strip()
+        if len(text) < 3:
+            return [Finding("stop", True, "not tried: the greedy completion is too short"), _stop_reason(False)]
+        stop = text[len(text) // 2]
+        completion = await self._one(found, self._greedy(stop=(stop,)))
+        if completion.error is not None:
+            return [Finding("stop", False, completion.error), _stop_reason(False)]
+        is_paid = completion.usage.completion_tokens >= plain.usage.completion_tokens > 0
+        how = "ignored: texts are cut here, and the tokens after it are paid" if is_paid else "a completion ends at it"
+        return [Finding("stop", True, how), _stop_reason(completion.stop_reason == stop)]
+
+    async def prefill(self, found: Found) -> tuple[Mapping[str, Any], Finding]:
+        """Prompt tokens do not lie: an assistant message that is closed and followed by a new turn costs more of them
+        than one that is left open."""
+        if isinstance(self.prompt, str):
+            return {}, Finding("prefill", True, "a text prompt is gone on from as it is")
+        begun = [*self.prompt, {"role": "assistant", "content": PREFILL}]
+        asked = await self._prompt_tokens(replace(found, prefill_fields=CONTINUE), begun)
+        plainly = await self._prompt_tokens(found, begun)
+        if asked and (asked < plainly or not plainly):
+            return CONTINUE, Finding("prefill", True, f"with {' and '.join(CONTINUE)}")
+        once, twice = [await self._prompt_tokens(found, _user(text)) for text in (PREFILL, f"{PREFILL}\n{PREFILL}")]
+        alone = await self._prompt_tokens(found, self.prompt)
+        if plainly and plainly - alone == twice - once - 1:  # its own tokens, none of a template; 1 is the line break
+            return {}, Finding("prefill", True, "a last assistant message is gone on from as it is")
+        return {}, Finding("prefill", False, "a last assistant message is closed, or refused, or cannot be verified")
+
+    async def tools(self, found: Found) -> list[Finding]:
+        if isinstance(self.prompt, str):
+            return [Finding("tools", False, "a text prompt has none")]
+        request = replace(
+            self._greedy(max_tokens=max(TOOL_MAX_TOKENS, self.max_tokens)), prompt=_user(TOOL_QUESTION), tools=(TOOL,)
+        )
+        completion = await self._one(found, request)
+        is_called = bool(completion.tool_calls)
+        how = "called when it was told to" if is_called else completion.error or "offered, but the model called none"
+        return [Finding("tools", is_called, how)]
+
+    # How to ask
+
+    def _sampled(self, **params: Any) -> Generate:
+        return Generate(self.prompt, params=SamplingParams(**{"max_tokens": self.max_tokens, **params}))
+
+    def _greedy(self, **params: Any) -> Generate:
+        return self._sampled(**{"temperature": 0.0, **params})
+
+    async def _one(self, found: Found, request: Generate) -> Completion:
+        (completion,) = await self.draw(found, request, [1])
+        return completion
+
+    async def _texts(self, found: Found, request: Generate, seeds: Sequence[int]) -> list[str]:
+        """The completions, one request each, all in flight together; failed ones are left out."""
+        answers = await asyncio.gather(*(self.draw(found, request, [seed]) for seed in seeds))
+        return [completion.text for (completion,) in answers if completion.error is None]
+
+    async def _prompt_tokens(self, found: Found, prompt: Prompt) -> int:
+        """0 where the server refuses, or does not count."""
+        completion = await self._one(found, replace(self._greedy(max_tokens=1), prompt=prompt))
+        return completion.usage.prompt_tokens
+
+
+def _stop_reason(is_told: bool) -> Finding:
+    how = (
+        "a stop string and the end of the answer are told apart" if is_told else "not told: it may be the answer's end"
+    )
+    return Finding("stop_reason", is_told, how)
+
+
+def _user(text: str) -> Messages:
+    return [{"role": "user", "content": text}]

@@ -1,0 +1,1 @@
+"""Models in this process: chat, decoding loop, cache, stop strings."""

@@ -1,0 +1,185 @@
+"""vLLM in this process: a whole wave in one `LLM.generate`, on GPUs that vLLM supports.
+
+1. Every completion is a row of its own, with its own seed, rather than `n` of one prompt: what is drawn does not depend
+   on what else of its request is known already. vLLM reads a shared prompt once all the same (prefix caching).
+2. Equal seeds give equal noise; the logits still vary with the batch, by rounding.
+3. Only temperature and top_p are applied, none of the sampling defaults of a model's `generation_config`.
+4. A wave comes back when its last completion is done, so a killed run pays at most one wave twice.
+
+No paper.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from posttrain_plugins.backends.protocol import Capabilities
+from posttrain_plugins.backends.transformers.backend import load_tokenizer, render
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.models.stack import adapters_in
+from posttrain_plugins.types import Completion, Generate, SamplingParams, Usage
+
+__all__ = ["VLLMBackend"]
+
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the `max_lora_rank` that vLLM has kernels for
+LOADING = {"dtype": "dtype", "model_revision": "revision", "trust_remote_code": "trust_remote_code"}
+
+
+class VLLMBackend:
+    """Draws completions with vLLM (https://docs.vllm.ai), which is installed beside this package.
+
+    Args:
+        model: a folder (a LoRA adapter's too), a Hub id, or a `vllm.LLM`.
+        loading: TRL `ModelConfig` fields: dtype, model_revision, trust_remote_code, load_in_4bit; vLLM chooses its own
+            attention.
+        options: `vllm.LLM`'s own, such as `gpu_memory_utilization`, `tensor_parallel_size`, `max_model_len`.
+        identity: which weights these are, for request keys; by default the path.
+
+    Raises:
+        InputError: where vLLM is not installed, or an adapter is not a LoRA that it can serve.
+
+    Example:
+        >>> from posttrain_plugins.inference import solve                                   # doctest: +SKIP
+        >>> backend = VLLMBackend("Qwen/Qwen3-0.6B", options={"max_model_len": 8192})       # doctest: +SKIP
+        >>> solve(SelfConsistency(n=8), problems, backend=backend)                          # doctest: +SKIP
+    """
+
+    capabilities = Capabilities()
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        loading: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        identity: str | None = None,
+    ) -> None:
+        self._vllm = _import_vllm()
+        is_path = isinstance(model, str | Path)
+        self._lora = _lora_request(Path(model)) if is_path else None
+        self.llm = self._vllm.LLM(**_llm_options(Path(model), loading or {}, options or {})) if is_path else model
+        config = self.llm.llm_engine.model_config
+        self.identity = identity or str(model if is_path else config.model)
+        self.tokenizer = load_tokenizer(model, loading) if is_path else model.get_tokenizer()
+        self.max_model_len = int(config.max_model_len)
+
+    def generate(
+        self, batch: Sequence[Generate], seeds: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[int, int, Completion]]:
+        """See `Backend.generate`."""
+        names, prompts, params = [], [], []
+        for i, (request, of_request) in enumerate(zip(batch, seeds, strict=True)):
+            ids = render(self.tokenizer, request.prompt)
+            for j, seed in enumerate(of_request):
+                if len(ids) >= self.max_model_len:
+                    error = f"no room for a completion after {len(ids)} prompt tokens"
+                    yield i, j, Completion(text="", finish_reason="error", error=error)
+                    continue
+                names.append((i, j))
+                prompts.append(self._vllm.TokensPrompt(prompt_token_ids=ids))
+                params.append(self._sampling(request.params, seed))
+        if not names:
+            return
+        outputs = self.llm.generate(prompts, params, use_tqdm=False, lora_request=self._lora)
+        for (i, j), output in zip(names, outputs, strict=True):
+            yield i, j, _completion(output, batch[i].params, is_first=j == 0)
+
+    def close(self) -> None:
+        """Free the GPU's memory."""
+        import torch
+
+        del self.llm
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _sampling(self, params: SamplingParams, seed: int) -> Any:
+        """`logprobs=0` gives the drawn token's alone, `k` those of the k likeliest too."""
+        return self._vllm.SamplingParams(
+            n=1,
+            temperature=params.temperature,
+            top_p=params.top_p,
+            max_tokens=params.max_tokens,
+            stop=list(params.stop),
+            seed=seed,
+            logprobs=params.top_logprobs if params.logprobs or params.top_logprobs else None,
+        )
+
+
+def _import_vllm() -> Any:
+    try:
+        return importlib.import_module("vllm")
+    except ImportError as error:
+        raise InputError(f"vLLM cannot be imported: {error}", hint="pip install vllm") from error
+
+
+def _llm_options(path: Path, loading: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `vllm.LLM`; an adapter is served over its base."""
+    ours = {name: loading[field] for field, name in LOADING.items() if loading.get(field) is not None}
+    if loading.get("load_in_4bit"):
+        ours["quantization"] = "bitsandbytes"
+    if loading.get("load_in_8bit"):
+        hint = "load_in_4bit, or a checkpoint that is quantized already"
+        raise InputError("vLLM cannot quantize to 8 bits with bitsandbytes while it loads", hint=hint)
+    ours["model"] = str(path)
+    if (adapter := _adapter_config(path)) is not None:
+        ours |= {"model": adapter["base_model_name_or_path"], "enable_lora": True, "max_lora_rank": _rank(adapter)}
+        ours["tokenizer"] = str(path if (path / "tokenizer_config.json").is_file() else ours["model"])
+    return {**ours, **options}
+
+
+def _lora_request(path: Path) -> Any:
+    """The adapter as vLLM wants it named in each call; None for a full model."""
+    adapter = _adapter_config(path)
+    if adapter is None:
+        return None
+    wrong = [name for name in ("modules_to_save", "use_dora") if adapter.get(name)]
+    wrong += ["a stack of adapters"] if len(adapters_in(path)) > 1 else []
+    if adapter.get("peft_type") != "LORA" or wrong:
+        found = ", ".join(wrong) or f"peft_type {adapter.get('peft_type')}"
+        raise InputError(f"vLLM serves plain LoRA adapters only, {path} has {found}", hint="merge it into its base")
+    return importlib.import_module("vllm.lora.request").LoRARequest(path.name, 1, str(path))
+
+
+def _adapter_config(path: Path) -> dict[str, Any] | None:
+    file = path / "adapter_config.json"
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+
+def _rank(adapter: Mapping[str, Any]) -> int:
+    """The smallest rank that vLLM has kernels for and the adapter fits in."""
+    widest = max([adapter["r"], *(adapter.get("rank_pattern") or {}).values()])
+    for rank in RANKS:
+        if rank >= widest:
+            return rank
+    raise InputError(f"the adapter's rank is {widest}, expected {RANKS[-1]} at most", hint="merge it into its base")
+
+
+def _completion(output: Any, params: SamplingParams, is_first: bool) -> Completion:
+    """The one completion of a row; the prompt was read once for all rows of its request, and counts on the first."""
+    (drawn,) = output.outputs
+    ids = list(drawn.token_ids)
+    usage = Usage(prompt_tokens=len(output.prompt_token_ids) if is_first else 0, completion_tokens=len(ids))
+    if drawn.finish_reason not in ("stop", "length"):
+        return Completion(drawn.text, "error", usage, error=f"vLLM ended the completion: {drawn.finish_reason}")
+    places = drawn.logprobs or []
+    return Completion(
+        text=drawn.text,
+        finish_reason=drawn.finish_reason,
+        usage=usage,
+        token_ids=ids if params.logprobs else None,
+        logprobs=[place[i].logprob for i, place in zip(ids, places, strict=True)] if params.logprobs else None,
+        stop_reason=drawn.stop_reason if isinstance(drawn.stop_reason, str) else None,
+        confidences=[_confidence(place, params.top_logprobs) for place in places] if params.top_logprobs else None,
+    )
+
+
+def _confidence(place: Mapping[int, Any], k: int) -> float:
+    """The drawn token stands there too, so one more than asked for where it is not among the likeliest."""
+    top = sorted((float(entry.logprob) for entry in place.values()), reverse=True)[:k]
+    return -sum(top) / len(top)

@@ -1,0 +1,1 @@
+"""The engine that runs strategies over many problems at once."""

@@ -1,0 +1,205 @@
+"""Runs strategies over many problems at once.
+
+Strategies are plain generators. What they ask for is answered by one of two drivers: in waves, with one call per
+backend and one per scorer for **all** live problems (`waves.py`), so that a strategy that thinks about one problem is
+batched over all of them; or, where a backend is a server, with no barrier between problems (`stream.py`). Both give the
+same results for the same answers: admission, keys, budgets, usage, log and trace are one code (`session.py`).
+
+Every completion has a key: the model's role and identity, the prompt, the sampling parameters, the problem's id and how
+often this problem has drawn from that same request before. The key is the completion's noise, its cache entry and its
+line in the log. It knows nothing of the strategy: `self_consistency(n=8)` and `best_of_n(n=8)` draw the same eight
+completions, and the second one costs nothing. With the same log, a run that was killed is replayed exactly up to where
+it stood, then goes on. No paper.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from posttrain_plugins.backends.protocol import AnyBackend
+from posttrain_plugins.engine.log import RequestLog
+from posttrain_plugins.engine.problem_run import Live, Meter
+from posttrain_plugins.engine.session import Progress, Session
+from posttrain_plugins.engine.tools import Tools, schema_of, toolbox
+from posttrain_plugins.engine.waves import run_waves
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.text.answers import candidates, choose
+from posttrain_plugins.types import Budget, Completion, Generate, Problem, ResolvedReward, Result, Strategy
+
+__all__ = ["Progress", "sample", "solve"]
+
+
+def solve(
+    strategy: Strategy,
+    problems: Sequence[Problem],
+    *,
+    backend: AnyBackend | Mapping[str, AnyBackend],
+    scorers: Mapping[str, ResolvedReward] | None = None,
+    columns: Mapping[str, Sequence[Any]] | None = None,
+    tools: Tools | None = None,
+    budget: Budget | None = None,
+    total_budget: Budget | None = None,
+    log: RequestLog | Path | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> list[Result]:
+    """Let a strategy solve problems.
+
+    Args:
+        strategy: called once per problem; what it raises becomes the `error` of that problem's result.
+        problems: P problems with different ids.
+        backend: answers `Generate`; a mapping gives one for each model role (`Generate.model`). Backends in this
+            process and servers may be mixed.
+        scorers: answer `Score` and `ScoreSteps`, by the name that these ask for.
+        columns: further columns, P values each. Scorers are given them, strategies never see them.
+        tools: answer `CallTool`, beside the strategy's own `tools` (these give way where names are equal); functions,
+            or a mapping by name. What a tool raises is answered as text.
+        budget: limits for each problem. Thrown into the strategy; uncaught, the result is the best candidate so far.
+            What one round asks for is admitted together, so a round in flight may end above `tokens`.
+        total_budget: limits for all problems together. Answers from the log count like fresh ones, so that a replay
+            stops where the run did (`seconds` apart). Spent `tokens` or `seconds` end what is in flight, too; what a
+            server had begun to write for it is in no count.
+        log: where answered requests stand; None remembers them for this call only. Failed samples are not logged.
+        seed: with the same seed, the same completions.
+        progress: called as `progress(problems_done, P, "problem", figures)`, with `completions`, `tokens_per_s` and,
+            where there is a total budget, `budget_spent` (1 is all of its tightest limit).
+        should_stop: asked after every completion, and while servers are waited for.
+
+    Returns:
+        P results, in the order of the problems.
+
+    Raises:
+        Interrupted: after `should_stop()`; what was answered is in the log.
+        InputError: for a scorer or model role that is not there, a request that a backend cannot answer rightly, or two
+            problems with the same id.
+        PluginBroken: where a scorer raises.
+    """
+    _check_ids(problems)
+    box = toolbox(getattr(strategy, "tools", None), tools)
+    schemas = tuple(schema_of(name, tool) for name, tool in box.items())
+    rows = [{name: values[i] for name, values in (columns or {}).items()} for i in range(len(problems))]
+    limit = budget or Budget()
+    with _rare_collections, log_of(log) as answers:
+        lives = [
+            Live(strategy, _prepared(problem, schemas, seed), row, Meter(limit))
+            for problem, row in zip(problems, rows, strict=True)
+        ]
+        session = Session(
+            name=type(strategy).__name__,
+            backends=backend,
+            scorers=scorers or {},
+            tools=box,
+            total=Meter(total_budget or Budget()),
+            log=answers,
+            seed=seed,
+            progress=progress,
+            should_stop=should_stop,
+            count=len(lives),
+            done=sum(live.result is not None for live in lives),
+        )
+        _driver(backend)(session, lives)
+        return [live.result for live in lives if live.result is not None]
+
+
+def sample(problems: Sequence[Problem], n: int, **options: Any) -> list[Result]:
+    """Draw `n` completions of each problem, the same that every strategy with equal parameters is given.
+
+    Args:
+        problems: P problems.
+        n: completions per problem.
+        options: those of `solve`.
+
+    Returns:
+        P results whose candidates are the completions; failed ones are left out.
+    """
+    return solve(_Draw(n), problems, **options)
+
+
+def log_of(log: RequestLog | Path | None) -> AbstractContextManager[RequestLog]:
+    """A context manager over the log: one that is opened here is closed here."""
+    return nullcontext(log) if isinstance(log, RequestLog) else RequestLog(log)
+
+
+@dataclass(frozen=True)
+class _Draw:
+    n: int
+
+    def __call__(self, problem: Problem) -> Generator[Generate, list[Completion], Result]:
+        completions = yield Generate(problem.prompt, n=self.n, params=problem.params)
+        return choose(candidates(completions), 0)
+
+
+def _driver(backend: AnyBackend | Mapping[str, AnyBackend]) -> Callable[[Session, Sequence[Live]], None]:
+    """Waves where every backend answers whole batches; the other driver, and asyncio, are imported only for servers."""
+    each = backend.values() if isinstance(backend, Mapping) else [backend]
+    if not any(hasattr(one, "agenerate") for one in each):
+        return run_waves
+    from posttrain_plugins.engine.stream import run_stream
+
+    return run_stream
+
+
+def _prepared(problem: Problem, schemas: tuple[Mapping[str, Any], ...], seed: int) -> Problem:
+    """With its own noise, and what it may call."""
+    rng = cast(random.Random, _Noise(f"{seed}:{problem.id}"))
+    return Problem(problem.prompt, problem.params, problem.id, rng, schemas or problem.tools)
+
+
+class _Noise:
+    """A `random.Random` that is seeded when it is first used: few strategies do, and it takes as long as a request."""
+
+    def __init__(self, seed: str) -> None:
+        self._seed = seed
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_rng":
+            raise AttributeError(name)
+        if "_rng" not in self.__dict__:
+            self._rng = random.Random(self._seed)
+        return getattr(self._rng, name)
+
+
+class _RareCollections:
+    """While `solve` runs, Python looks for cyclic garbage less often: what thousands of live problems hold is none.
+
+    Reentrant, and shared by threads: the last to leave restores the thresholds that the first one found.
+    """
+
+    EVERY = 20_000  # objects more, not 700
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._found = gc.get_threshold()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._found = gc.get_threshold()
+                if 0 < self._found[0] < self.EVERY:  # 0: the user has switched it off
+                    gc.set_threshold(self.EVERY, *self._found[1:])
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                gc.set_threshold(*self._found)
+
+
+_rare_collections = _RareCollections()
+
+
+def _check_ids(problems: Sequence[Problem]) -> None:
+    twice = [name for name, times in Counter(problem.id for problem in problems).items() if times > 1]
+    if twice:
+        raise InputError(f"two problems have the same id: {twice[0]!r}", hint="give each Problem its own id")

@@ -1,0 +1,167 @@
+"""What 1, 2, 4 ... n completions would have given, all from one log of n: pass@k, maj@k, weighted@k and best@k.
+
+Papers: Chen et al., 2021 (https://huggingface.co/papers/2107.03374), equation 1, for pass@k; Snell et al., 2024
+(https://huggingface.co/papers/2408.03314), for accuracy against compute; Wang et al., 2022
+(https://huggingface.co/papers/2203.11171), for the vote.
+
+1. Each figure is the mean over the subsets of k of a problem's n completions, in the order in which they were drawn:
+   unbiased, and at k = n what the strategy itself gives. pass@k and best@k are exact; so are maj@k and weighted@k where
+   there are no more than `SUBSETS` subsets, else they are the mean over so many, drawn with a seed.
+2. Which answers are equivalent, and whether a verifier gives logits, is decided once among all n.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import TypeAlias
+
+from posttrain_plugins.evaluation.figures import pass_at_k
+from posttrain_plugins.text.answers import canonical, equivalent
+
+__all__ = ["RIGHT", "Draws", "classes", "curves", "powers"]
+
+RIGHT = 0.5  # a completion with this score or more passes, for pass@k
+SUBSETS = 200
+
+Curve: TypeAlias = dict[int, list[float]]
+"""k -> a figure for each of P problems; NaN where it cannot be told."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The n completions of one problem, in the order in which they were drawn.
+
+    Args:
+        metric: n scores of the metric; None where it cannot judge.
+        answers: n extracted answers; None abstains.
+        verifiers: name -> n scores; None where it cannot judge, and for a completion that failed.
+    """
+
+    metric: Sequence[float | None]
+    answers: Sequence[str | None]
+    verifiers: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+
+
+def powers(n: int) -> list[int]:
+    """1, 2, 4 ... and n itself.
+
+    Example:
+        >>> powers(8), powers(6)
+        ([1, 2, 4, 8], [1, 2, 4, 6])
+    """
+    return sorted({2**i for i in range(n.bit_length()) if 2**i <= n} | ({n} if n else set()))
+
+
+def curves(problems: Sequence[Draws], n: int, seed: int = 0) -> dict[str, Curve]:
+    """All curves.
+
+    Args:
+        problems: P problems with n draws each.
+        n: how many.
+        seed: of the subsets.
+
+    Returns:
+        `pass`, `maj`, and for each verifier `weighted/NAME` and `best/NAME`.
+    """
+    ks = powers(n)
+    subsets = {k: _subsets(n, k, seed) for k in ks}
+    voters = [_Voter(draws) for draws in problems]
+    names = list(problems[0].verifiers) if problems else []
+    found: dict[str, Curve] = {
+        "pass": {k: [_pass(draws.metric, k) for draws in problems] for k in ks},
+        "maj": {k: [voter.vote(subsets[k]) for voter in voters] for k in ks},
+    }
+    for name in names:
+        found[f"weighted/{name}"] = {k: [voter.vote(subsets[k], name) for voter in voters] for k in ks}
+        found[f"best/{name}"] = {k: [_best(draws.metric, draws.verifiers[name], k) for draws in problems] for k in ks}
+    return found
+
+
+def classes(answers: Sequence[str | None]) -> list[int | None]:
+    """A number for each answer, the same for equivalent ones; None abstains.
+
+    Example:
+        >>> classes(["1/2", None, "7", "0.5"])
+        [0, None, 1, 0]
+    """
+    known: dict[str, int] = {}  # a class goes by the canonical form seen first
+    return [None if answer is None else _class(canonical(answer), known) for answer in answers]
+
+
+def _class(form: str, known: dict[str, int]) -> int:
+    if form not in known:
+        same = next((number for other, number in known.items() if equivalent(other, form)), None)
+        known[form] = len(set(known.values())) if same is None else same
+    return known[form]
+
+
+def _subsets(n: int, k: int, seed: int) -> list[tuple[int, ...]]:
+    if math.comb(n, k) <= SUBSETS:
+        return list(combinations(range(n), k))
+    rng = random.Random(f"{seed}:{n}:{k}")
+    return [tuple(sorted(rng.sample(range(n), k))) for _ in range(SUBSETS)]
+
+
+def _pass(metric: Sequence[float | None], k: int) -> float:
+    """A completion that cannot be judged does not pass."""
+    return pass_at_k(len(metric), sum(score is not None and score >= RIGHT for score in metric), k)
+
+
+def _best(metric: Sequence[float | None], scores: Sequence[float | None], k: int) -> float:
+    """The metric of the completion that the verifier likes best among k, on average over all subsets.
+
+    The one of rank i is chosen in C(n-1-i, k-1) of C(n, k) subsets; of equal ones the first drawn counts.
+    """
+    n = len(scores)
+    ranked = sorted(range(n), key=lambda i: _rank(scores[i]), reverse=True)  # stable: equal ones stay in order
+    weights = [math.comb(n - 1 - rank, k - 1) / math.comb(n, k) for rank in range(n)]
+    known = [(weight, metric[i]) for weight, i in zip(weights, ranked, strict=True)]
+    return _weighted_mean([(weight, value) for weight, value in known if value is not None])
+
+
+def _rank(score: float | None) -> float:
+    return -math.inf if score is None else score
+
+
+def _weighted_mean(pairs: Sequence[tuple[float, float]]) -> float:
+    total = sum(weight for weight, _ in pairs)
+    return sum(weight * value for weight, value in pairs) / total if total else math.nan
+
+
+class _Voter:
+    """The votes of one problem's completions."""
+
+    def __init__(self, draws: Draws) -> None:
+        self.draws = draws
+        self.classes = classes(draws.answers)
+        self.weights = {name: _weights(scores) for name, scores in draws.verifiers.items()}
+
+    def vote(self, subsets: Sequence[tuple[int, ...]], verifier: str | None = None) -> float:
+        """The metric of the completion that stands for the vote's winner, on average over the subsets."""
+        values = [self.draws.metric[self._winner(subset, verifier)] for subset in subsets]
+        return _weighted_mean([(1.0, value) for value in values if value is not None])
+
+    def _winner(self, subset: tuple[int, ...], verifier: str | None) -> int:
+        """As `self_consistency` and `best_of_n(weighted=True)` choose: of equal classes the one seen first."""
+        votes: dict[int, float] = {}
+        first: dict[int, int] = {}
+        for i in subset:
+            of = self.classes[i]
+            weight = 1.0 if verifier is None else self.weights[verifier][i]
+            if of is not None and weight is not None:
+                votes[of] = votes.get(of, 0.0) + weight
+                first.setdefault(of, i)
+        if votes:
+            return first[max(votes, key=votes.__getitem__)]
+        scores = self.draws.verifiers[verifier] if verifier is not None else ()
+        return max(subset, key=lambda i: _rank(scores[i])) if scores else subset[0]
+
+
+def _weights(scores: Sequence[float | None]) -> list[float | None]:
+    """Scores of which one is below zero are taken for logits and go through a sigmoid, as in `best_of_n`."""
+    is_logit = any(score is not None and score < 0 for score in scores)
+    return [score if score is None or not is_logit else (1 + math.tanh(score / 2)) / 2 for score in scores]

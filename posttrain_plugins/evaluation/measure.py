@@ -1,0 +1,152 @@
+"""One way of answering, measured: how good, with intervals, and at what cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from math import isnan
+from typing import Any
+
+from posttrain_plugins.evaluation.figures import Interval, difference_interval, mean_interval, pareto
+from posttrain_plugins.types import ModelArtifact, Usage
+
+__all__ = ["Curve", "Measure", "flat_figures", "gains", "mark_pareto"]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A figure against the number of completions.
+
+    Args:
+        values: k -> the figure of each problem.
+        tokens: k -> tokens per problem.
+        is_oracle: whether a verifier that knows the answer chose.
+    """
+
+    values: Mapping[int, Sequence[float]]
+    tokens: Mapping[int, float]
+    is_oracle: bool = False
+
+    def summary(self) -> dict[str, Any]:
+        points = {k: (mean_interval(values), self.tokens[k]) for k, values in self.values.items()}
+        return {str(k): {**asdict(found), "tokens": t} for k, (found, t) in points.items() if not isnan(found.mean)}
+
+
+@dataclass
+class Measure:
+    """One way of answering, measured.
+
+    Args:
+        name: `sampled`, `majority`, or a strategy's label with its budget; ` (oracle)` behind it where a scorer knows
+            the answer.
+        scores: reward -> its mean for each of P problems, NaN where it cannot judge.
+        usage: what it takes, by role; what came from the log counts as `cached_tokens`.
+        seconds: wall time of drawing; what came from the log takes none.
+        tokens_per_problem: what one answer takes, read and written, by all roles, whether fresh or from the log.
+        curves: `pass`, `maj`, `weighted/NAME`, `best/NAME` -> the figure against the number of completions.
+        samples: one JSON object per completion.
+        errors: problems where the strategy raised.
+        stopped: problems that ended because their budget was spent.
+        is_oracle: whether a scorer knows the answer.
+        is_pareto: no other way of this model is as accurate for as few tokens; see `mark_pareto`.
+    """
+
+    name: str
+    scores: dict[str, list[float]]
+    usage: dict[str, Usage] = field(default_factory=dict)
+    seconds: float = 0.0
+    tokens_per_problem: float = 0.0
+    curves: dict[str, Curve] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    stopped: int = 0
+    is_oracle: bool = False
+    is_pareto: bool = False
+
+    @property
+    def values(self) -> list[float]:
+        """The metric, which is the first reward, for each problem."""
+        return next(iter(self.scores.values()))
+
+    def summary(self) -> dict[str, Any]:
+        """JSON values: intervals, costs, errors."""
+        spent = sum(self.usage.values(), Usage())
+        intervals = {name: mean_interval(values) for name, values in self.scores.items()}
+        at_k = {name: curve.summary() for name, curve in self.curves.items()}
+        return {
+            "rewards": {name: asdict(found) for name, found in intervals.items() if not isnan(found.mean)},
+            "tokens": spent.total_tokens + spent.cached_tokens,
+            "tokens_per_problem": self.tokens_per_problem,
+            "calls": spent.calls,
+            "seconds": round(self.seconds, 3),
+            "usage": {role: asdict(usage) for role, usage in self.usage.items()},
+            "pass_at": {k: found["mean"] for k, found in at_k.get("pass", {}).items()},
+            "at_k": at_k,
+            "stopped": self.stopped,
+            "oracle": self.is_oracle,
+            "pareto": self.is_pareto,
+            "errors": self.errors,
+        }
+
+    @cached_property
+    def interval(self) -> Interval:
+        return mean_interval(self.values)
+
+
+def mark_pareto(measures: Sequence[Measure]) -> None:
+    """Mark those measures of one model on the Pareto front of accuracy against tokens; an oracle does not compete."""
+    honest = [measure for measure in measures if not measure.is_oracle]
+    front = pareto([(measure.interval.mean, measure.tokens_per_problem) for measure in honest])
+    for measure, is_pareto in zip(honest, front, strict=True):
+        measure.is_pareto = is_pareto
+
+
+def gains(artifact: ModelArtifact, measured: Mapping[str, Sequence[Measure]]) -> dict[str, Any]:
+    """Each measure against that of its nearest measured ancestor, paired by problem; the first is the headline."""
+    parent = next((name for name in artifact.ancestors if name in measured), None)
+    if parent is None:
+        return {}
+    before = {measure.name: measure.values for measure in measured[parent]}
+    found = {
+        measure.name: difference_interval(measure.values, before[measure.name])
+        for measure in measured[artifact.name]
+        if measure.name in before
+    }
+    return {"over": parent, "measures": {name: asdict(gain) for name, gain in found.items() if not isnan(gain.mean)}}
+
+
+def flat_figures(
+    metric: str, summaries: Mapping[str, Mapping[str, Mapping[str, Any]]], gained: Mapping[str, Mapping[str, Any]]
+) -> dict[str, float]:
+    """The figures by one name each, every interval with `_low` and `_high`.
+
+    Args:
+        metric: the reward that counts.
+        summaries: model -> measure -> `Measure.summary()`.
+        gained: model -> `gains`.
+
+    Returns:
+        `model/measure`; `model/measure/reward` of further rewards; `model/measure/tokens_per_problem`; `model/pass@k`,
+        `model/maj@k`, `model/weighted@k/verifier`, `model/best@k/verifier`; `model/gain` and `model/gain/measure`.
+    """
+    figures: dict[str, float] = {}
+    for model, measures in summaries.items():
+        for name, measure in measures.items():
+            for reward, found in measure["rewards"].items():
+                is_metric = reward == metric
+                figures |= (
+                    _spread(f"{model}/{name}", found) if is_metric else {f"{model}/{name}/{reward}": found["mean"]}
+                )
+            figures[f"{model}/{name}/tokens_per_problem"] = measure["tokens_per_problem"]
+            for curve, points in measure["at_k"].items():
+                kind, slash, verifier = curve.partition("/")
+                for k, point in points.items():
+                    figures |= _spread(f"{model}/{kind}@{k}{slash}{verifier}", point)
+        for i, (name, gain) in enumerate(gained[model].get("measures", {}).items()):
+            figures |= _spread(f"{model}/gain" if i == 0 else f"{model}/gain/{name}", gain)
+    return figures
+
+
+def _spread(name: str, found: Mapping[str, float]) -> dict[str, float]:
+    return {name: found["mean"], f"{name}_low": found["low"], f"{name}_high": found["high"]}

@@ -1,0 +1,164 @@
+"""Which adapters do not fit which stage, why, and the argument to change: one table, asked before anything is loaded.
+
+The recipe's check asks it with what stands in the recipe; a training stage asks it again with the config that an
+adapter plugin gave, for plugins that do not say whose fields their parameters are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.models.adapter_types import PeftTypeAbilities, abilities, moves_base
+
+__all__ = ["PLAIN_CRITIC", "Refusal", "Use", "check_fits", "no_set_up", "refusals"]
+
+QUANTIZED = ("load_in_4bit", "load_in_8bit")
+MIXING = frozenset({"ADALORA", "HIRA", "IA3", "PVERA", "RANDLORA", "VERA"})
+"""Types of which PEFT 0.21 has a layer for packed weights that takes its own precision and the base's for one."""
+ONE_PRECISION = frozenset({"HIRA", "PVERA"})
+"""Those of them that multiply it with float32 whatever the base's is, so that a base in float32 does not help."""
+PLAIN_CRITIC = "critic: {use: lora}, or leave critic out; args: {critic_learning_rate: ...} is the critic's own"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why an adapter does not fit.
+
+    Args:
+        where: the stage's field that it is about: `args.use_vllm`, `adapter`.
+        message: what cannot work, and why.
+        hint: what to change.
+    """
+
+    where: str
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class Use:
+    """An adapter in a stage.
+
+    Args:
+        peft: what its type can.
+        params: its parameters.
+        args: the trainer's arguments, with the defaults of its config.
+        loading: TRL `ModelConfig`'s fields of the model.
+        refuses: what the stage's trainer cannot take, by an ability's name, with the reason: `{"is_prompt": "..."}`.
+        reference: the argument that is not 0 where the model with its adapter off is the reference; `model` where it
+            always is, and empty where it never is.
+        role: the stage's field, `adapter` or `critic`.
+        is_on_cpu: will it train without an accelerator? Nobody knows before it runs.
+    """
+
+    peft: PeftTypeAbilities
+    params: Mapping[str, Any]
+    args: Mapping[str, Any]
+    loading: Mapping[str, Any]
+    refuses: Mapping[str, str] = field(default_factory=dict)
+    reference: str = ""
+    role: str = "adapter"
+    is_on_cpu: bool = False
+
+    @property
+    def is_held(self) -> bool:
+        """Is the policy held to the model without its adapter?"""
+        return self.reference == "model" or bool(self.reference and self.args.get(self.reference))
+
+    @property
+    def mixes(self) -> bool:
+        """Do bfloat16, which TRL puts adapters on packed weights into, and the base's precision meet unreconciled?"""
+        is_plain = self.loading.get("load_in_4bit") is True and self.loading.get("dtype") in (None, "float32")
+        is_plain = is_plain and self.peft.name not in ONE_PRECISION
+        autocasts = bool(self.args.get("bf16") or self.args.get("fp16"))
+        return bool(self.quantized) and self.peft.name in MIXING and not is_plain and not autocasts
+
+    @property
+    def quantized(self) -> str | None:
+        """`load_in_4bit`, `load_in_8bit`, or None."""
+        return next((name for name in QUANTIZED if self.loading.get(name) is True), None)
+
+
+def refusals(use: Use) -> Iterator[Refusal]:
+    """Everything that does not fit."""
+    name, moved = use.peft.name, moves_base(use.params)
+    if use.peft.has_cache and use.args.get("gradient_checkpointing"):
+        message = f"{name} hands its tokens on as a cache, which gradient checkpointing switches off"
+        yield Refusal("args.gradient_checkpointing", message, "args: {gradient_checkpointing: false}")
+    if not use.peft.merges and use.args.get("use_vllm"):
+        message = f"vLLM is sent the weights with the adapter merged into them, which {name} cannot be"
+        yield Refusal("args.use_vllm", message, "args: {use_vllm: false}, or use: lora")
+    if use.quantized and not use.peft.quantizes:
+        message = f"{name} reads or trains the base's own weights, which {use.quantized} packs"
+        yield Refusal(use.role, message, f"use: lora, or remove {use.quantized} from model")
+    if use.quantized and moved:
+        message = f"init_lora_weights: {moved} computes the adapter from the weights that {use.quantized} packs"
+        yield Refusal(use.role, message, f"init_lora_weights: true, or remove {use.quantized} from model")
+    if use.is_on_cpu and moved == "loftq":
+        message = "PEFT computes LoftQ's quantization on an accelerator, which this machine has not"
+        yield Refusal(use.role, message, "init_lora_weights: true")
+    if use.is_on_cpu and use.mixes:
+        message = f"{name} mixes its bfloat16 with the precision of the base, which only autocast reconciles"
+        plain = "" if name in ONE_PRECISION else ", or model: {load_in_4bit: true, dtype: float32}"
+        yield Refusal("args.bf16", message, f"args: {{bf16: true, use_cpu: true}}{plain}")
+    if use.is_on_cpu and use.params.get("use_dora") and use.quantized == "load_in_8bit":
+        message = "DoRA reads the base's weights, which bitsandbytes does not unpack from 8 bits on a CPU"
+        yield Refusal(use.role, message, "model: {load_in_4bit: true}, or use_dora: false")
+    if moved and use.is_held:
+        message = (
+            f"init_lora_weights: {moved} takes a part out of the base, so that the reference, the model without its "
+            "adapter, is another model"
+        )
+        or_none = "" if use.reference == "model" else f", or args: {{{use.reference}: 0}}"
+        yield Refusal(use.role, message, f"init_lora_weights: true{or_none}")
+    if use.role == "critic" and moved:
+        message = f"init_lora_weights: {moved} would take a part out of the base that the policy shares"
+        yield Refusal("critic", message, "init_lora_weights: true")
+    if use.role == "critic" and use.params.get("loraplus_lr_ratio"):
+        message = (
+            "loraplus_lr_ratio sets up the optimizer for the policy's adapter, and would do nothing for a critic's"
+        )
+        yield Refusal("critic", message, "critic: {use: lora} without it, and args: {critic_learning_rate: ...}")
+    if use.role == "critic" and not use.peft.shares:
+        message = f"a critic's adapter is trained beside the policy's on one base, which {name} cannot be"
+        yield Refusal("critic", message, "critic: {use: lora} with a LoRA policy, or leave critic out")
+    has_copy = use.args.get("advantage_estimator") == "gae" and use.args.get("critic") in (None, "separate")
+    if use.role == "adapter" and has_copy and use.quantized and not use.peft.shares:
+        message = f"beside {name} the critic is a copy of the model, which cannot be trained in {use.quantized}"
+        yield Refusal(use.role, message, "args: {critic: shared}, or use: lora")
+    for ability, reason in use.refuses.items():
+        if getattr(use.peft, ability):
+            yield Refusal(use.role, f"{name} does not work here: {reason}", "use: lora")
+
+
+def check_fits(stage: str, config: Any, args: Any, loading: Mapping[str, Any], is_on_cpu: bool = False) -> None:
+    """Refuses what the recipe's check could not know: what a stranger's plugin gave, and on which machine it runs.
+
+    Args:
+        stage: the stage's id.
+        config: a `peft.PeftConfig`, or None.
+        args: the trainer's config.
+        loading: TRL `ModelConfig`'s fields of the model.
+        is_on_cpu: is there no accelerator?
+
+    Raises:
+        InputError: the first thing that does not fit.
+    """
+    if config is None:
+        return
+    try:
+        peft = abilities(f"{type(config).__module__}:{type(config).__qualname__}")
+    except LookupError:  # made in a notebook, or in a folder of its own
+        return
+    if peft is None:
+        return
+    for refusal in refusals(Use(peft, vars(config), vars(args), loading, is_on_cpu=is_on_cpu)):
+        raise InputError(f"stage '{stage}': {refusal.message}", hint=refusal.hint)
+
+
+def no_set_up(name: str) -> str:
+    """Why an adapter that has `prepare(trainer)` cannot be a critic's."""
+    return f"adapter '{name}' sets up the trainer for the policy, and would do nothing for the critic"

@@ -1,0 +1,188 @@
+"""What PEFT's adapter types can do and what not, read from the source of their config classes: PEFT is not imported.
+
+One table for all who ask: the recipe's check before anything is loaded, and a training stage before its model is. What
+PEFT's source does not say stands in `NOT_QUANTIZED` and `ONE_AT_A_TIME`; `tests/test_peft_types.py` tries every type.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from posttrain_plugins.errors import InputError, PosttrainError
+from posttrain_plugins.plugins import registry
+from posttrain_plugins.plugins.source import classes_of, package_file
+
+__all__ = ["PeftTypeAbilities", "abilities", "config_class", "ensure_registered", "moves_base", "shares_base"]
+
+NOT_QUANTIZED = frozenset(
+    {"ADAMSS", "DEFT", "DELORA", "FROD", "GLORA", "HRA", "LOHA", "LOKR", "OSF", "PEANUT", "POLY", "PSOFT", "SHADOW"}
+    | {"SUPERTUNING", "TINYLORA", "TRAINABLE_TOKENS", "XLORA"}
+)
+"""Types that read the base's weights, or train them, in a form that bitsandbytes has not."""
+ONE_AT_A_TIME = frozenset({"ADALORA", "OSF", "SHADOW", "XLORA", "POLY"})
+"""Types of which PEFT lets one base have a single trainable adapter."""
+CACHES = frozenset({"PREFIX_TUNING", "CARTRIDGE"})
+MOVING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
+"""Values of `init_lora_weights` that put a part of the base's weights into the adapter."""
+
+
+@dataclass(frozen=True)
+class PeftTypeAbilities:
+    """What adapters of a type can.
+
+    Args:
+        name: PEFT's name, `LORA`.
+        is_prompt: it learns tokens before the text, and leaves every layer as it is.
+        has_cache: its tokens are keys and values of every layer, handed to the model as a cache.
+        merges: its weights can be added to the base's.
+        quantizes: it trains on a base in 4 or 8 bits.
+        shares: several can be trained on one base, each chosen by the layers themselves.
+    """
+
+    name: str
+    is_prompt: bool
+    has_cache: bool
+    merges: bool
+    quantizes: bool
+    shares: bool
+
+    @property
+    def embeds(self) -> bool:
+        """Are its tokens embeddings before the text's, so that the model is given embeddings alone?"""
+        return self.is_prompt and not self.has_cache
+
+
+@cache
+def abilities(config: str) -> PeftTypeAbilities | None:
+    """Of the type that a config class, such as `peft:LoraConfig`, makes; None where its source does not tell the type.
+
+    Raises:
+        LookupError: there is no such class.
+    """
+    classes = classes_of(config)
+    names = ((_type_name(node), file) for file, node in classes)
+    name, file = next(((name, file) for name, file in names if name), ("", Path()))
+    if not name:
+        return None
+    is_prompt = any(node.name == "PromptLearningConfig" for _, node in classes)
+    return PeftTypeAbilities(
+        name,
+        is_prompt=is_prompt,
+        has_cache=is_prompt and name in CACHES,
+        merges=not is_prompt and _merges(file),
+        quantizes=name not in NOT_QUANTIZED,
+        shares=not is_prompt and name not in ONE_AT_A_TIME,
+    )
+
+
+def config_class(peft_type: str) -> str:
+    """`LOHA` -> `peft:LoHaConfig`, as PEFT registers it.
+
+    Raises:
+        LookupError: PEFT has no such type.
+    """
+    known = _registered()
+    if peft_type not in known:
+        near = registry.suggest(peft_type, known)
+        raise LookupError(f"PEFT has no type '{peft_type}'" + (f", {near}" if near else f", it has {', '.join(known)}"))
+    return f"peft:{known[peft_type]}"
+
+
+def shares_base(config: Any) -> bool:
+    """Can an adapter with this `peft.PeftConfig` be trained beside another on one base?"""
+    try:
+        found = abilities(f"{type(config).__module__}:{type(config).__qualname__}")
+    except LookupError:  # made in a notebook, or in a folder of its own
+        found = None
+    return found.shares if found is not None else not config.is_prompt_learning
+
+
+def moves_base(params: Mapping[str, Any]) -> str | None:
+    """The initialisation among an adapter's parameters that changes the base, if there is one.
+
+    With such an adapter switched off, the model is not the one that training started from.
+    """
+    init = params.get("init_lora_weights")
+    return init if isinstance(init, str) and init.startswith(MOVING_INITS) else None
+
+
+def ensure_registered(folder: str | Path) -> None:
+    """Makes the type of a saved adapter known to PEFT, by importing the plugin that brings it.
+
+    That is the plugin that the stage's manifest names, else the adapter plugin called as the type. Nothing happens to a
+    type of PEFT's own, or where the folder holds no adapter.
+
+    Raises:
+        InputError: no plugin brings the type.
+    """
+    file = Path(folder) / "adapter_config.json"
+    name = _json(file).get("peft_type")
+    if not isinstance(name, str) or name in _registered():
+        return
+    from peft import PeftType
+
+    made_by = _json(Path(folder).parent / "manifest.json").get("handoff", {}).get("adapter", {}).get("plugin")
+    for plugin in [made_by, name.lower()]:
+        if name not in PeftType.__members__ and isinstance(plugin, str):
+            _import(plugin)
+    if name not in PeftType.__members__:
+        raise InputError(
+            f"{folder} is an adapter of type {name}, which neither PEFT nor an installed plugin knows",
+            hint=f"install the package whose adapter plugin '{name.lower()}' brings the type",
+        )
+
+
+def _import(plugin: str) -> None:
+    """A plugin's module, and the module of the config class whose fields it takes: one of the two registers."""
+    try:
+        found = registry.find("adapter", plugin).load()
+    except PosttrainError:
+        return
+    owner = str(getattr(found, "params_of", "")).partition(":")[0]
+    if owner and owner != "peft":
+        registry.import_object(f"{owner}:__name__")
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+# --- read from PEFT's source -----------------------------------------------------------------------------------------
+
+
+@cache
+def _registered() -> dict[str, str]:
+    """PEFT's types: name -> config class, from the calls in `peft/tuners/*/__init__.py`."""
+    found = {}
+    for file in sorted((package_file("peft").parent / "tuners").glob("*/__init__.py")):
+        text = file.read_text(encoding="utf-8")
+        for call in re.findall(r"register_peft_method\((.*?)\n?\)", text, re.DOTALL):
+            fields = dict(re.findall(r'(name|config_cls)\s*=\s*"?(\w+)"?', call))
+            if len(fields) == 2:
+                found[fields["name"].upper()] = fields["config_cls"]
+    return found
+
+
+def _type_name(node: ast.ClassDef) -> str | None:
+    """`self.peft_type = PeftType.LORA`, or `PeftType("LORA")`, in a config class."""
+    found = re.search(r"self\.peft_type = PeftType(?:\.|\[|\()'?(\w+)", ast.unparse(node))
+    return found[1] if found else None
+
+
+def _merges(config_file: Path) -> bool:
+    """Does a layer class beside the config, or the one that LoHa and LoKr share, note what it has merged?"""
+    files = config_file.parent.glob("*.py") if config_file.name == "config.py" else [config_file]
+    return any(
+        re.search(r"merged_adapters\.(append|extend)\(|\bLycorisLayer\)", file.read_text("utf-8")) for file in files
+    )

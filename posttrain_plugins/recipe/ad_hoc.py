@@ -1,0 +1,262 @@
+"""What a command line, a server or a Python call names outside any recipe: models, rewards, data sets, strategies.
+
+- A model is a folder, a Hub id, `RUN:STAGE`, or the URL of a server (`http://host:8000/v1#model`).
+- A reward is a plugin (`length(max_chars=20)`), or `RUN:STAGE` of a stage that makes a reward.
+- A data set is a plugin (`digit_chain(split=test, size=50)`), a file, or a Hub id.
+- A strategy is a plugin whose fields refer to these by their annotations, and to other strategies:
+  `best_of_n(n=8, scorer='quickstart:rm')`, `compute_optimal(strategies=['greedy', 'self_consistency(n=8)'])`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from posttrain_plugins.errors import InputError, PluginNotFound
+from posttrain_plugins.models.stack import pick, several_in
+from posttrain_plugins.plugins import registry
+from posttrain_plugins.plugins.registry import suggest, with_article
+from posttrain_plugins.plugins.schema import Field, Schema
+from posttrain_plugins.plugins.signature import of_object
+from posttrain_plugins.recipe.build import assemble, build, gather
+from posttrain_plugins.recipe.check.diagnostics import Sheet
+from posttrain_plugins.recipe.check.loops import RawStages
+from posttrain_plugins.recipe.check.model import Model
+from posttrain_plugins.recipe.check.references import References, is_list, printed
+from posttrain_plugins.recipe.plan.store import Artifact, Store
+from posttrain_plugins.recipe.plugin_schema import parse_call, plugin_schema
+from posttrain_plugins.recipe.read.document import Document
+from posttrain_plugins.recipe.run.inputs import REWARD_LOADING, REWARD_PLUGIN
+from posttrain_plugins.recipe.spec import DataFile, Policy, Use
+from posttrain_plugins.types import KINDS, Kind, ModelArtifact, ResolvedReward, ResolvedStrategy
+
+__all__ = ["Outside", "dataset_named", "is_url"]
+
+Scorers: TypeAlias = Mapping[str, Any] | Sequence[str]
+
+
+def is_url(model: str) -> bool:
+    return model.startswith(("http://", "https://"))
+
+
+def dataset_named(text: str) -> DataFile | Use:
+    """A data set as the command line names it; nothing of it is loaded yet.
+
+    Raises:
+        InputError: there is none of that name, or it refuses its parameters.
+    """
+    sheet = Sheet(Document(Path("command line")))
+    found = References(sheet, RawStages(), Model()).source("dataset", text, (), {})
+    if sheet.mistakes:
+        told = "; ".join(mistake.message for mistake in sheet.mistakes)
+        raise InputError(told, hint=next((mistake.hint for mistake in sheet.mistakes if mistake.hint), None))
+    assert isinstance(found, DataFile | Use)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Outside:
+    """Looks names up.
+
+    Args:
+        runs_dir: where `RUN:STAGE` is.
+        scorers: rewards that have a name already.
+    """
+
+    runs_dir: Path
+    scorers: Mapping[str, ResolvedReward] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def with_scorers(cls, runs_dir: Path, scorers: Scorers) -> Outside:
+        """`{"rm": reward}`, `["rm=quickstart:rm"]` or `["length(max_chars=9)"]` have their names already."""
+        if not isinstance(scorers, Mapping):
+            scorers = dict(
+                text.partition("=")[::2] if "=" in text.partition("(")[0] else (text, text) for text in scorers
+            )
+        return cls(runs_dir, {name: cls(runs_dir).named(name, given) for name, given in scorers.items()})
+
+    # --- models ---------------------------------------------------------------------------------------------------
+
+    def model(self, model: str) -> ModelArtifact:
+        """A model under the name by which it is asked for; a stage's with how its recipe loads it.
+
+        Raises:
+            InputError: that run has no such stage, or it made no model.
+        """
+        if is_url(model):
+            return ModelArtifact(model, model)
+        given, _, adapter = (model, "", "") if Path(model).exists() else model.partition("+")
+        artifact = None if Path(given).exists() else self._made(given)
+        if artifact is None:
+            return ModelArtifact(model, pick(given, given, adapter))
+        run, _, stage = given.partition(":")
+        if artifact.model_path is None:
+            raise InputError(f"stage '{stage}' of run '{run}' made no model")
+        if artifact.manifest.get("makes") == "reward":
+            message = f"stage '{stage}' of run '{run}' makes a reward, expected a model"
+            raise InputError(message, hint=f"use it as a scorer: scorer='{model}'")
+        return ModelArtifact(model, pick(given, artifact.model_path, adapter), _loading(artifact))
+
+    def each(self, name: str, model: str) -> dict[str, str]:
+        """`name` -> `model`; of one that holds several adapters, `name+adapter` -> `model+adapter` for each."""
+        artifact = None if is_url(model) or "+" in model or Path(model).exists() else self._made(model)
+        folder = artifact.model_path if artifact is not None else model
+        adapters = several_in(folder) if folder is not None else []
+        return {f"{name}+{adapter}": f"{model}+{adapter}" for adapter in adapters} or {name: model}
+
+    def _made(self, name: str) -> Artifact | None:
+        """The artifact of `RUN:STAGE`, None for a name without a colon."""
+        run, colon, stage = name.partition(":")
+        if not colon:
+            return None
+        store = Store(self.runs_dir, run)
+        artifact = store.latest(stage)
+        if artifact is None:
+            done = sorted(p.name for p in (store.folder / "latest").glob("*"))
+            hint = suggest(stage, done) or (f"done stages: {', '.join(done)}" if done else f"posttrain run {run}")
+            raise InputError(f"run '{run}' has no finished stage '{stage}' below {self.runs_dir}", hint=hint)
+        return artifact
+
+    # --- rewards --------------------------------------------------------------------------------------------------
+
+    def named(self, name: str, given: Any) -> ResolvedReward:
+        """A reward under another name: by its own, as a function, or as it is."""
+        if isinstance(given, ResolvedReward):
+            return given
+        return ResolvedReward(name, self.reward(given).func if isinstance(given, str | Mapping) else given)
+
+    def reward(self, reward: str | Mapping[str, Any]) -> ResolvedReward:
+        """A reward under the name by which it is asked for: one of `scorers`, or found anew.
+
+        Raises:
+            InputError: there is none of that name, or the stage makes something else.
+        """
+        if isinstance(reward, str) and reward in self.scorers:
+            return self.scorers[reward]
+        trained = self._trained(reward) if isinstance(reward, str) else None
+        name, params = _name_and_parameters(trained or reward)
+        try:
+            plugin = registry.find("reward", name)
+        except PluginNotFound as error:
+            raise PluginNotFound(error.message, hint=suggest(str(reward), self.scorers) or error.hint) from error
+        parts = self._parts(plugin_schema(plugin), params)
+        label = reward if isinstance(reward, str) else str(printed("reward", reward))
+        return ResolvedReward(label, build(Use("reward", plugin.name, plugin, params), parts))
+
+    def _trained(self, reward: str) -> dict[str, Any] | None:
+        """`RUN:STAGE` as a recipe writes it: the plugin that its stage is used through, with its folder."""
+        run, _, stage = reward.partition(":")
+        artifact = Store(self.runs_dir, run).latest(stage) if stage else None
+        if artifact is None:
+            return None
+        makes = artifact.manifest.get("makes", "reward")
+        if makes != "reward" or artifact.model_path is None:
+            raise InputError(f"stage '{stage}' of run '{run}' makes {with_article(makes)}, expected a reward")
+        is_adapter = (artifact.model_path / "adapter_config.json").is_file()
+        loading = artifact.manifest.get("loading", {}) if is_adapter else {}
+        return {
+            "use": _reward_plugin(artifact),
+            "model_name_or_path": str(artifact.model_path),
+            **artifact.manifest.get("handoff", {}).get("reward", {}),
+            **{name: value for name, value in loading.items() if name in REWARD_LOADING},
+        }
+
+    # --- strategies -----------------------------------------------------------------------------------------------
+
+    def strategy(self, spec: Any) -> ResolvedStrategy:
+        """A strategy by its text, a mapping with `use`, or the object itself, with all that its fields refer to.
+
+        Raises:
+            InputError: it, or something that it refers to, is not there, or refuses its parameters.
+        """
+        if not isinstance(spec, str | Mapping):
+            return self._object(spec)
+        name, params = _name_and_parameters(spec)
+        plugin = registry.find("strategy", name)
+        parts = self._parts(plugin_schema(plugin), params)
+        return assemble(Use("strategy", str(printed("strategy", spec)), plugin, params), parts)
+
+    def _object(self, made: Any) -> ResolvedStrategy:
+        """One that was made already; only a field that names a strategy or an object makes it a new one."""
+        name = getattr(made, "__name__", type(made).__name__)
+        if not dataclasses.is_dataclass(made):
+            return ResolvedStrategy(name, made)
+        given = {field.name: getattr(made, field.name) for field in dataclasses.fields(made) if field.init}
+        values, scorers, models = gather(self._parts(of_object(type(made)), given))
+        changed: Any = {key: value for key, value in values.items() if value != given[key]}
+        strategy: Any = dataclasses.replace(made, **changed) if changed else made  # type: ignore[type-var]
+        return ResolvedStrategy(name, strategy, scorers, models)
+
+    def _parts(self, found: Schema, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Reference field -> what it refers to, by its annotation; also where the plugin's own default says it."""
+        parts: dict[str, Any] = {}
+        for key, field in found.fields.items():
+            value = params.get(key, None if field.is_required else field.default)
+            if field.ref is None or value is None:
+                continue
+            if is_list(field.type) and not isinstance(value, list | tuple):
+                raise InputError(f"'{key}' is {value!r}, expected a list", hint=f"{key}=[{value!r}]")
+            is_many = isinstance(value, list | tuple)
+            parts[key] = [self._one(field.ref.kind, v) for v in value] if is_many else self._one(field.ref.kind, value)
+        return parts
+
+    def _one(self, kind: str, value: Any) -> Any:
+        if kind == "strategy":
+            return self.strategy(value)
+        if kind == "reward" and isinstance(value, str | Mapping):
+            return self.reward(value)
+        if kind == "model" and isinstance(value, str):
+            return value if value == Policy.name else self.model(value)
+        if kind == "object" and isinstance(value, str):
+            return registry.import_object(value) if ":" in value else Path(value)
+        return value
+
+    # --- for a recipe ---------------------------------------------------------------------------------------------
+
+    def as_written(self, kind: Kind | str, text: str) -> Any:
+        """A model, reward or strategy as a recipe writes it: the same text, but for `RUN:STAGE`, unknown to a recipe.
+
+        What cannot be read stays as it is: the recipe's check tells it with its place.
+        """
+        if kind == "model":
+            return self.model(text).path
+        trained = self._trained(text) if kind == "reward" else None
+        if trained is not None or kind not in KINDS:
+            return trained or text
+        try:
+            name, params = parse_call(text)
+            fields = plugin_schema(registry.find(kind, name)).fields
+        except (InputError, LookupError, SyntaxError):
+            return text
+        written = {key: self._written(fields.get(key), value) for key, value in params.items()}
+        return text if written == params else {"use": name, **written}
+
+    def _written(self, field: Field | None, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._written(field, item) for item in value]
+        is_reference = isinstance(value, str) and field is not None and field.ref is not None
+        return self.as_written(field.ref.kind, value) if is_reference else value  # type: ignore[union-attr]
+
+
+def _name_and_parameters(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    if isinstance(spec, str):
+        return parse_call(spec)
+    params = dict(spec)
+    return str(params.pop("use", "")), params
+
+
+def _loading(artifact: Artifact) -> dict[str, Any]:
+    """As in its recipe; but what was merged or exported is loaded as it was saved."""
+    loading = dict(artifact.manifest.get("loading", {}))
+    if artifact.manifest.get("handoff", {}).get("quantization"):
+        return loading
+    return {name: value for name, value in loading.items() if not name.startswith(("load_in_", "bnb_", "use_bnb"))}
+
+
+def _reward_plugin(artifact: Artifact) -> str:
+    """What the class of the stage that made it says; the manifest names that class."""
+    owner, use = str(artifact.manifest["plugin"]), str(artifact.manifest["use"])
+    target = owner if ":" in owner else f"{owner.partition(' ')[0]}:{use}"
+    return str(getattr(registry.load("stage", target), "reward_plugin", REWARD_PLUGIN))

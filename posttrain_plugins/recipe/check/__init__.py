@@ -1,0 +1,1 @@
+"""A document -> a checked recipe, or all its mistakes at once."""

@@ -1,0 +1,73 @@
+"""A document -> a checked `Recipe`, or every mistake in it at once, before anything heavy is imported.
+
+Names are looked up in the registry, parameters are checked against each plugin's own signature, `args` against TRL's
+config class (read from its source), references against what the recipe defines, and columns against the data's head.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from posttrain_plugins.errors import RecipeErrors
+from posttrain_plugins.recipe.check.adapters import check_merges
+from posttrain_plugins.recipe.check.columns import check_columns
+from posttrain_plugins.recipe.check.compatibility import check_borders
+from posttrain_plugins.recipe.check.diagnostics import Sheet
+from posttrain_plugins.recipe.check.loops import unroll
+from posttrain_plugins.recipe.check.model import Model, read_model
+from posttrain_plugins.recipe.check.order import in_order
+from posttrain_plugins.recipe.check.references import SECTIONS, References, check_names
+from posttrain_plugins.recipe.check.stage_validation import with_concerns
+from posttrain_plugins.recipe.check.stages import read_stage
+from posttrain_plugins.recipe.read.document import Document
+from posttrain_plugins.recipe.spec import External, Recipe
+
+__all__ = ["check"]
+
+TOP_LEVEL = ("name", "description", "seed", "model", *SECTIONS, "stages")
+
+
+def check(document: Document) -> Recipe:
+    """Checks a document and gives the recipe.
+
+    Plugins that are installed classes are built, so that values that they refuse are told now; what is heavy belongs
+    into their call.
+
+    Raises:
+        RecipeErrors: with every mistake found, each with its place.
+    """
+    sheet = Sheet(document)
+    name, seed = _head(sheet)
+    stages = unroll(sheet)
+    model = read_model(sheet, stages)
+    references = References(sheet, stages, model)
+    for section in SECTIONS:
+        references.define(section)
+    specs = {id: read_stage(sheet, raw, references) for id, raw in stages.by_id.items() if id in stages.produces}
+    specs = with_concerns(sheet, stages, specs)
+    ordered = in_order(sheet, stages, specs)
+    check_names(sheet, stages, specs)
+    check_merges(sheet, stages, specs)
+    check_columns(sheet, stages, specs)
+    check_borders(sheet, stages, ordered)
+    if sheet.mistakes:
+        raise RecipeErrors(sheet.mistakes)
+    return Recipe(name, seed, document.file, ordered, _resolved(sheet, name, seed, model))
+
+
+def _head(sheet: Sheet) -> tuple[str, int]:
+    """The recipe's name, by default its file's, and its seed."""
+    sheet.unknown_keys((), sheet.document.data, TOP_LEVEL)
+    name = sheet.typed(("name",), str, sheet.document.file.stem)
+    sheet.check_name(("name",), str(name), "recipe", allowed=".")
+    return name, sheet.typed(("seed",), int, 0)
+
+
+def _resolved(sheet: Sheet, name: str, seed: int, model: Model) -> dict[str, Any]:
+    """The plain values with every path made absolute, so that they give the same run from any folder."""
+    data: dict[str, Any] = {"name": name, "seed": seed, **sheet.document.data}
+    written = data.get("model")
+    if isinstance(model.source, External) and Path(model.source.path).is_absolute():
+        data["model"] = {**(written if isinstance(written, dict) else {}), "model_name_or_path": model.source.path}
+    return data

@@ -1,0 +1,77 @@
+"""The columns that stages and their rewards need, against those that the data is known to have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from posttrain_plugins.plugins.registry import suggest
+from posttrain_plugins.recipe import files
+from posttrain_plugins.recipe.check.diagnostics import Sheet, listed
+from posttrain_plugins.recipe.check.loops import RawStages
+from posttrain_plugins.recipe.plugin_schema import declared_columns, needed_columns
+from posttrain_plugins.recipe.read.document import Keys
+from posttrain_plugins.recipe.run.inputs import required_columns
+from posttrain_plugins.recipe.spec import DataFile, FromStage, Input, StageSpec, Use, flat
+
+__all__ = ["check_columns"]
+
+
+def check_columns(sheet: Sheet, stages: RawStages, specs: Mapping[str, StageSpec]) -> None:
+    """Checks every stage, as far as columns can be known without loading data.
+
+    Not of one whose references are wrong, which is told: what it needs may depend on them, as `sample`'s on its model.
+    """
+    for id, spec in specs.items():
+        if not all(source for _, source in flat(spec.inputs)):
+            continue
+        path = stages.by_id[id].path
+        _check_inputs(sheet, path, spec, specs)
+        _check_rewards(sheet, path, spec, specs)
+
+
+def _check_inputs(sheet: Sheet, path: Keys, spec: StageSpec, specs: Mapping[str, StageSpec]) -> None:
+    """Against the plugin's `requires_columns`: for each field, groups of columns one of which must be there."""
+    found = sheet.schemas[spec.plugin]
+    try:
+        required = required_columns(spec, found.attributes.get("requires_columns") if found else None)
+    except Exception:  # the plugin boundary; `Sheet.check_built` tells it
+        return
+    for name, alternatives in required.items():
+        columns = _columns_of(spec.inputs.get(name), specs)
+        if columns == ():
+            message = f"data set {getattr(spec.inputs[name], 'path', name)} is empty"
+            sheet.wrong((*path, name), message, "each line is one JSON object")
+        elif columns is not None and not any(set(group) <= set(columns) for group in alternatives):
+            wanted = " or ".join(" + ".join(f"'{c}'" for c in group) for group in alternatives)
+            message = f"missing column: stage '{path[-1]}' needs {wanted}, the data has {listed(columns)}"
+            sheet.wrong((*path, name), message, "rename: {old: new} on the data set")
+
+
+def _check_rewards(sheet: Sheet, path: Keys, spec: StageSpec, specs: Mapping[str, StageSpec]) -> None:
+    columns = _columns_of(spec.inputs.get("dataset"), specs)
+    if not columns:
+        return  # unknown, or empty, which is told already
+    for _, source in spec.sources():
+        if not isinstance(source, Use) or source.kind != "reward":
+            continue
+        missing = [c for c in needed_columns(source.plugin, sheet.schemas[source.plugin]) if c not in columns]
+        if missing:
+            what = f"reward '{source.name}' needs {listed(missing)}, the data has {listed(columns)}"
+            hint = suggest(missing[0], columns) or "rename: {old: new} on the data set"
+            sheet.wrong((*path, "dataset"), f"missing column: {what}", hint)
+
+
+def _columns_of(source: Input, specs: Mapping[str, StageSpec]) -> tuple[str, ...] | None:
+    """The columns of a data set as far as they can be known without loading it, else None."""
+    if isinstance(source, DataFile):
+        return files.columns(Path(source.path), source.options) if source.is_local else None
+    if isinstance(source, Use):
+        return files.renamed(declared_columns(source.plugin, source.params), source.reserved)
+    if isinstance(source, FromStage) and source.stage in specs:
+        spec = specs[source.stage]
+        earlier = {id: other for id, other in specs.items() if id != source.stage}  # a circle ends, it is told already
+        own = declared_columns(spec.plugin, {**spec.names(), **spec.params})
+        kept = _columns_of(spec.inputs.get("dataset"), earlier)
+        return None if own is None or kept is None else tuple(dict.fromkeys((*own, *kept)))
+    return None

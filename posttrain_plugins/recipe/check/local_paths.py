@@ -1,0 +1,102 @@
+"""What a recipe names that stands outside it already: model folders, Hub ids, data files, objects in a module."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.plugins import registry
+from posttrain_plugins.plugins.schema import accepts
+from posttrain_plugins.plugins.source import package_file
+from posttrain_plugins.recipe import files
+from posttrain_plugins.recipe.check.diagnostics import Sheet
+from posttrain_plugins.recipe.read.document import Keys
+from posttrain_plugins.recipe.spec import DataFile, External, Object, Source
+
+__all__ = ["DATA_OPTIONS", "FILE_OPTIONS", "existing_data", "existing_model", "existing_object", "is_data"]
+
+DATA_OPTIONS: dict[str, Any] = {
+    "path": str,
+    "name": str,
+    "split": str,
+    "columns": list[str],
+    "limit": int,
+    "rename": dict[str, str],
+    "system_prompt": str,
+}
+FILE_OPTIONS: dict[str, Any] = {**DATA_OPTIONS, "data_dir": str, "data_files": str | list[str] | dict[str, str]}
+
+
+def existing_model(sheet: Sheet, name: str, target: str, path: Keys, loading: Mapping[str, Any]) -> External:
+    """A model's folder, which must hold one, or a Hub id."""
+    local = target.startswith((".", "/", "~")) or (sheet.folder / target).is_dir()
+    if not local:
+        return External(name, target, loading)
+    folder = (sheet.folder / Path(target).expanduser()).resolve()
+    problem = files.model_problem(folder)
+    if problem:
+        sheet.wrong(path, problem, "save_pretrained() writes such a folder")
+    return External(name, str(folder), loading)
+
+
+def is_data(sheet: Sheet, text: str) -> bool:
+    """A file or folder, there or not, or a Hub id."""
+    return "/" in text or Path(text).suffix in files.SUFFIXES or (sheet.folder / text).is_dir()
+
+
+def existing_data(sheet: Sheet, value: Mapping[str, Any], path: Keys, name: str) -> DataFile:
+    """A data set of `{path: ...}`, a file or a Hub id."""
+    sheet.unknown_keys(path, value, FILE_OPTIONS)
+    options = {key: item for key, item in value.items() if key in FILE_OPTIONS}
+    for key, item in options.items():
+        sheet.check_type((*path, key), FILE_OPTIONS[key], item)
+    options = {key: item for key, item in options.items() if accepts(FILE_OPTIONS[key], item)}
+    target = str(options.pop("path", ""))
+    file = (sheet.folder / Path(target).expanduser()).resolve()
+    if file.exists():
+        return DataFile(name, str(file), True, options)
+    if target.startswith((".", "/", "~")) or file.suffix in files.SUFFIXES:
+        sheet.wrong((*path, "path"), f"no file {target}", f"paths start from {sheet.folder}")
+    return DataFile(name, target, False, options)
+
+
+def existing_object(sheet: Sheet, value: Any, path: Keys) -> Source:
+    """`package.module:attr`, `file.py:attr` or a path; looked up in its source, which is not imported."""
+    if not isinstance(value, str):
+        sheet.wrong(path, f"'{path[-1]}' is {value!r}, expected 'package.module:attr' or a path")
+        return None
+    head, colon, attr = value.rpartition(":")
+    if colon and not head.endswith(".py"):
+        _check_module(sheet, value, path)
+        return Object(value)
+    target = (sheet.folder / Path(head if colon else value).expanduser()).resolve()
+    if target.exists():
+        if colon:
+            _check_attr(sheet, target, attr, path)
+        return Object(f"{target}:{attr}" if colon else str(target))
+    if "/" in value and not value.startswith((".", "/")):
+        return Object(value)  # a Hub id
+    sheet.wrong(path, f"no file {value}", f"paths start from {sheet.folder}")
+    return None
+
+
+def _check_module(sheet: Sheet, target: str, path: Keys) -> None:
+    """`package.module:attr`, as far as it can be told without importing the package."""
+    module, _, attr = target.rpartition(":")
+    if not registry.is_module(module):
+        sheet.wrong(path, f"'{target}': no package '{module.partition('.')[0]}'", "pip install it")
+        return
+    with contextlib.suppress(LookupError):  # a namespace package, which has no file
+        file = package_file(module)
+        if file.is_file():
+            _check_attr(sheet, file, attr, path)
+
+
+def _check_attr(sheet: Sheet, file: Path, attr: str, path: Keys) -> None:
+    try:
+        registry.require_name(f"'{path[-1]}'", file, attr.partition(".")[0])
+    except InputError as error:
+        sheet.wrong(path, error.message, error.hint)

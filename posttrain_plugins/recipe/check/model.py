@@ -1,0 +1,78 @@
+"""The recipe's own model, `base`: where it comes from, and how all models of the recipe are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from posttrain_plugins.plugins.source import of_config
+from posttrain_plugins.recipe.check.diagnostics import Sheet
+from posttrain_plugins.recipe.check.local_paths import existing_model
+from posttrain_plugins.recipe.check.loops import RawStage, RawStages
+from posttrain_plugins.recipe.check.template import read_template
+from posttrain_plugins.recipe.read.document import Keys
+from posttrain_plugins.recipe.spec import FromStage, Object, Source
+
+__all__ = ["Model", "read_model"]
+
+MODEL_CONFIG = "trl:ModelConfig"
+PEFT_IN_MODEL = ("use_peft", "lora_", "use_rslora", "use_dora")
+
+
+@dataclass(frozen=True)
+class Model:
+    """What `base` stands for, None where the recipe has no model; `loading` are fields of TRL's `ModelConfig`."""
+
+    source: Source = None
+    loading: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_model(sheet: Sheet, stages: RawStages) -> Model:
+    """Reads the section `model`; a model that a plugin makes becomes the first stage."""
+    path: Keys = ("model",)
+    value = sheet.document.get(path)
+    if isinstance(value, str):
+        value = {"model_name_or_path": value}
+    if not isinstance(value, Mapping):
+        if value is not None:
+            sheet.wrong(path, f"'model' is a folder, a Hub id or a mapping, found {value!r}")
+        return Model()
+    if "use" in value:
+        return _made(sheet, stages, value, path)
+    loading = {k: v for k, v in value.items() if k not in ("model_name_or_path", "chat_template")}
+    _check_loading(sheet, path, loading)
+    target = value.get("model_name_or_path")
+    if not isinstance(target, str):
+        sheet.wrong(path, "'model' needs 'model_name_or_path'", "a folder, a Hub id, or {use: pretrain, ...}")
+        return Model(None, loading)
+    found = existing_model(sheet, "base", target, (*path, "model_name_or_path"), loading)
+    if value.get("chat_template") is not None:
+        template = read_template(sheet, value["chat_template"], (*path, "chat_template"))
+        found = replace(found, template=template if isinstance(template, Object) else None)
+    return Model(found, loading)
+
+
+def _made(sheet: Sheet, stages: RawStages, value: Mapping[str, Any], path: Keys) -> Model:
+    """What is no parameter of the plugin but a field of `ModelConfig` says how the model is loaded."""
+    looked_up = sheet.plugin("stage", value["use"], path)
+    own = looked_up[1].fields if looked_up is not None else value
+    known = of_config(MODEL_CONFIG).fields
+    loading = {k: v for k, v in value.items() if k in known and k not in own}
+    _check_loading(sheet, path, loading)
+    body = {k: v for k, v in value.items() if k not in loading}
+    made = looked_up[1].attributes.get("produces") if looked_up is not None else None
+    if looked_up is not None and made != "model":
+        sheet.wrong((*path, "use"), f"stage plugin '{value['use']}' makes {made}, expected a model", "use: pretrain")
+    stages.put_first(RawStage("base", path, body, {}), "model" if made == "model" else None)
+    return Model(FromStage("base", "model"), loading)
+
+
+def _check_loading(sheet: Sheet, path: Keys, loading: Mapping[str, Any]) -> None:
+    known = of_config(MODEL_CONFIG).fields
+    for name, value in loading.items():
+        if name.startswith(PEFT_IN_MODEL):
+            message = f"'{name}' does not belong to 'model'"
+            sheet.wrong((*path, name), message, "name an adapter under 'adapters:'", True)
+        else:
+            sheet.check_option((*path, name), value, known, "'model'")

@@ -1,0 +1,178 @@
+"""A recipe -> what would run: every stage with its key, what is done already, and why the others are not."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.plugins.registry import suggest
+from posttrain_plugins.recipe.lineage import Footing, footing
+from posttrain_plugins.recipe.plan import keys
+from posttrain_plugins.recipe.plan.store import Artifact, Store, has_checkpoint
+from posttrain_plugins.recipe.spec import Recipe, StageSpec
+
+__all__ = ["HASHES", "Plan", "PlannedStage", "plan"]
+
+HASHES = ".hashes.json"
+MAX_REASONS = 4
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage, its key and the parts of it, and where it stands.
+
+    Args:
+        spec: the stage.
+        key: sha256 of `parts`.
+        parts: name -> value of everything the result depends on.
+        artifact: the finished result, or None.
+        reasons: why it must run; empty where it need not.
+        is_wanted: False where `--until` or `--only` leaves it out.
+        can_resume: a complete checkpoint stands.
+        is_forced: it, or what it is made from, is to be made again although it stands.
+        footing: what a training stage stands on and trains; None for other stages.
+    """
+
+    spec: StageSpec
+    key: str
+    parts: Mapping[str, str]
+    artifact: Artifact | None
+    reasons: tuple[str, ...]
+    is_wanted: bool
+    can_resume: bool
+    is_forced: bool = False
+    footing: Footing | None = None
+
+    @property
+    def id(self) -> str:
+        return self.spec.id
+
+    @property
+    def must_run(self) -> bool:
+        return self.is_wanted and self.artifact is None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "stage": self.id,
+            "use": self.spec.plugin.name,
+            "makes": self.spec.produces,
+            "from": list(self.spec.parents()),
+            "key": self.key,
+            "cached": self.artifact is not None,
+            "runs": self.must_run,
+            "resumes": self.can_resume,
+            "reasons": list(self.reasons),
+            "warnings": list(map(str, self.spec.warnings)),
+            **({"footing": asdict(self.footing)} if self.footing else {}),
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages in the order in which they run."""
+
+    recipe: Recipe
+    store: Store
+    stages: tuple[PlannedStage, ...]
+
+    def __getitem__(self, id: str) -> PlannedStage:
+        return next(stage for stage in self.stages if stage.id == id)
+
+
+def plan(
+    recipe: Recipe,
+    runs_dir: Path,
+    *,
+    until: str | None = None,
+    only: Collection[str] = (),
+    force: Collection[str] = (),
+) -> Plan:
+    """Computes keys and compares them with what stands below `runs_dir`.
+
+    Args:
+        recipe: a checked recipe.
+        runs_dir: the runs folder; it need not exist.
+        until: leave out what this stage does not need.
+        only: leave out all but these stages; what they need must be done.
+        force: run these again.
+
+    A loop's name, and a turn's (`loop.2`), stand for all stages in it.
+
+    Raises:
+        InputError: an unknown stage name, or choices that contradict each other.
+    """
+    if until is not None and only:
+        raise InputError("--until and --only contradict each other", hint="give one of them")
+    forced = {id for name in force for id in _stages(recipe, name)}
+    store = Store(runs_dir, recipe.name)
+    hashes = keys.HashCache(runs_dir / HASHES)
+    wanted = {id for name in only for id in _stages(recipe, name)} or _needed(recipe, until)
+    if forced - wanted:
+        names = ", ".join(sorted(forced - wanted))
+        raise InputError(f"--force names {names}, which --only or --until leave out", hint="name the stage in both")
+    done: dict[str, PlannedStage] = {}
+    for spec in recipe.stages:
+        parts = keys.parts_of(spec, recipe.seed, {id: stage.key for id, stage in done.items()}, hashes)
+        key = keys.sha256_of(parts)
+        reruns = [parent for parent in spec.parents() if done[parent].artifact is None and done[parent].is_wanted]
+        artifact = None if spec.id in forced or reruns else store.get(spec.id, key)
+        reasons = () if artifact else _reasons(store, spec, parts, reruns, spec.id in forced)
+        is_forced = spec.id in forced or any(done[parent].is_forced for parent in reruns)
+        resumes = artifact is None and not is_forced and has_checkpoint(store.partial(spec.id, key))
+        stands_on = footing(recipe, spec)
+        done[spec.id] = PlannedStage(
+            spec, key, parts, artifact, reasons, spec.id in wanted, resumes, is_forced, stands_on
+        )
+    if runs_dir.is_dir():
+        hashes.save()
+    return Plan(recipe, store, tuple(done.values()))
+
+
+def _reasons(
+    store: Store, spec: StageSpec, parts: Mapping[str, str], reruns: list[str], is_forced: bool
+) -> tuple[str, ...]:
+    if is_forced:
+        return ("forced",)
+    if reruns:
+        return tuple(f"'{parent}' runs" for parent in reruns)
+    latest = store.latest(spec.id)
+    if latest is None:
+        return ("never run",)
+    before = latest.manifest.get("parts", {})
+    names = sorted(name for name in {*before, *parts} if before.get(name) != parts.get(name))
+    told = [_difference(name, before.get(name), parts.get(name)) for name in names[:MAX_REASONS]]
+    if len(names) > MAX_REASONS:
+        told.append(f"and {len(names) - MAX_REASONS} more")
+    return tuple(told) or ("its result was removed",)
+
+
+def _difference(name: str, before: str | None, now: str | None) -> str:
+    if any(value is not None and len(value) >= 60 for value in (before, now)):
+        return f"{name} changed"
+    if before is None:
+        return f"{name}: {now} is new"
+    return f"{name}: {before} is gone" if now is None else f"{name}: {before} -> {now}"
+
+
+def _stages(recipe: Recipe, name: str) -> list[str]:
+    ids = [stage.id for stage in recipe.stages]
+    found = [id for id in ids if id == name or id.startswith(f"{name}.")]
+    if not found:
+        known = "its stages: " + ", ".join(ids)
+        raise InputError(f"recipe '{recipe.name}' has no stage '{name}'", hint=suggest(name, ids) or known)
+    return found
+
+
+def _needed(recipe: Recipe, until: str | None) -> set[str]:
+    if until is None:
+        return {stage.id for stage in recipe.stages}
+    needed, pending = set[str](), _stages(recipe, until)
+    while pending:
+        id = pending.pop()
+        if id not in needed:
+            needed.add(id)
+            pending.extend(recipe.stage(id).parents())
+    return needed

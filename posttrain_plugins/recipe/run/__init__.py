@@ -1,0 +1,1 @@
+"""A plan -> artifacts: inputs resolved, stages called, results published and reported."""

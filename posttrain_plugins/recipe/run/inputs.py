@@ -1,0 +1,340 @@
+"""What a recipe names -> the objects that a stage is given, just before it runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.guard.settings import KEYS, GuardSettings
+from posttrain_plugins.models.stack import pick
+from posttrain_plugins.plugins import registry
+from posttrain_plugins.recipe import files, handoff
+from posttrain_plugins.recipe.build import assemble, build, construct
+from posttrain_plugins.recipe.lineage import identity
+from posttrain_plugins.recipe.plan.store import Artifact
+from posttrain_plugins.recipe.spec import (
+    DataFile,
+    External,
+    FromStage,
+    Input,
+    Object,
+    Policy,
+    Recipe,
+    Source,
+    StageSpec,
+    Use,
+)
+from posttrain_plugins.text import to_messages
+from posttrain_plugins.types import ModelArtifact, ResolvedAdapter, ResolvedReward
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = [
+    "Resolver",
+    "build",
+    "construct",
+    "dataset_of",
+    "load_data_file",
+    "object_of",
+    "read_jsonl",
+    "required_columns",
+    "template_of",
+]
+
+REWARD_PLUGIN = (
+    "reward_model"  # what a stage that makes a reward is used through, unless its class says `reward_plugin`
+)
+REWARD_LOADING = (  # fields of TRL's `ModelConfig` that the plugins `reward_model` and `process_reward_model` take too
+    "dtype",
+    "load_in_4bit",
+    "load_in_8bit",
+    "bnb_4bit_quant_type",
+    "use_bnb_nested_quant",
+    "attn_implementation",
+    "model_revision",
+)
+LOADERS = {
+    ".jsonl": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".txt": "text",
+}
+
+
+class Resolver:
+    """Resolves the inputs of a recipe's stages from the artifacts that stand so far."""
+
+    def __init__(
+        self, recipe: Recipe, artifacts: Mapping[str, Artifact], weights_of: Callable[[str], str] | None = None
+    ) -> None:
+        self.recipe = recipe
+        self.artifacts = artifacts
+        self.weights_of = weights_of
+        self._rewards: list[tuple[Source, ResolvedReward]] = []  # each once: it may hold a model
+
+    def inputs(self, spec: StageSpec, required: Any) -> dict[str, Any]:
+        """Every reference field of a stage; `required` is its `requires_columns`.
+
+        Raises:
+            InputError: a data set is empty or lacks a column, a model has no weights, a plugin refuses its parameters.
+            HandoffError: a model is not what its maker recorded.
+        """
+        resolved: dict[str, Any] = {}
+        required = required_columns(spec, required)
+        for name, value in spec.inputs.items():
+            resolved[name] = self._all(value, spec)
+            if name in required:
+                _check_rows(resolved[name], required[name], _data_name(value))
+        return resolved
+
+    def dataset(self, spec: StageSpec, name: str) -> Any:
+        """The data set of one field alone."""
+        return self._all(spec.inputs[name], spec)
+
+    def model(self, source: Source, loading: Mapping[str, Any]) -> ModelArtifact:
+        """A model that exists, with its record checked and its ancestors' prompts at hand."""
+        if isinstance(source, External):
+            problem = files.model_problem(Path(source.path)) if Path(source.path).is_absolute() else None
+            if problem:
+                raise InputError(problem, hint="save_pretrained() writes such a folder")
+            return ModelArtifact(source.name, source.path, source.loading, chat_template=template_of(source.template))
+        assert isinstance(source, FromStage)
+        artifact = self.artifacts[source.stage]
+        assert artifact.model_path is not None
+        recorded = artifact.manifest["handoff"]
+        path = pick(source.stage, artifact.model_path, source.adapter)
+        if source.adapter:
+            recorded = {**recorded, **recorded["several"][source.adapter]}
+        handoff.check_unchanged(source.stage, Path(path), recorded, self.weights_of)
+        ancestors, seen = self._lineage(source.stage)
+        return ModelArtifact(source.model_name, path, loading, recorded, ancestors, seen)
+
+    def _lineage(self, stage: str) -> tuple[tuple[str, ...], tuple[Path, ...]]:
+        """The models it was made from, and the files of prompts that it and they were trained on.
+
+        With `only`, a model further back need not stand any more: its name is known, its prompts are not.
+        """
+        artifact = self.artifacts.get(stage)
+        own = tuple(artifact.folder.glob("seen.txt")) if artifact else ()
+        source = self.recipe.stage(stage).inputs.get("model")
+        if isinstance(source, FromStage):
+            ancestors, seen = self._lineage(source.stage)
+            return (source.model_name, *ancestors), (*own, *seen)
+        return ((source.name,) if isinstance(source, External) else ()), own
+
+    def _all(self, value: Input, spec: StageSpec) -> Any:
+        return [self._one(item, spec) for item in value] if isinstance(value, tuple) else self._one(value, spec)
+
+    def _one(self, source: Source, spec: StageSpec) -> Any:
+        if source is None:
+            return None
+        if isinstance(source, Policy):
+            return source.name
+        if isinstance(source, Object):
+            return object_of(source.target)
+        if isinstance(source, DataFile):
+            return dataset_of(source)
+        if isinstance(source, External) or (isinstance(source, FromStage) and source.produces == "model"):
+            return self.model(source, spec.loading)
+        if isinstance(source, FromStage) and source.produces == "dataset":
+            data = self.artifacts[source.stage].data_path
+            assert data is not None
+            return read_jsonl(data)
+        if isinstance(source, FromStage) or source.kind == "reward":
+            return self._reward(source, spec)
+        if source.kind == "strategy":
+            return assemble(source, {field: self._all(value, spec) for field, value in source.refs.items()})
+        if source.kind == "dataset":
+            return dataset_of(source)
+        return _adapter(source)
+
+    def _reward(self, source: FromStage | Use, spec: StageSpec) -> ResolvedReward:
+        for known, reward in self._rewards:
+            if known == source:
+                return reward
+        made = self._trained(source, spec) if isinstance(source, FromStage) else self._plain(source, spec)
+        self._rewards.append((source, made))
+        return made
+
+    def _plain(self, source: Use, spec: StageSpec) -> ResolvedReward:
+        """What its fields refer to it is given resolved: an ensemble its rewards, a judge its model."""
+        parts = {field: self._all(value, spec) for field, value in source.refs.items()}
+        func = build(source, parts)
+        asked = {key: value for key, value in source.reserved.items() if key in KEYS}
+        if asked:
+            from posttrain_plugins.guard.guarded import guard
+
+            func = guard(func, GuardSettings(**asked), source.name)
+        return ResolvedReward(source.name, func, float(source.reserved.get("weight", 1.0)))
+
+    def _trained(self, source: FromStage, spec: StageSpec) -> ResolvedReward:
+        model = self.model(source, spec.loading)
+        how = {k: v for k, v in spec.loading.items() if k in REWARD_LOADING} if model.is_adapter else {}
+        parameters = {**model.handoff.get("reward", {}), **how}
+        reward = registry.load("reward", source.reward_plugin)(model_name_or_path=model.path, **parameters)
+        # TRL reads a folder as a plain classifier: an adapter would silently lose its trained head, a PRM its steps
+        is_classifier = source.reward_plugin == REWARD_PLUGIN and not model.is_adapter
+        return ResolvedReward(source.stage, reward, 1.0, model.path if is_classifier else None)
+
+
+def required_columns(spec: StageSpec, declared: Any) -> Mapping[str, Any]:
+    """A stage's `requires_columns`: a mapping, or a property of the configured stage where its parameters decide."""
+    if isinstance(declared, property):
+        declared = construct(spec.plugin.load(), {**spec.names(), **spec.params}).requires_columns
+    return declared if isinstance(declared, Mapping) else {}
+
+
+def read_jsonl(file: Path) -> Dataset:
+    """A stage's own data file as a data set."""
+    from datasets import Dataset
+
+    with file.open(encoding="utf-8") as lines:
+        return Dataset.from_list([json.loads(line) for line in lines if line.strip()])
+
+
+def dataset_of(source: DataFile | Use) -> Dataset:
+    """What a data set's plugin makes, or a file or Hub data set, with its options applied.
+
+    Raises:
+        InputError: as `load_data_file`, or the plugin refuses its parameters.
+    """
+    if isinstance(source, DataFile):
+        return load_data_file(source)
+    return _with_options(build(source), source.reserved, source.name)
+
+
+def load_data_file(source: DataFile) -> Dataset:
+    """A local file or a Hub data set, with its options applied.
+
+    Raises:
+        InputError: it is empty or cannot be read; a bad line is named.
+    """
+    from datasets import load_dataset
+
+    options = source.options
+    path = Path(source.path)
+    if source.is_local and path.is_file():
+        if path.stat().st_size == 0:
+            raise InputError(f"data set '{source.name}' is empty: {path}", hint="each line is one JSON object")
+        builder = LOADERS.get(path.suffix, "json")
+        extra = {"delimiter": "\t"} if path.suffix == ".tsv" else {}
+        try:
+            loaded = load_dataset(builder, data_files=str(path), split="train", **extra)
+        except Exception as cause:
+            raise InputError(
+                f"data set '{source.name}' cannot be read: {_bad_line(path) or cause}",
+                hint="mend or remove that line; each line is one JSON object" if _bad_line(path) else None,
+            ) from cause
+    else:
+        keys = ("name", "data_dir", "data_files")
+        try:
+            given = {k: options[k] for k in keys if k in options}
+            loaded = load_dataset(source.path, split=options.get("split", "train"), **given)
+        except Exception as cause:
+            raise InputError(f"data set '{source.path}' cannot be loaded: {cause}") from cause
+    return _with_options(loaded, options, source.name)
+
+
+def _with_options(loaded: Any, options: Mapping[str, Any], name: str) -> Dataset:
+    """`split`, `columns`, `rename`, `limit`, `system_prompt`, in this order."""
+    if isinstance(loaded, Mapping):  # a DatasetDict
+        split = options.get("split", "train")
+        if split not in loaded:
+            raise InputError(f"data set '{name}' has no split '{split}', it has {', '.join(loaded)}")
+        loaded = loaded[split]
+    if options.get("columns"):
+        loaded = loaded.select_columns([c for c in options["columns"] if c in loaded.column_names])
+    if options.get("rename"):
+        loaded = loaded.rename_columns({k: v for k, v in options["rename"].items() if k in loaded.column_names})
+    if options.get("limit"):
+        loaded = loaded.select(range(min(int(options["limit"]), len(loaded))))
+    if options.get("system_prompt"):
+        loaded = _with_system_prompt(loaded, options["system_prompt"], name)
+    if len(loaded) == 0:
+        raise InputError(f"data set '{name}' is empty")
+    return loaded
+
+
+def _with_system_prompt(dataset: Any, text: str, name: str) -> Any:
+    """A system message before every prompt, which makes plain prompts conversational, and with them what follows."""
+    names = dataset.column_names
+    column = next((c for c in ("messages", "prompt") if c in names), None)
+    if column is None:
+        raise InputError(
+            f"data set '{name}' has no 'prompt' or 'messages' that system_prompt could go before, it has "
+            f"{', '.join(names)}",
+            hint="rename: {old: prompt} on the data set, or remove its system_prompt",
+        )
+    system = {"role": "system", "content": text}
+    changed = {column: [v if v is None else [system, *to_messages(v)] for v in dataset[column]]}
+    for after in ("completion", "chosen", "rejected") if column == "prompt" else ():
+        if after in names:
+            said = dataset[after]
+            changed[after] = [[{"role": "assistant", "content": v}] if isinstance(v, str) else v for v in said]
+    for old, rows in changed.items():  # added first: a data set without columns has no rows
+        dataset = dataset.add_column(f"new {old}", rows).remove_columns([old]).rename_column(f"new {old}", old)
+    return dataset
+
+
+def _check_rows(dataset: Any, alternatives: Any, name: str) -> None:
+    """Every row has the columns that the stage needs."""
+    if dataset is None:
+        return
+    names = dataset.column_names
+    group = next((g for g in alternatives if set(g) <= set(names)), None)
+    if group is None:
+        wanted = " or ".join(" + ".join(f"'{c}'" for c in g) for g in alternatives)
+        raise InputError(
+            f"data set '{name}' has no {wanted}, it has {', '.join(names)}", hint="rename: {old: new} on the data set"
+        )
+    for column in group:
+        if dataset.data.column(column).null_count:
+            row = next(i for i, value in enumerate(dataset[column]) if value is None)
+            raise InputError(f"data set '{name}': row {row + 1} has no '{column}'", hint="fill it or remove the row")
+
+
+def _bad_line(file: Path) -> str | None:
+    if file.suffix != ".jsonl":
+        return None
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                json.loads(line or "null")
+            except ValueError as cause:
+                if line.strip():
+                    return f"{file}:{number}: not JSON: {cause}"
+    return None
+
+
+def object_of(target: str) -> Any:
+    """What `package.module:attr` names, imported; the `Path` of a file or folder; else the text, a Hub id."""
+    head, colon, _ = target.rpartition(":")
+    if colon and (head.endswith(".py") or "/" not in head):
+        return registry.import_object(target)
+    return Path(target) if Path(target).exists() else target
+
+
+def _adapter(source: Use) -> ResolvedAdapter:
+    """What is not a PEFT config and not None trains all parameters, and sets up the trainer."""
+    made = build(source)
+    config = made if hasattr(made, "peft_type") else None
+    return ResolvedAdapter(source.name, config, identity(source), getattr(made, "prepare", None), source.plugin.target)
+
+
+def template_of(template: Object | None) -> str | None:
+    """The text of a chat template, None for none."""
+    if template is None:
+        return None
+    found = object_of(template.target)
+    return found.read_text(encoding="utf-8") if isinstance(found, Path) else str(found)
+
+
+def _data_name(value: Any) -> str:
+    return value.stage if isinstance(value, FromStage) else getattr(value, "name", str(value))

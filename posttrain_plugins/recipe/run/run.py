@@ -1,0 +1,408 @@
+"""Runs a plan: stage after stage in one process, each into the store, with what is done already skipped."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from posttrain_plugins.errors import (
+    GateNotMet,
+    HandoffError,
+    InputError,
+    Interrupted,
+    NonFiniteLoss,
+    PosttrainError,
+    StageFailed,
+)
+from posttrain_plugins.recipe import handoff
+from posttrain_plugins.recipe.check.check import check
+from posttrain_plugins.recipe.check.compatibility import check_border
+from posttrain_plugins.recipe.plan import keys
+from posttrain_plugins.recipe.plan.plan import HASHES, Plan, PlannedStage, plan
+from posttrain_plugins.recipe.plan.store import Artifact, newest_checkpoint
+from posttrain_plugins.recipe.plugin_schema import plugin_schema
+from posttrain_plugins.recipe.read import document
+from posttrain_plugins.recipe.run.inputs import Resolver
+from posttrain_plugins.recipe.spec import FromStage, Recipe, option_path
+from posttrain_plugins.types import ModelArtifact, StageContext, StageResult
+
+__all__ = ["Observer", "Run", "Silent", "load_recipe", "run", "run_plan"]
+
+
+REQUEST_LOG = "log.jsonl"
+ALSO_RECORDED = ("accelerate", "datasets", "posttrain-plugins")
+
+
+class Observer(Protocol):
+    """Who wants to see a run; the CLI's display is one."""
+
+    def planned(self, plan: Plan) -> None: ...
+    def started(self, stage: PlannedStage, resumes_from: Path | None) -> None: ...
+    def progress(
+        self, stage: PlannedStage, done: int, total: int | None, unit: str, figures: Mapping[str, float]
+    ) -> None: ...
+    def note(self, stage: PlannedStage, message: str) -> None: ...
+    def finished(self, stage: PlannedStage, artifact: Artifact, is_cached: bool) -> None: ...
+    def failed(self, stage: PlannedStage, error: BaseException) -> None: ...
+
+
+class Silent:
+    """An observer that says nothing."""
+
+    def planned(self, plan: Plan) -> None: ...
+    def started(self, stage: PlannedStage, resumes_from: Path | None) -> None: ...
+    def progress(
+        self, stage: PlannedStage, done: int, total: int | None, unit: str, figures: Mapping[str, float]
+    ) -> None: ...
+    def note(self, stage: PlannedStage, message: str) -> None: ...
+    def finished(self, stage: PlannedStage, artifact: Artifact, is_cached: bool) -> None: ...
+    def failed(self, stage: PlannedStage, error: BaseException) -> None: ...
+
+
+@dataclass(frozen=True)
+class Run(Mapping[str, Artifact]):
+    """A finished run: stage id (or loop name) -> its artifact."""
+
+    plan: Plan
+    artifacts: Mapping[str, Artifact] = field(default_factory=dict)
+
+    def __getitem__(self, id: str) -> Artifact:
+        return self.artifacts[self.plan.recipe.aliases.get(id, id)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.artifacts)
+
+    def __len__(self) -> int:
+        return len(self.artifacts)
+
+
+def load_recipe(file: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Recipe:
+    """Reads and checks a recipe file; see `document.load` and `check.check` for what they raise."""
+    return check(document.load(Path(file), overrides))
+
+
+def run(
+    recipe: str | Path | Recipe,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    runs_dir: str | Path = "runs",
+    until: str | None = None,
+    only: Collection[str] = (),
+    force: Collection[str] = (),
+    observer: Observer | None = None,
+) -> Run:
+    """Runs a recipe and returns its artifacts; what is done already is not done again.
+
+    Args:
+        recipe: a file, or a recipe that was loaded.
+        overrides: `{"stages.sft.args.max_steps": 10}` or `["stages.sft.args.max_steps=10"]`.
+        runs_dir: where results go.
+        until: stop after this stage.
+        only: run these stages alone; what they need must be done.
+        force: run these stages again.
+        observer: is told what happens.
+
+    Raises:
+        RecipeErrors: all mistakes of the recipe.
+        StageFailed, NonFiniteLoss, Interrupted, GateNotMet: see `posttrain_plugins.errors`.
+    """
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+    chosen = plan(loaded, Path(runs_dir).resolve(), until=until, only=only, force=force)
+    return run_plan(chosen, observer or Silent())
+
+
+def run_plan(chosen: Plan, observer: Observer) -> Run:
+    """Runs what a plan says must run."""
+    observer.planned(chosen)
+    for stage in chosen.stages:
+        for warning in stage.spec.warnings if stage.must_run else ():
+            observer.note(stage, str(warning))
+    chosen.store.prepare()
+    _write_resolved(chosen)
+    for stage in chosen.stages:
+        if stage.is_forced and stage.is_wanted:
+            chosen.store.remove(stage.id, stage.key)  # at once, so that the same run without --force goes on
+    try:
+        return Run(chosen, _run_stages(chosen, observer))
+    except KeyboardInterrupt:
+        raise Interrupted("stopped at once; the newest complete checkpoint stands") from None
+
+
+def _run_stages(chosen: Plan, observer: Observer) -> dict[str, Artifact]:
+    artifacts: dict[str, Artifact] = {}
+    with _stop_on_signal() as should_stop:
+        for stage in chosen.stages:
+            if not stage.is_wanted:
+                if stage.artifact is not None:
+                    artifacts[stage.id] = stage.artifact
+                continue
+            if stage.artifact is not None:
+                artifacts[stage.id] = stage.artifact
+                chosen.store.point(stage.id, stage.artifact.folder)
+                observer.finished(stage, stage.artifact, True)
+            else:
+                _check_ready(stage, artifacts)
+                if should_stop():
+                    raise Interrupted(f"stopped before stage '{stage.id}'", hint="the same command goes on from there")
+                artifacts[stage.id] = _run_stage(chosen, stage, artifacts, observer, should_stop)
+                observer.finished(stage, artifacts[stage.id], False)
+            _check_gate(stage, artifacts[stage.id])
+    return artifacts
+
+
+def _run_stage(
+    chosen: Plan, stage: PlannedStage, artifacts: Mapping[str, Artifact], observer: Observer, should_stop: _Flag
+) -> Artifact:
+    store = chosen.store
+    with store.locked(stage.id, stage.key) as partial:
+        made_meanwhile = store.get(stage.id, stage.key)
+        if made_meanwhile is not None and not stage.is_forced:
+            shutil.rmtree(partial)
+            return made_meanwhile
+        checkpoint = newest_checkpoint(partial)
+        observer.started(stage, checkpoint)
+        began = time.perf_counter()
+        try:
+            context = _context(chosen, stage, artifacts, partial, checkpoint, observer, should_stop)
+            result = _call(stage, context)
+            result.metrics |= _guards(context)
+            recorded = _handoff(chosen, stage, result, context)
+        except BaseException as error:
+            observer.failed(stage, error)
+            if not _is_worth_keeping(partial, error):
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        manifest = _manifest(stage, result, recorded, partial, time.perf_counter() - began)
+        return store.publish(stage.id, stage.key, manifest)
+
+
+def _context(
+    chosen: Plan,
+    stage: PlannedStage,
+    artifacts: Mapping[str, Artifact],
+    partial: Path,
+    checkpoint: Path | None,
+    observer: Observer,
+    should_stop: _Flag,
+) -> StageContext:
+    schema = plugin_schema(stage.spec.plugin)
+    resolver = Resolver(chosen.recipe, artifacts, _weights_of(chosen, stage))
+    inputs = resolver.inputs(stage.spec, schema.attributes.get("requires_columns", {}))
+    check_border(stage.spec, schema, inputs)
+    args = next((dict(stage.spec.params.get(name) or {}) for name in stage.spec.configs), {})
+    seed = int(args.get("seed", chosen.recipe.seed))
+    reporter = _StageReporter(stage, observer)
+    path = option_path(stage.id)
+    mode = stage.spec.adapter_mode
+    return StageContext(stage.id, partial, seed, inputs, checkpoint, reporter, should_stop, args, path, mode)
+
+
+def _call(stage: PlannedStage, context: StageContext) -> StageResult:
+    """Builds the stage and calls it; whatever a plugin raises comes out with the stage's name on it."""
+    spec = stage.spec
+    try:
+        plugin = spec.plugin.load()
+        result = plugin(**{**spec.params, **spec.names()})(context)
+    except (PosttrainError, KeyboardInterrupt):
+        raise
+    except Exception as cause:  # the plugin boundary
+        if _is_out_of_memory(cause):
+            raise StageFailed(f"stage '{stage.id}' ran out of memory: {cause}", hint=_memory_hint(stage)) from cause
+        raise StageFailed(
+            f"stage '{stage.id}' failed at {_place_of(cause)}: {type(cause).__name__}: {cause}"
+        ) from cause
+    finally:
+        _free()
+    if not isinstance(result, StageResult):
+        raise StageFailed(f"stage '{stage.id}' returned {type(result).__name__}, expected StageResult")
+    return result
+
+
+def _guards(context: StageContext) -> dict[str, float]:
+    """What became of the scores of guarded rewards; `plan` and `validate` do without the import."""
+    from posttrain_plugins.guard.guarded import figures_of
+
+    return figures_of(context.inputs)
+
+
+def _place_of(cause: BaseException) -> str:
+    """The innermost frame, `file.py:12 in name`: a plugin's own line where it raised itself."""
+    frame = traceback.extract_tb(cause.__traceback__)[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}"
+
+
+def _weights_of(chosen: Plan, stage: PlannedStage) -> Callable[[str], str]:
+    """The identity of a base's weights, in the stage's revision; files are read once and remembered beside the runs."""
+    revision = stage.spec.loading.get("model_revision")
+
+    def identity(model: str) -> str:
+        hashes = keys.HashCache(chosen.store.root / HASHES)
+        found = keys.weights_identity(model, hashes, revision)
+        hashes.save()
+        return found
+
+    return identity
+
+
+def _handoff(chosen: Plan, stage: PlannedStage, result: StageResult, context: StageContext) -> dict[str, Any]:
+    if result.model_path is None:
+        return {}
+    recorded = handoff.record(context.folder / result.model_path, stage.spec.loading)
+    recorded["base_weights"] = _weights_of(chosen, stage)(recorded["base"]) if recorded["base"] else None
+    parent = context.inputs.get("model")
+    if isinstance(parent, ModelArtifact) and stage.spec.produces == "model":  # one of ours: a foreign one has no record
+        handoff.check_kept(stage.id, parent.handoff, recorded, context.inputs.get("chat_template") is not None)
+    return {**recorded, **result.handoff}
+
+
+def _manifest(
+    stage: PlannedStage, result: StageResult, recorded: Mapping[str, Any], partial: Path, seconds: float
+) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "stage": stage.id,
+        "use": stage.spec.plugin.name,
+        "plugin": f"{stage.spec.plugin.distribution} {stage.spec.plugin.version}".strip() or stage.spec.plugin.target,
+        "makes": stage.spec.produces,
+        "from": list(stage.spec.parents()),
+        "start": _start_of(stage),
+        "key": stage.key,
+        "seconds": round(seconds, 3),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "metrics": {name: float(v) for name, v in result.metrics.items() if math.isfinite(float(v))},
+        "model_path": _relative(result.model_path, partial),
+        "data_path": _relative(result.data_path, partial),
+        "loading": dict(stage.spec.loading),
+        "handoff": dict(recorded),
+        "details": result.details,
+        "parts": dict(stage.parts),
+        "python": sys.version.split()[0],
+        "versions": {name: keys.version(name) for name in (*keys.VERSIONS, *ALSO_RECORDED)},
+    }
+
+
+def _start_of(stage: PlannedStage) -> str | None:
+    """The name of the model that the stage starts from."""
+    source = stage.spec.inputs.get("model")
+    if isinstance(source, FromStage):
+        return source.stage
+    return getattr(source, "name", None)
+
+
+def _relative(path: Path | None, partial: Path) -> str | None:
+    if path is None:
+        return None
+    return str(path.relative_to(partial)) if path.is_absolute() and path.is_relative_to(partial) else str(path)
+
+
+def _check_ready(stage: PlannedStage, artifacts: Mapping[str, Artifact]) -> None:
+    missing = [parent for parent in stage.spec.parents() if parent not in artifacts]
+    if missing:
+        raise InputError(
+            f"stage '{stage.id}' needs {', '.join(repr(m) for m in missing)}, which is not done",
+            hint=f"posttrain run RECIPE --until {stage.id}",
+        )
+
+
+def _check_gate(stage: PlannedStage, artifact: Artifact) -> None:
+    unmet = artifact.manifest["details"].get("unmet")
+    if unmet:
+        raise GateNotMet(
+            f"stage '{stage.id}' does not meet its gate: {'; '.join(unmet)}", hint=f"see {artifact.folder}"
+        )
+
+
+def _is_worth_keeping(partial: Path, error: BaseException) -> bool:
+    """Nothing half-written stays but what cost something: a checkpoint, answered requests, a model that was trained."""
+    if isinstance(error, NonFiniteLoss):
+        return False
+    if isinstance(error, InputError) and not isinstance(error, HandoffError):
+        return newest_checkpoint(partial) is not None or _has_answers(partial)
+    return newest_checkpoint(partial) is not None or any((partial / n).exists() for n in (REQUEST_LOG, "model"))
+
+
+def _has_answers(partial: Path) -> bool:
+    log = partial / REQUEST_LOG
+    return log.is_file() and log.stat().st_size > 0
+
+
+def _is_out_of_memory(cause: BaseException) -> bool:
+    return (
+        type(cause).__name__ == "OutOfMemoryError"
+        or isinstance(cause, MemoryError)
+        or "can't allocate memory" in str(cause)
+    )
+
+
+def _memory_hint(stage: PlannedStage) -> str:
+    if not stage.spec.configs:
+        return "lower num_generations or max_tokens, or load the model with load_in_4bit: true"
+    args = f"-o {option_path(stage.id)}.args"
+    return (
+        f"lower {args}.per_device_train_batch_size and raise {args}.gradient_accumulation_steps by the same factor, "
+        "shorten max_length or max_completion_length, use an adapter, or load the model with load_in_4bit: true"
+    )
+
+
+def _free() -> None:
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _write_resolved(chosen: Plan) -> None:
+    (chosen.store.folder / "resolved.yaml").write_text(document.dump(chosen.recipe.data), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class _StageReporter:
+    stage: PlannedStage
+    observer: Observer
+
+    def progress(self, done: int, total: int | None, unit: str, figures: Mapping[str, float]) -> None:
+        self.observer.progress(self.stage, done, total, unit, figures)
+
+    def note(self, message: str) -> None:
+        self.observer.note(self.stage, message)
+
+
+class _Flag:
+    """Becomes true with the first signal; the second one is a KeyboardInterrupt."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+
+    def __call__(self) -> bool:
+        return self.is_set
+
+    def handle(self, number: int, frame: Any) -> None:
+        if self.is_set:
+            raise KeyboardInterrupt  # what no plugin boundary swallows
+        self.is_set = True
+
+
+@contextlib.contextmanager
+def _stop_on_signal() -> Iterator[_Flag]:
+    flag = _Flag()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+    before = {number: signal.signal(number, flag.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

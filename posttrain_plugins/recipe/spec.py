@@ -1,0 +1,194 @@
+"""A checked recipe: frozen, with every default filled in and every name resolved to what it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from posttrain_plugins.plugins.registry import Plugin
+from posttrain_plugins.types import AdapterMode, Concern, Kind
+
+__all__ = [
+    "DataFile",
+    "External",
+    "FromStage",
+    "Input",
+    "Object",
+    "Policy",
+    "Recipe",
+    "Source",
+    "StageSpec",
+    "Use",
+    "flat",
+]
+
+
+@dataclass(frozen=True)
+class Use:
+    """A plugin with its parameters; `refs` are those that are references themselves, such as a strategy's scorer."""
+
+    kind: Kind
+    name: str
+    plugin: Plugin
+    params: Mapping[str, Any] = field(default_factory=dict)
+    reserved: Mapping[str, Any] = field(default_factory=dict)
+    refs: Mapping[str, Input] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A data set by file or Hub id, with TRL `DatasetConfig`'s fields and our `limit`, `rename`, `system_prompt`."""
+
+    name: str
+    path: str
+    is_local: bool
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class External:
+    """A model that exists already: a folder or a Hub id, with the fields of TRL's `ModelConfig`.
+
+    `template` is the chat template that the recipe gives it.
+    """
+
+    name: str
+    path: str
+    loading: Mapping[str, Any] = field(default_factory=dict)
+    template: Object | None = None
+
+
+@dataclass(frozen=True)
+class FromStage:
+    """What another stage of this recipe makes; a reward is used through the plugin `reward_plugin`."""
+
+    stage: str
+    produces: str
+    reward_plugin: str = ""
+    adapter: str = ""
+
+    @property
+    def model_name(self) -> str:
+        """`tasks+sum` for one of several adapters that a stage makes."""
+        return f"{self.stage}+{self.adapter}" if self.adapter else self.stage
+
+
+@dataclass(frozen=True)
+class Object:
+    """`package.module:attr`, `file.py:attr` or a path, absolute where it is a file."""
+
+    target: str
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The very model that a strategy is asked of, named by it beside others: no edge of the plan."""
+
+    name: str = "policy"
+
+
+def option_path(id: str) -> str:
+    """How `-o` names a stage: `model` for the base, `stages.loop.stages.t` for every turn of a loop's stage `t`."""
+    if id == "base":
+        return "model"
+    loop, *rest = id.split(".")
+    return f"stages.{loop}.stages.{rest[-1]}" if rest else f"stages.{id}"
+
+
+Source: TypeAlias = Use | DataFile | External | FromStage | Object | Policy | None
+Input: TypeAlias = Source | tuple[Source, ...]
+"""What a reference field refers to; several for a field that is a list."""
+
+
+def flat(inputs: Mapping[str, Input]) -> Iterator[tuple[str, Source]]:
+    """Every source by its place: `model`, `rewards[0]`, `rewards[1]`."""
+    for name, value in inputs.items():
+        if isinstance(value, tuple):
+            yield from ((f"{name}[{i}]", item) for i, item in enumerate(value))
+        else:
+            yield name, value
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One stage: its plugin, its plain parameters, and what each reference field refers to (a list for list fields).
+
+    `configs` says which parameter goes to which config class (`trl:SFTConfig`), `loading` how the recipe's models are
+    loaded, `adapter_mode` what the recipe says of a model that is an adapter, `warnings` what the stage warns of,
+    `reserved` which of the inputs are words of the recipe that the plugin knows nothing of, and `outputs` which
+    parameters say where it writes.
+    """
+
+    id: str
+    plugin: Plugin
+    produces: Literal["model", "dataset", "reward", "figures"]
+    params: Mapping[str, Any]
+    inputs: Mapping[str, Input]
+    configs: Mapping[str, str] = field(default_factory=dict)
+    loading: Mapping[str, Any] = field(default_factory=dict)
+    adapter_mode: AdapterMode | None = None
+    warnings: tuple[Concern, ...] = ()
+    reserved: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+    def sources(self) -> Iterator[tuple[str, Source]]:
+        """Every source with its field; also those inside strategies, at any depth (`strategies.scorer`)."""
+        return _sources(self.inputs)
+
+    def names(self) -> dict[str, Any]:
+        """What the stage's own reference fields hold: names, as in the recipe."""
+        return {name: _name(value) for name, value in self.inputs.items() if name not in self.reserved}
+
+    def parents(self) -> tuple[str, ...]:
+        """The stages that this one needs, each once, in the order of the fields."""
+        found = [source.stage for _, source in self.sources() if isinstance(source, FromStage)]
+        return tuple(dict.fromkeys(found))
+
+
+def _name(value: Input) -> Any:
+    if isinstance(value, tuple):
+        return [_name(item) for item in value]
+    if isinstance(value, FromStage):
+        return value.model_name
+    return getattr(value, "name", getattr(value, "target", None))
+
+
+def _sources(inputs: Mapping[str, Input]) -> Iterator[tuple[str, Source]]:
+    for place, source in flat(inputs):
+        name = place.partition("[")[0]
+        yield name, source
+        if isinstance(source, Use):
+            yield from ((f"{name}.{inner}", ref) for inner, ref in _sources(source.refs))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe that passed every check.
+
+    Args:
+        name: names the folder below `runs/`.
+        seed: every stage's seed unless its `args` give one.
+        file: where it was read; relative paths start from its folder.
+        stages: in an order in which they can run.
+        data: the resolved plain values, written as `resolved.yaml`.
+    """
+
+    name: str
+    seed: int
+    file: Path
+    stages: tuple[StageSpec, ...]
+    data: Mapping[str, Any]
+
+    def stage(self, id: str) -> StageSpec:
+        return next(stage for stage in self.stages if stage.id == id)
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Loop name -> id of the stage that is its output."""
+        last: dict[str, str] = {}
+        for stage in self.stages:
+            if "." in stage.id:
+                last[stage.id.split(".")[0]] = stage.id
+        return last

@@ -1,0 +1,1 @@
+"""PPO, and GRPO with process rewards, on TRL's GRPOTrainer."""

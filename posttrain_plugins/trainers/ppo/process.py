@@ -1,0 +1,137 @@
+"""Process rewards: what `step_scores` of a reward gives, at the tokens where the steps end.
+
+A reward that a trainer names in `process_rewards` pays by its steps, in place of its score for the whole completion; it
+is called once, and logged with the sum of its steps. Steps are told apart as everywhere (`text/steps.py`): the k-th
+score is paid at the token with which the k-th step ends. Scores fewer than steps pay the first ones; what is over is
+paid at the end, and the share of completions with another number of scores than of steps is logged as `steps/mismatch`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.text.steps import step_ends
+from posttrain_plugins.trainers import compat
+
+__all__ = ["Steps", "as_tensor", "check", "check_names", "place", "step_end_tokens", "stepwise"]
+
+Steps = dict[int, list[list[float]]]
+"""Index of the reward function -> for each completion of this process, a score for each step."""
+
+
+def check(trainer: Any, names: Sequence[str]) -> None:
+    """Refuses what a trainer cannot pay by steps.
+
+    Raises:
+        InputError: as `check_names`, or there are tools.
+    """
+    check_names(dict(zip(trainer.reward_func_names, trainer.reward_funcs, strict=True)), names)
+    if names and trainer.tools:
+        raise InputError("process_rewards cannot be used with tools: a tool's answer is no step of the model")
+
+
+def check_names(known: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Refuses names that are no reward, and rewards that cannot judge steps.
+
+    Raises:
+        InputError: names the reward.
+    """
+    for name in names:
+        if name not in known:
+            raise InputError(f"process_rewards names no reward: '{name}', expected one of {', '.join(known)}")
+        if not callable(getattr(known[name], "step_scores", None)):
+            raise InputError(
+                f"reward '{name}' is in process_rewards, but it has no step_scores",
+                hint="use one that judges steps, such as process_reward_model",
+            )
+
+
+@contextmanager
+def stepwise(trainer: Any, names: Sequence[str]) -> Iterator[Steps]:
+    """While the rewards are calculated, those in `names` are asked for their steps and give the sum of them."""
+    steps: Steps = {}
+    before = list(trainer.reward_funcs)
+    for i, name in enumerate(trainer.reward_func_names):
+        if name in names:
+            trainer.reward_funcs[i] = _sums(before[i].step_scores, i, name, steps)
+    try:
+        yield steps
+    finally:
+        trainer.reward_funcs[:] = before
+
+
+def _sums(step_scores: Callable[..., list[list[float]]], i: int, name: str, steps: Steps) -> Callable[..., Any]:
+    def score(**columns: Any) -> list[float | None]:
+        found = [list(map(float, row)) for row in step_scores(**columns)]
+        if len(found) != len(columns["completions"]):
+            message = f"step_scores of reward '{name}' gave {len(found)} lists"
+            raise InputError(f"{message}, expected one for each of {len(columns['completions'])} completions")
+        steps[i] = found
+        return [sum(row) for row in found]
+
+    return score
+
+
+def step_end_tokens(tokenizer: Any, ids: Sequence[int], separator: str) -> list[int]:
+    """The index of the token with which each step ends.
+
+    Args:
+        tokenizer: of the policy.
+        ids: one completion, without padding.
+        separator: what ends a step.
+
+    Returns:
+        As many indices as the completion has steps; a token that spans two steps ends the first.
+    """
+
+    def length(last: int) -> int:
+        return len(tokenizer.decode(ids[: last + 1], skip_special_tokens=True))
+
+    ends = step_ends(tokenizer.decode(ids, skip_special_tokens=True), separator)
+    return [min(bisect_left(range(len(ids)), end, key=length), len(ids) - 1) for end in ends]
+
+
+def place(trainer: Any, steps: Steps, ids: Sequence[Sequence[int]], separator: str) -> dict[int, list[list[float]]]:
+    """The scores of each reward at each token of each completion.
+
+    Raises:
+        InputError: no completion has as many steps as it has scores, so the separator is another.
+    """
+    tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+    ends = [step_end_tokens(tokenizer, row, separator) for row in ids]
+    placed = {}
+    for i, scores in steps.items():
+        placed[i] = [_row(s, e, len(row)) for s, e, row in zip(scores, ends, ids, strict=True)]
+    pairs = [(len(s), len(e)) for scores in steps.values() for s, e in zip(scores, ends, strict=True)]
+    if pairs:
+        compat.add_metric(trainer, "steps/mismatch", sum(s != e for s, e in pairs) / len(pairs))
+    if any(s for s, _ in pairs) and all(s > e for s, e in pairs if s):
+        most = max(pairs)
+        raise InputError(
+            f"process rewards give more scores than there are steps, in every completion: {most[0]} for {most[1]}",
+            hint=f"set step_separator to what ends a step for the reward; it is {separator!r}",
+        )
+    return placed
+
+
+def _row(scores: Sequence[float], ends: Sequence[int], length: int) -> list[float]:
+    row = [0.0] * length
+    for k, score in enumerate(scores):
+        if ends:
+            row[ends[min(k, len(ends) - 1)]] += score
+    return row
+
+
+def as_tensor(rows: Sequence[Sequence[float]], like: Tensor) -> Tensor:
+    """(B, T), padded with 0 on the right."""
+    tensor = torch.zeros_like(like)
+    for i, row in enumerate(rows):
+        tensor[i, : len(row)] = torch.tensor(row, dtype=like.dtype, device=like.device)
+    return tensor

@@ -1,0 +1,239 @@
+"""Proximal policy optimisation on TRL's `GRPOTrainer` (Schulman et al., https://huggingface.co/papers/1707.06347).
+
+TRL dropped its own PPO in 1.13. Here GRPO generates and scores as it does for itself, with vLLM, tools, all kinds of
+rewards, adapters, 4-bit weights and checkpoints. Its advantages are then replaced by those of tokens (`advantages.py`),
+and the clipped value loss is added to its policy loss. No method of TRL is copied.
+
+What differs from TRL 1.12's `PPOTrainer`:
+
+1. The score stands on the last token. 1.12 has it one slot behind where a row is padded.
+2. Advantages are whitened over the batch of all processes; 1.12 had each process whiten its own.
+3. One model with adapters where the policy is one (`critic.py`); 1.12 held three, and trained the critic whole.
+4. A killed run goes on from its checkpoint; the rollout buffer is not in it, so `save_steps` belongs between rollouts.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from torch import Tensor
+from transformers import TrainerCallback
+from trl import GRPOTrainer
+
+from posttrain_plugins.trainers import compat, refusals
+from posttrain_plugins.trainers.ppo import advantages, process, rollout, shared_reward
+from posttrain_plugins.trainers.ppo.config import PPOConfig
+from posttrain_plugins.trainers.ppo.critic import Critic, WithValues
+from posttrain_plugins.trainers.ppo.rollout import Scored, Seen
+from posttrain_plugins.trainers.ppo.with_critic import WithCritic
+
+__all__ = ["PPOConfig", "PPOTrainer"]
+
+STATE = "ppo_state.json"
+
+
+class PPOTrainer(WithCritic, GRPOTrainer):  # type: ignore[misc]
+    """PPO, REINFORCE, REINFORCE++ and ReMax, used as any trainer of TRL.
+
+    Args:
+        model: as `GRPOTrainer` takes it. It is also the reference: an adapter policy's base with the adapter off, or,
+            of a `PeftModel`, a frozen copy of the adapter it comes with.
+        reward_funcs: as `GRPOTrainer` takes them; an adapter on the policy's own base is loaded beside the policy's.
+        args: a `PPOConfig`.
+        train_dataset: with `prompt` and the columns that the rewards need.
+        critic_config: `peft.PeftConfig` of the critic; by default the policy's.
+        **options: any other argument of `GRPOTrainer`, such as `peft_config`.
+
+    Raises:
+        InputError: the critic, the reference or a process reward cannot be had.
+
+    Example:
+        ```python
+        from datasets import load_dataset
+        from peft import LoraConfig
+        from trl.rewards import accuracy_reward
+
+        from posttrain_plugins.trainers.ppo.trainer import PPOConfig, PPOTrainer
+
+        trainer = PPOTrainer(
+            model="Qwen/Qwen2.5-0.5B-Instruct",
+            reward_funcs=accuracy_reward,
+            args=PPOConfig("ppo", num_iterations=2, kl_coef=0.02),
+            train_dataset=load_dataset("trl-lib/DeepMath-103K", split="train"),
+            peft_config=LoraConfig(),
+        )
+        trainer.train()
+        ```
+    """
+
+    _tag_names = ("trl", "ppo")
+    _name = "PPO"
+    _paper = {  # noqa: RUF012 (TRL's own form)
+        "title": "Proximal Policy Optimization Algorithms",
+        "id": "1707.06347",
+        "citation": textwrap.dedent("""\
+            @article{schulman2017proximal,
+                title  = {{Proximal Policy Optimization Algorithms}},
+                author = {John Schulman and Filip Wolski and Prafulla Dhariwal and Alec Radford and Oleg Klimov},
+                year   = 2017,
+                eprint = {arXiv:1707.06347},
+            }"""),
+    }
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: PPOConfig | None = None,
+        train_dataset: Any = None,
+        *,
+        critic_config: Any = None,
+        **options: Any,
+    ) -> None:
+        args = args or PPOConfig(f"{Path(shared_reward.base_path(model)).name or 'model'}-PPO")
+        policy_config = options.get("peft_config") or compat.active_config(model)
+        kind = refusals.check(args, model, policy_config, critic_config, options)
+        base = shared_reward.base_path(model)
+        given = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs] if reward_funcs is not None else []
+        below = shared_reward.laid_below(model)
+        rewards = [shared_reward.shared(reward, base, policy_config, below) for reward in given]
+        self.critic: Critic | None = None
+        self.seen: Seen | None = None
+        self.scored: Scored | None = None
+        super().__init__(model, rewards, args, train_dataset, **options)
+        if not isinstance(model, str):
+            refusals.check_reference_weights(self)
+        self.kl_coef = args.kl_coef
+        self.mean_return: float | None = None  # the running baseline of `reinforce`
+        self._policy_adapter = compat.in_force(self.model)
+        self._reward_adapters = shared_reward.bind_all(self)
+        if kind is not None:
+            refusals.check_warm_up(self)
+            set_seed(args.seed)  # the same critic on every process
+            self.critic = Critic(self.model, kind, critic_config)
+            set_seed(args.seed, device_specific=True)  # as GRPO left it
+            self.add_callback(_WarmUp(self))
+        compat.hide_from_vllm(self, self._is_beside_the_policy)
+        if args.disable_dropout:
+            compat.no_dropout(self.model)
+
+    def _is_beside_the_policy(self, name: str) -> bool:
+        """Is the parameter of that name the critic's or a reward model's?"""
+        is_critics = self.critic is not None and self.critic.owns(name)
+        return is_critics or not set(name.split(".")).isdisjoint(self._reward_adapters)
+
+    # --- rollouts ----------------------------------------------------------------------------------------------------
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `transformers.Trainer.train`, after a look at the names of the process rewards."""
+        process.check(self, self.args.process_rewards)
+        return super().train(*args, **kwargs)
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        with process.stepwise(self, self.args.process_rewards) as steps:
+            rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self.scored = Scored(rewards, steps, prompts, completion_ids_list)
+        return rewards
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        self.seen = self.scored = None
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if self.critic is not None:
+            self.critic.unfreeze()  # the reference pass ended in PEFT's `set_adapter`
+        if (self.critic is not None or self.beta != 0.0) and self.seen is None:
+            self._look(output)
+        output.update(rollout.judge(self, inputs, output))
+        compat.drop_metric(self, "frac_reward_zero_std")  # of groups, which are no matter here
+        return output
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def _look(self, output: Mapping[str, Any]) -> None:
+        """One pass of the policy over the rollout, where GRPO itself needed none."""
+        ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
+        mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
+        is_training = self.model.training
+        rows = self.args.per_device_train_batch_size if is_training else self.args.per_device_eval_batch_size
+        extras = {name: output[name] for name in compat.FORWARD_EXTRAS if name in output}
+        with compat.without_checkpointing(self):
+            self._get_per_token_logps_and_entropies(
+                self.model, ids, mask, output["completion_ids"].size(1), batch_size=rows, **extras
+            )
+
+    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        is_reference = model is self.ref_model or compat.in_force(self.model) != self._policy_adapter
+        if is_reference:
+            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        watched = WithValues(model) if self.critic is not None else model
+        result = super()._get_per_token_logps_and_entropies(watched, *args, **kwargs)
+        values = torch.cat(watched.values)[:, -result[0].size(1) :] if self.critic is not None else None
+        self.seen = Seen(result[0].detach(), values)
+        return result
+
+    # --- update ------------------------------------------------------------------------------------------------------
+
+    def _compute_loss(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
+        beta, self.beta = float(self.args.beta), 0.0  # the KL stands in the reward, not in the loss
+        try:
+            loss: Tensor = super()._compute_loss(model, inputs)
+        finally:
+            self.beta = beta
+        assert self.seen is not None
+        seen, self.seen = self.seen, None
+        rollout.log_ratio(self, seen.logps, inputs)
+        if self.critic is None:
+            return loss
+        assert seen.values is not None
+        value_loss, clipped = advantages.clipped_value_loss(
+            seen.values, inputs["old_values"], inputs["returns"], inputs["value_mask"], self.args.cliprange_value
+        )
+        compat.add_metric(self, "value/loss", float(self.accelerator.gather(value_loss.detach()).mean()))
+        compat.add_metric(self, "value/clip_ratio", float(self.accelerator.gather(clipped).mean()))
+        shares = self.current_gradient_accumulation_steps if self.model.training else 1
+        return (0.0 if self.warms_up else 1.0) * loss + self.args.vf_coef * value_loss / shares
+
+    @property
+    def warms_up(self) -> bool:
+        """Does only the critic learn now?"""
+        return bool(self.model.training and self.state.global_step < self.args.critic_warmup_steps)
+
+    # --- saving and going on -----------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        for name in self._reward_adapters:  # PEFT saves what is not ours to change
+            shutil.rmtree(Path(output_dir or self.args.output_dir) / name, ignore_errors=True)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            state = {"kl_coef": self.kl_coef, "mean_return": self.mean_return}
+            file = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / STATE
+            file.write_text(json.dumps(state) + "\n", encoding="utf-8")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and (Path(checkpoint) / STATE).is_file():
+            state = json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))
+            self.kl_coef, self.mean_return = state["kl_coef"], state["mean_return"]
+            refusals.warn_within_generation(self, Path(checkpoint))
+
+
+class _WarmUp(TrainerCallback):  # type: ignore[misc]
+    """While only the critic learns, takes out the policy's zero gradients, so that not even weight decay moves it."""
+
+    def __init__(self, trainer: PPOTrainer) -> None:
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        critic = self.trainer.critic
+        if critic is not None and self.trainer.warms_up:
+            for name, parameter in self.trainer.model.named_parameters():
+                if not critic.owns(name):
+                    parameter.grad = None

@@ -1,0 +1,157 @@
+"""Rollouts of a policy that is being trained, made by a strategy, for TRL's `rollout_func` hook.
+
+Each completion that a trainer asks for is the answer of one run of the strategy, and the runs of a batch share waves.
+So a group of G rollouts is G answers of best-of-4, or of a tree search.
+
+**What this does to the gradient.** The trainer takes completions for draws of the policy itself. A plain prompt
+strategy draws from the policy after another prompt; a selecting strategy (best of n, search) draws from another
+distribution, whose probabilities nobody knows. What is right all the same: the ratio of new to old policy within the
+steps of one generation (PPO's and GRPO's clip), since the trainer takes both log-probabilities, on the text as it
+stands. What is biased: the expectation, which is over the strategy's answers and lacks what the policy does wrong
+without search. That is expert iteration with advantages (Anthony et al., 2017,
+https://huggingface.co/papers/1705.08439; best of n as the behaviour policy in BOND, Sessa et al., 2024,
+https://huggingface.co/papers/2407.14622). Keep some stages on plain draws.
+
+**TRL's importance sampling correction** (`vllm_importance_sampling_correction`) weighs a token by pi_old / pi_sampler,
+with the sampler's own `sampling_per_token_logps`. It mends the small difference between an engine's arithmetic and the
+trainer's, for draws of the same distribution; it cannot mend a selection. So no log-probabilities are handed over
+(`logprobs: None`, as TRL's own rollouts in process), nothing is weighed, and `use_vllm` is refused beside a strategy.
+
+1. The strategy's text is tokenised again; it is the text, not the drawn tokens, that is trained on.
+2. Refused: tools, whose answers the policy did not write; ReMax, whose baseline is greedy; sharded weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from posttrain_plugins.backends.transformers.backend import TransformersBackend, render
+from posttrain_plugins.engine.solve import solve
+from posttrain_plugins.errors import InputError, StageFailed
+from posttrain_plugins.types import Concern, Problem, Prompt, ResolvedStrategy, Result, SamplingParams, StageContext
+
+__all__ = ["StrategyRollouts", "concerns", "hook"]
+
+SAMPLERS = ("use_vllm", "use_transformers_continuous_batching")
+
+
+def concerns(args: Any) -> Iterator[Concern]:
+    """Fields of a trainer's config that have no meaning beside a strategy."""
+    for name in SAMPLERS:
+        if getattr(args, name, False):
+            found = f"strategy makes the rollouts in process, but args has {name}"
+            yield Concern(found, f"remove {name}", f"args.{name}")
+    if getattr(args, "advantage_estimator", None) == "remax":
+        found = "remax compares with a greedy completion, and a strategy would take its place too"
+        yield Concern(found, "use another estimator, or no strategy", "args.advantage_estimator")
+
+
+def hook(context: StageContext) -> dict[str, Any]:
+    """The argument `rollout_func` of a stage's trainer; nothing where the stage has no strategy.
+
+    Raises:
+        InputError: the strategy has tools.
+    """
+    resolved: ResolvedStrategy | None = context.inputs.get("strategy")
+    if resolved is None:
+        return {}
+    if getattr(resolved.strategy, "tools", None):
+        message = f"strategy {resolved.label} has tools, whose answers would be trained on as if the policy wrote them"
+        raise InputError(message, hint="use it in sample or evaluate")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # who names a strategy knows what it is
+    sets = [context.inputs[name] for name in ("dataset", "eval_dataset") if context.inputs.get(name) is not None]
+    rows = [dict(row) for dataset in sets for row in dataset]
+    return {"rollout_func": StrategyRollouts(resolved, rows, context.seed)}
+
+
+@dataclass
+class StrategyRollouts:
+    """TRL's `rollout_func(prompts, trainer)`.
+
+    Args:
+        resolved: the strategy, with the rewards and models that it names.
+        rows: the data set; scorers are given the other columns of a prompt's row.
+        seed: of the run.
+    """
+
+    resolved: ResolvedStrategy
+    rows: Sequence[Mapping[str, Any]]
+    seed: int = 0
+    _place: tuple[Any, ...] = field(default=(), init=False)
+    _calls: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self._row_of = {_name(row["prompt"]): row for row in self.rows}
+        self._others: dict[str, TransformersBackend] = {}
+
+    def __call__(self, prompts: list[Prompt], trainer: Any) -> dict[str, Any]:
+        """One answer for each prompt, equal ones among them.
+
+        Returns:
+            `prompt_ids` and `completion_ids`, B lists of tokens; `logprobs` is None: nobody knows the strategy's.
+
+        Raises:
+            InputError: the weights are sharded.
+            StageFailed: the strategy failed at every prompt.
+        """
+        _check_whole(trainer)
+        model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
+        is_training = model.training
+        backend = TransformersBackend(model, tokenizer, identity=self._identity(trainer, is_training))
+        params = SamplingParams(trainer.temperature, trainer.top_p, trainer.max_completion_length)
+        try:
+            results = self._solve(prompts, backend, params)
+        finally:
+            model.train(is_training)
+        if all(result.error for result in results):
+            raise StageFailed(f"strategy {self.resolved.label} failed at every prompt: {results[0].error}")
+        return {
+            "prompt_ids": [render(tokenizer, prompt) for prompt in prompts],
+            "completion_ids": [self._tokens(tokenizer, result, params.max_tokens) for result in results],
+            "logprobs": None,
+        }
+
+    def _identity(self, trainer: Any, is_training: bool) -> str:
+        """Part of every request's seed: which step, which process, and how often within; a resumed run has the same."""
+        place = (trainer.state.global_step, is_training, trainer.accelerator.process_index)
+        self._calls = self._calls + 1 if place == self._place else 0
+        self._place = place
+        return ":".join(map(str, (*place, self._calls)))
+
+    def _solve(self, prompts: Sequence[Prompt], backend: TransformersBackend, params: SamplingParams) -> list[Result]:
+        for role, artifact in self.resolved.models.items():
+            if role not in self._others:
+                made = TransformersBackend(artifact.path, loading=artifact.loading, identity=artifact.name)
+                self._others[role] = made
+        rows = [self._row_of.get(_name(prompt), {}) for prompt in prompts]
+        names = dict.fromkeys(name for row in rows for name in row if name not in ("prompt", "completion"))
+        return solve(
+            self.resolved.strategy,
+            [Problem(prompt, params, id=str(i)) for i, prompt in enumerate(prompts)],
+            backend={**self._others, "policy": backend},
+            scorers=self.resolved.scorers,
+            columns={name: [row.get(name) for row in rows] for name in names},
+            seed=self.seed,
+        )
+
+    def _tokens(self, tokenizer: Any, result: Result, max_tokens: int) -> list[int]:
+        """The answer's tokens, with EOS where it is whole; an empty answer is EOS alone."""
+        ids = list(tokenizer(result.text, add_special_tokens=False)["input_ids"])[:max_tokens]
+        reasons = {candidate.text: candidate.finish_reason for candidate in result.candidates}
+        is_whole = reasons.get(result.text, "stop") == "stop" and len(ids) < max_tokens
+        return [*ids, tokenizer.eos_token_id] if is_whole or not ids else ids
+
+
+def _check_whole(trainer: Any) -> None:
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    if trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
+        hint = "train with DDP or ZeRO-2, or take strategy out of the stage"
+        raise InputError("a strategy's rollouts need the whole weights on every process, but they are sharded", hint)
+
+
+def _name(prompt: Prompt) -> str:
+    return json.dumps(prompt, sort_keys=True, default=str)

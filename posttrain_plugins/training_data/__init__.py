@@ -1,0 +1,1 @@
+"""What `sample` keeps of completions, in which format, and which of their steps are right."""

@@ -1,0 +1,98 @@
+"""The nouns: what plugins are, what strategies and engine say to each other, and what a stage is given and returns.
+
+Plugins need no base class and no decorator. The protocols below are for readers and type checkers:
+
+| kind     | a plugin is                                                          |
+|----------|----------------------------------------------------------------------|
+| reward   | TRL's reward call: `f(prompts, completions, **columns)`              |
+| adapter  | `f(**params)` that gives a `peft.PeftConfig`, or None for full       |
+| strategy | a dataclass whose `__call__(problem)` is a generator of requests     |
+| dataset  | `f(**params)` that gives a `datasets.Dataset` or `DatasetDict`       |
+| stage    | a dataclass whose annotated fields are its references and parameters |
+"""
+
+from posttrain_plugins.types.plugins import KINDS, Adapter, Concern, Dataset, Kind, Outlook, Reward, Stage, Strategy
+from posttrain_plugins.types.references import (
+    AdapterMode,
+    AdapterRef,
+    ConfigOf,
+    DataRef,
+    ModelRef,
+    ObjectRef,
+    Ref,
+    RewardRef,
+    StrategyRef,
+)
+from posttrain_plugins.types.requests import (
+    Budget,
+    CallTool,
+    Candidate,
+    Completion,
+    Generate,
+    Messages,
+    Problem,
+    Prompt,
+    Request,
+    Response,
+    Result,
+    SamplingParams,
+    Score,
+    ScoreSteps,
+    Usage,
+)
+from posttrain_plugins.types.stage import (
+    CHECKPOINT_MARKER,
+    EXPORT_MARKER,
+    ModelArtifact,
+    Reporter,
+    ResolvedAdapter,
+    ResolvedReward,
+    ResolvedStrategy,
+    StageContext,
+    StageResult,
+)
+
+__all__ = [
+    "CHECKPOINT_MARKER",
+    "EXPORT_MARKER",
+    "KINDS",
+    "Adapter",
+    "AdapterMode",
+    "AdapterRef",
+    "Budget",
+    "CallTool",
+    "Candidate",
+    "Completion",
+    "Concern",
+    "ConfigOf",
+    "DataRef",
+    "Dataset",
+    "Generate",
+    "Kind",
+    "Messages",
+    "ModelArtifact",
+    "ModelRef",
+    "ObjectRef",
+    "Outlook",
+    "Problem",
+    "Prompt",
+    "Ref",
+    "Reporter",
+    "Request",
+    "ResolvedAdapter",
+    "ResolvedReward",
+    "ResolvedStrategy",
+    "Response",
+    "Result",
+    "Reward",
+    "RewardRef",
+    "SamplingParams",
+    "Score",
+    "ScoreSteps",
+    "Stage",
+    "StageContext",
+    "StageResult",
+    "Strategy",
+    "StrategyRef",
+    "Usage",
+]

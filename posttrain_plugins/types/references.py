@@ -1,0 +1,49 @@
+"""What a stage's field refers to: annotations that make a field an edge of the plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeAlias
+
+__all__ = [
+    "AdapterMode",
+    "AdapterRef",
+    "ConfigOf",
+    "DataRef",
+    "ModelRef",
+    "ObjectRef",
+    "Ref",
+    "RewardRef",
+    "StrategyRef",
+]
+
+AdapterMode: TypeAlias = Literal["continue", "stack", "merge"]
+"""How a training stage goes on from a model that is an adapter (`stack.choose_mode`)."""
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Marks a stage's or strategy's field as a reference, an edge of the plan."""
+
+    kind: Literal["model", "dataset", "reward", "adapter", "strategy", "object"]
+
+
+@dataclass(frozen=True)
+class ConfigOf:
+    """Marks a mapping that goes untouched to a config class, such as `ConfigOf("trl:SFTConfig")`."""
+
+    target: str
+
+
+ModelRef: TypeAlias = Annotated[str, Ref("model")]
+
+DataRef: TypeAlias = Annotated[str, Ref("dataset")]
+
+RewardRef: TypeAlias = Annotated[str, Ref("reward")]
+
+AdapterRef: TypeAlias = Annotated[str, Ref("adapter")]
+
+StrategyRef: TypeAlias = Annotated[str, Ref("strategy")]
+
+ObjectRef: TypeAlias = Annotated[str, Ref("object")]
+"""`package.module:attr`, `./file.py:attr`, or a file or folder beside the recipe."""

@@ -1,0 +1,226 @@
+"""What strategies and the engine say to each other: requests, responses, budgets and results."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+__all__ = [
+    "Budget",
+    "CallTool",
+    "Candidate",
+    "Completion",
+    "Generate",
+    "Messages",
+    "Problem",
+    "Prompt",
+    "Request",
+    "Response",
+    "Result",
+    "SamplingParams",
+    "Score",
+    "ScoreSteps",
+    "Usage",
+]
+
+Messages: TypeAlias = Sequence[Mapping[str, Any]]
+"""Chat messages with `role` and `content`; a last message of role `assistant` is a prefill to go on from."""
+
+Prompt: TypeAlias = str | Messages
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one completion is drawn.
+
+    Args:
+        temperature: 0 is greedy.
+        top_p: nucleus mass kept, in (0, 1].
+        max_tokens: completion tokens at most.
+        stop: strings that end a completion; the text is cut before the first of them.
+        seed: fixes the noise; None lets the engine derive it from the request's key.
+        logprobs: ask for the log-probability of each completion token.
+        top_logprobs: ask for `Completion.confidences` over so many of the likeliest tokens; 0 for none.
+        values: ask for `Completion.value`, of a backend that has a value head.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 1024
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    logprobs: bool = False
+    top_logprobs: int = 0
+    values: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """Asks for `n` completions of a prompt; answered by a list of `n` `Completion`.
+
+    Args:
+        prompt: text or messages; a last message of role `assistant` is gone on from, and the completion holds only what
+            is new.
+        n: how many.
+        params: how they are drawn.
+        model: the role that answers: `policy`, or the name of another model.
+        tools: JSON schemas of the functions that the model may call natively (`Completion.tool_calls`).
+        purpose: `answer` where the completions answer the problem, or `step` where they are pieces of such an answer,
+            so that the engine may fall back on them when a budget ends; any other word (`feedback`, `value`, `vote`)
+            names them in the trace. No part of the key.
+    """
+
+    prompt: Prompt
+    n: int = 1
+    params: SamplingParams = SamplingParams()
+    model: str = "policy"
+    tools: tuple[Mapping[str, Any], ...] = ()
+    purpose: str = "answer"
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Asks what completions of a prompt are worth; answered by `list[float | None]`, one per completion."""
+
+    prompt: Prompt
+    completions: tuple[str, ...]
+    scorer: str = "reward"
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreSteps:
+    """Asks what each step of each completion is worth; answered by `list[list[float]]`."""
+
+    prompt: Prompt
+    steps: tuple[tuple[str, ...], ...]
+    scorer: str = "prm"
+
+
+@dataclass(frozen=True, slots=True)
+class CallTool:
+    """Asks for a tool's answer; answered by `str` (an error comes back as text)."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+Request: TypeAlias = Generate | Score | ScoreSteps | CallTool
+
+
+@dataclass(slots=True)
+class Usage:
+    """What was spent: tokens read and written, requests answered from the log, calls to a backend, by model role.
+
+    A prompt that was read once for several completions counts on the first of them; so sums are what a server counts.
+    Where a backend sets `calls` of a completion's own usage, that is taken as it is.
+    """
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    calls: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.calls + other.calls,
+        )
+
+
+@dataclass(slots=True)
+class Completion:
+    """One completion, without the prefill that it goes on from.
+
+    Args:
+        text: what was drawn, cut before the stop string.
+        finish_reason: `stop` at EOS or a stop string, `length`, `tool_calls`, or `error` (then `error` says why).
+        usage: what it cost.
+        token_ids: where log-probabilities were asked for.
+        logprobs: of each token, the model's own.
+        error: what went wrong with this one sample.
+        stop_reason: the stop string that ended it; None at EOS, and where a server does not tell.
+        confidences: per token, minus the mean log-probability of the likeliest `top_logprobs` tokens (DeepConf,
+            https://huggingface.co/papers/2508.15260, equation 2): larger is surer.
+        value: of the state after the last token, where `values` were asked for.
+        tool_calls: `{"name": ..., "arguments": {...}}` each, where the model called tools natively.
+    """
+
+    text: str
+    finish_reason: Literal["stop", "length", "tool_calls", "error"] = "stop"
+    usage: Usage = field(default_factory=Usage)
+    token_ids: list[int] | None = None
+    logprobs: list[float] | None = None
+    error: str | None = None
+    stop_reason: str | None = None
+    confidences: list[float] | None = None
+    value: float | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+Response: TypeAlias = list[Completion] | list[float | None] | list[list[float]] | str
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A finished completion that a strategy considered, with its extracted answer and its score, if it has one."""
+
+    text: str
+    answer: Hashable | None = None
+    score: float | None = None
+    step_scores: list[float] = field(default_factory=list)
+    finish_reason: str = "stop"
+
+
+@dataclass(slots=True)
+class Result:
+    """A strategy's answer to one problem.
+
+    `text` is the completion it stands on (`""` where every sample failed); `stopped_by` names the budget that ended it,
+    or is None; `usage` (per role: `policy`, a scorer's name) and `trace` (every request with its responses, in order,
+    as JSON values) are filled by the engine.
+    """
+
+    answer: Any
+    text: str
+    candidates: list[Candidate] = field(default_factory=list)
+    usage: dict[str, Usage] = field(default_factory=dict)
+    stopped_by: str | None = None
+    trace: list[dict[str, Any]] = field(default_factory=list)
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Limits for one problem or for all of them; None is no limit. A wave in flight may end above `tokens`."""
+
+    tokens: int | None = None
+    completions: int | None = None
+    calls: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(slots=True)
+class Problem:
+    """What a strategy sees: never the reference answer or any other column.
+
+    Args:
+        prompt: plain text or messages.
+        params: the sampling parameters to start from; strategies replace single fields.
+        id: stable name within a run; part of every request's key.
+        rng: a generator of its own, seeded from run seed and id, for strategies that need chance.
+        tools: JSON schemas of the functions that `CallTool` reaches; filled by the engine.
+    """
+
+    prompt: Prompt
+    params: SamplingParams = SamplingParams()
+    id: str = "0"
+    rng: random.Random = field(default_factory=lambda: random.Random(0))
+    tools: tuple[Mapping[str, Any], ...] = ()

@@ -23,6 +23,9 @@ def causal_lm(path: Path, is_quantized: bool = False) -> Any:
 
     options: dict[str, Any] = {"dtype": torch.float32}
     if is_quantized:
+        from posttrain_plugins.models.quantization import keep_packed_weights_exact
+
+        keep_packed_weights_exact()
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
         )

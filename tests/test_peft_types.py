@@ -95,6 +95,9 @@ def test_what_trains_on_packed_weights(tiny_model: Path, types: list[str]) -> No
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    from posttrain_plugins.models.quantization import keep_packed_weights_exact
+
+    keep_packed_weights_exact()
     packed = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
     ids = torch.arange(4, 28).reshape(2, 12)
     for name in types:

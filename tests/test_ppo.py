@@ -408,6 +408,9 @@ def test_it_trains_a_4bit_model(tiny_model: Path, rows: Any, tmp_path: Path) -> 
     pytest.importorskip("bitsandbytes")
     from transformers import BitsAndBytesConfig
 
+    from posttrain_plugins.models.quantization import keep_packed_weights_exact
+
+    keep_packed_weights_exact()
     trainer = PPOTrainer(
         model=str(tiny_model),
         reward_funcs=digits,

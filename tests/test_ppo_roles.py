@@ -87,6 +87,9 @@ def test_policy_critic_reward_and_reference_stand_on_one_4bit_base(tiny_model: P
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
+    from posttrain_plugins.models.quantization import keep_packed_weights_exact
+
+    keep_packed_weights_exact()
     quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
     judge = AutoModelForSequenceClassification.from_pretrained(str(tiny_model), num_labels=1, dtype="float32")
     judge = get_peft_model(judge, lora(2, "SEQ_CLS", modules_to_save=["score"]))

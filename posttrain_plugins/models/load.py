@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from posttrain_plugins.models.quantization import quantization_config
 from posttrain_plugins.models.stack import adapter_config, load_adapted
 
 __all__ = ["load_model", "load_tokenizer"]
@@ -55,7 +56,7 @@ def _quantization(loading: Mapping[str, Any]) -> Any:
     """TRL's own reading of its fields; None where nothing is quantized."""
     if not (loading.get("load_in_4bit") or loading.get("load_in_8bit")):
         return None
-    from trl import ModelConfig, get_quantization_config
+    from trl import ModelConfig
 
     names = ModelConfig.__dataclass_fields__
-    return get_quantization_config(ModelConfig(**{name: value for name, value in loading.items() if name in names}))
+    return quantization_config(ModelConfig(**{name: value for name, value in loading.items() if name in names}))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from posttrain_plugins.errors import InputError
+from posttrain_plugins.models.quantization import quantization_config
 from posttrain_plugins.models.stack import load_adapted, task_of, with_plain_head
 from posttrain_plugins.text import is_conversational
 from posttrain_plugins.types import Prompt
@@ -175,7 +176,7 @@ class RewardModel:
 
     def _quantization(self) -> Any:
         """TRL's own reading of its fields; bitsandbytes computes in bfloat16 where `dtype` is `auto`."""
-        from trl import ModelConfig, get_quantization_config
+        from trl import ModelConfig
 
         config = ModelConfig(
             dtype="bfloat16" if self.dtype == "auto" else self.dtype,
@@ -184,4 +185,4 @@ class RewardModel:
             bnb_4bit_quant_type=self.bnb_4bit_quant_type,
             use_bnb_nested_quant=self.use_bnb_nested_quant,
         )
-        return with_plain_head(get_quantization_config(config))
+        return with_plain_head(quantization_config(config))

@@ -10,6 +10,7 @@ from typing import Any
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.adapter_types import ensure_registered
 from posttrain_plugins.models.merge import merged
+from posttrain_plugins.models.quantization import quantization_config
 from posttrain_plugins.models.stack import (
     TASK_TYPES,
     adapter_config,
@@ -119,10 +120,10 @@ def _init_kwargs(loading: Mapping[str, Any]) -> dict[str, Any]:
 def _quantization(loading: Mapping[str, Any]) -> Any:
     if not (loading.get("load_in_4bit") or loading.get("load_in_8bit")):
         return None
-    from trl import ModelConfig, get_quantization_config
+    from trl import ModelConfig
 
     try:
-        return get_quantization_config(ModelConfig(**loading))
+        return quantization_config(ModelConfig(**loading))
     except (ImportError, ValueError) as cause:
         raise InputError(
             f"the model cannot be quantized: {cause}", hint="pip install 'posttrain-plugins[quant]'"

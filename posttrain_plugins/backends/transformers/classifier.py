@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from posttrain_plugins.backends.transformers.backend import load_tokenizer
+from posttrain_plugins.models.quantization import quantization_config
 from posttrain_plugins.models.stack import load_adapted, with_plain_head
 
 __all__ = ["Classifier"]
@@ -124,10 +125,10 @@ class Classifier:
         """TRL's own reading of its fields; bitsandbytes computes in bfloat16 where `dtype` is `auto`."""
         if not (self.loading.get("load_in_4bit") or self.loading.get("load_in_8bit")):
             return None
-        from trl import ModelConfig, get_quantization_config
+        from trl import ModelConfig
 
         known = {name: value for name, value in self.loading.items() if name in ModelConfig.__dataclass_fields__}
         dtype = known.get("dtype") or "auto"
         return with_plain_head(
-            get_quantization_config(ModelConfig(**{**known, "dtype": "bfloat16" if dtype == "auto" else dtype}))
+            quantization_config(ModelConfig(**{**known, "dtype": "bfloat16" if dtype == "auto" else dtype}))
         )

@@ -8,6 +8,31 @@ reward = pp.load("reward", "length", max_chars=200)  # a TRL reward function
 ```
 
 Importing this package imports neither torch nor transformers nor trl.
+
+Imports go down this table and to the rows above only (`tests/test_arrows.py` has the arrows one by one); plugins are
+reached by name. Each folder's `__init__` has a table of its own.
+
+| file or folder                              | holds                                                             |
+|---------------------------------------------|-------------------------------------------------------------------|
+| `errors.py`                                 | every exception of ours, with a hint                              |
+| `types/`                                    | requests, results, references, what a stage is given and returns  |
+| `text/`                                     | messages, answers, steps; mathematical equality                   |
+| `answers.py`, `steps.py`                    | the same by the names under which plugins import them             |
+| `nested_rewards.py`                         | rewards that call other rewards                                   |
+| `plugins/`                                  | how plugins are found, and what they take and declare             |
+| `models/`                                   | loading, merging and stacking of models and adapters              |
+| `guard/`, `sandbox/`                        | rewards that cannot hang; programs that nobody trusts             |
+| `recipe/`                                   | YAML -> checked recipe -> plan with content keys -> run -> store  |
+| `backends/`, `engine/`                      | models that generate; strategies run on many problems at once     |
+| `evaluation/`, `training_data/`             | figures; what is kept of completions as training data             |
+| `search/`                                   | what the tree searches share                                      |
+| `trainers/`                                 | how TRL's trainers are driven; PPO and other trainers of ours     |
+| `tiny_world/`                               | task, checker and tokenizer of the quickstart                     |
+| `stages/`, `adapters/`, `rewards/`, `strategies/`, `datasets/` | the built-in plugins, a file each              |
+| `api.py`                                    | the Python interface                                              |
+| `testing/`, `templates/`                    | the conformance kit; what `plugins new` copies                    |
+| `auditing/`, `doctor.py`, `serve/`          | rewards tried and audited; the installation; the server           |
+| `cli/`                                      | parsing and printing                                              |
 """
 
 from __future__ import annotations

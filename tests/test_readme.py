@@ -76,7 +76,7 @@ def test_the_tree_is_the_disk() -> None:
     named = {name.rstrip("/") for line in inside for name in line.split()}
     package = ROOT / "posttrain_plugins"
     hidden = {"__init__.py", "__main__.py", "py.typed"}
-    on_disk = {path.name for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    on_disk = {path.name for path in package.iterdir() if path.suffix == ".py" or any(path.rglob("*.py"))}
     assert named == on_disk - hidden
     outside = {line.split("/")[0] for line in tree.splitlines() if line and not line.startswith(" ")}
     assert all((ROOT / name).is_dir() for name in outside)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import posttrain_plugins
 from posttrain_plugins.errors import InputError, PluginBroken, PluginConflict, PluginNotFound
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.registry import Plugin, find, group, installed
@@ -72,7 +73,7 @@ def test_a_built_in_is_listed_and_loads_and_its_names_agree(kind: Any, name: str
 
 def test_every_file_of_a_plugin_folder_is_declared() -> None:
     declared = {target.partition(":")[0] for _, _, target in DECLARED}
-    package = Path(registry.__file__).parent
+    package = Path(posttrain_plugins.__file__).parent
     found = 0
     for kind in KINDS:
         folder = registry.PLURAL[kind]
@@ -316,7 +317,7 @@ stages: {count: {use: count, dataset: rows, rewards: [short], strategies: [twice
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from posttrain_plugins import registry
+from posttrain_plugins.plugins import registry
 from posttrain_plugins.errors import PosttrainError, PluginBroken
 from posttrain_plugins.recipe.run.run import run
 

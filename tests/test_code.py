@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import posttrain_plugins
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.rewards.code import Code
 from posttrain_plugins.sandbox import run as running
@@ -20,14 +23,18 @@ from posttrain_plugins.sandbox.run import Limits, Ran, run
 LIMITS = Limits(time_s=20.0, memory_mib=512, disk_mib=16, processes=16)
 
 
-def kinds() -> list[str]:
-    def is_working(kind: Any) -> bool:
-        try:
-            return not running._probe(kind)
-        except OSError:
-            return False
+def problem_of(kind: Any) -> str:
+    try:
+        return running._probe(kind)
+    except OSError as error:
+        return str(error)
 
-    return [kind for kind in running.KINDS if is_working(kind)]
+
+PROBLEMS = {kind: problem_of(kind) for kind in running.KINDS}
+
+
+def kinds() -> list[str]:
+    return [kind for kind, problem in PROBLEMS.items() if not problem]
 
 
 @pytest.fixture(params=kinds() or [pytest.param("none", marks=pytest.mark.skip(reason="no sandbox works here"))])
@@ -190,6 +197,84 @@ def command_of(folder: Path) -> str:
         return (folder / "cmdline").read_bytes().decode("utf-8", "replace")
     except OSError:
         return ""
+
+
+# --- where the interpreter lies ---------------------------------------------------------------------------------------
+
+TREE = """
+import os, sys
+print(sys.prefix, os.listdir(os.path.dirname(sys.prefix)), os.getcwd(), sep="\\n")
+for path in (f"{sys.prefix}/pyvenv.cfg", f"{sys.prefix}/planted"):
+    try:
+        open(path, "a")
+    except OSError:
+        print("refused")
+open("a file", "w").write("kept")
+os.mkdir("/tmp/a folder")
+print(open("/tmp/a file").read())
+"""
+
+
+@pytest.fixture(scope="module")
+def interpreter() -> Iterator[Path]:
+    """A virtual environment where the sandbox has its own writable folder, with a space in its name."""
+    with tempfile.TemporaryDirectory(prefix="an interpreter ", dir="/tmp") as name:
+        Path(name).chmod(0o755)  # bubblewrap looks into it as nobody
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", f"{name}/its own"], check=True)
+        yield Path(name, "its own")
+
+
+@pytest.mark.parametrize("kind", running.KINDS)
+def test_the_interpreter_may_lie_where_programs_write(kind: str, interpreter: Path) -> None:
+    if PROBLEMS[kind]:
+        pytest.skip(f"{kind} does not work here: {PROBLEMS[kind]}")
+    code = (
+        f"from posttrain_plugins.sandbox.run import *; print(run({TREE!r}, '', Limits(time_s=20), {kind!r}).__dict__)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(posttrain_plugins.__file__).parents[1])}
+    command = [interpreter / "bin" / "python", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    told = f"{interpreter}\n['its own']\n/tmp\nrefused\nrefused\nkept\n"
+    assert done.stdout.strip() == str({"code": 0, "stdout": told, "stderr": ""}), done.stderr
+
+
+def test_bubblewrap_binds_the_interpreter_over_the_folder_for_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    readable = ["/tmp/a b/venv", "/usr"]
+    monkeypatch.setattr(running, "_readable", lambda: readable)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    command = running._command("", LIMITS, "bubblewrap", tmp_path)[0]
+    assert command.count("--tmpfs") == 1
+    begun = command.index("--tmpfs")
+    assert command[begun - 2 : begun + 2] == ["--size", str(LIMITS.disk_mib << 20), "--tmpfs", "/tmp"]
+    bound = [i for i in range(len(command)) if command[i] == "--ro-bind"]
+    assert begun < bound[0]
+    assert [command[i + 2] for i in bound] == [*readable, "/jail.py", "/config.json", "/main.py"]
+    assert [command[i + 1] for i in bound[:2]] == readable
+
+
+@pytest.mark.parametrize("prefix", ["/", "/tmp", "/dev"])
+def test_of_a_folder_that_the_sandbox_fills_only_the_interpreter_is_shown(
+    monkeypatch: pytest.MonkeyPatch, prefix: str
+) -> None:
+    for name in ("prefix", "base_prefix", "exec_prefix"):
+        monkeypatch.setattr(sys, name, prefix)
+    monkeypatch.setattr("os.path.exists", lambda path: True)
+    found = running._readable.__wrapped__()
+    assert not {"/", "/tmp", "/dev"} & set(found)
+    assert {os.path.join(prefix, name) for name in ("bin", "lib", "lib64", "pyvenv.cfg")} <= set(found)  # noqa: PTH118
+
+
+@pytest.mark.parametrize("readable", ["/main.py", "/main.py/venv", "/main.py/_main.py"])
+def test_a_program_takes_no_path_of_the_interpreter(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, readable: str
+) -> None:
+    assert running._free("main.py", [readable, "/main.pyc"]) == "/_main.py"
+    assert running._free("main.py", [readable, "/_main.py/venv"]) == "/__main.py"
+    monkeypatch.setattr(running, "_readable", lambda: [readable])
+    running._command("", LIMITS, "namespaces", tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["main"] == "/_main.py"
 
 
 # --- what it can do --------------------------------------------------------------------------------------------------

@@ -63,14 +63,14 @@ def _enter(config: dict[str, Any]) -> None:
                 stream.write(text)
     _mount(None, "/", None, REC | PRIVATE)
     _mount("tmpfs", root, "tmpfs", NOSUID | NODEV, f"size={config['disk_bytes']},nr_inodes=4096,mode=755")
+    os.mkdir(f"{root}/tmp")  # noqa: PTH102 (before the interpreter, which may lie below it)
+    os.chmod(f"{root}/tmp", 0o1777)  # noqa: PTH101
     for path in config["readable"]:
         _bind(path, root + path, is_readonly=True)
     for path in DEVICES:
         _bind(path, root + path, is_readonly=False)
-    with open(f"{root}/main.py", "w", encoding="utf-8") as stream:  # noqa: PTH123
+    with open(root + config["main"], "w", encoding="utf-8") as stream:  # noqa: PTH123
         stream.write(config["program"])
-    os.mkdir(f"{root}/tmp")  # noqa: PTH102
-    os.chmod(f"{root}/tmp", 0o1777)  # noqa: PTH101
     os.chdir(root)
     if libc.syscall(PIVOT_ROOT[os.uname().machine], b".", b".") != 0:
         _fail("pivot_root")
@@ -132,7 +132,7 @@ def _code(status: int) -> int:
 
 
 def _mount(source: str | None, target: str, kind: str | None, flags: int, options: str = "") -> None:
-    words = [None if word is None else word.encode() for word in (source, target, kind)]
+    words = [None if word is None else os.fsencode(word) for word in (source, target, kind)]
     if libc.mount(*words, ctypes.c_ulong(flags), options.encode()) != 0:
         _fail(f"mount {target}")
 

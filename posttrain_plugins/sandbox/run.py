@@ -39,6 +39,8 @@ END_S = 5.0
 MAX_OUTPUT_BYTES = 4 << 20
 SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/etc/ld.so.cache", "/etc/alternatives")
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
+SHARED = ("/", "/tmp", "/dev")  # where the sandbox has something of its own: of these, never the whole folder
+PARTS = ("bin", "lib", "lib64", "pyvenv.cfg")  # of an interpreter that was installed into one of them
 NOBODY = 65534
 
 
@@ -161,14 +163,15 @@ def _folder() -> Iterator[Path]:
 def _command(program: str, limits: Limits, kind: Sandbox, folder: Path) -> tuple[list[str], dict[str, Any]]:
     main = folder / "main.py"
     main.write_text(program, encoding="utf-8", errors="surrogatepass")
+    readable = _readable()
     config = {
         "kind": kind,
         "parent": None if kind == "bubblewrap" else os.getpid(),  # bwrap stands between, and dies with us
         "root": str(folder / "root"),
         "program": program,
-        "main": str(main) if kind == "none" else "/main.py",
+        "main": str(main) if kind == "none" else _free("main.py", readable),
         "python": sys.executable,
-        "readable": _readable(),
+        "readable": readable,
         "disk_bytes": limits.disk_mib << 20,
         "limits": {k: v for k, v in limits.rlimits().items() if (kind, k) != ("none", "RLIMIT_NPROC")},  # all yours
         "environment": {**ENVIRONMENT, "HOME": str(folder)} if kind == "none" else ENVIRONMENT,
@@ -185,26 +188,37 @@ def _bubblewrap(config: dict[str, Any], limits: Limits, folder: Path) -> tuple[l
         raise OSError("bwrap is not installed")
     seen = {path: path for path in config["readable"]}
     seen |= {
-        jail.__file__: "/jail.py",
-        str(folder / "config.json"): "/config.json",
-        str(folder / "main.py"): "/main.py",
+        jail.__file__: (inner := _free("jail.py", config["readable"])),
+        str(folder / "config.json"): (inner_config := _free("config.json", config["readable"])),
+        str(folder / "main.py"): config["main"],
     }
     command = [found, "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+    command += ["--size", str(limits.disk_mib << 20), "--tmpfs", "/tmp"]  # first: it hides what was below it
     command += [word for source, target in seen.items() for word in ("--ro-bind", source, target)]
     command += [word for path in jail.DEVICES for word in ("--dev-bind", path, path)]
-    command += ["--size", str(limits.disk_mib << 20), "--tmpfs", "/tmp", "--remount-ro", "/", "--chdir", "/tmp"]
-    command += ["--", sys.executable, "-I", "-S", "/jail.py", "/config.json"]
+    command += ["--remount-ro", "/", "--chdir", "/tmp"]
+    command += ["--", sys.executable, "-I", "-S", inner, inner_config]
     is_root = os.geteuid() == 0  # whose processes are not counted
     return command, {"user": NOBODY, "group": NOBODY, "extra_groups": []} if is_root else {}
 
 
 @cache
 def _readable() -> list[str]:
-    """The interpreter, its libraries, and the packages beside it."""
-    paths = [*SYSTEM, sys.prefix, sys.base_prefix, sys.exec_prefix, str(Path(sys.executable).resolve().parent)]
-    paths += [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
-    found = sorted({path for path in paths if os.path.exists(path)})  # noqa: PTH110 (false where it may not look)
+    """The interpreter, its libraries, and the packages beside it; none of them is a folder that the sandbox fills."""
+    executable = Path(sys.executable).resolve()
+    paths = [*SYSTEM, sys.prefix, sys.base_prefix, sys.exec_prefix, str(executable.parent)]
+    paths += [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), sys.executable, str(executable)]
+    paths += [os.path.join(path, part) for path in paths if path in SHARED for part in PARTS]  # noqa: PTH118
+    own = {path for path in paths if path not in SHARED}
+    found = sorted(path for path in own if os.path.exists(path))  # noqa: PTH110 (false where it may not look)
     return [path for path in found if not any(path.startswith(f"{other}/") for other in found)]
+
+
+def _free(name: str, readable: list[str]) -> str:
+    """A path in the sandbox's root that neither is the interpreter's nor leads to it."""
+    while any(path == f"/{name}" or path.startswith(f"/{name}/") for path in readable):
+        name = f"_{name}"
+    return f"/{name}"
 
 
 def _wait(process: subprocess.Popen[bytes], limits: Limits) -> int | None:

@@ -48,14 +48,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def no_packed_kernel() -> None:
+    """Takes bitsandbytes' bfloat16 kernel away, for which a processor with AVX-512 BF16 packs 4-bit weights anew.
+
+    It has no form for weights under a block of 64 wide, as the tiny model's are, and would round what tests compare.
+    """
+    if importlib.util.find_spec("bitsandbytes"):
+        from bitsandbytes.nn import modules
+
+        modules.has_avx512bf16 = lambda: False
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, no_packed_kernel: None) -> Path:
     """A base model folder: Qwen3, hidden 32, 2 layers, random weights, the tiny world's tokenizer and chat template."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     from posttrain_plugins.tiny_world.tokenizer import tokenizer
 
-    _pack_no_weights()
     folder = tmp_path_factory.mktemp("models") / "tiny"
     words = tokenizer()
     torch.manual_seed(0)
@@ -80,17 +91,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(str(folder))
     words.save_pretrained(str(folder))
     return folder
-
-
-def _pack_no_weights() -> None:
-    """Takes bitsandbytes' bfloat16 kernel away, for which a processor with AVX-512 BF16 packs 4-bit weights anew.
-
-    It has no form for weights under a block of 64 wide, as the tiny model's are, and would round what tests compare.
-    """
-    if importlib.util.find_spec("bitsandbytes"):
-        from bitsandbytes.nn import modules
-
-        modules.has_avx512bf16 = lambda: False
 
 
 @pytest.fixture(scope="session")

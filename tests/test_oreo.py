@@ -207,12 +207,14 @@ def test_it_learns_what_is_right_and_what_it_is_worth(
     right, wrong = (now - then for now, then in zip(likelihoods(trainer), before, strict=True))
     assert right > 1.0
     assert wrong < 0.0
-    assert logged(trainer, "value/loss")[-1] < 0.3 * logged(trainer, "value/loss")[0]
+    # worth 1 and 0: of values that are all 0 the loss is 1/2, of the best constant, which tells nothing apart, 1/4
+    assert logged(trainer, "value/loss")[0] == pytest.approx(1 / 2)
+    assert logged(trainer, "value/loss")[-1] < 1 / 4
     trainer.save_model(str(tmp_path / "model"))
     judge = ValueModel(str(tmp_path / "model"), separator=";")
     begun = judge([PROMPT] * 3, ["", "<think>3|7=4;", "<think>3|7=7;"])
     assert sorted(begun, key=lambda value: value or 0.0) == [begun[2], begun[0], begun[1]]
-    assert begun[1] - begun[2] > 0.3  # type: ignore[operator]
+    assert begun[1] > 1 / 2 > begun[2], "each nearer to its own worth than to the other's"  # type: ignore[operator]
 
 
 def likelihoods(trainer: OREOTrainer) -> list[float]:

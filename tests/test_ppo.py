@@ -143,7 +143,7 @@ def test_the_whole_loss(build: Callable[..., PPOTrainer], kind: str) -> None:
             ref = log_probs(model, batch)
         trainer.critic.unfreeze()
         for parameter in (p for p in model.parameters() if p.requires_grad):
-            parameter.add_(torch.randn_like(parameter) * 0.03)
+            parameter.add_(torch.randn_like(parameter) * 0.05)
         new = log_probs(model, batch)
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
@@ -152,8 +152,9 @@ def test_the_whole_loss(build: Callable[..., PPOTrainer], kind: str) -> None:
     texts = trainer.processing_class.batch_decode(batch["completion_ids"], skip_special_tokens=True)
     scores = [sum(x.isdigit() for x in text) / 8 for text in texts]
     expected = by_definition(batch["completion_mask"], scores, old, ref, new, state_values, batch["old_values"])
-    assert float((new - old).abs().max()) > 0.2, "nothing is clipped"
-    assert float(batch["old_values"].abs().max()) > 0.05
+    ratios = (new - old).exp()[batch["completion_mask"].bool()]
+    assert ((ratios < 0.8) | (ratios > 1.2)).any(), "nothing is clipped"
+    assert float(batch["old_values"].abs().max()) > 1e-3, "a thousand times what is told apart below"
     trainer.current_gradient_accumulation_steps = 1
     loss = trainer._compute_loss(model, batch)
     assert float(loss.detach()) == pytest.approx(expected, abs=1e-6)
@@ -326,7 +327,8 @@ def test_it_learns(build: Callable[..., PPOTrainer]) -> None:
     )
     trainer.train()
     rewards = [row["reward"] for row in history(trainer) if "reward" in row]
-    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.15
+    # 48 completions each, whose share of digits deviates by 0.15: five standard errors of the difference
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 5 * 0.15 * math.sqrt(2 / 48)
     values = [row["value/mean"] for row in history(trainer) if "value/mean" in row]
     assert abs(values[-1] - rewards[-1]) < abs(values[0] - rewards[0])
 

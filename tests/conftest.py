@@ -48,19 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def no_packed_kernel() -> None:
-    """Takes bitsandbytes' bfloat16 kernel away, for which a processor with AVX-512 BF16 packs 4-bit weights anew.
-
-    It has no form for weights under a block of 64 wide, as the tiny model's are, and would round what tests compare.
-    """
-    if importlib.util.find_spec("bitsandbytes"):
-        from bitsandbytes.nn import modules
-
-        modules.has_avx512bf16 = lambda: False
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory, no_packed_kernel: None) -> Path:
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base model folder: Qwen3, hidden 32, 2 layers, random weights, the tiny world's tokenizer and chat template."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM

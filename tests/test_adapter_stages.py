@@ -22,7 +22,7 @@ TURNS = ("sft", "dpo", "reward", "grpo")
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory, no_packed_kernel: None) -> Any:
+def table(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The benchmark as a module, with its models and data."""
     sys.path.insert(0, str(BENCHMARKS))
     try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import ast
+import hashlib
+import importlib
 import inspect
+import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,14 +15,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from transformers import Trainer  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, SFTConfig  # noqa: E402
 
-import posttrain_plugins  # noqa: E402
-from posttrain_plugins.trainers import compat, process_grpo  # noqa: E402
-from posttrain_plugins.trainers.ppo import trainer  # noqa: E402
-
-PACKAGE = Path(posttrain_plugins.__file__).parent
-OURS = (trainer.PPOTrainer, process_grpo.ProcessGRPOTrainer)
+from posttrain_plugins import trainers  # noqa: E402
+from posttrain_plugins.plugins.registry import import_object  # noqa: E402
+from posttrain_plugins.trainers import compat  # noqa: E402
+from posttrain_plugins.trainers.ppo.trainer import PPOConfig  # noqa: E402
 
 
 def lora_model(path: Path) -> Any:
@@ -47,22 +48,82 @@ def trainer(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> GRPOTrainer:
     return GRPOTrainer(str(tiny_model), reward, args, rows)
 
 
-# --- the methods that we override ------------------------------------------------------------------------------------
+# --- what our trainers override --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", compat.OVERRIDDEN)
-def test_an_overridden_method_takes_what_it_took(name: str) -> None:
-    given = tuple(inspect.signature(getattr(GRPOTrainer, name)).parameters)[1:]
-    assert given[: len(compat.OVERRIDDEN[name])] == compat.OVERRIDDEN[name]
+def trainer_classes() -> list[type]:
+    """Every class below `trainers/` that is one of transformers' trainers."""
+    found = []
+    for module in pkgutil.walk_packages(trainers.__path__, f"{trainers.__name__}."):
+        members = vars(importlib.import_module(module.name)).values()
+        found += [c for c in members if isinstance(c, type) and c.__module__ == module.name and issubclass(c, Trainer)]
+    return found
 
 
-@pytest.mark.parametrize("ours", OURS)
+def overrides(ours: type) -> Iterator[tuple[str, str, Any]]:
+    """What a class of ours, or one that goes before, defines again: the class of theirs, the name, our value."""
+    own = [c for c in ours.__mro__ if c.__module__.startswith("posttrain_plugins.")]
+    theirs = [c for c in ours.__mro__ if c not in own and c is not object]
+    for name, value in {name: v for c in reversed(own) for name, v in vars(c).items()}.items():
+        owner = next((c for c in theirs if name in vars(c)), None)
+        if owner is not None and not name.startswith("__"):
+            yield f"{owner.__module__.split('.')[0]}:{owner.__name__}", name, value
+
+
+@pytest.mark.parametrize(("owner", "name"), [(o, name) for o, names in compat.OVERRIDDEN.items() for name in names])
+def test_an_overridden_method_takes_what_it_took(owner: str, name: str) -> None:
+    given = tuple(inspect.signature(getattr(import_object(owner), name)).parameters)[1:]
+    assert given == compat.OVERRIDDEN[owner][name]
+
+
+@pytest.mark.parametrize("ours", trainer_classes(), ids=lambda ours: ours.__name__)
 def test_every_override_is_listed(ours: type) -> None:
-    """All names of theirs that we define again, but for what is public and what every class has."""
-    known = {name for base in ours.__mro__[1:] for name in vars(base)}
-    methods = {name for name, value in vars(ours).items() if inspect.isfunction(value)}
-    assert methods & known <= set(compat.OVERRIDDEN) | {"__init__", "train"}
-    assert {name for name in methods - known if not name.startswith("_")} <= {"warms_up"}
+    listed = {(owner, name) for owner, names in compat.OVERRIDDEN.items() for name in names}
+    methods = {(owner, name) for owner, name, value in overrides(ours) if inspect.isfunction(value)}
+    assert methods <= listed
+    others = {name for _, name, value in overrides(ours) if not inspect.isfunction(value)}
+    assert {name for name in others if name.startswith("_")} <= set(compat.CLASS_ATTRIBUTES)
+
+
+def test_every_listed_method_is_overridden() -> None:
+    classes = trainer_classes()
+    assert len(classes) >= 7
+    used = {(owner, name) for ours in classes for owner, name, value in overrides(ours) if inspect.isfunction(value)}
+    assert used == {(owner, name) for owner, names in compat.OVERRIDDEN.items() for name in names}
+
+
+READ: dict[str, str] = {
+    "trl:GRPOTrainer._calculate_rewards": "736ae29b0838",
+    "trl:GRPOTrainer._compute_loss": "80295546bbdb",
+    "trl:GRPOTrainer._generate_and_score_completions": "1fa48922792d",
+    "trl:GRPOTrainer._get_per_token_logps_and_entropies": "ea73c3909275",
+    "trl:GRPOTrainer._load_optimizer_and_scheduler": "5c1772becdfd",
+    "trl:GRPOTrainer._save_checkpoint": "ec91bde12364",
+    "trl:DPOTrainer._prepare_dataset": "35e349e8e826",
+    "trl:DPOTrainer._set_signature_columns_if_needed": "71225a628bae",
+    "trl:DPOTrainer.compute_loss": "c453890e84be",
+    "trl:RewardTrainer._prepare_dataset": "d753a196b9cf",
+    "trl:RewardTrainer._set_signature_columns_if_needed": "1e6682d036a6",
+    "trl:RewardTrainer.compute_loss": "ec4fad890ecf",
+    "trl:SFTTrainer.prediction_step": "2db888fb0567",
+    "trl:SFTTrainer.training_step": "bba41f264647",
+}
+"""Method of TRL's that ours override -> the start of the hash of its source when it was last read.
+
+A new release that changes one fails here: read what changed, then `python tests/test_compat.py` prints the new table.
+"""
+
+
+def source_hash(method: str) -> str:
+    owner, _, name = method.rpartition(".")
+    return hashlib.sha256(inspect.getsource(getattr(import_object(owner), name)).encode()).hexdigest()[:12]
+
+
+@pytest.mark.parametrize(
+    "method", [f"{o}.{name}" for o, names in compat.OVERRIDDEN.items() if o.startswith("trl:") for name in names]
+)
+def test_an_overridden_method_of_trls_is_as_it_was_read(method: str) -> None:
+    assert READ[method] == source_hash(method), f"{method} has changed: read it, then take over the new hash"
 
 
 def test_a_rollout_holds_what_ppo_reads(trainer: GRPOTrainer) -> None:
@@ -140,13 +201,13 @@ def test_a_rollout_aside_leaves_no_trace(trainer: GRPOTrainer) -> None:
     prompts = [row["prompt"] for row in rows]
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    with compat.aside(trainer):
+    with compat.without_side_effects(trainer):
         completions, ids = compat.rollout_greedily(trainer, prompts)
         trainer._calculate_rewards(rows, prompts, completions, ids)
     assert compat.rollout_greedily(trainer, prompts)[1] == ids
     assert torch.equal(torch.get_rng_state(), before)
     trainer._metrics["train"].clear()
-    with compat.aside(trainer):
+    with compat.without_side_effects(trainer):
         compat.rollout_greedily(trainer, prompts)
         trainer._calculate_rewards(rows, prompts, completions, ids)
     assert not trainer._metrics["train"]
@@ -166,7 +227,7 @@ def test_an_observer_sees_what_was_scored_but_nothing_that_is_done_aside(trainer
     assert inputs == rows
     assert [len(x) for x in (prompts, completions)] == [4, 4]
     assert rewards.shape == (4, len(trainer.reward_funcs))
-    with compat.aside(trainer):
+    with compat.without_side_effects(trainer):
         trainer._calculate_rewards(rows, prompts, completions, [[1]] * 4)
     assert len(seen) == 1
     trainer._calculate_rewards(rows, prompts, completions, [[1]] * 4)
@@ -202,12 +263,12 @@ def test_vllm_is_not_sent_what_it_lacks() -> None:
 def test_switches_are_what_chooses_an_adapter(tiny_model: Path) -> None:
     """LoRA layers and modules that PEFT trains whole; setting the field alone changes what is computed."""
     model = lora_model(tiny_model)
-    assert {type(layer).__name__ for layer in compat.switches(model)} == {"Linear", "ModulesToSaveWrapper"}
+    assert {type(layer).__name__ for layer in compat.adapter_layers(model)} == {"Linear", "ModulesToSaveWrapper"}
     torch.nn.init.normal_(next(p for n, p in model.named_parameters() if "lora_B" in n))
     ids = torch.tensor([[3, 4, 5]])
     with torch.no_grad():
         on = model(input_ids=ids).logits
-        with compat.switched(compat.switches(model), "no such adapter"):
+        with compat.routed(compat.adapter_layers(model), "no such adapter"):
             off = model(input_ids=ids).logits
         with model.disable_adapter():
             assert torch.equal(model(input_ids=ids).logits, off)
@@ -217,12 +278,11 @@ def test_switches_are_what_chooses_an_adapter(tiny_model: Path) -> None:
 
 def test_which_adapter_is_in_force(tiny_model: Path) -> None:
     model = lora_model(tiny_model)
-    assert compat.in_force(model) == "default"
+    assert compat.active_adapter(model) == "default"
     with model.disable_adapter():
-        assert compat.are_adapters_off(model)
-        assert compat.in_force(model) is None
-    assert compat.in_force(model.get_base_model()) is None
-    assert compat.in_force(model) == "default"
+        assert compat.active_adapter(model) is None
+    assert compat.active_adapter(model.get_base_model()) is None
+    assert compat.active_adapter(model) == "default"
 
 
 def test_checkpointed_layers_call_the_function_that_they_hold(tiny_model: Path) -> None:
@@ -273,7 +333,7 @@ def test_the_fused_head_runs_the_body_once(tiny_model: Path) -> None:
 def test_dropout_is_switched_off(tiny_model: Path) -> None:
     model = lora_model(tiny_model)
     model.dropout = torch.nn.Dropout(0.5)
-    compat.no_dropout(model)
+    compat.disable_dropout(model)
     assert model.dropout.p == 0
 
 
@@ -289,7 +349,7 @@ def test_a_model_is_whole_where_nothing_is_in_pieces(tiny_model: Path) -> None:
     from transformers.integrations import is_deepspeed_zero3_enabled
 
     assert not is_deepspeed_zero3_enabled()
-    with compat.whole(lora_model(tiny_model)):
+    with compat.gathered_parameters(lora_model(tiny_model)):
         pass
 
 
@@ -313,38 +373,15 @@ def test_where_a_model_comes_from(tiny_model: Path) -> None:
         (GRPOConfig, {"num_generations": 2, "num_iterations": 2, "steps_per_generation": 2}, 4),
         (GRPOConfig, {"num_generations": 2, "num_iterations": 3, "gradient_accumulation_steps": 2}, 3),
         (RLOOConfig, {"num_generations": 2, "steps_per_generation": 4, "gradient_accumulation_steps": 2}, 2),
-        (trainer.PPOConfig, {}, 4),
-        (trainer.PPOConfig, {"num_iterations": 1}, 1),
+        (PPOConfig, {}, 4),
+        (PPOConfig, {"num_iterations": 1}, 1),
     ],
 )
 def test_the_generation_period(config: Any, options: dict[str, Any], period: int, tmp_path: Path) -> None:
     assert compat.generation_period(config(str(tmp_path), bf16=False, **options)) == period
 
 
-def test_no_private_name_is_touched_elsewhere() -> None:
-    """In our trainers, stages and rewards: no `x._name` of an object that is not ours, outside `compat.py`."""
-    own = {name for file in PACKAGE.rglob("*.py") for name in _defined(file)}
-    found = []
-    files = [f for room in ("trainers", "stages", "rewards") for f in (PACKAGE / room).glob("*.py")]
-    assert len(files) > 20
-    for file in files:
-        if file.name == "compat.py":
-            continue
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            is_private = (
-                isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")
-            )
-            if is_private and node.attr not in own | set(compat.OVERRIDDEN):  # type: ignore[attr-defined]
-                found.append(f"{file.name}:{node.lineno}: {ast.unparse(node)}")
-    assert found == []
-
-
-def _defined(file: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            yield node.name
-        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-            yield node.attr
-        elif isinstance(node, ast.AnnAssign | ast.Assign):
-            targets = [node.target] if isinstance(node, ast.AnnAssign) else node.targets
-            yield from (target.id for target in targets if isinstance(target, ast.Name))
+if __name__ == "__main__":
+    for owner, names in compat.OVERRIDDEN.items():
+        for method in names if owner.startswith("trl:") else ():
+            print(f'    "{owner}.{method}": "{source_hash(f"{owner}.{method}")}",')

@@ -188,9 +188,9 @@ def test_a_route_leaves_everything_as_it_was(tiny_model: Path) -> None:
     before = [layer._gradient_checkpointing_func for layer in layers]
     assert len(layers) >= 2
     with contextlib.suppress(KeyError), Route(model, "critic"):
-        assert {tuple(s.active_adapters) for s in compat.switches(model)} == {("critic",)}
+        assert {tuple(s.active_adapters) for s in compat.adapter_layers(model)} == {("critic",)}
         raise KeyError
-    assert {tuple(s.active_adapters) for s in compat.switches(model)} == {("default",)}
+    assert {tuple(s.active_adapters) for s in compat.adapter_layers(model)} == {("default",)}
     assert [layer._gradient_checkpointing_func for layer in layers] == before
 
 

@@ -1,63 +1,52 @@
-"""Every private name of TRL, PEFT and transformers that we touch; `tests/test_compat.py` holds each to what we expect.
+"""Every private name of TRL, PEFT and transformers that a trainer or a stage of ours touches.
 
-Nothing else in the project reaches below their public interfaces, but for the methods that `PPOTrainer` and
-`ProcessGRPOTrainer` override: those are listed in `OVERRIDDEN`, with the arguments that TRL 1.16 gives them.
+Nothing else in the project does, but for `models/`, which owns the layers of adapters. Two tables hold what our
+trainer classes override and set; `tests/test_compat.py` compares both with the classes, holds each function below to
+what it expects of the three libraries, and finds private names that stand elsewhere.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 __all__ = [
+    "CLASS_ATTRIBUTES",
     "FORWARD_EXTRAS",
     "OVERRIDDEN",
+    "active_adapter",
     "active_config",
+    "adapter_layers",
     "add_metric",
-    "are_adapters_off",
     "as_reference",
-    "aside",
+    "calculate_rewards",
     "checkpointed_layers",
+    "disable_dropout",
     "drop_metric",
     "first_batch",
-    "gathered",
+    "gather_rows",
+    "gathered_parameters",
     "generation_period",
     "hide_from_vllm",
-    "in_force",
     "is_peft",
     "is_quantized",
-    "let_heads_be",
-    "level_vera",
+    "keep_columns",
+    "keep_head_dtype",
+    "match_vera_dtype",
     "model_path",
-    "no_dropout",
     "observe_losses",
     "observe_rewards",
     "recomputed_with",
     "rollout_greedily",
+    "routed",
     "set_reward_names",
-    "switched",
-    "switches",
     "value_output_class",
-    "whole",
     "without_checkpointing",
+    "without_side_effects",
 ]
-
-OVERRIDDEN: Mapping[str, tuple[str, ...]] = {
-    "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
-    "_compute_loss": ("model", "inputs"),
-    "_generate_and_score_completions": ("inputs",),
-    "_get_per_token_logps_and_entropies": ("model", "input_ids", "attention_mask", "logits_to_keep"),
-    "_load_best_model": (),
-    "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
-    "_load_optimizer_and_scheduler": ("checkpoint",),
-    "_save": ("output_dir", "state_dict"),
-    "_save_checkpoint": ("model", "trial"),
-    "create_optimizer": ("model",),
-}
-"""Methods of `trl.GRPOTrainer` that our subclasses override, with their first arguments. `_load_from_checkpoint` is
-`transformers.Trainer`'s, and `MultiAdapterSFTTrainer` overrides it too."""
 
 FORWARD_EXTRAS = (
     "pixel_values",
@@ -73,12 +62,58 @@ FORWARD_EXTRAS = (
 )
 """What a rollout of a vision-language model holds for its forward pass beside ids and mask."""
 
+CLASS_ATTRIBUTES = ("_name", "_paper", "_tag_names")
+"""What TRL's trainers say of themselves in a model card; ours say it under the same names."""
+
+_LOSS = ("model", "inputs", "return_outputs", "num_items_in_batch")
+_DATASET = ("dataset", "processing_class", "args", "dataset_name")
+OVERRIDDEN: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "trl:GRPOTrainer": {
+        "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
+        "_compute_loss": ("model", "inputs"),
+        "_generate_and_score_completions": ("inputs",),
+        "_get_per_token_logps_and_entropies": (
+            *("model", "input_ids", "attention_mask", "logits_to_keep"),
+            *("batch_size", "compute_entropy", "compute_aux_loss", *FORWARD_EXTRAS),
+        ),
+        "_load_optimizer_and_scheduler": ("checkpoint",),
+        "_save_checkpoint": ("model", "trial"),
+    },
+    "trl:DPOTrainer": {
+        "_prepare_dataset": _DATASET,
+        "_set_signature_columns_if_needed": (),
+        "compute_loss": _LOSS,
+    },
+    "trl:RewardTrainer": {
+        "_prepare_dataset": _DATASET,
+        "_set_signature_columns_if_needed": (),
+        "compute_loss": _LOSS,
+    },
+    "trl:SFTTrainer": {
+        "prediction_step": ("model", "inputs", "prediction_loss_only", "ignore_keys"),
+        "training_step": ("args", "kwargs"),
+    },
+    "transformers:Trainer": {
+        "_load_best_model": (),
+        "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
+        "_save": ("output_dir", "state_dict"),
+        "create_optimizer": ("model",),
+        "get_eval_dataloader": ("eval_dataset",),
+        "get_train_dataloader": (),
+        "train": ("resume_from_checkpoint", "trial", "ignore_keys_for_eval"),
+    },
+}
+"""Class of theirs -> the methods of it that classes of ours override, with its arguments."""
+
 
 # --- any trainer -----------------------------------------------------------------------------------------------------
 
 
 def observe_losses(trainer: Any, sink: Callable[[Any], None]) -> None:
-    """Calls `sink(loss)` with every micro-step's detached loss, before transformers filters NaN out of its logs."""
+    """Call `sink(loss)` with every micro-step's detached loss.
+
+    transformers logs the mean of some steps, and by default leaves NaN and infinities out of it.
+    """
     training_step = trainer.training_step
 
     def observed(*args: Any, **kwargs: Any) -> Any:
@@ -90,9 +125,10 @@ def observe_losses(trainer: Any, sink: Callable[[Any], None]) -> None:
 
 
 def generation_period(args: Any) -> int:
-    """After how many optimizer steps the rollout buffer of GRPO or RLOO is used up; 1 for trainers that have none.
+    """Return after how many optimizer steps the rollout buffer of GRPO or RLOO is used up; 1 for other trainers.
 
-    TRL does not save the buffer, so only a checkpoint at a multiple of this continues as if nothing had happened.
+    TRL does not save the buffer, and starts to count micro-steps at 0 again when it resumes: only a checkpoint at a
+    multiple of this goes on as if nothing had happened.
     """
     micro_steps = (getattr(args, "steps_per_generation", None) or 1) * (getattr(args, "num_iterations", None) or 1)
     accumulation = args.gradient_accumulation_steps
@@ -100,33 +136,58 @@ def generation_period(args: Any) -> int:
 
 
 def first_batch(trainer: Any) -> Any:
-    """The first batch as the trainer's loss would see it; of a trainer that samples, with its completions."""
+    """Return the first batch as the trainer's loss would see it; of a trainer that samples, with its completions."""
     trainer.model.train()
     with trainer.compute_loss_context_manager():
         return trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
 
 
-def set_reward_names(trainer: Any, names: list[str]) -> None:
-    """What is logged is the recipe's key; TRL has no argument for it."""
-    assert len(trainer.reward_func_names) == len(names)
-    trainer.reward_func_names = names
-
-
-# --- GRPO's rollouts and metrics -------------------------------------------------------------------------------------
+def keep_columns(trainer: Any, columns: Iterable[str]) -> None:
+    """Say which columns of the data set the collator is given; transformers drops all others."""
+    trainer._signature_columns = list(columns)
 
 
 def add_metric(trainer: Any, name: str, value: float) -> None:
-    """Logs a figure beside TRL's own, averaged as they are."""
+    """Log a figure beside TRL's own, averaged as they are."""
     trainer._metrics["train" if trainer.model.training else "eval"][name].append(value)
 
 
 def drop_metric(trainer: Any, name: str) -> None:
-    """Takes a figure out that says nothing here."""
+    """Take a figure of TRL's out of the log that says nothing here."""
     trainer._metrics["train" if trainer.model.training else "eval"].pop(name, None)
 
 
+def gather_rows(rows: list[Any]) -> list[Any]:
+    """Return the rows of all processes, in their order."""
+    from accelerate.utils import gather_object
+
+    return list(gather_object(rows))
+
+
+def without_checkpointing(trainer: Any) -> Any:
+    """Return a context without gradient checkpointing, for passes without gradients (as TRL has around its own)."""
+    from trl.models.utils import disable_gradient_checkpointing
+
+    return disable_gradient_checkpointing(trainer.model, trainer.args.gradient_checkpointing_kwargs)
+
+
+# --- GRPO's rollouts -------------------------------------------------------------------------------------------------
+
+
+def set_reward_names(trainer: Any, names: list[str]) -> None:
+    """Log rewards under the recipe's names; TRL has no argument for them."""
+    # TRL takes a reward model's name from its folder, and merges the figures of two functions with one `__name__`
+    assert len(trainer.reward_func_names) == len(names)
+    trainer.reward_func_names = names
+
+
+def calculate_rewards(trainer: Any, inputs: Any, prompts: Any, completions: Any, ids: Any) -> Any:
+    """Return what the trainer's rewards give, (N, F) of all processes, for this process's completions."""
+    return trainer._calculate_rewards(inputs, prompts, completions, ids)
+
+
 def observe_rewards(trainer: Any, sink: Callable[[Any, Any, Any, Any], None]) -> None:
-    """Calls `sink(inputs, prompts, completions, rewards)` with every rollout that is scored, where a trainer does.
+    """Call `sink(inputs, prompts, completions, rewards)` with every rollout that is scored, where a trainer does.
 
     The first three are this process's (B), `rewards` a tensor (N, F) of all processes, in the order of the processes.
     """
@@ -142,19 +203,13 @@ def observe_rewards(trainer: Any, sink: Callable[[Any, Any, Any, Any], None]) ->
     trainer._calculate_rewards = observed
 
 
-def gathered(rows: list[Any]) -> list[Any]:
-    """The rows of all processes, in their order."""
-    from accelerate.utils import gather_object
-
-    return list(gather_object(rows))
-
-
 @contextlib.contextmanager
-def aside(trainer: Any) -> Iterator[None]:
+def without_side_effects(trainer: Any) -> Iterator[None]:
     """Within, a second rollout leaves no trace in metrics, token counter and logs, and no observer sees its rewards."""
     mode = "train" if trainer.model.training else "eval"
     kept, seen = trainer._metrics[mode], trainer.state.num_input_tokens_seen
     trainer._metrics[mode] = defaultdict(list)
+    # `observe_rewards` put its function on the instance; without it the class's own method is called
     observed = trainer.__dict__.pop("_calculate_rewards", None)
     try:
         yield
@@ -162,12 +217,13 @@ def aside(trainer: Any) -> Iterator[None]:
         if observed is not None:
             trainer._calculate_rewards = observed
         trainer._metrics[mode], trainer.state.num_input_tokens_seen = kept, seen
+        # what rewards gave to `log_metric` and `log_extra`, which TRL would add to the next rollout's own
         trainer._pending_extra_logs.clear()
         trainer._pending_metrics.clear()
 
 
 def rollout_greedily(trainer: Any, prompts: list[Any]) -> tuple[list[Any], list[list[int]]]:
-    """One greedy completion for each prompt, by the trainer's own generation: texts or messages, and token ids."""
+    """Return one greedy completion of each prompt by the trainer's own generation: texts or messages, and token ids."""
     with _greedy(trainer):
         _, ids, _, completions, *_ = trainer._generate(prompts)
     return completions, ids
@@ -184,7 +240,8 @@ def _greedy(trainer: Any) -> Iterator[None]:
             engine.temperature = sampled
         return
     config, kwargs = trainer.generation_config, trainer.generation_kwargs
-    greedy = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50, "min_p": None}  # the unset values
+    # transformers warns of sampling options beside `do_sample=False` unless they are the unset values
+    greedy = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50, "min_p": None}
     trainer.generation_config = type(config)(**{**config.to_dict(), **greedy})
     trainer.generation_kwargs = {**kwargs, **greedy}
     try:
@@ -194,7 +251,7 @@ def _greedy(trainer: Any) -> Iterator[None]:
 
 
 def hide_from_vllm(trainer: Any, is_ours: Callable[[str], bool]) -> None:
-    """Keeps parameters that vLLM's copy of the model lacks out of the weight sync."""
+    """Keep parameters that vLLM's copy of the model lacks out of the weight sync."""
     engine = getattr(trainer, "vllm_generation", None)
     if engine is None:
         return
@@ -202,27 +259,34 @@ def hide_from_vllm(trainer: Any, is_ours: Callable[[str], bool]) -> None:
     engine._iter_named_params = lambda: (pair for pair in every() if not is_ours(pair[0]))
 
 
-def without_checkpointing(trainer: Any) -> Any:
-    """A context without gradient checkpointing, for passes without gradients (as TRL has around its own)."""
-    from trl.models.utils import disable_gradient_checkpointing
-
-    return disable_gradient_checkpointing(trainer.model, trainer.args.gradient_checkpointing_kwargs)
+# --- models ----------------------------------------------------------------------------------------------------------
 
 
-def no_dropout(model: Any) -> None:
-    """Sets every dropout of a model to 0, as TRL's `disable_dropout` does before ours is added."""
+def disable_dropout(model: Any) -> None:
+    """Set every dropout of a model to 0.
+
+    TRL's `disable_dropout` argument does so when the trainer starts, before our critic or adapter is there.
+    """
     from trl.trainer.utils import disable_dropout_in_model
 
     disable_dropout_in_model(model)
 
 
 def model_path(model: Any) -> str:
-    """The folder or Hub id that a model was loaded from; `""` for one that was built in memory."""
+    """Return the folder or Hub id that a model was loaded from; `""` for one that was built in memory."""
     return str(getattr(model.config, "_name_or_path", "") or "")
 
 
+def is_quantized(model: Any) -> bool:
+    """Tell whether it is a model, not a path, with 4-bit or 8-bit weights."""
+    return any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8))
+
+
 def value_output_class() -> Any:
-    """TRL's output of the fused LM head with two more fields; DDP finds tensors only in a dataclass's fields."""
+    """Return the class of TRL's output of the fused LM head, with two more fields.
+
+    They have to be fields: DDP finds the tensors that want gradients only in a dataclass's own.
+    """
     from dataclasses import dataclass
 
     from trl.trainer.utils import FusedCausalLMOutput
@@ -238,8 +302,8 @@ def value_output_class() -> Any:
 
 
 @contextlib.contextmanager
-def whole(model: Any) -> Iterator[None]:
-    """Within, every parameter has its values on this process, also where DeepSpeed's ZeRO-3 keeps but a piece of it."""
+def gathered_parameters(model: Any) -> Iterator[None]:
+    """Within, every parameter has its values on this process, also where DeepSpeed's ZeRO-3 shards them."""
     from transformers.integrations import is_deepspeed_zero3_enabled
 
     if not is_deepspeed_zero3_enabled():
@@ -251,11 +315,12 @@ def whole(model: Any) -> Iterator[None]:
         yield
 
 
-# --- the reference of DPO --------------------------------------------------------------------------------------------
-
-
 def as_reference(trainer: Any) -> Any:
-    """A context in which the policy of a `trl.DPOTrainer` without a reference model is the reference, as TRL has it."""
+    """Return a context in which a `trl.DPOTrainer`'s policy is its own reference, where it has no other.
+
+    Without an adapter of its own for it (`ref`, which TRL copies from an adapter that is trained on) that is the model
+    with the adapter off.
+    """
     from trl.trainer.utils import use_adapter
 
     if trainer.ref_model is not None or not is_peft(trainer.model):
@@ -264,49 +329,29 @@ def as_reference(trainer: Any) -> Any:
     return use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None)
 
 
-def is_quantized(model: Any) -> bool:
-    """Is it a model, not a path, with 4-bit or 8-bit weights?"""
-    return any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8))
-
-
 # --- PEFT's active adapter, and gradient checkpointing ---------------------------------------------------------------
 
 
-def switches(model: Any) -> list[Any]:
-    """The layers of a model, itself included, that choose by their own field which adapter they apply."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
-    return [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
-
-
-@contextlib.contextmanager
-def switched(layers: Iterable[Any], adapter: str) -> Iterator[None]:
-    """Sets only the field that the layers read; `set_adapter` would also freeze every other adapter."""
-    before = [(layer, layer._active_adapter) for layer in layers]
-    for layer, _ in before:
-        layer._active_adapter = [adapter]
-    try:
-        yield
-    finally:
-        for layer, active in before:
-            layer._active_adapter = active
-
-
 def is_peft(model: Any) -> bool:
-    """Is it a `PeftModel`? The base inside one, and one that was unloaded, carry a `peft_config` too."""
+    """Tell whether it is a `PeftModel`: the base inside one, and one that was unloaded, carry a `peft_config` too."""
     from peft import PeftModel
 
     return isinstance(model, PeftModel)
 
 
 def active_config(model: Any) -> Any:
-    """The `PeftConfig` of the adapter that a `PeftModel` trains; None for any other model, and for a path."""
+    """Return the `PeftConfig` of the adapter that a `PeftModel` trains; None for any other model, and for a path."""
     return model.peft_config[model.active_adapter] if is_peft(model) else None
 
 
-def let_heads_be(model: Any) -> None:
-    """Gives what trains whole beside an adapter the precision of the module that it is a copy of.
+def active_adapter(model: Any) -> str | None:
+    """Return the adapter that a PEFT model applies; None inside `disable_adapter()`, and for a model without."""
+    is_off = not is_peft(model) or getattr(model, "_adapters_disabled", False)
+    return None if is_off else str(model.active_adapter)
+
+
+def keep_head_dtype(model: Any) -> None:
+    """Give what trains whole beside an adapter the precision of the module that it is a copy of.
 
     TRL puts all that learns on a quantized base into bfloat16, also a classifier's head, which is no adapter and is fed
     by a model in float32 where that is its dtype.
@@ -320,8 +365,8 @@ def let_heads_be(model: Any) -> None:
                 wrapper.modules_to_save.to(dtypes[0])
 
 
-def level_vera(model: Any) -> None:
-    """Gives VeRA's random matrices the precision of its vectors, which TRL puts into bfloat16 on a quantized base.
+def match_vera_dtype(model: Any) -> None:
+    """Give VeRA's random matrices the precision of its vectors, which TRL puts into bfloat16 on a quantized base.
 
     PEFT 0.21 multiplies the two as they are, and sampling happens outside of autocast.
     """
@@ -332,18 +377,33 @@ def level_vera(model: Any) -> None:
                     matrices[adapter] = matrices[adapter].to(vector.dtype)
 
 
-def are_adapters_off(model: Any) -> bool:
-    """Inside PEFT's `disable_adapter()`?"""
-    return bool(getattr(model, "_adapters_disabled", False))
+def adapter_layers(model: Any) -> list[Any]:
+    """Return the layers of a model, itself included, whose own field says which adapter they apply."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
 
 
-def in_force(model: Any) -> str | None:
-    """The adapter that a PEFT model applies, None for none and for a model without."""
-    return None if are_adapters_off(model) or not is_peft(model) else str(model.active_adapter)
+@contextlib.contextmanager
+def routed(layers: Iterable[Any], adapter: str) -> Iterator[None]:
+    """Within, the layers apply one adapter, and every adapter keeps its gradients.
+
+    Only the field that they read is set: PEFT's `set_adapter` also takes `requires_grad` from all other adapters, so
+    that a critic would have no gradients, and nothing would say so.
+    """
+    before = [(layer, layer._active_adapter) for layer in layers]
+    for layer, _ in before:
+        layer._active_adapter = [adapter]
+    try:
+        yield
+    finally:
+        for layer, active in before:
+            layer._active_adapter = active
 
 
 def checkpointed_layers(model: Any) -> list[Any]:
-    """The modules that recompute a forward pass in backward."""
+    """Return the modules that recompute a forward pass in backward."""
     is_on = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
     return [module for module in is_on if hasattr(module, "_gradient_checkpointing_func")]
 
@@ -354,17 +414,14 @@ def recomputed_with(
 ) -> Iterator[None]:
     """Passes made within recompute `within(layer, forward)` in backward instead of the bare `forward`."""
     before = [(layer, layer._gradient_checkpointing_func) for layer in layers]
+
+    def run(layer: Any, checkpoint: Callable[..., Any], forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return checkpoint(within(layer, forward), *args, **kwargs)
+
     for layer, checkpoint in before:
-        layer._gradient_checkpointing_func = _through(layer, checkpoint, within)
+        layer._gradient_checkpointing_func = functools.partial(run, layer, checkpoint)
     try:
         yield
     finally:
         for layer, checkpoint in before:
             layer._gradient_checkpointing_func = checkpoint
-
-
-def _through(layer: Any, checkpoint: Callable[..., Any], within: Callable[..., Any]) -> Callable[..., Any]:
-    def run(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return checkpoint(within(layer, forward), *args, **kwargs)
-
-    return run

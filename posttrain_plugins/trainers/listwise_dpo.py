@@ -10,22 +10,23 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from trl import DPOConfig, DPOTrainer
+from trl.data_utils import common_prefix_length
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.text import render
-from posttrain_plugins.trainers.ranking import concordance, encode_ranking, plackett_luce_loss
+from posttrain_plugins.trainers import compat
+from posttrain_plugins.trainers.ranking import RankedRows, RankingCollator, concordance, plackett_luce_loss
 
-__all__ = ["ListwiseCollator", "ListwiseDPOTrainer", "refuse_pairs", "short_enough"]
+__all__ = ["ListwiseCollator", "ListwiseDPOTrainer", "refuse_pairs"]
 
 
-class ListwiseDPOTrainer(DPOTrainer):  # type: ignore[misc]
+class ListwiseDPOTrainer(RankedRows, DPOTrainer):  # type: ignore[misc]
     """`trl.DPOTrainer` on `prompt`, `completions` (the best first) and, where there are ties, `scores`.
 
     The reference is what DPO's is: the same path loaded again, or the adapter switched off. Rankings with a completion
@@ -40,6 +41,7 @@ class ListwiseDPOTrainer(DPOTrainer):  # type: ignore[misc]
 
     _tag_names = ("trl", "listwise-dpo")
     _name = "Listwise DPO"
+    columns = ("ranked_ids", "levels", "prompt_lengths")
 
     def __init__(self, model: Any, args: DPOConfig | None = None, **kwargs: Any) -> None:
         args = args or DPOConfig()
@@ -48,23 +50,12 @@ class ListwiseDPOTrainer(DPOTrainer):  # type: ignore[misc]
         if kwargs.get("data_collator") is None:
             self.data_collator = ListwiseCollator(self.processing_class.pad_token_id)
 
-    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: DPOConfig, dataset_name: str) -> Any:
-        rows = []
-        for i, row in enumerate(dataset):
-            found = encode_ranking(processing_class, row, i)
-            head = processing_class(render(processing_class, row["prompt"]), add_special_tokens=False)["input_ids"]
-            found["prompt_lengths"] = [_shared(head, ids) for ids in found["ranked_ids"]]
-            rows.append(found)
-        kept = short_enough(
-            rows,
-            lambda row: max(map(len, row["ranked_ids"])),
-            args.max_length,
-            f"ranking of the {dataset_name} data set",
-        )
-        return type(dataset).from_list(kept)
-
-    def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["ranked_ids", "levels", "prompt_lengths"]
+    def encode_row(self, tokenizer: Any, row: Mapping[str, Any], number: int, args: DPOConfig) -> dict[str, Any]:
+        """Return the ranking's tokens, and how many of each are the prompt's."""
+        encoded = super().encode_row(tokenizer, row, number, args)
+        prompt = tokenizer(render(tokenizer, row["prompt"]), add_special_tokens=False)["input_ids"]
+        # a token may span the end of the prompt: what changes there is the completion's, as in `trl.DPOTrainer`
+        return {**encoded, "prompt_lengths": [common_prefix_length(prompt, ids) for ids in encoded["ranked_ids"]]}
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -88,33 +79,21 @@ class ListwiseDPOTrainer(DPOTrainer):  # type: ignore[misc]
         loss = torch.stack([plackett_luce_loss(part, of_part) for part, of_part in parts]).mean()
         counts = [concordance(part.detach(), of_part) for part, of_part in parts]
         agreed, ordered = (sum(column) for column in zip(*counts, strict=True))
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        metrics["rewards/accuracies"].append(agreed / max(ordered, 1))
+        compat.add_metric(self, "rewards/accuracies", agreed / max(ordered, 1))
         best = torch.stack([part.detach()[0] - part.detach()[1:].mean() for part, _ in parts])
-        metrics["rewards/margins"].append(float(best.mean()))
+        compat.add_metric(self, "rewards/margins", float(best.mean()))
         return (loss, outputs) if return_outputs else loss
 
 
 @dataclass(frozen=True)
-class ListwiseCollator:
-    """`input_ids`, `attention_mask`, `completion_mask` (rankings x K, T), `levels` (rankings x K,) and `sizes`."""
-
-    pad_token_id: int
+class ListwiseCollator(RankingCollator):
+    """`RankingCollator` with `completion_mask` (rankings x K, T) beside its tensors."""
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        flat = [ids for row in rows for ids in row["ranked_ids"]]
-        heads = torch.tensor([n for row in rows for n in row["prompt_lengths"]])
-        width = max(map(len, flat))
-        lengths = torch.tensor(list(map(len, flat)))
-        at = torch.arange(width)
-        attention = at < lengths[:, None]
-        return {
-            "input_ids": torch.tensor([list(ids) + [self.pad_token_id] * (width - len(ids)) for ids in flat]),
-            "attention_mask": attention.long(),
-            "completion_mask": (attention & (at >= heads[:, None])).long(),
-            "levels": torch.tensor([level for row in rows for level in row["levels"]], dtype=torch.float32),
-            "sizes": [len(row["ranked_ids"]) for row in rows],
-        }
+        batch = super().__call__(rows)
+        starts = torch.tensor([n for row in rows for n in row["prompt_lengths"]])
+        is_completion = torch.arange(batch["input_ids"].size(1)) >= starts[:, None]
+        return {**batch, "completion_mask": batch["attention_mask"] * is_completion}
 
 
 def refuse_pairs(args: DPOConfig, trainer: str) -> None:
@@ -135,32 +114,3 @@ def refuse_pairs(args: DPOConfig, trainer: str) -> None:
     wrong = [name for name, is_set in refused.items() if is_set]
     if wrong:
         raise InputError(f"{trainer} does not take {wrong[0]}", hint="remove it from args, or use stage dpo on pairs")
-
-
-def short_enough(
-    rows: Sequence[dict[str, Any]], length: Callable[[dict[str, Any]], int], limit: int | None, what: str
-) -> list[dict[str, Any]]:
-    """The rows that fit; how many do not is warned of.
-
-    Args:
-        rows: encoded.
-        length: of a row, in tokens.
-        limit: `max_length`, in tokens; None lets every row be.
-        what: a row is, for the warning: `ranking of the train data set`.
-
-    Raises:
-        InputError: none fits.
-    """
-    kept = [row for row in rows if limit is None or length(row) <= limit]
-    if not kept:
-        raise InputError(f"no {what} fits into max_length={limit}", hint="raise max_length")
-    if len(kept) < len(rows):
-        found = f"{len(rows) - len(kept)} of {len(rows)} rows are left out: no {what} may be longer than {limit} tokens"
-        warnings.warn(f"{found}\n\nhint: raise max_length", stacklevel=2)
-    return kept
-
-
-def _shared(head: Sequence[int], ids: Sequence[int]) -> int:
-    """How many tokens of the prompt stand unchanged before the completion."""
-    pairs = enumerate(zip(head, ids, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(head), len(ids)))

@@ -106,7 +106,7 @@ class MultiAdapterSFTTrainer(SFTTrainer):  # type: ignore[misc]
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(dtype)  # as TRL casts the adapters of a quantized model
-        self._switches = compat.switches(self.model)
+        self._switches = compat.adapter_layers(self.model)
         self.add_callback(_InOrder(self))
 
     def get_train_dataloader(self) -> Any:
@@ -122,13 +122,13 @@ class MultiAdapterSFTTrainer(SFTTrainer):  # type: ignore[misc]
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Forward and backward with the adapter of the batch's task; recomputed layers are within it too."""
-        with compat.switched(self._switches, inputs.pop(COLUMN)):
+        with compat.routed(self._switches, inputs.pop(COLUMN)):
             loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         return loss
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The same without gradients."""
-        with compat.switched(self._switches, inputs.pop(COLUMN)):
+        with compat.routed(self._switches, inputs.pop(COLUMN)):
             return super().prediction_step(model, inputs, *args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

@@ -28,7 +28,8 @@ from posttrain_plugins.errors import InputError
 from posttrain_plugins.text import is_conversational, render, to_text
 from posttrain_plugins.text.steps import SEPARATOR, last_tokens, step_ends
 from posttrain_plugins.trainers import compat
-from posttrain_plugins.trainers.listwise_dpo import refuse_pairs, short_enough
+from posttrain_plugins.trainers.encoded_rows import EncodedRows, pad_right
+from posttrain_plugins.trainers.listwise_dpo import refuse_pairs
 from posttrain_plugins.trainers.ppo.critic import Critic, choose_kind
 from posttrain_plugins.trainers.ppo.with_critic import WithCritic
 
@@ -116,7 +117,7 @@ def _mean(x: Tensor, mask: Tensor) -> Tensor:
     return (x * mask).sum(1) / mask.sum(1)
 
 
-class OREOTrainer(WithCritic, DPOTrainer):  # type: ignore[misc]
+class OREOTrainer(EncodedRows, WithCritic, DPOTrainer):  # type: ignore[misc]
     """Trains policy and value function on `prompt`, `completion` and `reward` (a number), or `label` (a bool).
 
     Trajectories of more than `max_length` tokens, with their prompt, are left out.
@@ -138,6 +139,8 @@ class OREOTrainer(WithCritic, DPOTrainer):  # type: ignore[misc]
 
     _tag_names = ("trl", "oreo")
     _name = "OREO"
+    columns = ("input_ids", "prompt_length", "starts", "reward")
+    row_name = "trajectory"
 
     def __init__(self, model: Any, args: OREOConfig | None = None, *, critic_config: Any = None, **options: Any):
         args = args or OREOConfig()
@@ -152,14 +155,9 @@ class OREOTrainer(WithCritic, DPOTrainer):  # type: ignore[misc]
         set_seed(args.seed)  # the same critic on every process
         self.critic = Critic(self.model, kind, critic_config)
 
-    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: OREOConfig, dataset_name: str) -> Any:
-        rows = [encode(processing_class, row, i, args.level, args.step_separator) for i, row in enumerate(dataset)]
-        what = f"trajectory of the {dataset_name} data set"
-        kept = short_enough(rows, lambda row: len(row["input_ids"]), args.max_length, what)
-        return type(dataset).from_list(kept)
-
-    def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["input_ids", "prompt_length", "starts", "reward"]
+    def encode_row(self, tokenizer: Any, row: Mapping[str, Any], number: int, args: OREOConfig) -> dict[str, Any]:
+        """Return the trajectory's tokens."""
+        return encode(tokenizer, row, number, args.level, args.step_separator)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -180,7 +178,9 @@ class OREOTrainer(WithCritic, DPOTrainer):  # type: ignore[misc]
         policy, value = soft_bellman_losses(ratios, values, inputs["rewards"], starts, mask, self.args.beta)
         kl = _mean((now.exp() * (now - before)).sum(-1), mask)
         loss = (policy + self.args.alpha * kl + self.args.vf_coef * value).mean()
-        self._tell({"policy/loss": policy, "value/loss": value, "kl": kl, "value/mean": _mean(values, mask)})
+        figures = {"policy/loss": policy, "value/loss": value, "kl": kl, "value/mean": _mean(values, mask)}
+        for name, found in figures.items():
+            compat.add_metric(self, name, float(self.accelerator.gather(found.detach()).mean()))
         return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
@@ -191,11 +191,6 @@ class OREOTrainer(WithCritic, DPOTrainer):  # type: ignore[misc]
             logits: Tensor = model(**given).logits
         return logits[:, :-1].float().log_softmax(-1)
 
-    def _tell(self, figures: Mapping[str, Tensor]) -> None:
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        for name, values in figures.items():
-            metrics[name].append(float(self.accelerator.gather(values.detach()).mean()))
-
 
 @dataclass(frozen=True)
 class TrajectoryCollator:
@@ -204,21 +199,16 @@ class TrajectoryCollator:
     pad_token_id: int
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-        heads = torch.tensor([row["prompt_length"] for row in rows])
-        width = int(lengths.max())
-        at = torch.arange(width)
-        attention = at < lengths[:, None]
-        starts = torch.zeros(len(rows), width, dtype=torch.bool)
+        batch = pad_right([row["input_ids"] for row in rows], self.pad_token_id)
+        prompt_lengths = torch.tensor([row["prompt_length"] for row in rows])
+        is_completion = torch.arange(batch["input_ids"].size(1)) >= prompt_lengths[:, None]
+        starts = torch.zeros_like(is_completion)
         for i, row in enumerate(rows):
             starts[i, row["starts"]] = True
         return {
-            "input_ids": torch.tensor(
-                [list(row["input_ids"]) + [self.pad_token_id] * (width - len(row["input_ids"])) for row in rows]
-            ),
-            "attention_mask": attention.long(),
-            "completion_mask": attention & (at >= heads[:, None]),
-            "prompt_lengths": heads,
+            **batch,
+            "completion_mask": batch["attention_mask"].bool() & is_completion,
+            "prompt_lengths": prompt_lengths,
             "starts": starts,
             "rewards": torch.tensor([float(row["reward"]) for row in rows]),
         }

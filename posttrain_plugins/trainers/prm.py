@@ -23,6 +23,8 @@ from trl import RewardConfig, RewardTrainer
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.text import render
 from posttrain_plugins.text.steps import SEPARATOR, last_tokens
+from posttrain_plugins.trainers import compat
+from posttrain_plugins.trainers.encoded_rows import EncodedRows, pad_right
 
 __all__ = ["PRMConfig", "PRMTrainer", "StepCollator", "encode"]
 
@@ -42,7 +44,7 @@ class PRMConfig(RewardConfig):  # type: ignore[misc]
     )
 
 
-class PRMTrainer(RewardTrainer):  # type: ignore[misc]
+class PRMTrainer(EncodedRows, RewardTrainer):  # type: ignore[misc]
     """Trains a token classifier with one label on stepwise data.
 
     Args:
@@ -62,6 +64,7 @@ class PRMTrainer(RewardTrainer):  # type: ignore[misc]
 
     _tag_names = ("trl", "prm")
     _name = "PRM"
+    columns = ("input_ids", "step_labels")
 
     def __init__(self, model: Any, args: PRMConfig | None = None, **kwargs: Any) -> None:
         args = args or PRMConfig()
@@ -76,19 +79,9 @@ class PRMTrainer(RewardTrainer):  # type: ignore[misc]
             kwargs["data_collator"] = StepCollator(pad)
         super().__init__(model=model, args=args, **kwargs)
 
-    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: PRMConfig, dataset_name: str) -> Any:
-        if "step_labels" in dataset.column_names:
-            return dataset
-        rows = [encode(processing_class, row, i, args.step_separator) for i, row in enumerate(dataset)]
-        kept = [row for row in rows if args.max_length is None or len(row["input_ids"]) <= args.max_length]
-        if not kept:
-            raise InputError(
-                f"no row of the {dataset_name} data set fits into max_length={args.max_length}", hint="raise max_length"
-            )
-        return type(dataset).from_list(kept)
-
-    def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["input_ids", "step_labels"]
+    def encode_row(self, tokenizer: Any, row: Mapping[str, Any], number: int, args: PRMConfig) -> dict[str, Any]:
+        """Return the row's tokens, with a label at the end of each step."""
+        return encode(tokenizer, row, number, args.step_separator)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -99,18 +92,15 @@ class PRMTrainer(RewardTrainer):  # type: ignore[misc]
         is_end = labels != IGNORED
         logits, targets = outputs.logits.squeeze(-1)[is_end].float(), labels[is_end]  # (ends,)
         loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets)
-        self._note(logits.detach() > 0, targets > 0.5)
-        return (loss, outputs) if return_outputs else loss
-
-    def _note(self, said: torch.Tensor, right: torch.Tensor) -> None:
-        """Accuracy, the share of wrong steps that were found, and the share of right steps."""
-        counts = torch.stack([(said == right).sum(), (~said & ~right).sum(), (~right).sum(), right.sum()])
+        predicted, right = logits.detach() > 0, targets > 0.5
+        counts = torch.stack([(predicted == right).sum(), (~predicted & ~right).sum(), (~right).sum(), right.sum()])
+        # counts are added up before they are divided: a mean of the processes' shares would not be the batch's
         agreed, found, wrong, good = self.accelerator.gather(counts[None]).sum(0).tolist()
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        metrics["accuracy"].append(agreed / max(wrong + good, 1))
-        metrics["right_share"].append(good / max(wrong + good, 1))
+        compat.add_metric(self, "accuracy", agreed / max(wrong + good, 1))
+        compat.add_metric(self, "right_share", good / max(wrong + good, 1))
         if wrong:
-            metrics["wrong_found"].append(found / wrong)
+            compat.add_metric(self, "wrong_found", found / wrong)
+        return (loss, outputs) if return_outputs else loss
 
 
 @dataclass(frozen=True)
@@ -120,15 +110,10 @@ class StepCollator:
     pad_token_id: int
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        width = max(len(row["input_ids"]) for row in rows)
-        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-        ids = [list(row["input_ids"]) + [self.pad_token_id] * (width - len(row["input_ids"])) for row in rows]
+        batch = pad_right([row["input_ids"] for row in rows], self.pad_token_id)
+        width = batch["input_ids"].size(1)
         labels = [list(row["step_labels"]) + [IGNORED] * (width - len(row["step_labels"])) for row in rows]
-        return {
-            "input_ids": torch.tensor(ids),
-            "attention_mask": (torch.arange(width) < lengths[:, None]).long(),
-            "step_labels": torch.tensor(labels, dtype=torch.float32),
-        }
+        return {**batch, "step_labels": torch.tensor(labels, dtype=torch.float32)}
 
 
 def encode(tokenizer: Any, row: Mapping[str, Any], number: int, separator: str) -> dict[str, list[Any]]:

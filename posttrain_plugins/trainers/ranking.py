@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from trl import RewardConfig, RewardTrainer
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.text import is_conversational, to_text
+from posttrain_plugins.trainers import compat
+from posttrain_plugins.trainers.encoded_rows import EncodedRows, pad_right
 
 __all__ = [
+    "RankedRows",
     "RankingCollator",
     "RankingConfig",
     "RankingTrainer",
@@ -61,7 +64,22 @@ def concordance(scores: torch.Tensor, levels: torch.Tensor) -> tuple[int, int]:
     return int(agreed.sum()), int(beats.sum())
 
 
-class RankingTrainer(RewardTrainer):  # type: ignore[misc]
+class RankedRows(EncodedRows):
+    """Goes before one of TRL's trainers that is given rankings."""
+
+    columns: ClassVar[tuple[str, ...]] = ("ranked_ids", "levels")
+    row_name = "ranking"
+
+    def encode_row(self, tokenizer: Any, row: Mapping[str, Any], number: int, args: Any) -> dict[str, Any]:
+        """Return the ranking's tokens."""
+        return encode_ranking(tokenizer, row, number)
+
+    def tokens_in(self, row: Mapping[str, Any]) -> int:
+        """Return the length of the longest completion, with its prompt."""
+        return max(map(len, row["ranked_ids"]))
+
+
+class RankingTrainer(RankedRows, RewardTrainer):  # type: ignore[misc]
     """`trl.RewardTrainer` on `prompt`, `completions` (the best first) and, where there are ties, `scores`.
 
     Raises:
@@ -79,22 +97,6 @@ class RankingTrainer(RewardTrainer):  # type: ignore[misc]
         if kwargs.get("data_collator") is None:
             self.data_collator = RankingCollator(self.processing_class.pad_token_id)
 
-    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: RankingConfig, dataset_name: str) -> Any:
-        if "ranked_ids" in dataset.column_names:
-            return dataset
-        rows = [encode_ranking(processing_class, row, i) for i, row in enumerate(dataset)]
-        longest = [max(len(ids) for ids in row["ranked_ids"]) for row in rows]
-        kept = [row for row, n in zip(rows, longest, strict=True) if args.max_length is None or n <= args.max_length]
-        if not kept:
-            raise InputError(
-                f"no ranking of the {dataset_name} data set fits into max_length={args.max_length}",
-                hint="raise max_length",
-            )
-        return type(dataset).from_list(kept)
-
-    def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["ranked_ids", "levels"]
-
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -107,9 +109,8 @@ class RankingTrainer(RewardTrainer):  # type: ignore[misc]
             loss = loss + self.args.center_rewards_coefficient * (scores**2).mean()
         counts = [concordance(part.detach(), levels) for part, levels in parts]
         agreed, ordered = (sum(column) for column in zip(*counts, strict=True))
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        metrics["accuracy"].append(agreed / max(ordered, 1))
-        metrics["mean_reward"].append(float(scores.detach().mean()))
+        compat.add_metric(self, "accuracy", agreed / max(ordered, 1))
+        compat.add_metric(self, "mean_reward", float(scores.detach().mean()))
         return (loss, outputs) if return_outputs else loss
 
 
@@ -120,12 +121,8 @@ class RankingCollator:
     pad_token_id: int
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        flat = [ids for row in rows for ids in row["ranked_ids"]]
-        width = max(map(len, flat))
-        lengths = torch.tensor(list(map(len, flat)))
         return {
-            "input_ids": torch.tensor([list(ids) + [self.pad_token_id] * (width - len(ids)) for ids in flat]),
-            "attention_mask": (torch.arange(width) < lengths[:, None]).long(),
+            **pad_right([ids for row in rows for ids in row["ranked_ids"]], self.pad_token_id),
             "levels": torch.tensor([level for row in rows for level in row["levels"]], dtype=torch.float32),
             "sizes": [len(row["ranked_ids"]) for row in rows],
         }

@@ -50,8 +50,8 @@ class Start:
 
     def set_up(self, trainer: Any) -> None:
         """Lets the adapter set up the trainer, once that stands; what it tells goes on to the next stage."""
-        compat.let_heads_be(trainer.model)
-        compat.level_vera(trainer.model)
+        compat.keep_head_dtype(trainer.model)
+        compat.match_vera_dtype(trainer.model)
         told = self.prepare(trainer) if self.prepare is not None else None
         if told:
             self.handoff["adapter"] = {**self.handoff.get("adapter", {}), **told}

@@ -238,7 +238,7 @@ def _without_whole_modules(config: Any) -> Any:
 
 def _copy_of_body(model: Any, config: Any) -> Any:
     """The model without its LM head, all of it trainable, or with an adapter of its own."""
-    with compat.whole(model):
+    with compat.gathered_parameters(model):
         if compat.is_peft(model) and compat.active_config(model).is_prompt_learning:
             body = copy.deepcopy(model.get_base_model()).base_model
         elif compat.is_peft(model):

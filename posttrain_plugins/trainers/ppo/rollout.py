@@ -172,9 +172,9 @@ def _mean_return(trainer: Any, of_batch: float) -> float:
 def _greedy_scores(trainer: Any, inputs: Any, mask: Tensor) -> Tensor:
     """(B,), the score of a greedy completion of each prompt: ReMax's baseline."""
     sampled = trainer.scored
-    with compat.aside(trainer):
+    with compat.without_side_effects(trainer):
         completions, ids = compat.rollout_greedily(trainer, list(sampled.prompts))
-        trainer._calculate_rewards(inputs, list(sampled.prompts), completions, ids)
+        compat.calculate_rewards(trainer, inputs, list(sampled.prompts), completions, ids)
         longest = max(map(len, ids))
         whole = torch.tensor([[float(t < len(row)) for t in range(longest)] for row in ids], device=mask.device)
         scores, steps = _score(trainer, trainer.scored, whole)

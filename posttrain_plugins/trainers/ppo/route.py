@@ -33,14 +33,14 @@ class Route:
     def __init__(self, model: Any, adapter: str) -> None:
         self.adapter = adapter
         self._model = model
-        self._all = compat.switches(model)
+        self._all = compat.adapter_layers(model)
         self._inside: dict[int, list[Any]] = {}
         self._open: Any = None
 
     @contextmanager
     def _entered(self) -> Iterator[None]:
         layers = compat.checkpointed_layers(self._model)
-        with compat.switched(self._all, self.adapter), compat.recomputed_with(layers, self._again):
+        with compat.routed(self._all, self.adapter), compat.recomputed_with(layers, self._again):
             yield
 
     def __enter__(self) -> Route:
@@ -53,10 +53,10 @@ class Route:
 
     def _again(self, layer: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
         """Only the layer's own fields: autograd has a thread for each device, and each repeats its own layers."""
-        inside = self._inside.setdefault(id(layer), compat.switches(layer))
+        inside = self._inside.setdefault(id(layer), compat.adapter_layers(layer))
 
         def routed(*args: Any, **kwargs: Any) -> Any:
-            with compat.switched(inside, self.adapter):
+            with compat.routed(inside, self.adapter):
                 return forward(*args, **kwargs)
 
         return routed

@@ -35,7 +35,7 @@ def save(context: StageContext, trainer: Any) -> None:
         if not trainer.model.training:
             return
         names, step = trainer.reward_func_names, trainer.state.global_step
-        own = compat.gathered([_row(*item, step) for item in zip(rows, prompts, completions, strict=True)])
+        own = compat.gather_rows([_row(*item, step) for item in zip(rows, prompts, completions, strict=True)])
         if trainer.accelerator.is_main_process:
             weights = trainer.reward_weights.tolist()
             with file.open("a", encoding="utf-8") as lines:

@@ -112,7 +112,7 @@ class PPOTrainer(WithCritic, GRPOTrainer):  # type: ignore[misc]
             refusals.check_reference_weights(self)
         self.kl_coef = args.kl_coef
         self.mean_return: float | None = None  # the running baseline of `reinforce`
-        self._policy_adapter = compat.in_force(self.model)
+        self._policy_adapter = compat.active_adapter(self.model)
         self._reward_adapters = shared_reward.bind_all(self)
         if kind is not None:
             refusals.check_warm_up(self)
@@ -122,7 +122,7 @@ class PPOTrainer(WithCritic, GRPOTrainer):  # type: ignore[misc]
             self.add_callback(_WarmUp(self))
         compat.hide_from_vllm(self, self._is_beside_the_policy)
         if args.disable_dropout:
-            compat.no_dropout(self.model)
+            compat.disable_dropout(self.model)
 
     def _is_beside_the_policy(self, name: str) -> bool:
         """Is the parameter of that name the critic's or a reward model's?"""
@@ -167,7 +167,7 @@ class PPOTrainer(WithCritic, GRPOTrainer):  # type: ignore[misc]
             )
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        is_reference = model is self.ref_model or compat.in_force(self.model) != self._policy_adapter
+        is_reference = model is self.ref_model or compat.active_adapter(self.model) != self._policy_adapter
         if is_reference:
             return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
         watched = WithValues(model) if self.critic is not None else model

@@ -19,6 +19,7 @@ from typing import Any
 
 from posttrain_plugins.guard.settings import GuardSettings
 from posttrain_plugins.plugins import registry
+from posttrain_plugins.plugins.declarations import DECLARATIONS
 from posttrain_plugins.plugins.registry import Plugin
 from posttrain_plugins.plugins.schema import type_name
 from posttrain_plugins.recipe import catalogue
@@ -143,10 +144,14 @@ def stage_columns() -> str:
 
 
 def capabilities() -> str:
-    """The table of what a plugin may declare."""
-    from posttrain_plugins.testing import subject
-
-    return "\n".join(line for line in (subject.__doc__ or "").splitlines() if line.startswith("|"))
+    """Return the table of what a plugin may declare."""
+    lines = ["| attribute | kinds | type | default | says | read by |", "|---|---|---|---|---|---|"]
+    for one in DECLARATIONS.values():
+        kinds = "all" if one.kinds == KINDS else ", ".join(one.kinds)
+        default = "" if one.default is None else f"`{one.default!r}`"
+        readers = ", ".join(one.readers)
+        lines.append(f"| `{one.name}` | {kinds} | `{_cell(one.type)}` | {default} | {one.meaning} | {readers} |")
+    return "\n".join(lines)
 
 
 def checks() -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from posttrain_plugins.errors import InputError, PluginBroken
+from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.types import ResolvedReward
 
 __all__ = ["CHUNK", "check_columns", "scores_of"]
@@ -49,7 +50,7 @@ def check_columns(reward: ResolvedReward, rows: Sequence[Row]) -> None:
         InputError: names the columns that are missing and those that are there.
     """
     there = {name for row in rows for name in row}
-    missing = [name for name in getattr(reward.func, "requires_columns", ()) if name not in there]
+    missing = [name for name in declared(reward.func, "requires_columns") or () if name not in there]
     if missing and rows:
         found = ", ".join(sorted(there - set(OURS))) or "none"
         raise InputError(

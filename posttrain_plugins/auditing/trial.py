@@ -10,6 +10,7 @@ from typing import Any
 
 from posttrain_plugins.auditing.scoring import scores_of
 from posttrain_plugins.errors import InputError, PluginBroken
+from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.text import is_conversational, to_text
 from posttrain_plugins.types import ResolvedReward
 
@@ -82,7 +83,7 @@ def stress(reward: ResolvedReward) -> list[Tried]:
     """
     from posttrain_plugins.testing.rewards import SPAM
 
-    rows = getattr(reward.func, "examples", ())
+    rows = declared(reward.func, "examples")
     good = max(rows, key=lambda row: -math.inf if row.get("score") is None else row["score"], default=None)
     like = dict(good) if good else {"prompt": "2+2=?", "completion": "4"}
     best = _against({**like, "name": "the best example"}, reward) if good else None
@@ -95,7 +96,7 @@ def stress(reward: ResolvedReward) -> list[Tried]:
 
 
 def _examples(reward: ResolvedReward) -> Sequence[Mapping[str, Any]]:
-    rows: Sequence[Mapping[str, Any]] = getattr(reward.func, "examples", ())
+    rows: Sequence[Mapping[str, Any]] = declared(reward.func, "examples")
     if not rows:
         raise InputError(
             f"reward '{reward.name}' has no examples",

@@ -57,12 +57,13 @@ def try_out(
     """
     from posttrain_plugins import api
     from posttrain_plugins.auditing import trial
+    from posttrain_plugins.plugins.declarations import declared
 
     quiet()
     reward = api.reward(name, runs_dir=runs_dir)
-    data = dataset or getattr(reward.func, "dataset", None)
+    data = dataset or declared(reward.func, "dataset")
     found = {}
-    if dataset is None or getattr(reward.func, "examples", None):
+    if dataset is None or declared(reward.func, "examples"):
         found["its examples"] = trial.on_examples(reward)
     if isinstance(data, str):
         found[data] = trial.on_data(reward, api.rows(data, limit=limit))
@@ -213,9 +214,10 @@ def _show(reward: ResolvedReward, found: dict[str, list[Tried]], as_json: bool) 
         print(json.dumps({"reward": reward.name, "problems": problems, "tried": told}, indent=1))
     else:
         from posttrain_plugins.cli.reward_tables import trial_table
+        from posttrain_plugins.plugins.declarations import declared
 
         for name, rows in found.items():
-            is_compared = name != ODD or bool(getattr(reward.func, "examples", ()))
+            is_compared = name != ODD or bool(declared(reward.func, "examples"))
             out().print(trial_table(rows, f"{reward.name}: {name}", is_compared))
     if problems:
         raise typer.Exit(1)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union
 
+from posttrain_plugins.plugins.declarations import DECLARATIONS
 from posttrain_plugins.types import ConfigOf, Ref
 
 __all__ = ["MISSING", "REWARD_ARGUMENTS", "Field", "Schema", "accepts", "field_of", "type_name"]
@@ -52,6 +53,10 @@ class Schema:
     is_open: bool = False  # takes **kwargs
     is_class: bool = True
     doc: str = ""
+
+    def declares(self, name: str) -> Any:
+        """Return what the plugin declares, or the default of `DECLARATIONS`; a class's property as the property."""
+        return self.attributes.get(name, DECLARATIONS[name].default)
 
     @property
     def makes_reward(self) -> bool:

@@ -9,6 +9,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
+from posttrain_plugins.plugins.declarations import DECLARATIONS, declared
 from posttrain_plugins.plugins.schema import MISSING, REWARD_ARGUMENTS, Schema, field_of
 from posttrain_plugins.plugins.source import of_config, type_of_annotation
 
@@ -22,41 +23,21 @@ def of_object(plugin: Any) -> Schema:
     """
     hints = _hints(plugin)
     fields = {name: field_of(name, hints.get(name, Any), default) for name, default in _parameters(plugin)}
-    borrowed = getattr(plugin, "params_of", None)
+    borrowed = declared(plugin, "params_of")
     if borrowed and "{" not in borrowed:
         fields = {**of_config(borrowed).fields, **fields}
     is_open = (not borrowed or "{" in borrowed) and any(
         p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(plugin).parameters.values()
     )
-    attributes = {
-        name: getattr(plugin, name)
-        for name in (
-            "is_full",
-            "produces",
-            "reference",
-            "refuses",
-            "shares_tokenizer",
-            "requires_columns",
-            "columns",
-            "bounds",
-            "oracle",
-            "merges",
-            "prepare",
-            "outputs",
-            "several",
-            "holds_model",
-            "params_of",
-        )
-        if hasattr(plugin, name)
-    }
+    attributes = {name: getattr(plugin, name) for name in DECLARATIONS if hasattr(plugin, name)}
     return Schema(fields, attributes, is_open, isinstance(plugin, type), inspect.getdoc(plugin) or "")
 
 
 def reward_columns(reward: Any) -> tuple[str, ...]:
     """The data-set columns that a reward needs: `requires_columns`, else its arguments without a default."""
-    declared = getattr(reward, "requires_columns", None)
-    if declared is not None and not isinstance(declared, property):
-        return tuple(declared)
+    needed = declared(reward, "requires_columns")
+    if needed is not None:
+        return tuple(needed)
     reward = inspect.unwrap(reward)  # under the guard, the author's own
     call = reward.__call__ if isinstance(reward, type) or not inspect.isroutine(reward) else reward
     parameters = inspect.signature(call).parameters.values()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 from posttrain_plugins import types as our_types
+from posttrain_plugins.plugins.declarations import DECLARATIONS
 from posttrain_plugins.plugins.schema import MISSING, REWARD_ARGUMENTS, Field, Schema, field_of
 from posttrain_plugins.types import ConfigOf, Ref
 
@@ -70,7 +71,7 @@ def of_source(file: Path, attr: str) -> Schema:
     doc = ast.get_docstring(node) or ""
     if isinstance(node, ast.ClassDef):
         methods = {n.name: n for n in node.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)}
-        attributes = _literals(node.body)
+        attributes = {name: value for name, value in _literals(node.body).items() if name in DECLARATIONS}
         if "__call__" in methods:
             attributes.setdefault("reward_columns", _required_arguments(methods["__call__"]))
         init = methods.get("__init__")
@@ -194,7 +195,8 @@ def _literals(body: Sequence[ast.stmt]) -> dict[str, Any]:
 def _function_attributes(file: Path, name: str) -> dict[str, Any]:
     """`score.requires_columns = ("solution",)` beside the function `score`."""
     found = _literals(_parse(file).body)
-    return {key.removeprefix(f"{name}."): value for key, value in found.items() if key.startswith(f"{name}.")}
+    declared = {key.removeprefix(f"{name}."): value for key, value in found.items() if key.startswith(f"{name}.")}
+    return {key: value for key, value in declared.items() if key in DECLARATIONS}
 
 
 def _function_fields(node: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[tuple[str, Field]]:

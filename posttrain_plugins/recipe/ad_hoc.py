@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 from posttrain_plugins.errors import InputError, PluginNotFound
 from posttrain_plugins.models.stack import pick, several_in
 from posttrain_plugins.plugins import registry
+from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.plugins.registry import suggest, with_article
 from posttrain_plugins.plugins.schema import Field, Schema
 from posttrain_plugins.plugins.signature import of_object
@@ -28,7 +29,7 @@ from posttrain_plugins.recipe.check.references import References, is_list, print
 from posttrain_plugins.recipe.plan.store import Artifact, Store
 from posttrain_plugins.recipe.plugin_schema import parse_call, plugin_schema
 from posttrain_plugins.recipe.read.document import Document
-from posttrain_plugins.recipe.run.inputs import REWARD_LOADING, REWARD_PLUGIN
+from posttrain_plugins.recipe.run.inputs import REWARD_LOADING
 from posttrain_plugins.recipe.spec import DataFile, Policy, Use
 from posttrain_plugins.types import KINDS, Kind, ModelArtifact, ResolvedReward, ResolvedStrategy
 
@@ -259,4 +260,4 @@ def _reward_plugin(artifact: Artifact) -> str:
     """What the class of the stage that made it says; the manifest names that class."""
     owner, use = str(artifact.manifest["plugin"]), str(artifact.manifest["use"])
     target = owner if ":" in owner else f"{owner.partition(' ')[0]}:{use}"
-    return str(getattr(registry.load("stage", target), "reward_plugin", REWARD_PLUGIN))
+    return str(declared(registry.load("stage", target), "reward_plugin"))

@@ -67,7 +67,7 @@ def show(name: str, kind: str | None = None) -> dict[str, Any]:
             for field in found.fields.values()
         ],
         "columns": columns if not isinstance(columns, property) else None,
-        "produces": found.attributes.get("produces") if plugin.kind == "stage" else None,
+        "produces": found.declares("produces") if plugin.kind == "stage" else None,
         "source": str(plugin.file or module_file(plugin.target.partition(":")[0])),
     }
 

@@ -219,7 +219,7 @@ def _making(plugins: Iterable[Plugin]) -> list[Plugin]:
     for plugin in plugins:
         schema = plugin_schema(plugin)
         model = schema.fields.get("model")
-        if schema.attributes.get("produces") == "model" and (model is None or not model.is_required):
+        if schema.declares("produces") == "model" and (model is None or not model.is_required):
             found.append(plugin)
     return found
 

@@ -62,7 +62,7 @@ class Footing:
 
 def is_full(adapter: Input) -> bool:
     """Does a stage's `adapter` train all parameters? None does, and plugins that say `is_full`."""
-    return not isinstance(adapter, Use) or bool(plugin_schema(adapter.plugin).attributes.get("is_full"))
+    return not isinstance(adapter, Use) or bool(plugin_schema(adapter.plugin).declares("is_full"))
 
 
 def identity(adapter: Use) -> str:
@@ -141,8 +141,8 @@ def _quantized(loading: Mapping[str, Any]) -> str:
 
 def _reference(spec: StageSpec, start: Layers) -> str | None:
     """A stage class says `reference`: `model`, or the option of its `args` without which there is none."""
-    option = plugin_schema(spec.plugin).attributes.get("reference")
-    if option is None:
+    option = plugin_schema(spec.plugin).declares("reference")
+    if not option:
         return None
     if option != "model":
         name, target = next(iter(spec.configs.items()))

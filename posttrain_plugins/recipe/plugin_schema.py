@@ -78,7 +78,7 @@ def needed_columns(reward: Plugin, found: Schema | None) -> tuple[str, ...]:
 def declared_columns(plugin: Plugin, params: Mapping[str, Any]) -> tuple[str, ...] | None:
     """What a data set plugin or a data-making stage says of its columns; None where it says nothing."""
     if plugin.file is not None:
-        literal = plugin_schema(plugin).attributes.get("columns")
+        literal = plugin_schema(plugin).declares("columns")
         return tuple(literal) if isinstance(literal, list | tuple) else None
     loaded = plugin.load()
     try:

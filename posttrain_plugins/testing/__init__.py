@@ -11,7 +11,7 @@ def test_brevity(plugin, check):
 A check takes a plugin (a name as in a recipe, a class, a function, or an object that was made already), and raises
 `AssertionError` with what it found. Its docstring says why it matters to a training run. It is skipped
 (`unittest.SkipTest`) where it does not apply, or where another check fails for the same cause. What a plugin can and
-cannot do it declares by attributes, listed in `subject.py`; known failures need a reason and are strict.
+cannot do it declares by attributes (`plugins/declarations.py`); known failures need a reason and are strict.
 
 | module          | holds                                                            |
 |-----------------|------------------------------------------------------------------|

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 from unittest import SkipTest
 
+from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.testing import tiny
 from posttrain_plugins.testing.subject import subject
 
@@ -30,7 +31,7 @@ def check_gives_a_peft_config(adapter: Any) -> None:
     from peft import PeftConfig
 
     made = subject("adapter", adapter).make()
-    is_prepared = getattr(made, "is_full", False) and callable(getattr(made, "prepare", None))
+    is_prepared = declared(made, "is_full") and callable(declared(made, "prepare"))
     assert made is None or is_prepared or isinstance(made, PeftConfig), f"it gives {type(made).__name__}"
 
 
@@ -131,7 +132,7 @@ def check_disabled_gives_the_base(adapter: Any) -> None:
     That is what DPO, GRPO and PPO take for the reference model. An adapter that changes the base as it attaches
     (PiSSA, OLoRA, `bias: all`) declares `keeps_base = False`.
     """
-    if not subject("adapter", adapter).declares("keeps_base", True):
+    if not subject("adapter", adapter).declares("keeps_base"):
         raise SkipTest("it declares keeps_base = False")
     plain = _logits(tiny.bare_model())
     model = _disturbed(adapter)
@@ -145,7 +146,7 @@ def check_merges_or_says_so(adapter: Any) -> None:
 
     Training a second adapter on it, quantizing it and serving it without PEFT all merge first.
     """
-    if not subject("adapter", adapter).declares("can_merge", True):
+    if not subject("adapter", adapter).declares("can_merge"):
         raise SkipTest("it declares can_merge = False")
     model = _disturbed(adapter)
     before = _logits(model)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 from unittest import SkipTest
 
+from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.testing.noise import assert_untouched
 from posttrain_plugins.testing.subject import Subject, subject
 from posttrain_plugins.text import is_conversational
@@ -179,7 +180,7 @@ def _declared_columns(tried: Subject) -> tuple[str, ...] | None:
             made = tried.definition(**tried.params)
         except Exception as cause:
             raise SkipTest("it cannot be made: check_can_be_made says why") from cause
-        columns = getattr(made, "columns", None)
+        columns = declared(made, "columns")
     else:
         columns = tried.declares("columns")
     return tuple(columns) if columns is not None else None

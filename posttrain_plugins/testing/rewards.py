@@ -14,6 +14,7 @@ from numbers import Real
 from typing import Any
 from unittest import SkipTest
 
+from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.plugins.signature import reward_columns
 from posttrain_plugins.testing.noise import assert_untouched
 from posttrain_plugins.testing.subject import Subject, subject
@@ -142,9 +143,9 @@ def check_both_formats(reward: Any) -> None:
     quotes and braces. `posttrain_plugins.text.to_text` reads both.
     """
     tried = subject("reward", reward)
-    if set(tried.declares("formats", ("plain", "conversational"))) != {"plain", "conversational"}:
+    if set(tried.declares("formats")) != {"plain", "conversational"}:
         raise SkipTest(f"it declares formats = {tried.declares('formats')!r}")
-    if not tried.declares("is_deterministic", True):
+    if not tried.declares("is_deterministic"):
         raise SkipTest("it declares is_deterministic = False")
     rows = _rows(tried)
     plain = _scores(tried, rows)
@@ -192,7 +193,7 @@ def check_batch_of_one_agrees(reward: Any) -> None:
     batches than training did. Where a score is meant to be relative, declare `is_relative = True`.
     """
     tried = _deterministic(reward)
-    if tried.declares("is_relative", False):
+    if tried.declares("is_relative"):
         raise SkipTest("it declares is_relative = True")
     rows = _rows(tried)
     together = _scores(tried, rows)
@@ -220,7 +221,7 @@ def check_inputs_unchanged(reward: Any) -> None:
     """
     tried = subject("reward", reward)
     _scores(tried, _rows(tried))
-    for form in tried.declares("formats", ("plain", "conversational")):
+    for form in tried.declares("formats"):
         given = _arguments(_rows(tried), form)
         before = copy.deepcopy(given)
         try:
@@ -271,7 +272,7 @@ def check_examples_get_their_scores(reward: Any) -> None:
     tried = _with_examples(reward)
     rows = tried.declares("examples")
     found = [_single(tried, row) for row in rows]
-    tolerance = max(1e-6, tried.declares("tolerance", 0.0))
+    tolerance = max(1e-6, tried.declares("tolerance"))
     for row, value in zip(rows, found, strict=True):
         if "score" in row:
             is_equal = _is_close(value, row["score"], tolerance)
@@ -292,10 +293,10 @@ def check_not_fooled_by_spam(reward: Any) -> None:
     if not _is_number(best):
         raise SkipTest("its best example has no score")
     for name, text in _tricks(good).items():
-        if len(text) > tried.declares("longest_text_chars", math.inf):
+        if len(text) > tried.declares("longest_text_chars"):
             continue
         value = _try_scores(tried, [{**good, "completion": text}])
-        strictly = bool(tried.declares("oracle", False)) and name != "the good example fifty times"
+        strictly = bool(tried.declares("oracle")) and name != "the good example fifty times"
         for score in _finite(value):
             is_fooled = score >= best if strictly else score > best
             assert not is_fooled, f"{name} scores {score}, the good example {best}"
@@ -317,7 +318,7 @@ def check_picklable(reward: Any) -> None:
         again = pickle.loads(pickle.dumps(made))
     except Exception as cause:
         raise AssertionError(f"it cannot be pickled: {type(cause).__name__}: {cause}") from cause
-    if tried.declares("is_deterministic", True):
+    if tried.declares("is_deterministic"):
         first, second = (_listed(_call(one, rows, _format(tried)), len(rows)) for one in (made, again))
         _assert_equal(tried, first, second, rows, "before", "after pickling")
 
@@ -362,7 +363,7 @@ def check_step_scores(reward: Any) -> None:
     """
     tried = subject("reward", reward)
     made = tried.make()
-    if not hasattr(made, "step_scores"):
+    if declared(made, "step_scores") is None:
         raise SkipTest("it has no step_scores")
     _scores(tried, _rows(tried))
     rows = [*_rows(tried), {**_rows(tried)[0], "completion": ""}]
@@ -402,7 +403,7 @@ CHECKS: tuple[Callable[[Any], None], ...] = (
 
 def _rows(tried: Subject) -> list[Row]:
     """Its examples, and ordinary completions with the first example's prompt and columns; the shortest first."""
-    examples = [{k: v for k, v in row.items() if k != "score"} for row in tried.declares("examples", ())]
+    examples = [{k: v for k, v in row.items() if k != "score"} for row in tried.declares("examples")]
     like = examples[0] if examples else {"prompt": "2+2=?", "completion": ""}
     filled = dict.fromkeys(_required(tried.make()), "4")
     rows = [*examples, *({**like, "completion": text} for text in TEXTS)]
@@ -411,7 +412,7 @@ def _rows(tried: Subject) -> list[Row]:
 
 def _odd_rows(tried: Subject, rows: Sequence[Row]) -> list[Row]:
     """The first row with what nobody would call an answer."""
-    longest = tried.declares("longest_text_chars", math.inf)
+    longest = tried.declares("longest_text_chars")
     return [{**rows[0], "completion": text} for text in SPAM.values() if len(text) <= longest]
 
 
@@ -422,7 +423,7 @@ def _required(made: Any) -> tuple[str, ...]:
 
 
 def _format(tried: Subject) -> str:
-    return str(tried.declares("formats", ("plain",))[0])
+    return str(tried.declares("formats")[0])
 
 
 def _arguments(rows: Sequence[Row], form: str) -> dict[str, Any]:
@@ -484,14 +485,14 @@ def _single(tried: Subject, row: Row) -> Any:
 
 def _deterministic(reward: Any) -> Subject:
     tried = subject("reward", reward)
-    if not tried.declares("is_deterministic", True):
+    if not tried.declares("is_deterministic"):
         raise SkipTest("it declares is_deterministic = False")
     return tried
 
 
 def _with_examples(reward: Any) -> Subject:
     tried = _deterministic(reward)
-    if not tried.declares("examples", ()):
+    if not tried.declares("examples"):
         raise SkipTest("it declares no examples")
     return tried
 
@@ -523,7 +524,7 @@ def _is_close(a: Any, b: Any, tolerance: float) -> bool:
 def _assert_equal(
     tried: Subject, one: Sequence[Any], other: Sequence[Any], rows: Sequence[Row], first: str, second: str
 ) -> None:
-    tolerance = tried.declares("tolerance", 0.0)
+    tolerance = tried.declares("tolerance")
     for row, a, b in zip(rows, one, other, strict=False):
         assert _is_close(a, b, tolerance), f"{_short(row['completion'])} scores {a} {first} and {b} {second}"
 

@@ -165,7 +165,7 @@ def expected_failures_of(tried: Subject, given: Mapping[str, str] | None = None)
         InputError: one without a reason, or of a check that does not exist.
     """
     try:
-        declared = tried.declares("expected_failures", {})
+        declared = tried.declares("expected_failures")
     except Exception:  # it cannot be imported, which `check_can_be_made` says
         declared = {}
     expected = {**declared, **(given or {})}

@@ -20,6 +20,7 @@ from typing import Any
 from unittest import SkipTest
 
 from posttrain_plugins.plugins import registry
+from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.plugins.schema import Field
 from posttrain_plugins.plugins.source import of_config
 from posttrain_plugins.recipe.check.loops import PRODUCTS
@@ -264,7 +265,8 @@ def _dataclass(stage: Any) -> Subject:
 
 def _columns(tried: Subject) -> Any:
     """Of the configured object, where its parameters decide."""
-    return getattr(_made(tried), "requires_columns", {})
+    found = declared(_made(tried), "requires_columns")
+    return {} if found is None else found
 
 
 def _args(tried: Subject, name: str, given: Field) -> dict[str, Any]:
@@ -301,7 +303,7 @@ def _run(tried: Subject) -> Ran:
         result = cause
     finally:
         os.chdir(before)
-    meant = frozenset(aside / getattr(made, name) for name in getattr(made, "outputs", ()))
+    meant = frozenset(aside / getattr(made, name) for name in declared(made, "outputs"))
     strays = sorted(path.name for path in aside.iterdir() if path not in meant)
     return Ran(result, folder / "stage", strays, meant)
 
@@ -359,7 +361,7 @@ def _rows(made: Any, name: str, value: Any) -> Any:
 
     if isinstance(value, list):
         return datasets.Dataset.from_list(value)
-    groups = getattr(made, "requires_columns", {}).get(name, (("prompt",),))
+    groups = (declared(made, "requires_columns") or {}).get(name, (("prompt",),))
     found = next((rows for group in groups if (rows := tiny.data(group)) is not None), None)
     if found is None:
         message = f"no tiny rows with {groups[0]}: give example_params = {{'{name}': [{{...}}, ...]}}"

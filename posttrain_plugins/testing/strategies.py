@@ -91,7 +91,7 @@ def check_same_seed_same_answer(strategy: Any) -> None:
     first, second = ([(r.answer, r.text) for r in _solve(_resolved(tried), Script())] for _ in range(2))
     assert first == second, f"first {first}, then {second}"
     one = _resolved(tried)
-    if not tried.declares("is_stateful", False):
+    if not tried.declares("is_stateful"):
         again = [[(r.answer, r.text) for r in _solve(one, Script())] for _ in range(2)]
         assert again[0] == again[1], f"the same object: first {again[0]}, then {again[1]}"
 
@@ -124,7 +124,7 @@ def check_problems_stay_apart(strategy: Any) -> None:
     when it comes back. Where memory is the point, declare `is_stateful = True`.
     """
     tried = _deterministic(strategy)
-    if tried.declares("is_stateful", False):
+    if tried.declares("is_stateful"):
         raise SkipTest("it declares is_stateful = True")
     made = _resolved(tried)
     together = [(r.answer, r.text) for r in _solve(made, Script())]
@@ -264,7 +264,7 @@ def _again(strategy: Any) -> ResolvedStrategy:
 def _deterministic(strategy: Any) -> Subject:
     tried = subject("strategy", strategy)
     _working(tried)
-    if not tried.declares("is_deterministic", True):
+    if not tried.declares("is_deterministic"):
         raise SkipTest("it declares is_deterministic = False")
     return tried
 

@@ -1,28 +1,4 @@
-"""What is checked: a plugin by its name, its class or function, or an object made from it; and what it declares.
-
-Capabilities are attributes of the plugin, never told from its name:
-
-| attribute          | kinds    | says                                                                             |
-|--------------------|----------|----------------------------------------------------------------------------------|
-| `example_params`   | all      | parameters that make a small working one, where the defaults do not              |
-| `expected_failures`| all      | check -> reason; strict: one that passes is a failure                            |
-| `requires_columns` | reward, stage | the data-set columns that it needs                                          |
-| `bounds`           | reward   | lowest and highest score                                                         |
-| `examples`         | reward   | `{prompt, completion, score, ...columns}`, good ones and bad ones                |
-| `oracle`           | reward   | it reads the reference answer                                                    |
-| `formats`          | reward   | `("plain", "conversational")`, or one of them                                    |
-| `is_deterministic` | reward, strategy | False: equal calls may differ                                            |
-| `is_relative`      | reward   | True: a score depends on the other completions of the batch                      |
-| `tolerance`        | reward   | how far equal scores may be apart, for models whose last bits depend on the batch |
-| `longest_text_chars` | reward | longer texts need not be tried: a model reads them whole                       |
-| `is_full`          | adapter  | True: it trains the model's own weights                                          |
-| `can_merge`        | adapter  | False: its weights cannot be merged into the base                                |
-| `keeps_base`       | adapter  | False: attaching changes the base weights                                        |
-| `is_stateful`      | strategy | True: it remembers one problem for the next                                      |
-| `columns`, `splits`| dataset  | the names of its columns; the values of `split` that share no prompt             |
-| `produces`         | stage    | model, dataset, reward or figures                                                |
-| `outputs`          | stage    | its fields that name a folder of the user's own to write to                      |
-"""
+"""What is checked: a plugin by its name, its class or function, or an object made from it; and what it declares."""
 
 from __future__ import annotations
 
@@ -33,6 +9,7 @@ from typing import Any
 from unittest import SkipTest
 
 from posttrain_plugins.plugins import registry
+from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.plugins.schema import Schema
 from posttrain_plugins.plugins.signature import of_object
 from posttrain_plugins.recipe.ad_hoc import Outside
@@ -89,15 +66,14 @@ class Subject:
     @functools.cached_property
     def params(self) -> dict[str, Any]:
         """Its `example_params`, with the tiny models that they name made."""
-        return {name: tiny.resolve(value) for name, value in self.declares("example_params", {}).items()}
+        return {name: tiny.resolve(value) for name, value in self.declares("example_params").items()}
 
-    def declares(self, name: str, default: Any = None) -> Any:
-        """A capability, of the object where it was made, else of its class; a property counts on objects only."""
+    def declares(self, name: str) -> Any:
+        """Return what the object, or else its class, declares under one of `DECLARATIONS`."""
         try:
-            value = getattr(self.definition, name, default)
+            return declared(self.definition, name)
         except Exception as cause:
             raise SkipTest("it cannot be imported: check_can_be_made says why") from cause
-        return default if isinstance(value, property) else value
 
     def make(self, **more: Any) -> Any:
         """A reward, strategy or stage ready to call; of an adapter or data set, what calling it gives.

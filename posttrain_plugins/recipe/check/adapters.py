@@ -24,9 +24,8 @@ def check_adapters(sheet: Sheet, path: Keys, spec: StageSpec, found: Schema) -> 
     args = _arguments(spec)
     for role, use in _adapters(spec, found):
         schema = sheet.schemas.get(use.plugin)
-        attributes = schema.attributes if schema is not None else {}
-        if attributes.get("is_full"):
-            if role == "critic" and attributes.get("prepare"):
+        if schema is not None and schema.declares("is_full"):
+            if role == "critic" and schema.declares("prepare"):
                 message = f"stage '{path[-1]}': {adapter_compatibility.no_set_up(use.name)}"
                 sheet.wrong((*path, role), message, adapter_compatibility.PLAIN_CRITIC)
             _check_full(sheet, (*path, role), spec)
@@ -39,8 +38,8 @@ def check_adapters(sheet: Sheet, path: Keys, spec: StageSpec, found: Schema) -> 
             use.params,
             args,
             spec.loading,
-            refuses=found.attributes.get("refuses", {}),
-            reference=str(found.attributes.get("reference", "")),
+            refuses=found.declares("refuses"),
+            reference=str(found.declares("reference")),
             role=role,
         )
         for refusal in adapter_compatibility.refusals(situation):
@@ -59,7 +58,7 @@ def check_merges(sheet: Sheet, stages: RawStages, specs: Mapping[str, StageSpec]
         source = spec.inputs.get("model") or spec.inputs.get("reward")
         maker = specs.get(source.stage) if isinstance(source, FromStage) else None
         adapter = maker.inputs.get("adapter") if maker is not None else None
-        if found is None or not found.attributes.get("merges") or not isinstance(adapter, Use):
+        if found is None or not found.declares("merges") or not isinstance(adapter, Use):
             continue
         peft = _abilities(sheet, adapter)
         if peft is not None and not peft.merges:
@@ -71,7 +70,7 @@ def check_merges(sheet: Sheet, stages: RawStages, specs: Mapping[str, StageSpec]
 def _abilities(sheet: Sheet, use: Use) -> PeftTypeAbilities | None:
     """What the type of an adapter can; None where its plugin does not say its type."""
     schema = sheet.schemas.get(use.plugin)
-    target = str((schema.attributes if schema is not None else {}).get("params_of") or "")
+    target = schema.declares("params_of") if schema is not None else ""
     try:
         return abilities(_class_of(target.format(**use.params))) if target else None
     except LookupError:  # also a parameter that the target names, and that is missing: told elsewhere
@@ -84,7 +83,7 @@ def with_named_fields(sheet: Sheet, found: Schema, given: Mapping[str, Any], pat
     Returns:
         The schema with these fields; None where there is no such type, which is told.
     """
-    target = str(found.attributes.get("params_of") or "")
+    target = str(found.declares("params_of"))
     names = re.findall(r"\{(\w+)\}", target)
     if not names or any(name not in given for name in names):
         return found

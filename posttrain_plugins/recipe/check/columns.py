@@ -34,7 +34,7 @@ def _check_inputs(sheet: Sheet, path: Keys, spec: StageSpec, specs: Mapping[str,
     """Against the plugin's `requires_columns`: for each field, groups of columns one of which must be there."""
     found = sheet.schemas[spec.plugin]
     try:
-        required = required_columns(spec, found.attributes.get("requires_columns") if found else None)
+        required = required_columns(spec, found.declares("requires_columns") if found else None)
     except Exception:  # the plugin boundary; `Sheet.check_built` tells it
         return
     for name, alternatives in required.items():

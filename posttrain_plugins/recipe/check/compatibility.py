@@ -98,7 +98,7 @@ def _small_files(model: ModelArtifact) -> Path | None:
 
 def _shared(schema: Schema | None) -> tuple[str, ...]:
     """A stage class says in `shares_tokenizer` which of its models read the same token ids as `model`."""
-    return tuple(schema.attributes.get("shares_tokenizer", ())) if schema else ()
+    return tuple(schema.declares("shares_tokenizer")) if schema else ()
 
 
 def _known(source: Source, known: Mapping[str, Found], whole: bool) -> Found | None:

@@ -99,7 +99,7 @@ def _add(sheet: Sheet, stages: RawStages, raw: RawStage) -> None:
     if looked_up is None:
         return
     _, found = looked_up
-    produces = found.attributes.get("produces", "figures")
+    produces = found.declares("produces") or "figures"
     if produces in PRODUCTS:
         stages.produces[raw.id] = produces
         return

@@ -61,7 +61,7 @@ def _made(sheet: Sheet, stages: RawStages, value: Mapping[str, Any], path: Keys)
     loading = {k: v for k, v in value.items() if k in known and k not in own}
     _check_loading(sheet, path, loading)
     body = {k: v for k, v in value.items() if k not in loading}
-    made = looked_up[1].attributes.get("produces") if looked_up is not None else None
+    made = looked_up[1].declares("produces") if looked_up is not None else None
     if looked_up is not None and made != "model":
         sheet.wrong((*path, "use"), f"stage plugin '{value['use']}' makes {made}, expected a model", "use: pretrain")
     stages.put_first(RawStage("base", path, body, {}), "model" if made == "model" else None)

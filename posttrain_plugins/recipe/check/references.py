@@ -15,6 +15,7 @@ from posttrain_plugins.errors import InputError, PluginNotFound
 from posttrain_plugins.guard.settings import ISOLATING, GuardSettings, refusal
 from posttrain_plugins.guard.settings import KEYS as GUARD_KEYS
 from posttrain_plugins.plugins import registry
+from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.plugins.registry import suggest, with_article
 from posttrain_plugins.plugins.schema import Field, Schema
 from posttrain_plugins.recipe.check.adapters import with_named_fields
@@ -147,14 +148,12 @@ class References:
     def _makes_several(self, stage: str) -> bool:
         plugin = registry.find("stage", str(self.stages.by_id[stage].body["use"]), self.sheet.folder)
         found = self.sheet.schemas[plugin]
-        return bool(found is not None and found.attributes.get("several"))
+        return bool(found is not None and found.declares("several"))
 
     def _reward_plugin(self, stage: str) -> str:
         plugin = registry.find("stage", str(self.stages.by_id[stage].body["use"]), self.sheet.folder)
         found = self.sheet.schemas[plugin]
-        if plugin.file is not None and found is not None:  # only read
-            return str(found.attributes.get("reward_plugin", REWARD_PLUGIN))
-        return str(getattr(plugin.load(), "reward_plugin", REWARD_PLUGIN))
+        return str(found.declares("reward_plugin")) if found is not None else REWARD_PLUGIN
 
     def _model(self, name: str, path: Keys, asker: Kind) -> Source:
         if name == "base":
@@ -262,7 +261,7 @@ class References:
             self.sheet.wrong((*path, wrong), error.message, error.hint)
             return
         isolating = next((key for key in ISOLATING if key in asked), None)
-        if isolating and (found.attributes.get("holds_model") is True or _holds_model(refs)):
+        if isolating and (found.declares("holds_model") is True or _holds_model(refs)):
             refused = refusal(str(path[-1]))
             self.sheet.wrong((*path, isolating), refused.message, refused.hint)
 
@@ -273,8 +272,8 @@ def _holds_model(refs: Mapping[str, Input]) -> bool:
         if isinstance(source, External | FromStage):
             return True
         if isinstance(source, Use):
-            declared = getattr(source.plugin.load(), "holds_model", False) if source.plugin.file is None else False
-            if declared is True or _holds_model(source.refs):
+            holds = source.plugin.file is None and declared(source.plugin.load(), "holds_model")
+            if holds is True or _holds_model(source.refs):
                 return True
     return False
 

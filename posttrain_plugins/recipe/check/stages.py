@@ -52,7 +52,7 @@ def read_stage(sheet: Sheet, raw: RawStage, references: References) -> StageSpec
     produces: Any = references.stages.produces[raw.id]
     loading = references.model.loading
     inputs |= reserved
-    outputs = tuple(found.attributes.get("outputs", ()))
+    outputs = tuple(found.declares("outputs"))
     spec = StageSpec(
         raw.id, plugin, produces, params, inputs, configs, loading, mode, reserved=tuple(reserved), outputs=outputs
     )

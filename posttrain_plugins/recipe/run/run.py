@@ -199,7 +199,7 @@ def _context(
 ) -> StageContext:
     schema = plugin_schema(stage.spec.plugin)
     resolver = Resolver(chosen.recipe, artifacts, _weights_of(chosen, stage))
-    inputs = resolver.inputs(stage.spec, schema.attributes.get("requires_columns", {}))
+    inputs = resolver.inputs(stage.spec, schema.declares("requires_columns") or {})
     check_border(stage.spec, schema, inputs)
     args = next((dict(stage.spec.params.get(name) or {}) for name in stage.spec.configs), {})
     seed = int(args.get("seed", chosen.recipe.seed))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import dataclasses
 import inspect
 import re
 import sys
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from posttrain_plugins import types
 from posttrain_plugins.guard.settings import GuardSettings
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.declarations import DECLARATIONS
@@ -34,6 +36,7 @@ DOCS = Path(__file__).resolve().parent
 BLOCK = re.compile(r"(<!-- reference:(?P<name>[\w.-]+) -->\n)(?P<body>.*?)(<!-- /reference -->)", re.DOTALL)
 DISTRIBUTION = "posttrain-plugins"
 LONGEST_DEFAULT = 48
+API_FILES = ("requests", "stage", "references", "plugins")  # what most readers look for stands first
 LOOP = {"repeat": int, "init": str, "stages": dict, "${prev}": str}
 
 
@@ -154,6 +157,28 @@ def capabilities() -> str:
     return "\n".join(lines)
 
 
+def api() -> str:
+    """Return a table for each dataclass that `posttrain_plugins.types` exports, file by file."""
+    classes = [getattr(types, name) for name in types.__all__]
+    own = [one for one in classes if dataclasses.is_dataclass(one) and isinstance(one, type)]
+    own.sort(key=lambda one: (API_FILES.index(one.__module__.rpartition(".")[2]), inspect.getsourcelines(one)[1]))
+    return "\n\n".join("\n".join(_fields(one)) for one in own)
+
+
+def _fields(one: type) -> Iterator[str]:
+    doc = inspect.getdoc(one) or ""
+    meanings = argument_docs(doc)
+    yield f"### `{one.__name__}`\n"
+    yield _joined(doc.partition("\n\nArgs:")[0]) + "\n"
+    yield "| field | type | default | |\n|---|---|---|---|"
+    for field in dataclasses.fields(one):
+        made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        shown = f"{type(made).__name__}()" if dataclasses.is_dataclass(made) else repr(made)
+        default = "a new one" if " at 0x" in shown else f"`{_cell(shown)}`"
+        default = "required" if made is dataclasses.MISSING else default
+        yield f"| `{field.name}` | `{_cell(str(field.type))}` | {default} | {_cell(meanings[field.name])} |"
+
+
 def checks() -> str:
     """Every check of the kit with its reason."""
     from posttrain_plugins.testing import CHECKS, general
@@ -178,8 +203,8 @@ def reserved() -> str:
     said = {**SAID, "reward": {**SAID["reward"], **argument_docs(inspect.getdoc(GuardSettings) or "")}}
     words = {**RESERVED, "dataset": FILE_OPTIONS, "loop": LOOP}
     lines = ["| on | word | type | |", "|---|---|---|---|"]
-    for kind, types in words.items():
-        for name, annotation in types.items():
+    for kind, known in words.items():
+        for name, annotation in known.items():
             lines.append(f"| {kind} | `{name}` | {_cell(type_name(annotation))} | {said[kind][name]} |")
     return "\n".join(lines)
 
@@ -207,6 +232,7 @@ def _commands(command: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 PARTS: dict[str, Callable[[], str]] = {
     **{registry.PLURAL[kind]: (lambda kind=kind: plugins_of(kind)) for kind in KINDS},
+    "api": api,
     "capabilities": capabilities,
     "checks": checks,
     "commands": commands,

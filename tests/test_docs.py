@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import re
 import shlex
@@ -14,6 +15,7 @@ import pytest
 import typer
 import yaml
 
+from posttrain_plugins import types
 from posttrain_plugins.cli.commands import app
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.recipe.check.check import check
@@ -24,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = (
     *("recipes", "datasets", "plugins", "rewards", "strategies", "adapters", "stages", "scaling", "faq"),
-    "first_plugin",
+    *("first_plugin", "api"),
 )
 
 
@@ -61,6 +63,18 @@ def test_every_built_in_plugin_has_a_section(kind: Any) -> None:
     text = (DOCS / f"{registry.PLURAL[kind]}.md").read_text(encoding="utf-8")
     ours = [p.name for p in registry.installed(kind) if p.distribution == "posttrain-plugins"]
     assert [name for name in ours if f"\n### `{name}`\n" not in text] == []
+
+
+def test_every_field_of_what_plugins_are_given_is_explained() -> None:
+    text = (DOCS / "api.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^### `(\w+)`\n(.*?)(?=^### |\Z)", text, re.M | re.S))
+    named = {*("StageContext", "StageResult", "Generate", "Score", "ScoreSteps", "CallTool", "Completion", "Candidate")}
+    named |= {*("Result", "Problem", "SamplingParams", "Budget", "Usage", "ModelArtifact")}
+    assert sections.keys() >= named | {"ResolvedReward", "ResolvedAdapter", "ResolvedStrategy"}
+    for name, section in sections.items():
+        rows = re.findall(r"^\| `(\w+)` \| `.+` \| .+ \| (.*) \|$", section, re.M)
+        assert [row[0] for row in rows] == [field.name for field in dataclasses.fields(getattr(types, name))]
+        assert all(row[1] for row in rows), name
 
 
 def test_every_reserved_word_is_explained() -> None:

@@ -23,14 +23,22 @@ AdapterMode: TypeAlias = Literal["continue", "stack", "merge"]
 
 @dataclass(frozen=True)
 class Ref:
-    """Marks a stage's or strategy's field as a reference, an edge of the plan."""
+    """Marks a stage's or strategy's field as a reference, an edge of the plan.
+
+    Args:
+        kind: what the field names.
+    """
 
     kind: Literal["model", "dataset", "reward", "adapter", "strategy", "object"]
 
 
 @dataclass(frozen=True)
 class ConfigOf:
-    """Marks a mapping that goes untouched to a config class, such as `ConfigOf("trl:SFTConfig")`."""
+    """Marks a mapping that goes untouched to a config class, such as `ConfigOf("trl:SFTConfig")`.
+
+    Args:
+        target: the class, `package.module:name`.
+    """
 
     target: str
 

@@ -63,7 +63,7 @@ class Generate:
     Args:
         prompt: text or messages; a last message of role `assistant` is gone on from, and the completion holds only what
             is new.
-        n: how many.
+        n: the number of completions.
         params: how they are drawn.
         model: the role that answers: `policy`, or the name of another model.
         tools: JSON schemas of the functions that the model may call natively (`Completion.tool_calls`).
@@ -82,7 +82,13 @@ class Generate:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Asks what completions of a prompt are worth; answered by `list[float | None]`, one per completion."""
+    """Asks what completions of a prompt are worth; answered by `list[float | None]`, one per completion.
+
+    Args:
+        prompt: what the completions answer.
+        completions: their texts.
+        scorer: the name of the reward that judges them.
+    """
 
     prompt: Prompt
     completions: tuple[str, ...]
@@ -91,7 +97,13 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class ScoreSteps:
-    """Asks what each step of each completion is worth; answered by `list[list[float]]`."""
+    """Asks what each step of each completion is worth; answered by `list[list[float]]`.
+
+    Args:
+        prompt: what the completions answer.
+        steps: each completion, cut into its steps; joined they are the completion.
+        scorer: the name of a reward that has `step_scores`.
+    """
 
     prompt: Prompt
     steps: tuple[tuple[str, ...], ...]
@@ -100,7 +112,12 @@ class ScoreSteps:
 
 @dataclass(frozen=True, slots=True)
 class CallTool:
-    """Asks for a tool's answer; answered by `str` (an error comes back as text)."""
+    """Asks for a tool's answer; answered by `str` (an error comes back as text).
+
+    Args:
+        name: which tool, as in `Problem.tools`.
+        arguments: keyword arguments of the call.
+    """
 
     name: str
     arguments: Mapping[str, Any]
@@ -111,10 +128,15 @@ Request: TypeAlias = Generate | Score | ScoreSteps | CallTool
 
 @dataclass(slots=True)
 class Usage:
-    """What was spent: tokens read and written, requests answered from the log, calls to a backend, by model role.
+    """Counts what was spent on one model.
 
     A prompt that was read once for several completions counts on the first of them; so sums are what a server counts.
-    Where a backend sets `calls` of a completion's own usage, that is taken as it is.
+
+    Args:
+        prompt_tokens: tokens read.
+        completion_tokens: tokens written.
+        cached_tokens: tokens of answers that cost nothing: the request log or another request of the round had them.
+        calls: calls to the backend; of a completion's own usage taken as it is, where a backend sets it.
     """
 
     prompt_tokens: int = 0
@@ -143,13 +165,13 @@ class Completion:
         text: what was drawn, cut before the stop string.
         finish_reason: `stop` at EOS or a stop string, `length`, `tool_calls`, or `error` (then `error` says why).
         usage: what it cost.
-        token_ids: where log-probabilities were asked for.
-        logprobs: of each token, the model's own.
+        token_ids: its tokens, where log-probabilities were asked for.
+        logprobs: the model's own log-probability of each token, where asked for.
         error: what went wrong with this one sample.
         stop_reason: the stop string that ended it; None at EOS, and where a server does not tell.
         confidences: per token, minus the mean log-probability of the likeliest `top_logprobs` tokens (DeepConf,
             https://huggingface.co/papers/2508.15260, equation 2): larger is surer.
-        value: of the state after the last token, where `values` were asked for.
+        value: what the value head says of the state after the last token, where `values` were asked for.
         tool_calls: `{"name": ..., "arguments": {...}}` each, where the model called tools natively.
     """
 
@@ -170,7 +192,15 @@ Response: TypeAlias = list[Completion] | list[float | None] | list[list[float]] 
 
 @dataclass(slots=True)
 class Candidate:
-    """A finished completion that a strategy considered, with its extracted answer and its score, if it has one."""
+    """A finished completion that a strategy considered.
+
+    Args:
+        text: the completion.
+        answer: what was extracted from it; None where it has none.
+        score: what a scorer gave it; None where none judged it.
+        step_scores: what a process reward gave each of its steps.
+        finish_reason: as of `Completion`.
+    """
 
     text: str
     answer: Hashable | None = None
@@ -183,9 +213,14 @@ class Candidate:
 class Result:
     """A strategy's answer to one problem.
 
-    `text` is the completion it stands on (`""` where every sample failed); `stopped_by` names the budget that ended it,
-    or is None; `usage` (per role: `policy`, a scorer's name) and `trace` (every request with its responses, in order,
-    as JSON values) are filled by the engine.
+    Args:
+        answer: the extracted answer, or None.
+        text: the completion that the answer stands in; `""` where every sample failed.
+        candidates: what it considered.
+        usage: what was spent by role: `policy`, a scorer's name; filled by the engine.
+        stopped_by: the limit of the budget that ended it, or None; filled by the engine.
+        trace: every request with its responses in order, as JSON values; filled by the engine.
+        error: what the strategy raised, or None; filled by the engine.
     """
 
     answer: Any
@@ -199,7 +234,14 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Limits for one problem or for all of them; None is no limit. A wave in flight may end above `tokens`."""
+    """Limits for one problem or for all of them; None is no limit.
+
+    Args:
+        tokens: tokens read and written by all models together; a wave in flight may end above it.
+        completions: completions drawn by `Generate` requests.
+        calls: requests of any kind.
+        seconds: wall time from the start.
+    """
 
     tokens: int | None = None
     completions: int | None = None

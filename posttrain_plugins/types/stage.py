@@ -58,7 +58,14 @@ class ModelArtifact:
 
 @dataclass(frozen=True)
 class ResolvedReward:
-    """A reward by its recipe name. `func` is the author's own callable; a reward-model stage has `model_path` too."""
+    """A reward by its recipe name.
+
+    Args:
+        name: as in the recipe.
+        func: the author's own callable, under the guard where the recipe asks for one.
+        weight: as in the recipe.
+        model_path: the folder of the model that it scores with, of a stage that makes a reward; else None.
+    """
 
     name: str
     func: Callable[..., Any]
@@ -128,7 +135,8 @@ class StageContext:
             `ResolvedReward`, an adapter a `ResolvedAdapter`, a strategy a `ResolvedStrategy`, an object itself or
             the `Path` of a file; a list of references is a list of these.
         resume_from: newest complete checkpoint of this very stage, or None.
-        reporter: progress goes here.
+        reporter: `progress(done, total, unit, figures)`, called often, shows how far it is; `note(message)` shows a
+            line that the user should read.
         should_stop: becomes true when the user wants to stop; a stage then saves and raises `Interrupted`.
         args: the stage's `args` as the recipe gives them.
         option_path: how `-o` names the stage, for hints.

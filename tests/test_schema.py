@@ -207,6 +207,7 @@ import no_such_module
 from posttrain_plugins.types import ConfigOf, ModelRef, RewardRef, Ref
 
 LIMIT = 8
+Mode: t.TypeAlias = Literal["strict", "loose"]
 
 @dataclass
 class Parent:
@@ -218,6 +219,7 @@ class Reward(Parent):
     """A reward."""
     n: int = 2
     mode: Literal["strict", "loose"] = "strict"
+    named: Mode | None = None
     limit: int = LIMIT
     words: list[str] = field(default_factory=list)
     maybe: "Optional[float]" = None
@@ -263,11 +265,12 @@ def source(tmp_path: Path) -> Path:
 def test_of_source_reads_a_dataclass(source: Path) -> None:
     found = of_source(source, "Reward")
     fields = found.fields
-    assert list(fields) == ["base", "n", "mode", "limit", "words", "maybe", "other", "factor"]
+    assert list(fields) == ["base", "n", "mode", "named", "limit", "words", "maybe", "other", "factor"]
     assert fields["base"].is_required
     assert fields["base"].type is int
     assert fields["n"].default == 2
     assert not accepts(fields["mode"].type, "lose")
+    assert fields["named"].type == Literal["strict", "loose"] | None
     assert (fields["limit"].is_required, fields["limit"].is_literal) == (False, False)
     assert (fields["words"].is_required, fields["words"].is_literal, fields["words"].type) == (False, False, list[str])
     assert fields["maybe"].type == (float | None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import copy
 import dataclasses
 import importlib.util
 import types
@@ -159,8 +160,30 @@ def _class_fields(file: Path, node: ast.ClassDef) -> dict[str, Field]:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
             if item.target.id.startswith("_") or _is_class_variable(item.annotation) or _is_not_given(item.value):
                 continue
-            fields[item.target.id] = _source_field(item.target.id, item.annotation, item.value)
+            annotation = _Choices(file).visit(copy.deepcopy(item.annotation))
+            fields[item.target.id] = _source_field(item.target.id, annotation, item.value)
     return fields
+
+
+class _Choices(ast.NodeTransformer):
+    """Puts `Literal["a", "b"]` where an annotation names it: `Mode: TypeAlias = Literal["a", "b"]`, also imported."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        if node.id in _NAMES or node.id == "Literal":
+            return node
+        for item in _parse(self.file).body:
+            if isinstance(item, ast.Assign | ast.AnnAssign) and isinstance(item.value, ast.Subscript):
+                target = item.target if isinstance(item, ast.AnnAssign) else item.targets[0]
+                if ast.unparse(target) == node.id and _name(item.value.value) == "Literal":
+                    return item.value
+        imported = _imports(self.file).get(node.id)
+        source = _import_source(self.file, imported[0]) if imported else None
+        if imported is None or source is None or not source.is_file() or source == self.file:
+            return node
+        return _Choices(source).visit(ast.Name(imported[1]))  # type: ignore[no-any-return]
 
 
 def _is_class_variable(annotation: ast.expr) -> bool:

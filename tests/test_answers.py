@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +44,20 @@ def verify(first, second, timeout_seconds):
 
 
 @pytest.fixture
-def impostor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[equivalence._Worker]:
-    """A worker of its own, whose `math_verify` is the one above: the same with and without the real one."""
+def impostor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[equivalence._AlgebraProcesses]:
+    """Processes of its own, whose `math_verify` is the one above: the same with and without the real one."""
     (tmp_path / "math_verify.py").write_text(IMPOSTOR)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(equivalence, "is_available", lambda: True)
-    worker = equivalence._Worker()
-    monkeypatch.setattr(equivalence, "_worker", worker)
-    yield worker
-    worker.close()
+    processes = equivalence._AlgebraProcesses()
+    monkeypatch.setattr(equivalence, "_processes", processes)
+    yield processes
+    processes.close()
+
+
+def pids(processes: equivalence._AlgebraProcesses) -> list[int]:
+    return [pid for pool in processes.pools.values() for pid in pool.pids]
 
 
 def in_thread(function: Any, *arguments: Any) -> Any:
@@ -74,62 +80,68 @@ def test_tally_counts_classes_by_their_first_member() -> None:
 
 
 def test_a_hanging_comparison_comes_back_within_its_limit_from_any_thread(
-    impostor: equivalence._Worker, monkeypatch: pytest.MonkeyPatch
+    impostor: equivalence._AlgebraProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun: list[Any] = []
-    start = equivalence._start
-    monkeypatch.setattr(equivalence, "_start", lambda: begun.append(start()) or begun[-1])
+    begun: list[subprocess.Popen[bytes]] = []
+    start = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda *args, **options: begun.append(start(*args, **options)) or begun[-1]
+    )
     for ask in (is_mathematically_equal, lambda *args: in_thread(is_mathematically_equal, *args)):
         assert is_mathematically_equal("ab", "ba")  # the process is there, for the second time a new one
         started = time.monotonic()
         assert ask("hang", "x", 0.3) is False
         assert 0.3 <= time.monotonic() - started < 3
-        assert impostor.process is None
+        assert pids(impostor) == []
     assert len(begun) == 2  # a question that took too long is not asked again
     assert all(process.returncode is not None for process in begun)  # killed, and waited for
 
 
-def test_what_took_too_long_is_not_asked_again(impostor: equivalence._Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_took_too_long_is_not_asked_again(
+    impostor: equivalence._AlgebraProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[tuple[str, str]] = []
 
     def ask(a: str, b: str) -> bool:
         asked.append((a, b))
         return is_mathematically_equal(a, b, 0.2)
 
-    monkeypatch.setattr("posttrain_plugins.answers.is_mathematically_equal", ask)
+    monkeypatch.setattr("posttrain_plugins.text.answers.is_mathematically_equal", ask)
     assert [equivalent("hang", "once"), equivalent("hang", "once"), equivalent("once", "hang")] == [False] * 3
     assert len(asked) == 1
 
 
-def test_the_process_is_started_by_the_first_question_and_kept(impostor: equivalence._Worker) -> None:
-    assert impostor.process is None
+def test_the_process_is_started_by_the_first_question_and_kept(impostor: equivalence._AlgebraProcesses) -> None:
+    assert pids(impostor) == []
     assert not equivalent("1/3", "0.3")  # plain numbers need no algebra
-    assert impostor.process is None
+    assert pids(impostor) == []
     is_mathematically_equal("ab", "ba")
-    first = impostor.process
-    assert first is not None
+    (first,) = pids(impostor)
     assert not is_mathematically_equal("ab", "bc")
-    assert impostor.process is first
+    assert pids(impostor) == [first]
 
 
 @pytest.mark.parametrize(("word", "is_replaced"), [("die", True), ("fail", False)])
-def test_a_comparison_that_fails_is_not_equal(impostor: equivalence._Worker, word: str, is_replaced: bool) -> None:
+def test_a_comparison_that_fails_is_not_equal(
+    impostor: equivalence._AlgebraProcesses, word: str, is_replaced: bool
+) -> None:
     is_mathematically_equal("ab", "ba")
-    first = impostor.process
+    first = pids(impostor)
     assert not is_mathematically_equal(word, word)
     assert is_mathematically_equal("ab", "ba")
-    assert (impostor.process is not first) is is_replaced
+    assert len(pids(impostor)) == 1
+    assert (pids(impostor) != first) is is_replaced
 
 
-def test_a_process_that_died_meanwhile_is_replaced(impostor: equivalence._Worker) -> None:
+def test_a_process_that_died_meanwhile_is_replaced(impostor: equivalence._AlgebraProcesses) -> None:
     is_mathematically_equal("ab", "ba")
-    assert impostor.process is not None
-    impostor.process.kill()
-    impostor.process.wait()
+    (first,) = pids(impostor)
+    os.kill(first, signal.SIGKILL)
     assert is_mathematically_equal("ab", "ba")
+    assert pids(impostor) != [first]
 
 
-def test_many_threads_get_their_own_answers(impostor: equivalence._Worker) -> None:
+def test_many_threads_get_their_own_answers(impostor: equivalence._AlgebraProcesses) -> None:
     pairs = [(f"x{i}", f"{i}x" if i % 3 else "no") for i in range(10, 90)]
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda pair: is_mathematically_equal(*pair), pairs))
@@ -137,63 +149,65 @@ def test_many_threads_get_their_own_answers(impostor: equivalence._Worker) -> No
 
 
 def test_an_interrupted_question_does_not_answer_the_next(
-    impostor: equivalence._Worker, monkeypatch: pytest.MonkeyPatch
+    impostor: equivalence._AlgebraProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     is_mathematically_equal("ab", "ba")
-    read = equivalence._read
 
     def interrupted(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(equivalence, "_read", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        is_mathematically_equal("ab", "ba")
-    monkeypatch.setattr(equivalence, "_read", read)
+    with monkeypatch.context() as during:
+        during.setattr(Future, "result", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            is_mathematically_equal("ab", "ba")
     assert not is_mathematically_equal("ab", "xy")
 
 
-def test_a_library_that_cannot_be_imported_is_none(impostor: equivalence._Worker, tmp_path: Path) -> None:
+def test_a_library_that_cannot_be_imported_is_none(impostor: equivalence._AlgebraProcesses, tmp_path: Path) -> None:
     (tmp_path / "math_verify.py").write_text("import no_such_module_anywhere")
     assert not is_mathematically_equal("ab", "ba")
     assert impostor.is_broken
     assert not is_mathematically_equal("ab", "ba")
-    assert impostor.process is None
+    assert pids(impostor) == []
 
 
-def test_a_process_that_does_not_start_is_told(impostor: equivalence._Worker, tmp_path: Path) -> None:
+def test_a_process_that_does_not_start_is_told(impostor: equivalence._AlgebraProcesses, tmp_path: Path) -> None:
     (tmp_path / "math_verify.py").write_text("import os; os._exit(1)")
     with pytest.raises(OSError, match="has not started"):
         is_mathematically_equal("ab", "ba")
 
 
 def test_without_the_library_no_process_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = equivalence._Worker()
-    monkeypatch.setattr(equivalence, "_worker", worker)
+    processes = equivalence._AlgebraProcesses()
+    monkeypatch.setattr(equivalence, "_processes", processes)
     monkeypatch.setattr(equivalence, "is_available", lambda: False)
     assert not is_mathematically_equal("x+1", "1+x")
-    assert worker.process is None
+    assert processes.pools == {}
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this platform")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # of Python 3.12, and our point
-def test_a_forked_child_starts_its_own(impostor: equivalence._Worker) -> None:
+def test_a_forked_child_starts_its_own(impostor: equivalence._AlgebraProcesses) -> None:
     is_mathematically_equal("ab", "ba")
-    with impostor.lock:  # as if another thread were asking
+    theirs = pids(impostor)
+    (pool,) = impostor.pools.values()
+    with pool._state.lock:  # as if another thread were asking
         child = os.fork()
         if child == 0:
-            is_mine = impostor.process is None and is_mathematically_equal("abc", "cba")
+            is_mine = pids(impostor) == [] and is_mathematically_equal("abc", "cba")
             impostor.close()
             os._exit(0 if is_mine else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert is_mathematically_equal("ab", "ba")
+    assert pids(impostor) == theirs
 
 
-def test_the_process_ends_with_its_parent(impostor: equivalence._Worker) -> None:
+def test_the_process_ends_with_its_parent(impostor: equivalence._AlgebraProcesses) -> None:
     code = (
-        "from posttrain_plugins import equivalence as e\n"
+        "from posttrain_plugins.text import equivalence as e\n"
         "e.is_available = lambda: True\n"
         "assert e.is_mathematically_equal('ab', 'ba')\n"
-        "print(e._worker.process.pid)"
+        "print(*(pid for pool in e._processes.pools.values() for pid in pool.pids))"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     with pytest.raises(ProcessLookupError):
@@ -204,7 +218,7 @@ def test_the_process_ends_with_its_parent(impostor: equivalence._Worker) -> None
 def test_importing_answers_starts_nothing_and_imports_no_algebra() -> None:
     code = (
         "import sys, posttrain_plugins.answers as a, posttrain_plugins.text.equivalence as e\n"
-        "assert a.equivalent('1/2', '0.5') and e._worker.process is None\n"
+        "assert a.equivalent('1/2', '0.5') and not e._processes.pools\n"
         "assert not {'sympy', 'math_verify', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

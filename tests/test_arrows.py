@@ -25,8 +25,9 @@ INFERENCE = {"engine", "backends", "evaluation", "training_data"}
 CORE = {"plugins", "recipe"}
 ALLOWED = {
     "errors": set(),
+    "processes": set(),
     "types": {"errors"},
-    "text": {"errors", "types"},
+    "text": {"errors", "types", "processes"},
     "answers": {"text"},
     "steps": {"text"},
     "nested_rewards": {"errors", "types"},
@@ -34,7 +35,7 @@ ALLOWED = {
     "models": NOUNS | PLUGINS,
     "search": NOUNS,
     "tiny_world": NOUNS,
-    "guard": NOUNS | PLUGINS,
+    "guard": NOUNS | PLUGINS | {"processes"},
     "recipe": NOUNS | PLUGINS | {"guard", "models"},
     "engine": NOUNS | PLUGINS | {"backends"},
     "backends": NOUNS | PLUGINS | {"models"},

@@ -95,7 +95,8 @@ def test_it_works_in_any_thread_and_at_once() -> None:
 
     with ThreadPoolExecutor(3) as threads:
         assert list(threads.map(judge, range(6))) == [[1.0]] * 6
-    assert len([worker for worker in equivalence._workers if worker.process]) <= equivalence.MAX_WORKERS
+    (pool,) = equivalence._processes.pools.values()
+    assert 1 <= len(pool.pids) <= equivalence.MAX_WORKERS
 
 
 @pytest.mark.slow

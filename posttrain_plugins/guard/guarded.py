@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,8 +13,8 @@ from typing import Any
 from posttrain_plugins.errors import InputError, RewardFailed
 from posttrain_plugins.guard import outcome
 from posttrain_plugins.guard.batch import Batch, split
+from posttrain_plugins.guard.isolation import BUNDLE, IsolatedReward
 from posttrain_plugins.guard.outcome import FAILED, KINDS, Method, Outcome
-from posttrain_plugins.guard.pool import BUNDLE, Pool
 from posttrain_plugins.guard.settings import GuardSettings, refusal
 from posttrain_plugins.types import ResolvedReward, ResolvedStrategy
 
@@ -61,7 +60,7 @@ class Guarded:
         self.settings, self.name = settings, name or self.__name__
         self.outcomes: Counter[str] = Counter()
         self.failures: dict[str, str] = {}
-        self._pool: Pool | None = None
+        self._pool: IsolatedReward | None = None
         self._lock = threading.Lock()
         self._recent: deque[str] = deque()
 
@@ -134,12 +133,10 @@ class Guarded:
     def _sendable(self, batch: Batch) -> list[Any]:
         return [batch.sendable(i) for i in range(len(batch.rows))]
 
-    def _workers(self) -> Pool:
+    def _workers(self) -> IsolatedReward:
         with self._lock:
-            pool = self._pool
-            if pool is None or pool.pid != os.getpid():
-                pool = self._pool = Pool(self.func, self.settings.workers, self.settings.timeout_s)
-            return pool
+            self._pool = self._pool or IsolatedReward(self.func, self.settings)
+            return self._pool
 
     # --- What became of it ----------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ reached by name. Each folder's `__init__` has a table of its own.
 | file or folder                              | holds                                                             |
 |---------------------------------------------|-------------------------------------------------------------------|
 | `errors.py`                                 | every exception of ours, with a hint                              |
+| `processes/`                                | processes that answer requests, and can be killed                 |
 | `types/`                                    | requests, results, references, what a stage is given and returns  |
 | `text/`                                     | messages, answers, steps; mathematical equality                   |
 | `answers.py`, `steps.py`                    | the same by the names under which plugins import them             |

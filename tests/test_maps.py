@@ -25,7 +25,7 @@ PACKAGE = Path(posttrain_plugins.__file__).parent
 NOT_MAPPED = {"__init__.py", "__main__.py"}
 
 TO_BE_WRITTEN = {
-    "adapters", "backends", "backends/transformers", "datasets", "engine", "guard", "models", "models/tuners",
+    "adapters", "backends", "backends/transformers", "datasets", "engine", "models", "models/tuners",
     "recipe", "recipe/check", "recipe/plan", "recipe/read", "recipe/run", "rewards", "sandbox", "search", "serve",
     "stages", "strategies", "text", "trainers", "trainers/ppo", "training_data", "types",
 }  # fmt: skip

@@ -16,7 +16,7 @@ DISTRIBUTION = "posttrain-plugins"
 
 def _is_slow(tried: Subject, check: Any) -> bool:
     """Those that load a model: the slow tier, where importing torch is paid for already."""
-    return tried.kind == "adapter" or bool(tried.declares("holds_model", False)) or check in stages.RUNNING
+    return tried.kind == "adapter" or bool(tried.declares("holds_model")) or check in stages.RUNNING
 
 
 def _parameters() -> list[Any]:

@@ -3,7 +3,7 @@
 | file | holds |
 |---|---|
 | `settings.py` | what a recipe may ask for |
-| `batch.py` | a call as its distinct rows |
+| `distinct_rows.py` | a call as its distinct rows |
 | `isolation.py` | the pool of processes that score, for a reward that may hang or crash |
 | `scorer.py` | what scores in each of them |
 | `outcome.py` | what became of each score, judged by the same code in this process and in those |

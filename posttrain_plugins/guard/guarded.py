@@ -12,19 +12,22 @@ from typing import Any
 
 from posttrain_plugins.errors import InputError, RewardFailed
 from posttrain_plugins.guard import outcome
-from posttrain_plugins.guard.batch import Batch, split
-from posttrain_plugins.guard.isolation import BUNDLE, IsolatedReward
-from posttrain_plugins.guard.outcome import FAILED, KINDS, Method, Outcome
+from posttrain_plugins.guard.distinct_rows import DistinctRows, split_rows
+from posttrain_plugins.guard.isolation import open_pool
+from posttrain_plugins.guard.outcome import FAILED, OUTCOMES, ScoreMethod, ScoreOutcome
 from posttrain_plugins.guard.settings import GuardSettings, refusal
+from posttrain_plugins.processes.pool import ProcessPool
 from posttrain_plugins.types import ResolvedReward, ResolvedStrategy
 
 __all__ = ["AsyncGuarded", "Guarded", "figures_of", "guard", "guarded_in"]
 
 WINDOW = 32  # newest scores that a share is taken of, where a batch has not more
+MAX_CONCURRENT = 64  # completions that an asynchronous reward judges at once, in one process
+GRACE_S = 1.0  # a process cancels a coroutine by itself; this ends one that blocks
 
 
 def guard(reward: Callable[..., Any], settings: GuardSettings, name: str = "") -> Guarded:
-    """The reward under the guard; an asynchronous one stays asynchronous.
+    """Return the reward under the guard; an asynchronous one stays asynchronous.
 
     Args:
         reward: a function, or an object with `__call__`.
@@ -60,19 +63,22 @@ class Guarded:
         self.settings, self.name = settings, name or self.__name__
         self.outcomes: Counter[str] = Counter()
         self.failures: dict[str, str] = {}
-        self._pool: IsolatedReward | None = None
+        self._pool: ProcessPool | None = None
         self._lock = threading.Lock()
         self._recent: deque[str] = deque()
 
     @property
     def is_isolated(self) -> bool:
-        return self.settings.isolate == "process" or (self.settings.timeout_s is not None and not self._is_async)
+        """Whether it scores in processes of its own: a plain function that hangs can be ended in no other way."""
+        is_async = outcome.is_async(self.func)
+        return self.settings.isolate == "process" or (self.settings.timeout_s is not None and not is_async)
 
     def __call__(self, prompts: Any = None, completions: Any = None, **columns: Any) -> list[float | None]:
         """Score each completion; the arguments go to the author's callable."""
         return self._score("__call__", _arguments(prompts, completions, columns))
 
     def __getattr__(self, name: str) -> Any:
+        # Without the second condition, unpickling would look up `func` on an object that has none yet, for ever.
         if name.startswith("__") or "func" not in self.__dict__:
             raise AttributeError(name)
         found = getattr(self.__dict__["func"], name)
@@ -85,82 +91,99 @@ class Guarded:
         self.__dict__.update(state, _pool=None, _lock=threading.Lock(), _recent=deque())
 
     def close(self) -> None:
-        """End the workers, and what the reward itself holds; the next call starts them again."""
+        """End the processes, and what the reward itself holds; the next call starts them again."""
         if self._pool is not None:
             self._pool.close()
             self._pool = None
-        inner = getattr(self.func, "close", None)
-        if inner is not None:
-            inner()
+        close_author = getattr(self.func, "close", None)
+        if close_author is not None:
+            close_author()
 
     # --- One call -------------------------------------------------------------------------------------------------
 
     def _score_steps(self, prompts: Any = None, completions: Any = None, **columns: Any) -> list[list[float]]:
         return self._score("step_scores", _arguments(prompts, completions, columns))
 
-    def _score(self, method: Method, arguments: Mapping[str, Any]) -> list[Any]:
-        batch = split(arguments)
+    def _score(self, method: ScoreMethod, arguments: Mapping[str, Any]) -> list[Any]:
+        batch = split_rows(arguments)
         if self.is_isolated:
-            found = _all_of(self._workers().score(method, self._sendable(batch)), self._gives_up)
-        elif outcome.is_async(outcome.call_of(self.func, method)):
-            found = asyncio.run(self._at_once(method, batch))
+            outcomes = self._wait_for_all(self._submit(method, batch))
+        elif outcome.is_async(outcome.method_of(self.func, method)):
+            outcomes = asyncio.run(self._score_concurrently(method, batch))
         else:
-            found = self._here(method, batch)
-        return self._finish(method, batch, found)
+            outcomes = self._score_here(method, batch)
+        return self._account(method, batch, outcomes)
 
-    def _here(self, method: Method, batch: Batch) -> list[Outcome]:
-        """In this process: all at once as without the guard, and one by one only where that fails."""
+    def _score_here(self, method: ScoreMethod, batch: DistinctRows) -> list[ScoreOutcome]:
+        """Score in this process: all at once as without the guard, and one by one only where that fails."""
         try:
-            values = list(outcome.call_of(self.func, method)(**batch.whole()))
+            values = list(outcome.method_of(self.func, method)(**batch.joint_arguments()))
         except InputError:
             raise
         except Exception:  # the plugin boundary; told row by row
             values = []
         if len(values) == len(batch.rows):
-            return [outcome.read_one(method, value) for value in values]
-        return [outcome.score(self.func, method, batch.alone(i)) for i in range(len(batch.rows))]
+            return [outcome.read_value(method, value) for value in values]
+        return [outcome.score(self.func, method, batch.row_arguments(i)) for i in range(len(batch.rows))]
 
-    async def _at_once(self, method: Method, batch: Batch) -> list[Outcome]:
-        """A coroutine for each row, so many at a time."""
-        free = asyncio.Semaphore(BUNDLE)
+    async def _score_concurrently(self, method: ScoreMethod, batch: DistinctRows) -> list[ScoreOutcome]:
+        free = asyncio.Semaphore(MAX_CONCURRENT)
 
-        async def one(i: int) -> Outcome:
+        async def score_one(i: int) -> ScoreOutcome:
             async with free:
-                return await outcome.score_async(self.func, method, batch.alone(i), self.settings.timeout_s)
+                return await outcome.score_async(self.func, method, batch.row_arguments(i), self.settings.timeout_s)
 
-        return list(await asyncio.gather(*(one(i) for i in range(len(batch.rows)))))
+        return list(await asyncio.gather(*(score_one(i) for i in range(len(batch.rows)))))
 
-    def _sendable(self, batch: Batch) -> list[Any]:
-        return [batch.sendable(i) for i in range(len(batch.rows))]
-
-    def _workers(self) -> IsolatedReward:
+    def _submit(self, method: ScoreMethod, batch: DistinctRows) -> list[Future[ScoreOutcome]]:
         with self._lock:
-            self._pool = self._pool or IsolatedReward(self.func, self.settings)
-            return self._pool
+            pool = self._pool = self._pool or open_pool(self.func, self.settings)
+        rows = [(method, batch.sendable_arguments(i)) for i in range(len(batch.rows))]
+        if not outcome.is_async(outcome.method_of(self.func, method)):
+            return pool.submit(rows, self.settings.timeout_s)
+        # Coroutines wait most of the time, so a process takes many; all processes take part.
+        size = max(1, min(MAX_CONCURRENT, -(-len(rows) // self.settings.workers)))
+        return pool.submit(rows, self.settings.timeout_s, rows_per_request=size, grace_s=GRACE_S)
+
+    def _wait_for_all(self, futures: Sequence[Future[ScoreOutcome]]) -> list[ScoreOutcome]:
+        """Wait for all, unless one raises or ends the run; then the others are not begun any more."""
+        try:
+            pending = set(futures)
+            while pending:
+                done, pending = wait(pending, timeout=0.5, return_when=FIRST_EXCEPTION)
+                if self.settings.on_error == "raise" and any(future.result().kind in FAILED for future in done):
+                    return [future.result() if future.done() else ScoreOutcome("none") for future in futures]
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()
 
     # --- What became of it ----------------------------------------------------------------------------------------
 
-    def _finish(self, method: Method, batch: Batch, found: Sequence[Outcome]) -> list[Any]:
-        """Counts every completion's outcome, stops the run where it should stop, and gives the scores."""
-        spread = [found[place] for place in batch.places]
-        counts = Counter[str](one.kind for one in spread)
+    def _account(self, method: ScoreMethod, batch: DistinctRows, outcomes: Sequence[ScoreOutcome]) -> list[Any]:
+        """Count every completion's outcome, stop the run where it should stop, and return the scores."""
+        of_each = [outcomes[place] for place in batch.places]
+        counts = Counter[str](one.kind for one in of_each)
         with self._lock:
             self.outcomes.update(counts)
-            for row, one in zip(batch.rows, found, strict=True):
+            for row, one in zip(batch.rows, outcomes, strict=True):
                 if one.kind in FAILED:
-                    self.failures.setdefault(one.kind, f"{one.detail}, on {_shown(row)}")
-            self._recent.extend(one.kind for one in spread)
-            recent = list(self._recent)[-max(WINDOW, len(spread)) :]
+                    text = str(row.get("completions", row.get("prompts", "?")))
+                    shown = text if len(text) <= 160 else f"{text[:120]} ... {text[-30:]}"
+                    self.failures.setdefault(one.kind, f"{one.detail}, on {shown}")
+            self._recent.extend(one.kind for one in of_each)
+            recent = list(self._recent)[-max(WINDOW, len(of_each)) :]
             while len(self._recent) > WINDOW:
                 self._recent.popleft()
         log = batch.shared.get("log_metric")
-        for kind in KINDS if log else ():
+        for kind in OUTCOMES if log else ():
             log(f"rewards/{self.name}/{kind}", float(counts[kind]))  # type: ignore[misc]
+        # Logged first: where the run stops, its last figures say why.
         self._stop_if_failing(counts, Counter(recent), max(len(recent), WINDOW))
-        return [self._value(method, batch, i, one) for i, one in zip(batch.places, spread, strict=True)]
+        return [self._value(method, batch.rows[i], one) for i, one in zip(batch.places, of_each, strict=True)]
 
     def _stop_if_failing(self, counts: Counter[str], recent: Counter[str], size: int) -> None:
-        failed = [kind for kind in KINDS if kind in FAILED and counts[kind]]
+        failed = [kind for kind in OUTCOMES if kind in FAILED and counts[kind]]
         if failed and self.settings.on_error == "raise":
             raise RewardFailed(
                 f"reward '{self.name}' failed ({failed[0]}): {self.failures[failed[0]]}",
@@ -170,42 +193,36 @@ class Guarded:
         for key, kinds in limits.items():
             share = sum(recent[kind] for kind in kinds) / size
             if share > getattr(self.settings, key):
-                told = "; ".join(f"{kind}: {text}" for kind, text in self.failures.items() if kind in kinds)
+                listed = ", ".join(f"{kind} ({recent[kind]})" for kind in OUTCOMES if kind in kinds and recent[kind])
+                details = "; ".join(f"{kind}: {text}" for kind, text in self.failures.items() if kind in kinds)
                 raise RewardFailed(
-                    f"reward '{self.name}': {share:.0%} of the last {size} scores are {_listed(recent, kinds)}, "
-                    f"more than {key}: {getattr(self.settings, key):g}" + (f"\n{told}" if told else ""),
+                    f"reward '{self.name}': {share:.0%} of the last {size} scores are {listed}, "
+                    f"more than {key}: {getattr(self.settings, key):g}" + (f"\n{details}" if details else ""),
                     hint=f"mend the reward or its data, or raise {key} on it",
                 )
 
-    def _value(self, method: Method, batch: Batch, i: int, one: Outcome) -> Any:
+    def _value(self, method: ScoreMethod, row: Mapping[str, Any], one: ScoreOutcome) -> Any:
         if one.kind == "ok":
             return one.value
+        # "Cannot judge" is never a number, whatever stands for a failure: it says nothing of the completion.
         worth = self.settings.on_error if one.kind in FAILED else "none"
+        is_number = worth not in ("none", "raise")
         if method == "__call__":
-            return None if worth in ("none", "raise") else float(worth)
-        steps = batch.rows[i].get("steps", [[None]])[0]
-        return [] if worth in ("none", "raise") else [float(worth)] * len(steps)
-
-    def _gives_up(self, one: Outcome) -> bool:
-        return self.settings.on_error == "raise" and one.kind in FAILED
-
-    @property
-    def _is_async(self) -> bool:
-        return outcome.is_async(self.func)
+            return float(worth) if is_number else None
+        return [float(worth)] * len(row.get("steps", [[None]])[0]) if is_number else []
 
 
 class AsyncGuarded(Guarded):
-    """The same of an asynchronous reward: all completions at once, and other asynchronous rewards beside it."""
+    """An asynchronous reward in the author's place: all completions at once, and other such rewards beside it."""
 
     async def __call__(self, prompts: Any = None, completions: Any = None, **columns: Any) -> list[float | None]:  # type: ignore[override]
         """Score each completion; the arguments go to the author's callable."""
-        batch = split(_arguments(prompts, completions, columns))
+        batch = split_rows(_arguments(prompts, completions, columns))
         if self.is_isolated:
-            futures = self._workers().score("__call__", self._sendable(batch))
-            found = list(await asyncio.gather(*map(asyncio.wrap_future, futures)))
+            outcomes = list(await asyncio.gather(*map(asyncio.wrap_future, self._submit("__call__", batch))))
         else:
-            found = await self._at_once("__call__", batch)
-        return self._finish("__call__", batch, found)
+            outcomes = await self._score_concurrently("__call__", batch)
+        return self._account("__call__", batch, outcomes)
 
 
 def _arguments(prompts: Any, completions: Any, columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,37 +230,13 @@ def _arguments(prompts: Any, completions: Any, columns: Mapping[str, Any]) -> di
     return {**{name: value for name, value in given.items() if value is not None}, **columns}
 
 
-def _all_of(futures: Sequence[Future[Outcome]], gives_up: Callable[[Outcome], bool]) -> list[Outcome]:
-    """Waits for all, unless one raises or ends the run; then the others are not begun any more."""
-    try:
-        pending = set(futures)
-        while pending:
-            done, pending = wait(pending, timeout=0.5, return_when=FIRST_EXCEPTION)
-            if any(gives_up(future.result()) for future in done):
-                return [future.result() if future.done() else Outcome("none") for future in futures]
-        return [future.result() for future in futures]
-    finally:
-        for future in futures:
-            future.cancel()
-
-
-def _shown(row: Mapping[str, Any]) -> str:
-    text = str(row.get("completions", row.get("prompts", "?")))
-    return text if len(text) <= 160 else f"{text[:120]} ... {text[-30:]}"
-
-
-def _listed(counts: Mapping[str, int], kinds: frozenset[str]) -> str:
-    return ", ".join(f"{kind} ({counts[kind]})" for kind in KINDS if kind in kinds and counts.get(kind))
-
-
 # --- What a stage was given ------------------------------------------------------------------------------------------
 
 
 def guarded_in(value: Any) -> Iterator[Guarded]:
-    """Every guarded reward in a stage's inputs: in lists, in strategies, and in the fields of other rewards."""
+    """Yield every guarded reward in a stage's inputs: in lists, in strategies, and in the fields of other rewards."""
     if isinstance(value, Mapping):
-        for item in value.values():
-            yield from guarded_in(item)
+        yield from guarded_in(list(value.values()))
     elif isinstance(value, list | tuple):
         for item in value:
             yield from guarded_in(item)
@@ -259,7 +252,7 @@ def guarded_in(value: Any) -> Iterator[Guarded]:
 
 
 def figures_of(inputs: Mapping[str, Any]) -> dict[str, float]:
-    """How many scores came out in which way, `rewards/<name>/timeout`, over all guarded rewards of a stage."""
-    found = {id(one): one for one in guarded_in(inputs)}
-    used = [one for one in found.values() if one.outcomes]
-    return {f"rewards/{one.name}/{kind}": float(one.outcomes[kind]) for one in used for kind in KINDS}
+    """Return how many scores came out in which way, `rewards/<name>/timeout`, over all guarded rewards of a stage."""
+    by_id = {id(one): one for one in guarded_in(inputs)}  # a reward may be a metric and a scorer
+    used = [one for one in by_id.values() if one.outcomes]
+    return {f"rewards/{one.name}/{kind}": float(one.outcomes[kind]) for one in used for kind in OUTCOMES}

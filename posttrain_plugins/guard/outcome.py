@@ -10,16 +10,28 @@ from typing import Any, Literal, TypeAlias
 
 from posttrain_plugins.errors import InputError
 
-__all__ = ["FAILED", "KINDS", "Kind", "Method", "Outcome", "call_of", "is_async", "score", "score_async"]
+__all__ = [
+    "FAILED",
+    "OUTCOMES",
+    "OutcomeKind",
+    "ScoreMethod",
+    "ScoreOutcome",
+    "is_async",
+    "method_of",
+    "read_value",
+    "score",
+    "score_async",
+    "timed_out",
+]
 
-Kind: TypeAlias = Literal["ok", "none", "timeout", "error", "non_finite"]
-Method: TypeAlias = Literal["__call__", "step_scores"]
-KINDS: tuple[Kind, ...] = ("ok", "none", "timeout", "error", "non_finite")
-FAILED = frozenset(KINDS[2:])
+OutcomeKind: TypeAlias = Literal["ok", "none", "timeout", "error", "non_finite"]
+ScoreMethod: TypeAlias = Literal["__call__", "step_scores"]
+OUTCOMES: tuple[OutcomeKind, ...] = ("ok", "none", "timeout", "error", "non_finite")
+FAILED = frozenset(OUTCOMES[2:])
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ScoreOutcome:
     """One score, or the lack of one.
 
     Args:
@@ -28,37 +40,44 @@ class Outcome:
         detail: what went wrong, for people.
     """
 
-    kind: Kind
+    kind: OutcomeKind
     value: Any = None
     detail: str = ""
 
 
-def call_of(reward: Any, method: Method) -> Callable[..., Any]:
-    """What is called: the reward itself, or its `step_scores`."""
+def method_of(reward: Any, method: ScoreMethod) -> Callable[..., Any]:
+    """Return what is called: the reward itself, or its `step_scores`."""
     return reward if method == "__call__" else reward.step_scores  # type: ignore[no-any-return]
 
 
 def is_async(reward: Any) -> bool:
-    """Does calling it give a coroutine? An object says so by its `__call__`, as for TRL."""
+    """Return whether calling it gives a coroutine; an object says so by its `__call__`, as for TRL."""
     return inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(getattr(reward, "__call__", None))  # noqa: B004
 
 
-def score(reward: Any, method: Method, row: Mapping[str, Any]) -> Outcome:
-    """One completion, `row` being the arguments of a call for it alone; whatever goes wrong is an outcome.
+def score(reward: Any, method: ScoreMethod, row: Mapping[str, Any]) -> ScoreOutcome:
+    """Score one completion; whatever goes wrong is an outcome.
+
+    Args:
+        reward: the author's callable.
+        method: which of its methods.
+        row: the arguments of a call for this completion alone.
 
     Raises:
         InputError: the reward refuses to work at all (something is not installed); that is no completion's failure.
     """
     try:
-        return read(method, call_of(reward, method)(**row))
+        return _read(method, method_of(reward, method)(**row))
     except InputError:
         raise
     except (Exception, SystemExit) as error:
-        return failed(error)
+        return _failed(error)
 
 
-async def score_async(reward: Any, method: Method, row: Mapping[str, Any], timeout_s: float | None) -> Outcome:
-    """The same of a coroutine, cancelled at the limit.
+async def score_async(
+    reward: Any, method: ScoreMethod, row: Mapping[str, Any], timeout_s: float | None
+) -> ScoreOutcome:
+    """Score one completion by a coroutine, which is cancelled at the limit.
 
     Raises:
         InputError: as `score`.
@@ -67,39 +86,39 @@ async def score_async(reward: Any, method: Method, row: Mapping[str, Any], timeo
 
     try:
         async with asyncio.timeout(timeout_s) as limit:
-            return read(method, await call_of(reward, method)(**row))
+            return _read(method, await method_of(reward, method)(**row))
     except InputError:
         raise
-    except TimeoutError as error:
-        return late(timeout_s) if limit.expired() else failed(error)
+    except TimeoutError as error:  # ours, or one that the reward's own client raised
+        return timed_out(timeout_s) if limit.expired() else _failed(error)
     except (Exception, SystemExit) as error:
-        return failed(error)
+        return _failed(error)
 
 
-def late(timeout_s: float | None) -> Outcome:
-    return Outcome("timeout", detail=f"no score within {timeout_s:g} s")
+def timed_out(timeout_s: float | None) -> ScoreOutcome:
+    return ScoreOutcome("timeout", detail=f"no score within {timeout_s:g} s")
 
 
-def failed(error: BaseException) -> Outcome:
-    return Outcome("error", detail=f"{type(error).__name__}: {error}")
-
-
-def read(method: Method, values: Any) -> Outcome:
-    """What a call for one completion gave."""
-    values = list(values)
-    if len(values) != 1:
-        return Outcome("error", detail=f"it gave {len(values)} scores for one completion")
-    return read_one(method, values[0])
-
-
-def read_one(method: Method, value: Any) -> Outcome:
-    """One of the values of a call."""
+def read_value(method: ScoreMethod, value: Any) -> ScoreOutcome:
+    """Read one of the values that a call gave."""
     try:
         if value is None:
-            return Outcome("none")
+            return ScoreOutcome("none")
         numbers = [float(value)] if method == "__call__" else [float(one) for one in value]
     except (TypeError, ValueError) as error:
-        return Outcome("error", detail=f"it gave {value!r:.80}, expected a number: {error}")
+        return ScoreOutcome("error", detail=f"it gave {value!r:.80}, expected a number: {error}")
     if not all(map(math.isfinite, numbers)):
-        return Outcome("non_finite", detail=f"it gave {value!r:.80}")
-    return Outcome("ok", numbers[0] if method == "__call__" else numbers)
+        return ScoreOutcome("non_finite", detail=f"it gave {value!r:.80}")
+    return ScoreOutcome("ok", numbers[0] if method == "__call__" else numbers)
+
+
+def _read(method: ScoreMethod, values: Any) -> ScoreOutcome:
+    """Read what a call for one completion gave."""
+    values = list(values)
+    if len(values) != 1:
+        return ScoreOutcome("error", detail=f"it gave {len(values)} scores for one completion")
+    return read_value(method, values[0])
+
+
+def _failed(error: BaseException) -> ScoreOutcome:
+    return ScoreOutcome("error", detail=f"{type(error).__name__}: {error}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.guard import outcome
-from posttrain_plugins.guard.outcome import Method
+from posttrain_plugins.guard.outcome import ScoreMethod
 
 __all__ = ["Scorer"]
 
@@ -26,12 +26,12 @@ class Scorer:
 
     def __call__(
         self,
-        rows: list[tuple[Method, Mapping[str, Any]]],
+        rows: list[tuple[ScoreMethod, Mapping[str, Any]]],
         timeout_s: float | None,
         reply: Callable[[int, Any], None],
     ) -> None:
         """Reply an outcome for each row, or the `InputError` of a reward that refuses to work at all."""
-        if not outcome.is_async(outcome.call_of(self.reward, rows[0][0])):
+        if not outcome.is_async(outcome.method_of(self.reward, rows[0][0])):
             for i, (method, row) in enumerate(rows):
                 try:
                     reply(i, outcome.score(self.reward, method, row))
@@ -40,7 +40,7 @@ class Scorer:
             return
         import asyncio  # a third of a process's start, where nothing is asynchronous
 
-        async def score_one(i: int, method: Method, row: Mapping[str, Any]) -> None:
+        async def score_one(i: int, method: ScoreMethod, row: Mapping[str, Any]) -> None:
             try:
                 reply(i, await outcome.score_async(self.reward, method, row, timeout_s))
             except InputError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from math import isfinite
+from math import inf
 from typing import Any, Literal, TypeAlias
 
 from posttrain_plugins.errors import InputError
@@ -53,36 +53,33 @@ class GuardSettings:
     num_workers: int | None = None
 
     def __post_init__(self) -> None:
-        if self.timeout_s is not None and not 0 < self.timeout_s < float("inf"):
-            raise _wrong("timeout_s", self.timeout_s, "seconds, more than 0")
-        if self.isolate not in (None, "process"):
-            raise _wrong("isolate", self.isolate, "'process'")
-        if not (self.on_error in ("raise", "none") or _is_finite(self.on_error)):
-            raise _wrong("on_error", self.on_error, "'raise', 'none' or a finite number")
-        for name in ("max_failure_share", "max_none_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise _wrong(name, getattr(self, name), "a share from 0 to 1")
-        if self.num_workers is not None and self.num_workers < 1:
-            raise _wrong("num_workers", self.num_workers, "1 or more")
+        is_number = isinstance(self.on_error, int | float) and not isinstance(self.on_error, bool)
+        is_choice = self.on_error in ("raise", "none")
+        in_range = {
+            "timeout_s, seconds, more than 0": self.timeout_s is None or 0 < self.timeout_s < inf,
+            "isolate, 'process'": self.isolate in (None, "process"),
+            "on_error, 'raise', 'none' or a finite number": is_choice or (is_number and -inf < self.on_error < inf),  # type: ignore[operator]
+            "max_failure_share, a share from 0 to 1": 0 <= self.max_failure_share <= 1,
+            "max_none_share, a share from 0 to 1": 0 <= self.max_none_share <= 1,
+            "num_workers, 1 or more": self.num_workers is None or self.num_workers >= 1,
+        }
+        for rule, is_kept in in_range.items():
+            name, _, expected = rule.partition(", ")
+            if not is_kept:
+                message = f"the guard cannot use {name}: {getattr(self, name)!r}, expected {expected}"
+                raise InputError(message, hint=f"change {name}")
 
     @property
     def workers(self) -> int:
+        """How many processes there are."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return self.num_workers or min(cores, MAX_WORKERS)
 
 
 def refusal(name: str) -> InputError:
-    """Why a reward that holds a model is not isolated."""
+    """Return the error for a reward that holds a model and should be isolated."""
     return InputError(
         f"reward '{name}' cannot have {', '.join(ISOLATING[:2])}: it holds a model, which every worker process would "
         "load for itself, and lose each time it is killed",
         hint="on_error, max_failure_share and max_none_share work; a server's answers have a time limit of their own",
     )
-
-
-def _wrong(name: str, found: Any, expected: str) -> InputError:
-    return InputError(f"the guard cannot use {name}: {found!r}, expected {expected}", hint=f"change {name}")
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)

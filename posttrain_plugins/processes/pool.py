@@ -22,6 +22,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from multiprocessing.connection import Pipe
 from typing import Any, Literal, NamedTuple
 
@@ -39,7 +40,7 @@ class ProcessFailure(NamedTuple):
     Args:
         kind: `late`, the process was killed at its limit; `died`; `broken`, it could not load the handler; `silent`, it
             said nothing while it started.
-        detail: how it died, what the handler raised, or how long it was waited for.
+        detail: how it died, what the handler raised, or why it said nothing.
     """
 
     kind: Literal["late", "died", "broken", "silent"]
@@ -74,8 +75,12 @@ class ProcessPool:
         keeps_spare: bool = False,
     ) -> None:
         self.num_workers = num_workers
-        setup: dict[str, Any] = {"path": list(sys.path), "files": dict(files or {}), "handler": handler}
-        setup["reports_imports"] = import_limit_s is not None
+        setup = {
+            "path": list(sys.path),
+            "files": dict(files or {}),
+            "handler": handler,
+            "reports_imports": import_limit_s is not None,
+        }
         self._state = _State(pickle.dumps(setup), lost, import_limit_s, keeps_spare)
         self.close = weakref.finalize(self, self._state.close)
 
@@ -121,18 +126,17 @@ class _Request(NamedTuple):
                 future.set_exception(answer) if isinstance(answer, BaseException) else future.set_result(answer)
 
 
+@dataclass(eq=False)
 class _State:
     """What a pool shares with its threads, which do not hold the pool itself: it is closed when its owner drops it."""
 
-    def __init__(
-        self,
-        setup: bytes,
-        lost: Callable[[ProcessFailure], Any],
-        import_limit_s: float | None,
-        keeps_spare: bool,
-    ) -> None:
-        self.setup, self.lost, self.import_limit_s, self.keeps_spare = setup, lost, import_limit_s, keeps_spare
-        self.processes: set[KillableProcess] = set()
+    setup: bytes
+    lost: Callable[[ProcessFailure], Any]
+    import_limit_s: float | None
+    keeps_spare: bool
+    processes: set[KillableProcess] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
         self.begin()
         _STATES.add(self)
 
@@ -218,7 +222,12 @@ class KillableProcess:
         if not self.is_loaded:
             word = self._receive(time.monotonic() + START_LIMIT_S)
             if isinstance(word, ProcessFailure):
-                return ProcessFailure("silent", word.detail or f"no word within {START_LIMIT_S:g} s")
+                how = (
+                    f"it died, {word.detail}"
+                    if word.kind == "died"
+                    else f"it has not started within {START_LIMIT_S:g} s"
+                )
+                return ProcessFailure("silent", how)
             if word[0] == "broken":
                 return ProcessFailure("broken", word[1])
             self.is_loaded = True

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-__all__ = ["Batch", "split"]
+__all__ = ["DistinctRows", "split_rows"]
 
 TRAINERS = ("trainer_state", "log_extra", "log_metric")  # what a trainer gives a reward beside the rows
 SIZED_BY = ("completions", "prompts", "completion_ids")
@@ -15,7 +15,7 @@ PLAIN = (str, int, float, bool, type(None))
 
 
 @dataclass(frozen=True)
-class Batch:
+class DistinctRows:
     """The distinct rows of a call.
 
     Args:
@@ -28,17 +28,27 @@ class Batch:
     places: list[int]
     shared: dict[str, Any]
 
-    def whole(self) -> dict[str, Any]:
-        """The arguments of one call for all distinct rows; what it logs for each is told of every completion."""
+    def joint_arguments(self) -> dict[str, Any]:
+        """Return the arguments of one call for all distinct rows."""
+        log_extra = self.shared.get("log_extra")
+
+        def log_for_all(column: str, values: list[Any]) -> None:
+            # The trainer's table has a line for each completion, and the reward saw each distinct one once.
+            values = list(values)
+            log_extra(column, [values[i] for i in self.places] if len(values) == len(self.rows) else values)  # type: ignore[misc]
+
         columns = {name: [row[name][0] for row in self.rows] for name in (self.rows[0] if self.rows else ())}
-        return {**self._shared(lambda log_extra: self._spread(log_extra)), **columns}
+        return {**self.shared, **({"log_extra": log_for_all} if log_extra else {}), **columns}
 
-    def alone(self, i: int) -> dict[str, Any]:
-        """The arguments of a call for one row in this process; it has no column of the log to fill by itself."""
-        return {**self._shared(lambda log_extra: _silent), **self.rows[i]}
+    def row_arguments(self, i: int) -> dict[str, Any]:
+        """Return the arguments of a call for one row in this process; it fills no column of the trainer's table."""
+        silent = {"log_extra": lambda column, values: None} if self.shared.get("log_extra") else {}
+        return {**self.shared, **silent, **self.rows[i]}
 
-    def sendable(self, i: int) -> dict[str, Any]:
-        """The same for another process: no trainer's methods, and of its state the plain values."""
+    def sendable_arguments(self, i: int) -> dict[str, Any]:
+        """Return the arguments of a call for one row in another process."""
+        # `log_extra` and `log_metric` are methods of the trainer, and would take it and its model along; of the state
+        # go the plain values, since its log grows with the run and would be sent with every completion.
         shared = {name: value for name, value in self.shared.items() if name not in TRAINERS}
         state = self.shared.get("trainer_state")
         if state is not None:
@@ -46,20 +56,9 @@ class Batch:
             shared["trainer_state"] = SimpleNamespace(**plain)
         return {**shared, **self.rows[i]}
 
-    def _shared(self, logging: Callable[[Any], Callable[..., None]]) -> dict[str, Any]:
-        changed = {"log_extra": logging(self.shared["log_extra"])} if self.shared.get("log_extra") else {}
-        return {**self.shared, **changed}
 
-    def _spread(self, log_extra: Callable[[str, list[Any]], None]) -> Callable[[str, list[Any]], None]:
-        def log(column: str, values: list[Any]) -> None:
-            values = list(values)
-            log_extra(column, [values[i] for i in self.places] if len(values) == len(self.rows) else values)
-
-        return log
-
-
-def split(arguments: Mapping[str, Any]) -> Batch:
-    """Takes a call apart; a value that is no list with one entry for each completion is shared."""
+def split_rows(arguments: Mapping[str, Any]) -> DistinctRows:
+    """Take a call apart; a value that is no list with one entry for each completion is shared."""
     count = next((len(arguments[name]) for name in SIZED_BY if arguments.get(name) is not None), 0)
     columns = {
         name: list(value)
@@ -76,19 +75,15 @@ def split(arguments: Mapping[str, Any]) -> Batch:
         if place == len(rows):
             rows.append(row)
         places.append(place)
-    return Batch(rows, places, shared)
+    return DistinctRows(rows, places, shared)
 
 
 def _identity(value: Any) -> Any:
-    """Equal for plain values that are equal; any other object is equal to itself alone."""
+    """Return a key that is equal for plain values that are equal; any other object is equal to itself alone."""
     if isinstance(value, PLAIN):
-        return type(value), value
+        return type(value), value  # the type, since True == 1 == 1.0
     if isinstance(value, list | tuple):
         return tuple(map(_identity, value))
     if isinstance(value, Mapping):
         return tuple((name, _identity(item)) for name, item in value.items())
     return "object", id(value)
-
-
-def _silent(column: str, values: list[Any]) -> None:
-    """In the place of `log_extra`."""

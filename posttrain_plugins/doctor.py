@@ -153,7 +153,7 @@ def _counted(count: int, noun: str) -> str:
 def _sandbox() -> Finding:
     """Where reward `code` runs what a model wrote."""
     try:
-        return Finding("sandbox", "ok", sandbox.working())
+        return Finding("sandbox", "ok", sandbox.working_sandbox())
     except InputError as error:
         return Finding("sandbox", "note", f"{error.message}: reward code will not work", error.hint or "")
 

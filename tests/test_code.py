@@ -18,9 +18,9 @@ import posttrain_plugins
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.rewards.code import Code
 from posttrain_plugins.sandbox import run as running
-from posttrain_plugins.sandbox.run import Limits, Ran, run
+from posttrain_plugins.sandbox.run import ProgramResult, SandboxLimits, run
 
-LIMITS = Limits(time_s=20.0, memory_mib=512, disk_mib=16, processes=16)
+LIMITS = SandboxLimits(time_s=20.0, memory_mib=512, disk_mib=16, processes=16)
 
 
 def problem_of(kind: Any) -> str:
@@ -42,8 +42,8 @@ def sandbox(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-def tried(program: str, sandbox: Any, **changes: Any) -> Ran:
-    return run(program, limits=Limits(**{**vars(LIMITS), **changes}), sandbox=sandbox)
+def tried(program: str, sandbox: Any, **changes: Any) -> ProgramResult:
+    return run(program, limits=SandboxLimits(**{**vars(LIMITS), **changes}), sandbox=sandbox)
 
 
 # --- what a program cannot do ----------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ def test_nothing_outlives_it(sandbox, ending: str) -> None:
 
 def test_it_ends_when_whoever_waits_for_it_is_killed(sandbox) -> None:
     program = f"import time\nmark = {MARK!r}\ntime.sleep(600)"
-    code = f"from posttrain_plugins.sandbox.run import *; run({program!r}, '', Limits(time_s=600), {sandbox!r})"
+    code = f"from posttrain_plugins.sandbox.run import *; run({program!r}, '', SandboxLimits(time_s=600), {sandbox!r})"
     caller = subprocess.Popen([sys.executable, "-c", code, MARK])
     deadline = time.monotonic() + 60
 
@@ -228,9 +228,8 @@ def interpreter() -> Iterator[Path]:
 def test_the_interpreter_may_lie_where_programs_write(kind: str, interpreter: Path) -> None:
     if PROBLEMS[kind]:
         pytest.skip(f"{kind} does not work here: {PROBLEMS[kind]}")
-    code = (
-        f"from posttrain_plugins.sandbox.run import *; print(run({TREE!r}, '', Limits(time_s=20), {kind!r}).__dict__)"
-    )
+    run_it = f"run({TREE!r}, '', SandboxLimits(time_s=20), {kind!r})"
+    code = f"from posttrain_plugins.sandbox.run import *; print({run_it}.__dict__)"
     environment = {**os.environ, "PYTHONPATH": str(Path(posttrain_plugins.__file__).parents[1])}
     command = [interpreter / "bin" / "python", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -282,17 +281,17 @@ def test_a_program_takes_no_path_of_the_interpreter(
 
 def test_it_reads_and_writes_and_ends(sandbox) -> None:
     program = "import sys; open('a', 'w').write(input()); print(open('a').read() * 2); sys.exit(3)"
-    assert run(program, "äb\n", LIMITS, sandbox) == Ran(3, "äbäb\n", "")
+    assert run(program, "äb\n", LIMITS, sandbox) == ProgramResult(3, "äbäb\n", "")
 
 
 def test_without_a_sandbox_time_and_memory_are_limited() -> None:
     assert run("print(input())", "a", LIMITS, "none").stdout == "a\n"
-    assert run("import time; time.sleep(600)", limits=Limits(time_s=0.5), sandbox="none").code is None
+    assert run("import time; time.sleep(600)", limits=SandboxLimits(time_s=0.5), sandbox="none").code is None
     assert "MemoryError" in run("bytearray(2 << 30)", limits=LIMITS, sandbox="none").stderr
 
 
 def test_where_no_sandbox_works_the_reward_refuses_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    running.working.cache_clear()
+    running.working_sandbox.cache_clear()
     monkeypatch.setattr(running, "_probe", lambda kind: "not allowed")
     row: dict[str, Any] = {"completions": ["```\nprint(4)\n```"], "tests": [[{"input": "", "output": "4"}]]}
     try:
@@ -302,7 +301,7 @@ def test_where_no_sandbox_works_the_reward_refuses_unless_told(monkeypatch: pyte
         assert "sandbox: none" in str(caught.value.hint)
         assert Code(sandbox="none")(**row) == [1.0]
     finally:
-        running.working.cache_clear()
+        running.working_sandbox.cache_clear()
 
 
 # --- the reward ------------------------------------------------------------------------------------------------------
@@ -407,7 +406,7 @@ def test_without_tests_it_cannot_judge_and_odd_ones_are_told(reward: Code) -> No
 def test_equal_programs_run_once(reward: Code, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
     monkeypatch.setattr(
-        "posttrain_plugins.rewards.code.run", lambda program, *rest: ran.append(program) or Ran(0, "4", "")
+        "posttrain_plugins.rewards.code.run", lambda program, *rest: ran.append(program) or ProgramResult(0, "4", "")
     )
     assert reward(completions=[DOUBLE, f"Or: {DOUBLE}"], tests=[[{"input": "2", "output": "4"}]] * 2) == [1.0, 1.0]
     assert len(ran) == 1

@@ -20,7 +20,7 @@ from math import isclose
 from typing import Any, ClassVar
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.sandbox.run import Limits, Sandbox, run, working
+from posttrain_plugins.sandbox.run import Sandbox, SandboxLimits, run, working_sandbox
 from posttrain_plugins.text import to_text
 from posttrain_plugins.types import Prompt
 
@@ -121,7 +121,7 @@ class Code:
             B scores in [0, 1]; None where there is no test.
         """
         if self.sandbox == "auto" and completions:
-            working()
+            working_sandbox()  # here, once: not by each thread below
         asked = [(_program(to_text(text)), _tests(of_one)) for text, of_one in zip(completions, tests, strict=True)]
         keys = [(program, repr(of_one)) for program, of_one in asked]
         distinct = dict(zip(keys, asked, strict=True))
@@ -144,7 +144,7 @@ class Code:
         return passed / len(tests)
 
     def _passes(self, program: str, test: _Test) -> bool:
-        limits = Limits(self.time_limit_s, self.memory_mib, self.disk_mib, self.max_processes)
+        limits = SandboxLimits(self.time_limit_s, self.memory_mib, self.disk_mib, self.max_processes)
         if not test.function:
             ran = run(program, test.stdin, limits, self.sandbox)
             return ran.code == 0 and _is_same_text(ran.stdout, str(test.expected))

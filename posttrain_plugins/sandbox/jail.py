@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import resource
 import signal
 import sys
 from typing import Any
@@ -25,131 +26,98 @@ FIRST_UID, UIDS = 1_900_000_000, 1_000_000  # far from any account
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def main(file: str) -> int:
+def main(file: str) -> None:
+    """Lock this process in and run the program.
+
+    Args:
+        file: the JSON that `run.py` writes.
+    """
     with open(file, encoding="utf-8") as stream:  # noqa: PTH123 (pathlib doubles the start)
         config = json.load(stream)
     os.umask(0o022)  # not the caller's: a stranger has to enter what is made here
-    _die_with_parent(config["parent"])
+    libc.prctl(SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)  # who waits for us keeps the time, and may be killed
+    if config["parent"] is not None and os.getppid() != config["parent"]:  # it died before
+        os._exit(125)
     if config["kind"] == "namespaces":
         _enter(config)
-        child = os.fork()  # the first process of the new namespace
+        child = os.fork()  # only a child is in the new namespace of processes: its first, with which all others end
         if child:
             signal.signal(signal.SIGTERM, lambda number, frame: os.kill(child, signal.SIGKILL))
-            return _code(os.waitpid(child, 0)[1])  # comes back when all of the namespace are gone
-        _drop_privileges()
-        _call("prctl", SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    _limit(config["limits"])
-    if config["kind"] == "none":
-        _execute(config)
-    child = os.fork()  # not the first: that one would ignore signals
-    if not child:
-        _execute(config)
-    os._exit(_code(os.waitpid(child, 0)[1]))
-
-
-def _die_with_parent(parent: int | None) -> None:
-    """Whoever waits for us keeps the time; where that one is killed, nobody would."""
-    _call("prctl", SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    if parent is not None and os.getppid() != parent:  # it died before
-        os._exit(125)
-
-
-def _enter(config: dict[str, Any]) -> None:
-    uid, gid, root = os.geteuid(), os.getegid(), config["root"]
-    _call("unshare", NEWNS | NEWUTS | NEWIPC | NEWPID | NEWNET | (NEWUSER if uid else 0))
-    if uid:
-        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-            with open(f"/proc/self/{name}", "w") as stream:  # noqa: PTH123
-                stream.write(text)
-    _mount(None, "/", None, REC | PRIVATE)
-    _mount("tmpfs", root, "tmpfs", NOSUID | NODEV, f"size={config['disk_bytes']},nr_inodes=4096,mode=755")
-    os.mkdir(f"{root}/tmp")  # noqa: PTH102 (before the interpreter, which may lie below it)
-    os.chmod(f"{root}/tmp", 0o1777)  # noqa: PTH101
-    for path in config["readable"]:
-        _bind(path, root + path, is_readonly=True)
-    for path in DEVICES:
-        _bind(path, root + path, is_readonly=False)
-    with open(root + config["main"], "w", encoding="utf-8") as stream:  # noqa: PTH123
-        stream.write(config["program"])
-    os.chdir(root)
-    if libc.syscall(PIVOT_ROOT[os.uname().machine], b".", b".") != 0:
-        _fail("pivot_root")
-    _call("umount2", b".", DETACH)
-    os.chdir("/tmp")
-
-
-def _bind(source: str, target: str, is_readonly: bool) -> None:
-    if os.path.isdir(source):  # noqa: PTH112
-        os.makedirs(target, exist_ok=True)  # noqa: PTH103
-    else:
-        os.makedirs(os.path.dirname(target), exist_ok=True)  # noqa: PTH103, PTH120
-        open(target, "a").close()  # noqa: PTH123
-    _mount(source, target, None, BIND | REC)
-    if is_readonly:
-        _mount(None, target, None, BIND | REMOUNT | RDONLY | NOSUID | _locked(target))
-
-
-def _locked(path: str) -> int:
-    """The flags that a mount has already, which a user namespace may not take away."""
-    has = os.statvfs(path).f_flag
-    kept = {NODEV: NODEV, NOEXEC: NOEXEC, NOATIME: NOATIME, 4096: RELATIME}
-    return sum(flag for bit, flag in kept.items() if has & bit)
-
-
-def _drop_privileges() -> None:
-    if os.geteuid() == 0:
-        stranger = FIRST_UID + int.from_bytes(os.urandom(4), "little") % UIDS
-        os.setgroups([])
-        try:
-            os.setresgid(stranger, stranger, stranger)
-            os.setresuid(stranger, stranger, stranger)
-        except OSError:  # a container that maps few users
-            os.setresgid(65534, 65534, 65534)
-            os.setresuid(65534, 65534, 65534)
-    _call("prctl", SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-
-
-def _limit(limits: dict[str, int]) -> None:
-    import resource
-
-    for name, value in limits.items():
+            _exit_as(child)  # comes back when all of the namespace are gone
+        if os.geteuid() == 0:
+            uid = FIRST_UID + int.from_bytes(os.urandom(4), "little") % UIDS
+            os.setgroups([])
+            try:
+                os.setresgid(uid, uid, uid)
+                os.setresuid(uid, uid, uid)
+            except OSError:  # a container that maps few users
+                os.setresgid(65534, 65534, 65534)
+                os.setresuid(65534, 65534, 65534)
+        libc.prctl(SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # no program with a set-user-id bit makes it root again
+        libc.prctl(SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)  # a fork and a change of user forget it
+    for name, value in config["limits"].items():
         number = getattr(resource, name)
         hard = resource.getrlimit(number)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(number, (value, value))
+    child = 0 if config["kind"] == "none" else os.fork()  # not the first, which the kernel shields from signals
+    if child:
+        _exit_as(child)
+    os.execve(config["python"], [config["python"], "-I", "-B", config["main"]], config["environment"])
 
 
-def _execute(config: dict[str, Any]) -> None:
-    try:
-        os.execve(config["python"], [config["python"], "-I", "-B", config["main"]], config["environment"])
-    except BaseException as error:
-        os.write(2, f"sandbox: {error}\n".encode())
-        os._exit(125)
+def _enter(config: dict[str, Any]) -> None:
+    """Enter new namespaces, and make a root in which only the interpreter can be seen."""
+    uid, gid, root = os.geteuid(), os.getegid(), config["root"]
+    libc.unshare(NEWNS | NEWUTS | NEWIPC | NEWPID | NEWNET | (NEWUSER if uid else 0))
+    if uid:  # `deny` comes first: without it the kernel takes no map of groups from a plain user
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+            with open(f"/proc/self/{name}", "w") as stream:  # noqa: PTH123
+                stream.write(text)
+    libc.mount(None, b"/", None, REC | PRIVATE, b"")  # what is mounted here is not mounted outside, too
+    options = f"size={config['disk_bytes']},nr_inodes=4096,mode=755"
+    libc.mount(b"tmpfs", os.fsencode(root), b"tmpfs", NOSUID | NODEV, options.encode())
+    os.mkdir(f"{root}/tmp")  # noqa: PTH102 (before the interpreter, which may lie below it)
+    os.chmod(f"{root}/tmp", 0o1777)  # noqa: PTH101
+    for path in (*config["readable"], *DEVICES):
+        target = root + path
+        if os.path.isdir(path):  # noqa: PTH112
+            os.makedirs(target, exist_ok=True)  # noqa: PTH103
+        else:
+            os.makedirs(os.path.dirname(target), exist_ok=True)  # noqa: PTH103, PTH120
+            open(target, "a").close()  # noqa: PTH123
+        libc.mount(os.fsencode(path), os.fsencode(target), None, BIND | REC, b"")
+        if path not in DEVICES:  # a bind takes no flags of its own; a second mount sets them
+            has = os.statvfs(target).f_flag  # what is set already a user namespace may not take away
+            kept = {NODEV: NODEV, NOEXEC: NOEXEC, NOATIME: NOATIME, 4096: RELATIME}
+            flags = sum(flag for bit, flag in kept.items() if has & bit)
+            libc.mount(None, os.fsencode(target), None, BIND | REMOUNT | RDONLY | NOSUID | flags, b"")
+    with open(root + config["main"], "w", encoding="utf-8") as stream:  # noqa: PTH123
+        stream.write(config["program"])
+    os.chdir(root)
+    libc.syscall(PIVOT_ROOT[os.uname().machine], b".", b".")  # the old root now lies over the new one
+    libc.umount2(b".", DETACH)
+    os.chdir("/tmp")
 
 
-def _code(status: int) -> int:
-    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+def _exit_as(child: int) -> None:
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os._exit(128 - code if code < 0 else code)
 
 
-def _mount(source: str | None, target: str, kind: str | None, flags: int, options: str = "") -> None:
-    words = [None if word is None else os.fsencode(word) for word in (source, target, kind)]
-    if libc.mount(*words, ctypes.c_ulong(flags), options.encode()) != 0:
-        _fail(f"mount {target}")
-
-
-def _call(name: str, *arguments: Any) -> None:
-    if getattr(libc, name)(*arguments) != 0:
-        _fail(name)
-
-
-def _fail(what: str) -> None:
-    number = ctypes.get_errno()
-    raise OSError(number, f"{what}: {os.strerror(number)}")
+def _raise_if_failed(result: int, function: Any, arguments: tuple[Any, ...]) -> int:
+    if result != 0:
+        number, words = ctypes.get_errno(), [os.fsdecode(word) for word in arguments if isinstance(word, bytes)]
+        raise OSError(number, f"{' '.join([function.__name__, *words])}: {os.strerror(number)}")
+    return result
 
 
 if __name__ == "__main__":
+    for name in ("prctl", "unshare", "mount", "umount2", "syscall"):
+        getattr(libc, name).errcheck = _raise_if_failed
+    libc.mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
     try:
-        sys.exit(main(sys.argv[1]))
-    except OSError as problem:
+        main(sys.argv[1])
+    except Exception as problem:
         os.write(2, f"sandbox: {problem}\n".encode())
         os._exit(125)

@@ -1,4 +1,4 @@
-"""Runs a Python program in a sandbox, and finds out which kind of sandbox works on this machine.
+"""Run a Python program in a sandbox, and find out which kind of sandbox works on this machine.
 
 | kind         | is                                                                                                |
 |--------------|---------------------------------------------------------------------------------------------------|
@@ -21,7 +21,6 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from math import ceil
@@ -31,7 +30,7 @@ from typing import Any, Literal, TypeAlias
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.sandbox import jail
 
-__all__ = ["Limits", "Ran", "Sandbox", "run", "working"]
+__all__ = ["ProgramResult", "Sandbox", "SandboxLimits", "run", "working_sandbox"]
 
 Sandbox: TypeAlias = Literal["auto", "namespaces", "bubblewrap", "none"]
 KINDS: tuple[Sandbox, ...] = ("namespaces", "bubblewrap")
@@ -45,7 +44,7 @@ NOBODY = 65534
 
 
 @dataclass(frozen=True)
-class Limits:
+class SandboxLimits:
     """What a program may use.
 
     Args:
@@ -61,7 +60,7 @@ class Limits:
     processes: int = 32
 
     def rlimits(self) -> dict[str, int]:
-        """By the names of the module `resource`."""
+        """Return the limits by the names of the module `resource`."""
         return {
             "RLIMIT_CPU": ceil(1.5 * self.time_s) + 1,
             "RLIMIT_AS": self.memory_mib << 20,
@@ -73,7 +72,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Ran:
+class ProgramResult:
     """How a program ended.
 
     Args:
@@ -87,8 +86,8 @@ class Ran:
     stderr: str
 
 
-def run(program: str, stdin: str = "", limits: Limits | None = None, sandbox: Sandbox = "auto") -> Ran:
-    """Runs a Python program to its end, or to that of its time; what it started ends with it.
+def run(program: str, stdin: str = "", limits: SandboxLimits | None = None, sandbox: Sandbox = "auto") -> ProgramResult:
+    """Run a Python program to its end, or to that of its time; what it started ends with it.
 
     Args:
         program: its source.
@@ -99,18 +98,35 @@ def run(program: str, stdin: str = "", limits: Limits | None = None, sandbox: Sa
     Raises:
         InputError: no sandbox works here.
     """
-    kind = working() if sandbox == "auto" else sandbox
-    return _run(program, stdin, limits or Limits(), kind)
+    kind = working_sandbox() if sandbox == "auto" else sandbox
+    limits = limits or SandboxLimits()
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="posttrain-sandbox-")))
+        folder.chmod(0o755)  # the program runs as another user
+        (folder / "root").mkdir()
+        command, options = _command(program, limits, kind, folder)
+        # Files, not pipes: a program that fills a pipe and is not read stands still until its time is over.
+        names = ("stdin", "stdout", "stderr")
+        files = {name: stack.enter_context((folder / name).open("w+b")) for name in names}
+        files["stdin"].write(stdin.encode("utf-8", "surrogatepass"))
+        files["stdin"].seek(0)
+        options |= {**files, "start_new_session": True, "env": ENVIRONMENT}
+        code = _wait(subprocess.Popen(command, **options), limits.time_s)
+        texts = []
+        for name in names[1:]:
+            files[name].seek(0)
+            texts.append(files[name].read(MAX_OUTPUT_BYTES).decode("utf-8", "replace"))
+    return ProgramResult(code, *texts)
 
 
 @cache
-def working() -> Sandbox:
-    """The first kind of sandbox that works here: a harmless program was run in it.
+def working_sandbox() -> Sandbox:
+    """Return the first kind of sandbox that works here, found by running a harmless program in it.
 
     Raises:
         InputError: none does.
     """
-    told = []
+    problems = []
     for kind in KINDS:
         try:
             problem = _probe(kind)
@@ -118,53 +134,27 @@ def working() -> Sandbox:
             problem = str(error)
         if not problem:
             return kind
-        told.append(f"{kind}: {problem}")
+        problems.append(f"{kind}: {problem}")
     raise InputError(
-        f"no sandbox works here: {'; '.join(told)}",
+        f"no sandbox works here: {'; '.join(problems)}",
         hint="install bubblewrap, allow user namespaces, or run untrusted code as yourself with sandbox: none",
     )
 
 
 def _probe(kind: Sandbox) -> str:
-    """What is wrong with this kind; nothing where a program runs in it and does not see what it must not see."""
+    """Return what is wrong with this kind; nothing where a program runs in it, and sees no file of ours."""
     with tempfile.NamedTemporaryFile() as outside:
+        # That it starts is not enough: a jail that could not hide the disk or drop root would start as well.
         program = f"import os\nprint(os.path.exists({outside.name!r}), os.getuid() == 0, 6 * 7)"
-        ran = _run(program, "", Limits(), kind)
+        ran = run(program, sandbox=kind)
     return "" if ran.stdout == "False False 42\n" else (ran.stderr.strip() or ran.stdout.strip() or f"exit {ran.code}")
 
 
-def _run(program: str, stdin: str, limits: Limits, kind: Sandbox) -> Ran:
-    with _folder() as folder:
-        command, options = _command(program, limits, kind, folder)
-        files = {name: (folder / name).open("w+b") for name in ("stdin", "stdout", "stderr")}
-        try:
-            files["stdin"].write(stdin.encode("utf-8", "surrogatepass"))
-            files["stdin"].seek(0)
-            options |= {**files, "start_new_session": True, "env": ENVIRONMENT}
-            process: subprocess.Popen[bytes] = subprocess.Popen(command, **options)
-            code = _wait(process, limits)
-            texts = [_read(files[name]) for name in ("stdout", "stderr")]
-        finally:
-            for file in files.values():
-                file.close()
-    return Ran(code, *texts)
-
-
-@contextlib.contextmanager
-def _folder() -> Iterator[Path]:
-    """A folder that another user can look into, gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="posttrain-sandbox-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        (folder / "root").mkdir()
-        yield folder
-
-
-def _command(program: str, limits: Limits, kind: Sandbox, folder: Path) -> tuple[list[str], dict[str, Any]]:
+def _command(program: str, limits: SandboxLimits, kind: Sandbox, folder: Path) -> tuple[list[str], dict[str, Any]]:
     main = folder / "main.py"
     main.write_text(program, encoding="utf-8", errors="surrogatepass")
     readable = _readable()
-    config = {
+    config: dict[str, Any] = {
         "kind": kind,
         "parent": None if kind == "bubblewrap" else os.getpid(),  # bwrap stands between, and dies with us
         "root": str(folder / "root"),
@@ -177,34 +167,29 @@ def _command(program: str, limits: Limits, kind: Sandbox, folder: Path) -> tuple
         "environment": {**ENVIRONMENT, "HOME": str(folder)} if kind == "none" else ENVIRONMENT,
     }
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    if kind == "bubblewrap":
-        return _bubblewrap(config, limits, folder)
-    return [sys.executable, "-I", "-S", jail.__file__, str(folder / "config.json")], {"cwd": folder}
-
-
-def _bubblewrap(config: dict[str, Any], limits: Limits, folder: Path) -> tuple[list[str], dict[str, Any]]:
-    found = shutil.which("bwrap")
-    if found is None:
+    if kind != "bubblewrap":
+        return [sys.executable, "-I", "-S", jail.__file__, str(folder / "config.json")], {"cwd": folder}
+    bubblewrap = shutil.which("bwrap")
+    if bubblewrap is None:
         raise OSError("bwrap is not installed")
-    seen = {path: path for path in config["readable"]}
-    seen |= {
-        jail.__file__: (inner := _free("jail.py", config["readable"])),
-        str(folder / "config.json"): (inner_config := _free("config.json", config["readable"])),
-        str(folder / "main.py"): config["main"],
-    }
-    command = [found, "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+    inner = {name: _free(name, readable) for name in ("jail.py", "config.json")}
+    shown = {path: path for path in readable}
+    shown |= {jail.__file__: inner["jail.py"], str(folder / "config.json"): inner["config.json"]}
+    shown[str(main)] = config["main"]
+    command = [bubblewrap, "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
     command += ["--size", str(limits.disk_mib << 20), "--tmpfs", "/tmp"]  # first: it hides what was below it
-    command += [word for source, target in seen.items() for word in ("--ro-bind", source, target)]
+    command += [word for source, target in shown.items() for word in ("--ro-bind", source, target)]
     command += [word for path in jail.DEVICES for word in ("--dev-bind", path, path)]
     command += ["--remount-ro", "/", "--chdir", "/tmp"]
-    command += ["--", sys.executable, "-I", "-S", inner, inner_config]
-    is_root = os.geteuid() == 0  # whose processes are not counted
+    command += ["--", sys.executable, "-I", "-S", inner["jail.py"], inner["config.json"]]
+    # The kernel does not count root's processes, so root would have no limit on them.
+    is_root = os.geteuid() == 0
     return command, {"user": NOBODY, "group": NOBODY, "extra_groups": []} if is_root else {}
 
 
 @cache
 def _readable() -> list[str]:
-    """The interpreter, its libraries, and the packages beside it; none of them is a folder that the sandbox fills."""
+    """Return the interpreter, its libraries and the packages beside it; none is a folder that the sandbox fills."""
     executable = Path(sys.executable).resolve()
     paths = [*SYSTEM, sys.prefix, sys.base_prefix, sys.exec_prefix, str(executable.parent)]
     paths += [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), sys.executable, str(executable)]
@@ -215,24 +200,23 @@ def _readable() -> list[str]:
 
 
 def _free(name: str, readable: list[str]) -> str:
-    """A path in the sandbox's root that neither is the interpreter's nor leads to it."""
+    """Return a path in the sandbox's root that neither is the interpreter's nor leads to it."""
     while any(path == f"/{name}" or path.startswith(f"/{name}/") for path in readable):
         name = f"_{name}"
     return f"/{name}"
 
 
-def _wait(process: subprocess.Popen[bytes], limits: Limits) -> int | None:
-    """The exit code; None where its time was over. Either way nothing that it started is left.
+def _wait(process: subprocess.Popen[bytes], time_s: float) -> int | None:
+    """Return the exit code, or None where its time was over. Either way nothing that it started is left.
 
-    A jail that is asked to end takes its namespace with it first, and is killed where it does not. Where this process
-    is killed meanwhile, the jail dies with it (of kind `none` the program itself, not what that started); the folder
-    of its files, a few KiB, stays.
+    Where this process is killed meanwhile, the jail dies with it (of kind `none` the program itself, not what that
+    started); the folder of its files, a few KiB, stays.
     """
     try:
-        code = process.wait(timeout=limits.time_s)
+        code = process.wait(timeout=time_s)
     except subprocess.TimeoutExpired:
         code = None
-        process.terminate()
+        process.terminate()  # not killed at once: a jail that is asked takes its namespace with it
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=END_S)
     finally:
@@ -240,8 +224,3 @@ def _wait(process: subprocess.Popen[bytes], limits: Limits) -> int | None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     return code if code is None or code >= 0 else 128 - code
-
-
-def _read(file: Any) -> str:
-    file.seek(0)
-    return file.read(MAX_OUTPUT_BYTES).decode("utf-8", "replace")  # type: ignore[no-any-return]

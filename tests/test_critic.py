@@ -11,8 +11,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from posttrain_plugins.errors import InputError  # noqa: E402
-from posttrain_plugins.trainers.ppo.critic import Critic, choose_kind  # noqa: E402
+from posttrain_plugins.trainers.ppo.critic import Critic  # noqa: E402
 from posttrain_plugins.trainers.ppo.route import Route  # noqa: E402
+from posttrain_plugins.trainers.ppo.rules import choose_kind  # noqa: E402
 
 IDS = [[3, 9, 12, 20, 31, 7, 40, 11], [5, 6, 7, 8, 9, 10, 11, 12]]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -467,12 +468,21 @@ def test_a_config_that_cannot_work(tmp_path: Path, args: dict[str, Any], message
         PPOConfig(str(tmp_path), **{**ARGS, **args})
 
 
+def test_the_tables_have_every_choice() -> None:
+    """The docstrings where the choices are explained, a row each."""
+    from posttrain_plugins.trainers.ppo import advantages, critic, rules
+
+    for module, choices in ((advantages, rules.Estimator), (critic, rules.CriticKind)):
+        rows = re.findall(r"^\| `(\w+)`", str(module.__doc__), re.M)
+        assert tuple(rows) == get_args(choices)
+
+
 def test_grpos_defaults_are_not_refused(tmp_path: Path) -> None:
     from trl import GRPOConfig
 
     from posttrain_plugins.trainers.ppo import rules
 
-    for name, (allowed, *_) in rules.OF_GRPO.items():
+    for name, (allowed, *_) in rules.UNUSED_OF_GRPO.items():
         assert GRPOConfig.__dataclass_fields__[name].default in allowed
     PPOConfig(str(tmp_path), **{**ARGS, "scale_rewards": True})
 
@@ -528,11 +538,11 @@ def test_warm_up_under_deepspeed(is_deepspeed: bool, decay: float, refused: bool
     """There the step is taken before the policy's zero gradients can be taken out."""
     from types import SimpleNamespace
 
-    from posttrain_plugins.trainers import refusals
+    from posttrain_plugins.trainers.ppo import rules
 
     args = SimpleNamespace(critic_warmup_steps=2, weight_decay=decay)
     with pytest.raises(InputError, match=r"weight_decay is 0\.1") if refused else contextlib.nullcontext():
-        refusals.check_warm_up(SimpleNamespace(is_deepspeed_enabled=is_deepspeed, args=args))
+        rules.check_warm_up(SimpleNamespace(is_deepspeed_enabled=is_deepspeed, args=args))
 
 
 def test_no_kl_loads_no_reference(build: Callable[..., PPOTrainer]) -> None:

@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 from posttrain_plugins.rewards.process_reward_model import ProcessRewardModel  # noqa: E402
 from posttrain_plugins.rewards.reward_model import RewardModel  # noqa: E402
 from posttrain_plugins.tiny_world.tokenizer import tokenizer  # noqa: E402
-from posttrain_plugins.trainers.ppo import process  # noqa: E402
+from posttrain_plugins.trainers.ppo import process_rewards  # noqa: E402
 from posttrain_plugins.trainers.ppo.trainer import PPOConfig, PPOTrainer  # noqa: E402
 
 ARGS: dict[str, Any] = {
@@ -188,7 +188,7 @@ def test_functions_reward_models_and_process_reward_models_are_mixed(
     most = 0
     for i, (by_function, by_model, by_step) in enumerate(judged):
         ids = batch["completion_ids"][i, : int(batch["completion_mask"][i].sum())].tolist()
-        ends = process.step_end_tokens(words, ids, "7")
+        ends = process_rewards.step_end_tokens(words, ids, "7")
         most = max(most, len(ends))
         for t in range(len(ids)):
             later = sum(score for score, end in zip(by_step, ends, strict=True) if end >= t)
@@ -243,7 +243,7 @@ def test_what_a_tool_wrote_is_stepped_over(
     loss = trainer._compute_loss(trainer.model, batch)
     batch["returns"] = batch["returns"].masked_fill(~mask, 99.0)
     batch["advantages"] = batch["advantages"].masked_fill(~mask, 99.0)
-    trainer.seen = None
+    trainer.last_pass = None
     assert torch.equal(trainer._compute_loss(trainer.model, batch), loss)
 
 

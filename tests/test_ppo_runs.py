@@ -218,7 +218,7 @@ def test_killed_it_goes_on_to_the_same_weights(
 
 def test_what_was_sampled_before_a_checkpoint_is_kept_whatever_it_holds(tmp_path: Path) -> None:
     """U+2028, U+2029 and U+0085 end a line for Python and stand raw in JSON."""
-    from posttrain_plugins.trainers.ppo.saved_rollouts import _forget_after
+    from posttrain_plugins.trainers.saved_rollouts import _forget_after
 
     file = tmp_path / "rollouts.jsonl"
     rows = [{"completion": f"a{mark}b", "global_step": i} for i, mark in enumerate("\u2028\u2029\u0085 ")]

@@ -14,7 +14,7 @@ from posttrain_plugins.errors import InputError  # noqa: E402
 from posttrain_plugins.rewards.digit_chain_steps import DigitChainSteps  # noqa: E402
 from posttrain_plugins.rewards.reward_model import RewardModel  # noqa: E402
 from posttrain_plugins.tiny_world.tokenizer import tokenizer  # noqa: E402
-from posttrain_plugins.trainers.ppo import process  # noqa: E402
+from posttrain_plugins.trainers.ppo import process_rewards  # noqa: E402
 from posttrain_plugins.trainers.ppo.shared_reward import SharedReward  # noqa: E402
 from posttrain_plugins.trainers.ppo.trainer import PPOConfig, PPOTrainer  # noqa: E402
 from posttrain_plugins.trainers.process_grpo import ProcessGRPOTrainer  # noqa: E402
@@ -55,7 +55,7 @@ def writes(texts: list[str]) -> Callable[..., Any]:
 
 
 def ends(text: str) -> list[int]:
-    return process.step_end_tokens(tokenizer(), tokenizer()(text)["input_ids"], ";")
+    return process_rewards.step_end_tokens(tokenizer(), tokenizer()(text)["input_ids"], ";")
 
 
 def rollout_of(trainer: Any) -> dict[str, torch.Tensor]:
@@ -72,8 +72,10 @@ def test_where_steps_end() -> None:
     words = tokenizer()
     for text in (RIGHT, "", ";;", "4", "<think>3|7=4;"):
         ids = words(text)["input_ids"]
-        found = process.step_end_tokens(words, [*ids, words.eos_token_id], ";")
-        assert [words.decode(ids[: i + 1]) for i in found] == [text[:end] for end in process.step_ends(text, ";")]
+        found = process_rewards.step_end_tokens(words, [*ids, words.eos_token_id], ";")
+        assert [words.decode(ids[: i + 1]) for i in found] == [
+            text[:end] for end in process_rewards.step_ends(text, ";")
+        ]
 
 
 def test_ppo_pays_steps_where_they_end(tiny_model: Path, dataset: Any, tmp_path: Path) -> None:
@@ -187,9 +189,9 @@ def test_the_wrong_separator_is_told(tiny_model: Path, dataset: Any, tmp_path: P
 
 def test_scores_too_many_or_too_few() -> None:
     """What is over is paid at the end, what is missing is nothing; a text without steps earns nothing."""
-    assert process._row([1.0, 2.0, 4.0], [1, 3], 5) == [0.0, 1.0, 0.0, 6.0, 0.0]
-    assert process._row([1.0], [1, 3], 4) == [0.0, 1.0, 0.0, 0.0]
-    assert process._row([1.0], [], 2) == [0.0, 0.0]
+    assert process_rewards._row([1.0, 2.0, 4.0], [1, 3], 5) == [0.0, 1.0, 0.0, 6.0, 0.0]
+    assert process_rewards._row([1.0], [1, 3], 4) == [0.0, 1.0, 0.0, 0.0]
+    assert process_rewards._row([1.0], [], 2) == [0.0, 0.0]
 
 
 # --- a reward model as one more adapter ------------------------------------------------------------------------------

@@ -70,18 +70,18 @@ class PPO:
 
     def concerns(self, outlook: Outlook) -> Iterator[Concern]:
         """What PPO cannot do with these settings, and a critic for which there is no memory."""
-        yield from rules.complaints(outlook.args)
+        yield from rules.config_concerns(outlook.args)
         yield from rules.critic_concerns(outlook, has_config=self.critic is not None)
         yield from rules.step_concerns(outlook.args.process_rewards, outlook, "args.process_rewards")
         if self.strategy is not None:
             yield from strategy_rollouts.concerns(outlook.args)
 
     def __call__(self, context: StageContext) -> StageResult:
-        from posttrain_plugins.trainers.ppo import process
+        from posttrain_plugins.trainers.ppo import process_rewards
         from posttrain_plugins.trainers.ppo.trainer import PPOConfig, PPOTrainer
 
         rewards = context.inputs["rewards"]
-        process.check_names({r.name: r.func for r in rewards}, self.args.get("process_rewards", ()))
+        process_rewards.check_names({r.name: r.func for r in rewards}, self.args.get("process_rewards", ()))
         critic = context.inputs.get("critic")
         rules.check_critic(context.stage, critic)
         args = {"critic": "separate", **self.args} if critic and critic.config is None else self.args

@@ -27,7 +27,6 @@ __all__ = [
     "disable_dropout",
     "drop_metric",
     "first_batch",
-    "gather_rows",
     "gathered_parameters",
     "generation_period",
     "hide_from_vllm",
@@ -155,13 +154,6 @@ def add_metric(trainer: Any, name: str, value: float) -> None:
 def drop_metric(trainer: Any, name: str) -> None:
     """Take a figure of TRL's out of the log that says nothing here."""
     trainer._metrics["train" if trainer.model.training else "eval"].pop(name, None)
-
-
-def gather_rows(rows: list[Any]) -> list[Any]:
-    """Return the rows of all processes, in their order."""
-    from accelerate.utils import gather_object
-
-    return list(gather_object(rows))
 
 
 def without_checkpointing(trainer: Any) -> Any:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from accelerate.utils import set_seed
@@ -30,12 +30,12 @@ from posttrain_plugins.text.steps import SEPARATOR, last_tokens, step_ends
 from posttrain_plugins.trainers import compat
 from posttrain_plugins.trainers.encoded_rows import EncodedRows, pad_right
 from posttrain_plugins.trainers.listwise_dpo import refuse_pairs
-from posttrain_plugins.trainers.ppo.critic import Critic, choose_kind
-from posttrain_plugins.trainers.ppo.with_critic import WithCritic
+from posttrain_plugins.trainers.ppo.critic import Critic, WithCritic
+from posttrain_plugins.trainers.ppo.rules import CriticKind, choice_concerns, choose_kind
 
 __all__ = ["OREOConfig", "OREOTrainer", "TrajectoryCollator", "encode", "soft_bellman_losses"]
 
-LEVELS = ("token", "step", "response")
+Level: TypeAlias = Literal["token", "step", "response"]
 
 
 @dataclass
@@ -55,16 +55,17 @@ class OREOConfig(DPOConfig):  # type: ignore[misc]
 
     learning_rate: float = 5e-6
     beta: float = 0.03
-    level: Literal["token", "step", "response"] = "token"
+    level: Level = "token"
     alpha: float = 0.01
     step_separator: str = SEPARATOR
     vf_coef: float = 1.0
-    critic: Literal["adapter", "shared", "separate"] | None = None
+    critic: CriticKind | None = None
     critic_learning_rate: float | None = None
 
     def __post_init__(self) -> None:
-        if self.level not in LEVELS:
-            raise InputError(f"OREOConfig: level is {self.level!r}, expected token, step or response")
+        choices = {"level": get_args(Level), "critic": (*get_args(CriticKind), None)}
+        for concern in choice_concerns(self, choices):
+            raise InputError(f"OREOConfig: {concern.message}")
         for name in ("alpha", "vf_coef"):
             if getattr(self, name) < 0:
                 raise InputError(f"OREOConfig: {name} is {getattr(self, name)}, expected 0 or more")

@@ -19,7 +19,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.text.steps import SEPARATOR
-from posttrain_plugins.trainers.ppo import advantages, process, rules
+from posttrain_plugins.trainers.ppo import advantages, process_rewards, rules
 
 __all__ = ["ProcessGRPOTrainer"]
 
@@ -61,11 +61,11 @@ class ProcessGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `transformers.Trainer.train`, after a look at the names of the process rewards."""
-        process.check(self, self.process_rewards)
+        process_rewards.check(self, self.process_rewards)
         return super().train(*args, **kwargs)
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
-        with process.stepwise(self, self.process_rewards) as steps:
+        with process_rewards.stepwise(self, self.process_rewards) as steps:
             rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._judged = rewards, steps, completion_ids_list
         return rewards
@@ -78,7 +78,7 @@ class ProcessGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         output["advantages"] = (by_outcome + self._by_steps(steps, ids, mask)) * mask
         return output
 
-    def _by_outcome(self, rewards: Tensor, steps: process.Steps, count: int) -> Tensor:
+    def _by_outcome(self, rewards: Tensor, steps: process_rewards.StepScores, count: int) -> Tensor:
         """GRPO's own advantage, (B,), from the rewards that judge the whole; 0 where none does."""
         outcome = [i for i in range(rewards.size(1)) if i not in steps]
         own = slice(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
@@ -89,7 +89,7 @@ class ProcessGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         scores = scores.masked_fill(torch.isnan(rewards).all(1), torch.nan)
         return advantages.group_normalized(scores, self._group_size(), self.scale_rewards)[own]
 
-    def _by_steps(self, steps: process.Steps, ids: Sequence[Sequence[int]], mask: Tensor) -> Tensor:
+    def _by_steps(self, steps: process_rewards.StepScores, ids: Sequence[Sequence[int]], mask: Tensor) -> Tensor:
         """(B, T), the weighted sum over the process rewards."""
         start = self.accelerator.process_index * len(ids)
         normal = {}
@@ -97,8 +97,9 @@ class ProcessGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             everyone = gather_object(scores)  # a group may be on two processes
             found = advantages.normalized_steps(everyone, self._group_size(), scale=self.scale_rewards != "none")
             normal[i] = found[start : start + len(ids)]
-        placed = process.place(self, normal, ids, self.step_separator)
-        rewards = [self.reward_weights[i].to(mask.device) * process.as_tensor(r, mask) for i, r in placed.items()]
+        placed = process_rewards.place(self, normal, ids, self.step_separator)
+        weights = self.reward_weights.to(mask.device)
+        rewards = [weights[i] * process_rewards.as_tensor(rows, mask) for i, rows in placed.items()]
         return advantages.returns_to_go(torch.stack(rewards).sum(0) * mask, mask)
 
     def _group_size(self) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from trl import GRPOConfig
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.text.steps import SEPARATOR
-from posttrain_plugins.trainers.ppo import rules
+from posttrain_plugins.trainers.ppo.rules import Baseline, CriticKind, Estimator, KLEstimator, config_concerns
 
 __all__ = ["PPOConfig"]
 
@@ -57,22 +57,22 @@ class PPOConfig(GRPOConfig):  # type: ignore[misc]
     loss_type: str = "bnpo"
     disable_dropout: bool = True
 
-    advantage_estimator: Literal["gae", "reinforce", "reinforce_pp", "reinforce_pp_baseline", "remax"] = "gae"
+    advantage_estimator: Estimator = "gae"
     gamma: float = 1.0
     lam: float = 0.95
     kl_coef: float = 0.05
-    kl_estimator: Literal["k1", "k3"] = "k1"
+    kl_estimator: KLEstimator = "k1"
     kl_target: float | None = None
     kl_horizon: float = 10_000.0
     score_clip: float | None = None
     missing_eos_penalty: float | None = None
     whiten_rewards: bool = False
     whiten_advantages: bool | None = None
-    baseline: Literal["batch", "running"] = "batch"
+    baseline: Baseline = "batch"
     baseline_decay: float = 0.9
     vf_coef: float = 0.1
     cliprange_value: float = 0.2
-    critic: Literal["adapter", "shared", "separate"] | None = None
+    critic: CriticKind | None = None
     critic_learning_rate: float | None = None
     critic_warmup_steps: int = 0
     process_rewards: list[str] = field(default_factory=list)
@@ -114,13 +114,25 @@ class PPOConfig(GRPOConfig):  # type: ignore[misc]
         return super().__new__(cls)  # type: ignore[no-any-return]
 
     def __post_init__(self) -> None:
-        for complaint in rules.complaints(self):
-            raise InputError(f"PPOConfig: {complaint.message}", hint=complaint.hint)
+        for concern in config_concerns(self):
+            raise InputError(f"PPOConfig: {concern.message}", hint=concern.hint)
         self.beta = self.kl_coef  # makes GRPO keep a reference and compute its log-probabilities
         if self.num_generations != 1:
             super().__post_init__()
             return
-        self._post_init_with_one()
+        # One completion per prompt: GRPO's config refuses that, and nothing else of GRPO does. While the config checks
+        # itself, it is shown a number that divides the generation batch on any number of processes.
+        rows = self.per_device_train_batch_size * (self.steps_per_generation or self.gradient_accumulation_steps)
+        batch = self.generation_batch_size or rows
+        if batch < 2:
+            raise InputError(
+                "PPOConfig: a rollout has one completion, expected 2 at least",
+                hint="raise per_device_train_batch_size or steps_per_generation",
+            )
+        self.num_generations = batch
+        self.num_generations_eval = self.num_generations_eval or 1
+        super().__post_init__()
+        self.num_generations = 1
 
     @property
     def has_critic(self) -> bool:
@@ -132,17 +144,3 @@ class PPOConfig(GRPOConfig):  # type: ignore[misc]
         if self.whiten_advantages is not None:
             return self.whiten_advantages
         return self.advantage_estimator in ("gae", "reinforce_pp", "reinforce_pp_baseline")
-
-    def _post_init_with_one(self) -> None:
-        """GRPO's config refuses one completion per prompt, and nothing else of GRPO does."""
-        rows = self.per_device_train_batch_size * (self.steps_per_generation or self.gradient_accumulation_steps)
-        whole = self.generation_batch_size or rows
-        if whole < 2:
-            raise InputError(
-                "PPOConfig: a rollout has one completion, expected 2 at least",
-                hint="raise per_device_train_batch_size or steps_per_generation",
-            )
-        self.num_generations = whole  # divides the generation batch, on any number of processes
-        self.num_generations_eval = self.num_generations_eval or 1
-        super().__post_init__()
-        self.num_generations = 1

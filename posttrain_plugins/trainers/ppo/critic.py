@@ -20,24 +20,23 @@ import copy
 import functools
 import json
 import types
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.models.adapter_types import moves_base, shares_base
+from posttrain_plugins.models.adapter_types import moves_base
 from posttrain_plugins.trainers import compat
 from posttrain_plugins.trainers.ppo.route import Route
+from posttrain_plugins.trainers.ppo.rules import CriticKind
 
-__all__ = ["KINDS", "Critic", "Kind", "ValueHead", "WithValues", "choose_kind"]
+__all__ = ["Critic", "ValueHead", "WithCritic", "WithValues"]
 
-Kind: TypeAlias = Literal["adapter", "shared", "separate"]
-KINDS: tuple[Kind, ...] = ("adapter", "shared", "separate")
 ADAPTER = "critic"
 NOT_FOR_THE_BODY = (
     "labels",
@@ -48,55 +47,23 @@ NOT_FOR_THE_BODY = (
     "use_cache",
     "with_values",
 )
+"""Arguments of a causal LM's forward that the model below its LM head does not take."""
 
 
 class ValueHead(nn.Module):  # type: ignore[misc]
-    """Hidden states to values, in float32; no `nn.Linear`, so that `target_modules: all-linear` passes it over."""
+    """Maps hidden states to values, in float32."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
+        # parameters of its own and no `nn.Linear`: `target_modules: all-linear` would put an adapter around that
         self.weight = nn.Parameter(torch.zeros(1, hidden_size))
         self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(B, L, H) to (B, L)."""
+        """Map (B, L, H) to (B, L)."""
         hidden = hidden.to(self.weight.device)
-        with torch.autocast(hidden.device.type, enabled=False):
+        with torch.autocast(hidden.device.type, enabled=False):  # returns need more digits than bfloat16 has
             return nn.functional.linear(hidden.float(), self.weight.float(), self.bias.float()).squeeze(-1)
-
-
-def choose_kind(kind: Kind | None, policy_config: Any, critic_config: Any, is_quantized: bool) -> Kind:
-    """The critic's kind: `adapter` where the policy is one that allows a second, `separate` else; no model is loaded.
-
-    Args:
-        kind: what the user asks for, or None.
-        policy_config: the `peft.PeftConfig` of the policy, or None.
-        critic_config: the critic's own, or None.
-        is_quantized: are the base weights?
-
-    Raises:
-        InputError: the kind cannot be had with this policy.
-    """
-    is_adapter = policy_config is not None and shares_base(policy_config)
-    chosen: Kind = kind or ("adapter" if is_adapter else "separate")
-    if chosen == "adapter" and not is_adapter:
-        found = "all parameters" if policy_config is None else policy_config.peft_type.value
-        raise InputError(
-            f"critic 'adapter' is a second adapter beside the policy's, but the policy trains {found}",
-            hint="give the policy a LoRA adapter, or use critic='separate' or 'shared'",
-        )
-    if chosen == "adapter" and critic_config and critic_config.peft_type != policy_config.peft_type:
-        found, expected = critic_config.peft_type.value, policy_config.peft_type.value
-        raise InputError(f"the critic's adapter is {found}, expected the policy's type {expected}: they share a base")
-    if chosen == "shared" and critic_config is not None:
-        raise InputError("critic 'shared' is a head on the policy, it has no adapter", hint="leave critic_config out")
-    if chosen == "separate" and policy_config is not None and critic_config is not None:
-        raise InputError(
-            "critic 'separate' copies the model, which an adapter on it does not need", hint="use critic='adapter'"
-        )
-    if chosen == "separate" and is_quantized:
-        raise InputError("critic 'separate' trains a copy of the model, but it is quantized", hint="critic='adapter'")
-    return chosen
 
 
 class Critic:
@@ -104,11 +71,11 @@ class Critic:
 
     Args:
         model: the policy, a causal LM with TRL's fused head, or a `PeftModel` of one; it is changed in place.
-        kind: one of `KINDS`, as `choose_kind` gave it.
+        kind: as `rules.choose_kind` gave it.
         config: the `peft.PeftConfig` of the critic; by default the policy's, without what it trains whole.
     """
 
-    def __init__(self, model: Any, kind: Kind, config: Any = None) -> None:
+    def __init__(self, model: Any, kind: CriticKind, config: Any = None) -> None:
         self.kind = kind
         self.model = model
         self.is_peft = compat.is_peft(model)
@@ -118,11 +85,17 @@ class Critic:
             self._add_adapter(config)
         elif kind == "separate":
             self.base.critic_model = _copy_of_body(model, config)
-        self.head = ValueHead(self.base.config.get_text_config().hidden_size).to(_device_of_last(self.base))
+        # Head and copy are submodules of the policy, so that one optimizer, one DDP wrapper and one DeepSpeed engine
+        # hold all that learns. The head is where the hidden states end: with the layers on several devices, beside the
+        # LM head and not beside the first layer.
+        self.head = ValueHead(self.base.config.get_text_config().hidden_size)
+        self.head.to(self.base.get_output_embeddings().weight.device)
         self.base.value_head = self.head
         _patch_forward(self.base, self)
         self.given: Mapping[str, Any] | None = None
         if kind == "separate" and self.is_peft and compat.active_config(model).is_prompt_learning:
+            # PEFT turns the text into embeddings behind virtual tokens, or adds a cache, before the base is called:
+            # the copy, which has none of them, is given what the policy was given
             model.register_forward_pre_hook(self._keep_given, with_kwargs=True)
         own = [p for name, p in model.named_parameters() if self.owns(name) and p.requires_grad]
         self.parameters: list[nn.Parameter] = own
@@ -133,41 +106,39 @@ class Critic:
         return self.base.critic_model if self.kind == "separate" else self.base.base_model
 
     def owns(self, name: str) -> bool:
-        """Is the parameter of that name in the policy's tree the critic's?"""
+        """Tell whether the parameter of that name in the policy's tree is the critic's."""
         parts = name.split(".")
         is_adapter = self.kind == "adapter" and ADAPTER in parts
         return is_adapter or "value_head" in parts or "critic_model" in parts
 
     def unfreeze(self) -> None:
-        """PEFT's `disable_adapter()`, `set_adapter` and `load_adapter` leave every adapter but the policy's frozen."""
+        """Let the critic's parameters learn again.
+
+        PEFT's `disable_adapter()`, `set_adapter` and `load_adapter` leave every adapter but the policy's frozen.
+        """
         for parameter in self.parameters:
             parameter.requires_grad_(True)
 
-    def values(self, given: Mapping[str, Any], seen: Tensor | None) -> Tensor:
-        """V of the state before each token.
+    def values(self, given: Mapping[str, Any], hidden: Tensor | None) -> Tensor:
+        """Return V of the state before each token.
 
         Args:
             given: the keyword arguments of the base's forward.
-            seen: (B, L, H), the hidden states of the policy's pass.
+            hidden: (B, L, H), the hidden states of the policy's pass, for a critic that shares them.
 
         Returns:
             (B, L - 1), with virtual tokens in L where the policy has such and they are the base's too.
         """
-        if self.kind == "shared":
-            assert seen is not None
-            return self.head(seen[:, :-1])  # type: ignore[no-any-return]
-        if self.given is not None:
-            given, self.given = self.given, None
-        inputs = {k: v for k, v in given.items() if k not in NOT_FOR_THE_BODY}
-        if self.route is None:
-            hidden = self.body(**inputs, use_cache=False).last_hidden_state
-        else:
-            with self.route:
-                hidden = self.body(**inputs, use_cache=False).last_hidden_state
-        return self.head(hidden[:, :-1])  # type: ignore[no-any-return]
+        if hidden is None:
+            if self.given is not None:
+                given, self.given = self.given, None
+            inputs = {k: v for k, v in given.items() if k not in NOT_FOR_THE_BODY}
+            with self.route or nullcontext():
+                hidden = self.body(**inputs, use_cache=False).last_hidden_state  # (B, L, H)
+        return self.head(hidden[:, :-1])  # type: ignore[no-any-return]  # token t is written in the state at t - 1
 
     def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        """Writes `critic.json`, `value_head.safetensors`, and the copy; PEFT itself writes an adapter into its folder.
+        """Write `critic.json`, `value_head.safetensors`, and the copy; PEFT itself writes an adapter into its folder.
 
         Args:
             folder: `critic/` in the policy's folder.
@@ -177,14 +148,16 @@ class Critic:
 
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "critic.json").write_text(json.dumps({"kind": self.kind}) + "\n", encoding="utf-8")
-        head = {name: _end_of(state, f"value_head.{name}") for name in ("weight", "bias")}
+        # out of the state, not out of the modules: under ZeRO-3 those hold but a shard
+        ends = {f"value_head.{name}": name for name in ("weight", "bias")}
+        head = {name: next(v for key, v in state.items() if key.endswith(end)) for end, name in ends.items()}
         save_file({k: v.detach().cpu().contiguous() for k, v in head.items()}, folder / "value_head.safetensors")
         if self.kind == "separate":
             body = {k.partition("critic_model.")[2]: v for k, v in state.items() if "critic_model." in k}
             self.body.save_pretrained(str(folder), state_dict=body)
 
     def load(self, folder: Path) -> None:
-        """Reads what `save` wrote, into the parameters that stand."""
+        """Read what `save` wrote, into the parameters that stand."""
         from safetensors.torch import load_file
 
         self.head.load_state_dict(load_file(folder / "value_head.safetensors"))
@@ -197,20 +170,77 @@ class Critic:
         self.unfreeze()
 
     def _keep_given(self, model: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> None:
-        """What the policy is given, before its virtual tokens become the base's embeddings or cache."""
         if given.get("with_values"):
             self.given = given
 
     def _add_adapter(self, config: Any) -> None:
-        policy = self.model.peft_config[self.model.active_adapter]
-        config = copy.deepcopy(config) if config is not None else _without_whole_modules(policy)
-        self.model.add_adapter(ADAPTER, config)
-        self.model.set_requires_grad(ADAPTER, True)
-        if getattr(self.base, "is_loaded_in_4bit", False) or getattr(self.base, "is_loaded_in_8bit", False):
-            for name, parameter in self.model.named_parameters():  # as TRL does with the policy's
+        """Add the critic's adapter beside the policy's."""
+        if config is None:
+            config = self.model.peft_config[self.model.active_adapter]
+            # its own low-rank weights, but no copies of whole modules or tokens, which the policy has already
+            whole = ("modules_to_save", "trainable_token_indices")
+            changes: dict[str, Any] = {name: None for name in whole if getattr(config, name, None)}
+            if moves_base(vars(config)):
+                changes["init_lora_weights"] = True  # the base has given to the policy's what it should
+            config = replace(copy.deepcopy(config), **changes, inference_mode=False)
+        self.model.add_adapter(ADAPTER, copy.deepcopy(config))
+        self.model.set_requires_grad(ADAPTER, True)  # PEFT adds a second adapter frozen
+        if compat.is_quantized(self.base):
+            # as TRL did with the policy's before this was there; the steps of DoRA's magnitudes may be smaller than
+            # bfloat16 can hold, and would be lost (TRL #7268)
+            for name, parameter in self.model.named_parameters():
                 if self.owns(name) and "magnitude" not in name:
                     parameter.data = parameter.data.to(torch.bfloat16)
         self.route = Route(self.model, ADAPTER)
+
+
+class WithCritic:
+    """Goes before one of TRL's trainers, `class PPOTrainer(WithCritic, GRPOTrainer)`: optimizes, saves, loads a critic.
+
+    `critic` is set after the trainer's own start, and is None where there is none; `args` has `critic_learning_rate`.
+    What is saved stands in `critic/` beside the policy.
+    """
+
+    critic: Critic | None
+    args: Any
+    model: Any
+    state: Any
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Do as `transformers.Trainer` does; the critic's parameters have groups with their own learning rate."""
+        optimizer = super().create_optimizer(model)  # type: ignore[misc]
+        if self.critic is None or self.args.critic_learning_rate is None:
+            return optimizer
+        if not hasattr(optimizer, "param_groups"):
+            hint = "take the optimizer out of the DeepSpeed config, or critic_learning_rate out of args"
+            raise InputError("critic_learning_rate needs an optimizer of the trainer's own", hint=hint)
+        own = {id(p) for p in self.critic.parameters}
+        for group in list(optimizer.param_groups):  # with weight decay, and without
+            critics = [p for p in group["params"] if id(p) in own]
+            if critics:
+                group["params"] = [p for p in group["params"] if id(p) not in own]
+                optimizer.add_param_group({**group, "params": critics, "lr": self.args.critic_learning_rate})
+        return optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if self.critic is None:
+            super()._save(output_dir, state_dict)  # type: ignore[misc]
+        elif self.args.should_save:
+            state = self.model.state_dict() if state_dict is None else state_dict
+            # a full model's file would hold keys that no `from_pretrained` expects; PEFT picks its adapters' by itself
+            policy = {k: v for k, v in state.items() if self.critic.is_peft or not self.critic.owns(k)}
+            super()._save(output_dir, policy)  # type: ignore[misc]
+            self.critic.save(Path(output_dir or self.args.output_dir) / "critic", state)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+        if self.critic is not None:
+            self.critic.load(Path(resume_from_checkpoint) / "critic")
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()  # type: ignore[misc]
+        if self.critic is not None and self.state.best_model_checkpoint is not None:
+            self.critic.load(Path(self.state.best_model_checkpoint) / "critic")
 
 
 class WithValues:
@@ -226,18 +256,8 @@ class WithValues:
         return output
 
 
-def _without_whole_modules(config: Any) -> Any:
-    """The policy's config for the critic: its own low-rank weights, but no copies of whole modules or tokens."""
-    changes: dict[str, Any] = {
-        name: None for name in ("modules_to_save", "trainable_token_indices") if getattr(config, name, None)
-    }
-    if moves_base(vars(config)):
-        changes["init_lora_weights"] = True  # the base has given to the policy's what it should
-    return replace(copy.deepcopy(config), **changes, inference_mode=False)
-
-
 def _copy_of_body(model: Any, config: Any) -> Any:
-    """The model without its LM head, all of it trainable, or with an adapter of its own."""
+    """Copy the model without its LM head: all of it trainable, or with an adapter of its own."""
     with compat.gathered_parameters(model):
         if compat.is_peft(model) and compat.active_config(model).is_prompt_learning:
             body = copy.deepcopy(model.get_base_model()).base_model
@@ -252,17 +272,12 @@ def _copy_of_body(model: Any, config: Any) -> Any:
     return get_peft_model(body, replace(copy.deepcopy(config), task_type="FEATURE_EXTRACTION"))
 
 
-def _device_of_last(base: Any) -> torch.device:
-    """Where the hidden states end: the device of the LM head, which may be another than the first layer's."""
-    return base.get_output_embeddings().weight.device  # type: ignore[no-any-return]
-
-
-def _end_of(state: Mapping[str, Tensor], end: str) -> Tensor:
-    return next(value for key, value in state.items() if key.endswith(end))
-
-
 def _patch_forward(base: Any, critic: Critic) -> None:
-    """Lets `model(..., with_values=True)` give `state_values` too; without it nothing changes, generation neither."""
+    """Let `model(..., with_values=True)` give `state_values` too; without it nothing changes, generation neither.
+
+    In this way each loss makes one call of the wrapped model. DDP refuses two of them, one for the policy and one for
+    the critic, before one backward: "mark a variable ready only once".
+    """
     inner = base.forward
     output_class = compat.value_output_class()
 
@@ -270,23 +285,12 @@ def _patch_forward(base: Any, critic: Critic) -> None:
     def forward(self: Any, *args: Any, with_values: bool = False, **kwargs: Any) -> Any:
         if not with_values:
             return inner(*args, **kwargs)
-        with _watching(self.base_model if critic.kind == "shared" else None) as seen:
+        if critic.kind != "shared":
             output = inner(*args, **kwargs)
-        values = critic.values(kwargs, seen[-1] if seen else None)
-        return output_class(**output, state_values=values)
+            return output_class(**output, state_values=critic.values(kwargs, None))
+        seen: list[Tensor] = []  # TRL's fused head does not hand the hidden states on, so the body is watched
+        with self.base_model.register_forward_hook(lambda module, args, out: seen.append(out.last_hidden_state)):
+            output = inner(*args, **kwargs)
+        return output_class(**output, state_values=critic.values(kwargs, seen[-1]))
 
     base.forward = types.MethodType(forward, base)
-
-
-@contextmanager
-def _watching(body: Any) -> Iterator[list[Tensor]]:
-    """The hidden states that a body gives within."""
-    seen: list[Tensor] = []
-    if body is None:
-        yield seen
-        return
-    handle = body.register_forward_hook(lambda module, args, output: seen.append(output.last_hidden_state))
-    try:
-        yield seen
-    finally:
-        handle.remove()

@@ -1,34 +1,56 @@
-"""What PPO cannot do with its settings: asked by `PPOConfig`, and by the stage's check before torch is imported."""
+"""What PPO can be set to, and what it cannot do: asked by the recipe's check, by `PPOConfig` and by `PPOTrainer`.
+
+`PPOConfig` refuses what cannot work whatever the model; the stage's check, which has no torch yet, adds what the recipe
+tells of model and rewards; the trainer, what only a model in memory shows.
+"""
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models import adapter_compatibility
+from posttrain_plugins.models.adapter_types import shares_base
+from posttrain_plugins.trainers import compat
 from posttrain_plugins.types import Concern, Outlook, ResolvedAdapter
 
 __all__ = [
-    "ESTIMATORS",
-    "LOSS_TYPES",
+    "Baseline",
+    "CriticKind",
+    "Estimator",
+    "KLEstimator",
     "aggregation_concerns",
     "check_critic",
-    "complaints",
+    "check_reference_weights",
+    "check_start",
+    "check_warm_up",
+    "choice_concerns",
+    "choose_kind",
+    "config_concerns",
     "critic_concerns",
     "step_concerns",
+    "warn_within_generation",
 ]
 
-ESTIMATORS = ("gae", "reinforce", "reinforce_pp", "reinforce_pp_baseline", "remax")
-LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo")
+Estimator: TypeAlias = Literal["gae", "reinforce", "reinforce_pp", "reinforce_pp_baseline", "remax"]
+"""How advantages are estimated: the table in `advantages.py`. `gae` alone has a critic."""
+KLEstimator: TypeAlias = Literal["k1", "k3"]
+Baseline: TypeAlias = Literal["batch", "running"]
+CriticKind: TypeAlias = Literal["adapter", "shared", "separate"]
+"""On which body the value head is: the table in `critic.py`."""
+
 CHOICES: Mapping[str, tuple[Any, ...]] = {
-    "advantage_estimator": ESTIMATORS,
-    "kl_estimator": ("k1", "k3"),
-    "baseline": ("batch", "running"),
-    "critic": ("adapter", "shared", "separate", None),
-    "loss_type": LOSS_TYPES,
+    "advantage_estimator": get_args(Estimator),
+    "kl_estimator": get_args(KLEstimator),
+    "baseline": get_args(Baseline),
+    "critic": (*get_args(CriticKind), None),
+    "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo"),  # of TRL's, those that take token advantages
 }
-OF_GRPO: Mapping[str, tuple[tuple[Any, ...], str, str]] = {
+UNUSED_OF_GRPO: Mapping[str, tuple[tuple[Any, ...], str, str]] = {
     "scale_rewards": (
         ("group", True),
         "PPO's advantages are of tokens, not of groups",
@@ -42,23 +64,44 @@ OF_GRPO: Mapping[str, tuple[tuple[Any, ...], str, str]] = {
     "use_bias_correction_kl": ((True,), "PPO's KL stands in the reward", "kl_estimator says how it is estimated"),
 }
 """Arguments of GRPO without effect here: what may stand there, GRPO's default, and why nothing else."""
+RANGES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("0 to 1", ("gamma", "lam", "baseline_decay")),
+    ("0 or more", ("kl_coef", "vf_coef", "missing_eos_penalty", "critic_learning_rate", "critic_warmup_steps")),
+    ("more than 0", ("kl_target", "cliprange_value", "score_clip", "kl_horizon")),
+)
+"""What a number has to be; None, where a field may be it, is fine."""
 OF_THE_CRITIC = ("critic", "critic_learning_rate", "critic_warmup_steps")
 BYTES = {"bfloat16": 2, "float16": 2, "half": 2}
 COPIES_IN_TRAINING = 4  # weights, gradients, and the two moments of Adam
 
 
-def complaints(args: Any) -> Iterator[Concern]:
-    """What cannot work, whatever the model; `args` is a `PPOConfig`, or has its fields."""
-    for name, allowed in CHOICES.items():
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+def choice_concerns(args: Any, choices: Mapping[str, tuple[Any, ...]]) -> Iterator[Concern]:
+    """Yield every field of a config whose value is none of its choices."""
+    for name, allowed in choices.items():
         if getattr(args, name) not in allowed:
-            yield Concern(f"{name} is {getattr(args, name)!r}, expected {_or(allowed)}", field=f"args.{name}")
+            expected = f"{', '.join(map(str, allowed[:-1]))} or {allowed[-1]}"
+            yield Concern(f"{name} is {getattr(args, name)!r}, expected {expected}", field=f"args.{name}")
+
+
+def config_concerns(args: Any) -> Iterator[Concern]:
+    """Yield what cannot work, whatever the model; `args` is a `PPOConfig`, or has its fields."""
+    yield from choice_concerns(args, CHOICES)
     if args.beta not in (0.0, args.kl_coef):
         yield Concern(f"beta is {args.beta}, but PPO's KL stands in the reward", "set kl_coef instead", "args.beta")
-    for name, (allowed, reason, hint) in OF_GRPO.items():
+    for name, (allowed, reason, hint) in UNUSED_OF_GRPO.items():
         if getattr(args, name) not in allowed:
             yield Concern(f"{name} is {getattr(args, name)!r}, but {reason}", hint, f"args.{name}")
-    for name, expected in _out_of_range(args):
-        yield Concern(f"{name} is {getattr(args, name)}, expected {expected}", field=f"args.{name}")
+    for expected, names in RANGES:
+        for name in names:
+            value = getattr(args, name)
+            is_above = value is None or (value > 0 if expected == "more than 0" else value >= 0)
+            if not is_above or (expected == "0 to 1" and value > 1):
+                yield Concern(f"{name} is {value}, expected {expected}", field=f"args.{name}")
+    if args.step_separator == "":
+        yield Concern("step_separator is , expected some characters", field="args.step_separator")
     if args.kl_target is not None and args.kl_coef == 0:
         hint = "set kl_coef to where it should start"
         yield Concern("kl_target adapts kl_coef, which is 0", hint, "args.kl_target")
@@ -71,8 +114,114 @@ def complaints(args: Any) -> Iterator[Concern]:
         yield Concern(found, f"remove {unused[0]}", f"args.{unused[0]}")
 
 
+def aggregation_concerns(args: Any) -> Iterator[Concern]:
+    """Yield an aggregation of rewards that process supervision has no place for.
+
+    It normalises each process reward by itself and adds all by their weights, whatever is asked for.
+    """
+    if args.multi_objective_aggregation != "sum_then_normalize":
+        found = (
+            f"multi_objective_aggregation is '{args.multi_objective_aggregation}', but process_rewards leave no choice"
+        )
+        hint = "remove it: each process reward is normalised by itself, the others are added first"
+        yield Concern(found, hint, "args.multi_objective_aggregation")
+
+
+def step_concerns(names: Iterable[str] | None, outlook: Outlook, field: str) -> Iterator[Concern]:
+    """Yield process rewards that are no reward of the stage, or cannot judge steps."""
+    for name in names or ():
+        if name not in outlook.judges_steps:
+            known = ", ".join(outlook.judges_steps)
+            yield Concern(f"process_rewards names no reward: '{name}', expected one of {known}", field=field)
+        elif not outlook.judges_steps[name]:
+            found = f"reward '{name}' is in process_rewards, but it has no step_scores"
+            yield Concern(found, "use one that judges steps, such as process_reward_model", field)
+
+
+# --- the critic ------------------------------------------------------------------------------------------------------
+
+
+def kind_concerns(kind: CriticKind, trained: str | None, has_config: bool, is_quantized: bool) -> Iterator[Concern]:
+    """Yield why a policy cannot have a critic of that kind.
+
+    Args:
+        kind: asked for, or chosen.
+        trained: what the policy trains, where that is no adapter that allows a second beside it.
+        has_config: has the critic an adapter of its own?
+        is_quantized: are the base weights?
+    """
+    if kind == "adapter" and trained is not None:
+        found = f"critic 'adapter' is a second adapter beside the policy's, but the policy trains {trained}"
+        yield Concern(found, "give the policy a LoRA adapter, or set critic to separate or shared", "args.critic")
+    if kind == "shared" and has_config:
+        yield Concern("critic 'shared' is a head on the policy, it has no adapter", "remove the critic's", "critic")
+    if kind == "separate" and is_quantized:
+        found = "critic 'separate' trains a copy of the model, but it is quantized"
+        yield Concern(found, "set critic to adapter", "args.critic")
+
+
+def choose_kind(kind: CriticKind | None, policy_config: Any, critic_config: Any, is_quantized: bool) -> CriticKind:
+    """Choose the critic's kind: `adapter` where the policy is one that allows a second, `separate` else.
+
+    Args:
+        kind: what the user asks for, or None.
+        policy_config: the `peft.PeftConfig` of the policy, or None.
+        critic_config: the critic's own, or None.
+        is_quantized: are the base weights?
+
+    Raises:
+        InputError: the kind cannot be had with this policy.
+    """
+    trained = "all parameters" if policy_config is None else policy_config.peft_type.value
+    if policy_config is not None and shares_base(policy_config):
+        trained = None
+    chosen: CriticKind = kind or ("separate" if trained else "adapter")
+    for concern in kind_concerns(chosen, trained, critic_config is not None, is_quantized):
+        raise InputError(concern.message, hint=concern.hint)
+    if chosen == "separate" and policy_config is not None and critic_config is not None:
+        found = "critic 'separate' copies the model, which an adapter on it does not need"
+        raise InputError(found, hint="use critic='adapter'")
+    if chosen == "adapter" and critic_config and critic_config.peft_type != policy_config.peft_type:
+        found, expected = critic_config.peft_type.value, policy_config.peft_type.value
+        raise InputError(f"the critic's adapter is {found}, expected the policy's type {expected}: they share a base")
+    return chosen
+
+
+def critic_concerns(outlook: Outlook, has_config: bool) -> Iterator[Concern]:
+    """Yield why the policy cannot have its critic, and warn of one for which there is no memory.
+
+    Args:
+        outlook: of a stage `ppo` or `oreo`.
+        has_config: has the critic an adapter of its own?
+    """
+    args, loading = outlook.args, outlook.loading
+    if getattr(args, "advantage_estimator", "gae") != "gae":
+        if has_config:
+            yield Concern(f"critic is given, but {args.advantage_estimator} has no critic", "remove critic", "critic")
+        return
+    kind: CriticKind = args.critic or ("separate" if outlook.trains_all else "adapter")
+    is_quantized = bool(loading.get("load_in_4bit") or loading.get("load_in_8bit"))
+    yield from kind_concerns(kind, "all parameters" if outlook.trains_all else None, has_config, is_quantized)
+    if not (outlook.trains_all and outlook.parameters):
+        return
+    # policy and critic that train whole, and the reference; activations and caches come on top
+    size = outlook.parameters * BYTES.get(str(loading.get("dtype")), 4)
+    critic = 0 if kind == "shared" else size if has_config else size * COPIES_IN_TRAINING
+    has_reference = getattr(args, "kl_coef", True)  # OREO always has one
+    needed = size * COPIES_IN_TRAINING + critic + (size if has_reference else 0)
+    there = outlook.memory_bytes()
+    if needed > there:
+        what = f"policy, critic '{kind}'" + (" and reference" if has_reference else "")
+        message = (
+            f"full fine-tuning of {outlook.parameters / 1e9:.2f}e9 parameters holds {what} with gradients and Adam: "
+            f"{needed / 2**30:.1f} GiB before activations, but a device here has {there / 2**30:.1f} GiB"
+        )
+        hint = "adapter: {use: lora} keeps one base for all roles, args: {critic: shared} needs no second model"
+        yield Concern(message, hint, "adapter", is_warning=True)
+
+
 def check_critic(stage: str, critic: ResolvedAdapter | None) -> None:
-    """Refuses a critic's adapter whose `prepare` would never be called.
+    """Refuse a critic's adapter whose `prepare` would never be called.
 
     Raises:
         InputError: it has one.
@@ -83,83 +232,84 @@ def check_critic(stage: str, critic: ResolvedAdapter | None) -> None:
         )
 
 
-def critic_concerns(outlook: Outlook, has_config: bool) -> Iterator[Concern]:
-    """A critic that this policy cannot have, and one for which there is no memory.
+# --- the trainer -----------------------------------------------------------------------------------------------------
+
+
+def check_start(
+    args: Any, model: Any, policy_config: Any, critic_config: Any, options: Mapping[str, Any]
+) -> CriticKind | None:
+    """Refuse what `PPOTrainer` cannot do, best before anything is loaded.
 
     Args:
-        outlook: of a stage `ppo` or `oreo`.
-        has_config: has the critic an adapter of its own?
+        args: a `PPOConfig`.
+        model: a path or a model.
+        policy_config: the policy's `peft.PeftConfig`, or None.
+        critic_config: the critic's, or None.
+        options: the other arguments of `GRPOTrainer`.
+
+    Returns:
+        The kind of critic, None for an estimator without one.
+
+    Raises:
+        InputError: critic, reference or greedy baseline cannot be had.
     """
-    args = outlook.args
-    if getattr(args, "advantage_estimator", "gae") != "gae":
-        if has_config:
-            yield Concern(f"critic is given, but {args.advantage_estimator} has no critic", "remove critic", "critic")
-        return
-    kind = args.critic or ("separate" if outlook.trains_all else "adapter")
-    if kind == "adapter" and outlook.trains_all:
-        found = "critic 'adapter' is a second adapter beside the policy's, but the policy trains all parameters"
-        yield Concern(found, "adapter: {use: lora}, or critic: separate or shared", "args.critic")
-    if kind == "shared" and has_config:
-        yield Concern("critic 'shared' is a head on the policy, it has no adapter", "remove critic", "critic")
-    if kind == "separate" and (outlook.loading.get("load_in_4bit") or outlook.loading.get("load_in_8bit")):
-        found = "critic 'separate' trains a copy of the model, but it is quantized"
-        yield Concern(found, "args: {critic: adapter}", "args.critic")
-    if outlook.trains_all and outlook.parameters:
-        yield from _memory(outlook, kind, has_config)
-
-
-def aggregation_concerns(args: Any) -> Iterator[Concern]:
-    """Process supervision normalises each reward by itself and adds them by their weights, whatever is asked for."""
-    if args.multi_objective_aggregation != "sum_then_normalize":
-        found = (
-            f"multi_objective_aggregation is '{args.multi_objective_aggregation}', but process_rewards leave no choice"
+    # GRPO loads the reference from the model's path; with an adapter it is the model with the adapter off
+    is_in_memory = policy_config is None and not isinstance(model, str) and not compat.model_path(model)
+    if args.kl_coef and is_in_memory:
+        raise InputError(
+            f"kl_coef is {args.kl_coef}, but a model built in memory has no reference to load",
+            hint="save the model and give its path, train an adapter, or set kl_coef=0",
         )
-        hint = "remove it: each process reward is normalised by itself, the others are added first"
-        yield Concern(found, hint, "args.multi_objective_aggregation")
+    if args.advantage_estimator == "remax" and options.get("environment_factory"):
+        raise InputError("remax answers each prompt a second time, which an environment has no place for")
+    if args.has_critic:
+        is_quantized = compat.is_quantized(model) or options.get("quantization_config") is not None
+        return choose_kind(args.critic, policy_config, critic_config, is_quantized)
+    if critic_config is not None:
+        name = args.advantage_estimator
+        raise InputError(f"critic_config is given, but {name} has no critic", hint="remove it, or use gae")
+    return None
 
 
-def step_concerns(names: Iterable[str] | None, outlook: Outlook, field: str) -> Iterator[Concern]:
-    """Process rewards that are no reward of the stage, or cannot judge steps."""
-    for name in names or ():
-        if name not in outlook.judges_steps:
-            known = ", ".join(outlook.judges_steps)
-            yield Concern(f"process_rewards names no reward: '{name}', expected one of {known}", field=field)
-        elif not outlook.judges_steps[name]:
-            found = f"reward '{name}' is in process_rewards, but it has no step_scores"
-            yield Concern(found, "use one that judges steps, such as process_reward_model", field)
+def check_reference_weights(trainer: Any) -> None:
+    """Refuse a model that is not what its path holds: GRPO would load the reference from there.
+
+    Raises:
+        InputError: names the first parameter that differs.
+    """
+    import torch
+
+    if trainer.ref_model is None or trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        return  # sharded weights cannot be compared here
+    reference = trainer.accelerator.unwrap_model(trainer.ref_model).state_dict()
+    changed = [k for k, v in trainer.model.state_dict().items() if not torch.equal(v, reference[k].to(v.device))]
+    if changed:
+        path = compat.model_path(trainer.model)
+        raise InputError(
+            f"the reference would be {path}, but the model given has other weights ({changed[0]})",
+            hint="save the model and give its path, or set kl_coef=0",
+        )
 
 
-def _memory(outlook: Outlook, kind: str, has_config: bool) -> Iterator[Concern]:
-    """Policy and critic that train whole, and the reference; activations and caches come on top."""
-    args, parameters = outlook.args, outlook.parameters or 0
-    size = parameters * BYTES.get(str(outlook.loading.get("dtype")), 4)
-    critic = 0 if kind == "shared" else size if has_config else size * COPIES_IN_TRAINING
-    has_reference = getattr(args, "kl_coef", True)  # OREO always has one
-    needed = size * COPIES_IN_TRAINING + critic + (size if has_reference else 0)
-    there = outlook.memory_bytes()
-    if needed > there:
-        what = f"policy, critic '{kind}'" + (" and reference" if has_reference else "")
-        found = f"full fine-tuning of {parameters / 1e9:.2f}e9 parameters holds {what} with gradients and Adam: "
-        message = f"{found}{needed / 2**30:.1f} GiB before activations, but a device here has {there / 2**30:.1f} GiB"
-        hint = "adapter: {use: lora} keeps one base for all roles, args: {critic: shared} needs no second model"
-        yield Concern(message, hint, "adapter", is_warning=True)
+def check_warm_up(trainer: Any) -> None:
+    """Refuse weight decay beside a critic that warms up under DeepSpeed.
+
+    It steps inside its own backward, where the policy's zero gradients cannot be taken out any more.
+
+    Raises:
+        InputError: weight decay would move the policy while only the critic should learn.
+    """
+    if trainer.is_deepspeed_enabled and trainer.args.critic_warmup_steps and trainer.args.weight_decay:
+        raise InputError(
+            f"critic_warmup_steps under DeepSpeed: weight_decay is {trainer.args.weight_decay} and moves the policy",
+            hint="set weight_decay=0, or critic_warmup_steps=0",
+        )
 
 
-def _out_of_range(args: Any) -> Iterator[tuple[str, str]]:
-    if args.kl_target is not None and args.kl_target <= 0:
-        yield "kl_target", "more than 0"
-    for name in ("gamma", "lam", "baseline_decay"):
-        if not 0 <= getattr(args, name) <= 1:
-            yield name, "0 to 1"
-    for name in ("kl_coef", "vf_coef", "missing_eos_penalty", "critic_learning_rate", "critic_warmup_steps"):
-        if (getattr(args, name) or 0) < 0:
-            yield name, "0 or more"
-    for name in ("cliprange_value", "score_clip", "kl_horizon"):
-        if getattr(args, name) is not None and getattr(args, name) <= 0:
-            yield name, "more than 0"
-    if args.step_separator == "":
-        yield "step_separator", "some characters"
-
-
-def _or(allowed: tuple[Any, ...]) -> str:
-    return ", ".join(map(str, allowed[:-1])) + f" or {allowed[-1]}"
+def warn_within_generation(trainer: Any, checkpoint: Path) -> None:
+    """Warn where a checkpoint stands between two steps of one rollout, which TRL does not save."""
+    step = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+    period = compat.generation_period(trainer.args)
+    if step % period:
+        found = f"{checkpoint.name} stands within a rollout, which is made again: the run will not be the one it was"
+        warnings.warn(f"{found}\n\nhint: set save_steps to a multiple of {period}", stacklevel=2)

@@ -27,12 +27,11 @@ from torch import Tensor
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
-from posttrain_plugins.trainers import compat, refusals
-from posttrain_plugins.trainers.ppo import advantages, process, rollout, shared_reward
+from posttrain_plugins.trainers import compat
+from posttrain_plugins.trainers.ppo import advantages, process_rewards, rollout, rules, shared_reward
 from posttrain_plugins.trainers.ppo.config import PPOConfig
-from posttrain_plugins.trainers.ppo.critic import Critic, WithValues
-from posttrain_plugins.trainers.ppo.rollout import Scored, Seen
-from posttrain_plugins.trainers.ppo.with_critic import WithCritic
+from posttrain_plugins.trainers.ppo.critic import Critic, WithCritic, WithValues
+from posttrain_plugins.trainers.ppo.rollout import PolicyPass, ScoredRollout
 
 __all__ = ["PPOConfig", "PPOTrainer"]
 
@@ -97,32 +96,34 @@ class PPOTrainer(WithCritic, GRPOTrainer):  # type: ignore[misc]
         critic_config: Any = None,
         **options: Any,
     ) -> None:
-        args = args or PPOConfig(f"{Path(shared_reward.base_path(model)).name or 'model'}-PPO")
-        policy_config = options.get("peft_config") or compat.active_config(model)
-        kind = refusals.check(args, model, policy_config, critic_config, options)
         base = shared_reward.base_path(model)
+        args = args or PPOConfig(f"{Path(base).name or 'model'}-PPO")
+        policy_config = options.get("peft_config") or compat.active_config(model)
+        kind = rules.check_start(args, model, policy_config, critic_config, options)  # before anything is loaded
         given = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs] if reward_funcs is not None else []
         below = shared_reward.laid_below(model)
         rewards = [shared_reward.shared(reward, base, policy_config, below) for reward in given]
         self.critic: Critic | None = None
-        self.seen: Seen | None = None
-        self.scored: Scored | None = None
+        self.last_pass: PolicyPass | None = None
+        self.scored: ScoredRollout | None = None
         super().__init__(model, rewards, args, train_dataset, **options)
         if not isinstance(model, str):
-            refusals.check_reference_weights(self)
+            rules.check_reference_weights(self)
         self.kl_coef = args.kl_coef
         self.mean_return: float | None = None  # the running baseline of `reinforce`
         self._policy_adapter = compat.active_adapter(self.model)
         self._reward_adapters = shared_reward.bind_all(self)
+        # The critic comes after TRL has built the model, with its adapter and fused head, and before `train` makes the
+        # optimizer and wraps the model: its parameters are in both.
         if kind is not None:
-            refusals.check_warm_up(self)
+            rules.check_warm_up(self)
             set_seed(args.seed)  # the same critic on every process
             self.critic = Critic(self.model, kind, critic_config)
             set_seed(args.seed, device_specific=True)  # as GRPO left it
             self.add_callback(_WarmUp(self))
         compat.hide_from_vllm(self, self._is_beside_the_policy)
         if args.disable_dropout:
-            compat.disable_dropout(self.model)
+            compat.disable_dropout(self.model)  # TRL did so before the critic's adapter was there
 
     def _is_beside_the_policy(self, name: str) -> bool:
         """Is the parameter of that name the critic's or a reward model's?"""
@@ -132,39 +133,39 @@ class PPOTrainer(WithCritic, GRPOTrainer):  # type: ignore[misc]
     # --- rollouts ----------------------------------------------------------------------------------------------------
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As `transformers.Trainer.train`, after a look at the names of the process rewards."""
-        process.check(self, self.args.process_rewards)
+        """Train as `transformers.Trainer` does, after a look at the names of the process rewards."""
+        # not in `__init__`: the names in the logs, which `process_rewards` gives, may be set after it
+        process_rewards.check(self, self.args.process_rewards)
         return super().train(*args, **kwargs)
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
-        with process.stepwise(self, self.args.process_rewards) as steps:
+        with process_rewards.stepwise(self, self.args.process_rewards) as steps:
             rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        self.scored = Scored(rewards, steps, prompts, completion_ids_list)
+        self.scored = ScoredRollout(rewards, steps, prompts, completion_ids_list)
         return rewards
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        self.seen = self.scored = None
+        self.last_pass = self.scored = None
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if self.critic is not None:
             self.critic.unfreeze()  # the reference pass ended in PEFT's `set_adapter`
-        if (self.critic is not None or self.beta != 0.0) and self.seen is None:
-            self._look(output)
-        output.update(rollout.judge(self, inputs, output))
+        if (self.critic is not None or self.beta != 0.0) and self.last_pass is None:
+            # GRPO takes log-probabilities of a rollout only where it is used for more than one step. Values and KL
+            # need a pass of the policy in any case.
+            ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)  # (B, P + T)
+            mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
+            extras = {name: output[name] for name in compat.FORWARD_EXTRAS if name in output}
+            is_training = self.model.training
+            rows = self.args.per_device_train_batch_size if is_training else self.args.per_device_eval_batch_size
+            with torch.no_grad(), compat.without_checkpointing(self):
+                self._get_per_token_logps_and_entropies(
+                    self.model, ids, mask, output["completion_ids"].size(1), batch_size=rows, **extras
+                )
+        # (B, T) in place of GRPO's (B,), which its loss takes too. What else is added here, GRPO's buffer shuffles and
+        # splits between the steps like its own tensors.
+        output.update(rollout.token_advantages(self, inputs, output))
         compat.drop_metric(self, "frac_reward_zero_std")  # of groups, which are no matter here
         return output
-
-    @torch.no_grad()  # type: ignore[untyped-decorator]
-    def _look(self, output: Mapping[str, Any]) -> None:
-        """One pass of the policy over the rollout, where GRPO itself needed none."""
-        ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
-        mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
-        is_training = self.model.training
-        rows = self.args.per_device_train_batch_size if is_training else self.args.per_device_eval_batch_size
-        extras = {name: output[name] for name in compat.FORWARD_EXTRAS if name in output}
-        with compat.without_checkpointing(self):
-            self._get_per_token_logps_and_entropies(
-                self.model, ids, mask, output["completion_ids"].size(1), batch_size=rows, **extras
-            )
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         is_reference = model is self.ref_model or compat.active_adapter(self.model) != self._policy_adapter
@@ -172,20 +173,23 @@ class PPOTrainer(WithCritic, GRPOTrainer):  # type: ignore[misc]
             return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
         watched = WithValues(model) if self.critic is not None else model
         result = super()._get_per_token_logps_and_entropies(watched, *args, **kwargs)
-        values = torch.cat(watched.values)[:, -result[0].size(1) :] if self.critic is not None else None
-        self.seen = Seen(result[0].detach(), values)
+        # several of (rows, L - 1): GRPO takes the rows in batches; of the prompt's and virtual tokens' none is needed
+        values = torch.cat(watched.values)[:, -result[0].size(1) :] if self.critic is not None else None  # (B, T)
+        self.last_pass = PolicyPass(result[0].detach(), values)
         return result
 
     # --- update ------------------------------------------------------------------------------------------------------
 
     def _compute_loss(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
-        beta, self.beta = float(self.args.beta), 0.0  # the KL stands in the reward, not in the loss
+        # `beta` does two things in GRPO: not 0, it makes the rollout have reference log-probabilities, which we want,
+        # and adds a KL to the loss, which we do not: it stands in the reward.
+        beta, self.beta = float(self.args.beta), 0.0
         try:
             loss: Tensor = super()._compute_loss(model, inputs)
         finally:
             self.beta = beta
-        assert self.seen is not None
-        seen, self.seen = self.seen, None
+        assert self.last_pass is not None
+        seen, self.last_pass = self.last_pass, None  # the values hold the graph
         rollout.log_ratio(self, seen.logps, inputs)
         if self.critic is None:
             return loss
@@ -195,7 +199,9 @@ class PPOTrainer(WithCritic, GRPOTrainer):  # type: ignore[misc]
         )
         compat.add_metric(self, "value/loss", float(self.accelerator.gather(value_loss.detach()).mean()))
         compat.add_metric(self, "value/clip_ratio", float(self.accelerator.gather(clipped).mean()))
+        # GRPO has divided its own loss by the accumulation steps, and transformers divides no loss of GRPO's
         shares = self.current_gradient_accumulation_steps if self.model.training else 1
+        # times 0, not left out: DDP wants a gradient, if a zero one, for each parameter that the pass used
         return (0.0 if self.warms_up else 1.0) * loss + self.args.vf_coef * value_loss / shares
 
     @property
@@ -222,7 +228,7 @@ class PPOTrainer(WithCritic, GRPOTrainer):  # type: ignore[misc]
         if checkpoint is not None and (Path(checkpoint) / STATE).is_file():
             state = json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))
             self.kl_coef, self.mean_return = state["kl_coef"], state["mean_return"]
-            refusals.warn_within_generation(self, Path(checkpoint))
+            rules.warn_within_generation(self, Path(checkpoint))
 
 
 class _WarmUp(TrainerCallback):  # type: ignore[misc]

@@ -27,6 +27,8 @@ def save(context: StageContext, trainer: Any) -> None:
 
     Where a stage goes on from a checkpoint, what was sampled after it is written anew.
     """
+    from accelerate.utils import gather_object
+
     file = context.folder / ROLLOUTS
     if trainer.accelerator.is_main_process:  # the one that writes
         _forget_after(file, context.resume_from)
@@ -35,7 +37,7 @@ def save(context: StageContext, trainer: Any) -> None:
         if not trainer.model.training:
             return
         names, step = trainer.reward_func_names, trainer.state.global_step
-        own = compat.gather_rows([_row(*item, step) for item in zip(rows, prompts, completions, strict=True)])
+        own = gather_object([_row(*item, step) for item in zip(rows, prompts, completions, strict=True)])
         if trainer.accelerator.is_main_process:
             weights = trainer.reward_weights.tolist()
             with file.open("a", encoding="utf-8") as lines:

@@ -20,14 +20,14 @@ from posttrain_plugins.errors import InputError
 from posttrain_plugins.text.steps import step_ends
 from posttrain_plugins.trainers import compat
 
-__all__ = ["Steps", "as_tensor", "check", "check_names", "place", "step_end_tokens", "stepwise"]
+__all__ = ["StepScores", "as_tensor", "check", "check_names", "place", "step_end_tokens", "stepwise"]
 
-Steps = dict[int, list[list[float]]]
+StepScores = dict[int, list[list[float]]]
 """Index of the reward function -> for each completion of this process, a score for each step."""
 
 
 def check(trainer: Any, names: Sequence[str]) -> None:
-    """Refuses what a trainer cannot pay by steps.
+    """Refuse what a trainer cannot pay by steps.
 
     Raises:
         InputError: as `check_names`, or there are tools.
@@ -38,7 +38,7 @@ def check(trainer: Any, names: Sequence[str]) -> None:
 
 
 def check_names(known: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Refuses names that are no reward, and rewards that cannot judge steps.
+    """Refuse names that are no reward, and rewards that cannot judge steps.
 
     Raises:
         InputError: names the reward.
@@ -54,20 +54,21 @@ def check_names(known: Mapping[str, Any], names: Sequence[str]) -> None:
 
 
 @contextmanager
-def stepwise(trainer: Any, names: Sequence[str]) -> Iterator[Steps]:
-    """While the rewards are calculated, those in `names` are asked for their steps and give the sum of them."""
-    steps: Steps = {}
+def stepwise(trainer: Any, names: Sequence[str]) -> Iterator[StepScores]:
+    """Within, the rewards in `names` are asked for their steps and give TRL the sum of them."""
+    steps: StepScores = {}
     before = list(trainer.reward_funcs)
+    # only while rewards are calculated: TRL puts one number per completion into a tensor and cannot take lists
     for i, name in enumerate(trainer.reward_func_names):
         if name in names:
-            trainer.reward_funcs[i] = _sums(before[i].step_scores, i, name, steps)
+            trainer.reward_funcs[i] = _summing(before[i].step_scores, i, name, steps)
     try:
         yield steps
     finally:
         trainer.reward_funcs[:] = before
 
 
-def _sums(step_scores: Callable[..., list[list[float]]], i: int, name: str, steps: Steps) -> Callable[..., Any]:
+def _summing(step_scores: Callable[..., list[list[float]]], i: int, name: str, steps: StepScores) -> Callable[..., Any]:
     def score(**columns: Any) -> list[float | None]:
         found = [list(map(float, row)) for row in step_scores(**columns)]
         if len(found) != len(columns["completions"]):
@@ -80,7 +81,7 @@ def _sums(step_scores: Callable[..., list[list[float]]], i: int, name: str, step
 
 
 def step_end_tokens(tokenizer: Any, ids: Sequence[int], separator: str) -> list[int]:
-    """The index of the token with which each step ends.
+    """Return the index of the token with which each step ends.
 
     Args:
         tokenizer: of the policy.
@@ -91,6 +92,8 @@ def step_end_tokens(tokenizer: Any, ids: Sequence[int], separator: str) -> list[
         As many indices as the completion has steps; a token that spans two steps ends the first.
     """
 
+    # Drawn tokens have no offsets, and to tokenize the text again may give others. But a longer start of them never
+    # decodes to a shorter text, so the first that reaches a step's end is found by bisection.
     def length(last: int) -> int:
         return len(tokenizer.decode(ids[: last + 1], skip_special_tokens=True))
 
@@ -98,17 +101,19 @@ def step_end_tokens(tokenizer: Any, ids: Sequence[int], separator: str) -> list[
     return [min(bisect_left(range(len(ids)), end, key=length), len(ids) - 1) for end in ends]
 
 
-def place(trainer: Any, steps: Steps, ids: Sequence[Sequence[int]], separator: str) -> dict[int, list[list[float]]]:
-    """The scores of each reward at each token of each completion.
+def place(
+    trainer: Any, steps: StepScores, ids: Sequence[Sequence[int]], separator: str
+) -> dict[int, list[list[float]]]:
+    """Put the scores of each reward at the tokens of each completion.
 
     Raises:
         InputError: no completion has as many steps as it has scores, so the separator is another.
     """
     tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
     ends = [step_end_tokens(tokenizer, row, separator) for row in ids]
-    placed = {}
-    for i, scores in steps.items():
-        placed[i] = [_row(s, e, len(row)) for s, e, row in zip(scores, ends, ids, strict=True)]
+    placed = {
+        i: [_row(s, e, len(row)) for s, e, row in zip(scores, ends, ids, strict=True)] for i, scores in steps.items()
+    }
     pairs = [(len(s), len(e)) for scores in steps.values() for s, e in zip(scores, ends, strict=True)]
     if pairs:
         compat.add_metric(trainer, "steps/mismatch", sum(s != e for s, e in pairs) / len(pairs))
@@ -123,14 +128,13 @@ def place(trainer: Any, steps: Steps, ids: Sequence[Sequence[int]], separator: s
 
 def _row(scores: Sequence[float], ends: Sequence[int], length: int) -> list[float]:
     row = [0.0] * length
-    for k, score in enumerate(scores):
-        if ends:
-            row[ends[min(k, len(ends) - 1)]] += score
+    for k, score in enumerate(scores if ends else ()):
+        row[ends[min(k, len(ends) - 1)]] += score  # what is over is paid at the end, so that the sum stays
     return row
 
 
 def as_tensor(rows: Sequence[Sequence[float]], like: Tensor) -> Tensor:
-    """(B, T), padded with 0 on the right."""
+    """Return (B, T), padded with 0 on the right."""
     tensor = torch.zeros_like(like)
     for i, row in enumerate(rows):
         tensor[i, : len(row)] = torch.tensor(row, dtype=like.dtype, device=like.device)

@@ -71,8 +71,7 @@ def test_what_is_loaded_is_what_the_file_holds(tmp_path: Path) -> None:
         file = jsonl(tmp_path, *rows)
         try:
             found = loaded(file)
-        except InputError as error:
-            assert "holds" in str(error)  # refused: no common type
+        except InputError:  # no common type, which has a test of its own
             continue
         tried += 1
         assert [without_nothing(row) for row in found] == [without_nothing(row) for row in rows]

@@ -1,12 +1,13 @@
 """A recipe run gives the numbers of a plain TRL script: same seed, same logs, same weights, bit for bit. No tolerance.
 
-The scripts below import trl, transformers, peft and datasets, and nothing of ours. What they share with the recipe is
-the `args` mapping, the files of data, and the reward functions in `rewards.py` beside the recipe.
+The scripts are those of `examples/plain_trl/`, which import nothing of ours. What they share with the recipe is the
+`args` mapping, the files of data, and the reward functions in `rewards.py` beside the recipe.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,9 +16,13 @@ from typing import Any
 
 import pytest
 
+import posttrain_plugins
 from posttrain_plugins.recipe.run.run import Run, run
 
 pytestmark = pytest.mark.slow
+
+PLAIN = Path(__file__).parent.parent / "examples/plain_trl"
+PACKAGE = Path(posttrain_plugins.__file__).parent
 
 REWARDS = """
 def correct(completions, solution, **columns):
@@ -98,109 +103,92 @@ class World:
 # --- the plain scripts -----------------------------------------------------------------------------------------------
 
 
-def plain_sft(world: World, name: str, out: str) -> Any:
-    from trl import SFTConfig, SFTTrainer
-
-    args = SFTConfig(output_dir=out, seed=11, save_strategy="no", **{"bf16": False, **ARGS[name]})
-    return SFTTrainer(model=world.base, args=args, train_dataset=world.rows("demos"))
-
-
-def plain_lora(world: World, name: str, out: str) -> Any:
+def lora() -> Any:
     from peft import LoraConfig
-    from trl import SFTConfig, SFTTrainer
 
-    lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
-    args = SFTConfig(output_dir=out, seed=11, save_strategy="no", bf16=False, **ARGS[name])
-    return SFTTrainer(model=world.base, args=args, train_dataset=world.rows("demos"), peft_config=lora)
+    return LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
-def plain_qlora(world: World, name: str, out: str) -> Any:
+def four_bit() -> Any:
     import torch
-    from peft import LoraConfig
     from transformers import BitsAndBytesConfig
-    from trl import SFTConfig, SFTTrainer
 
-    lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
-    four_bit = BitsAndBytesConfig(
+    return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=torch.float32,
         bnb_4bit_quant_storage=torch.float32,
     )
-    args = SFTConfig(
-        output_dir=out, seed=11, save_strategy="no", bf16=False, model_init_kwargs={"dtype": "float32"}, **ARGS[name]
-    )
-    rows = world.rows("demos")
-    return SFTTrainer(model=world.base, args=args, train_dataset=rows, peft_config=lora, quantization_config=four_bit)
 
 
-def plain_reward(world: World, name: str, out: str) -> Any:
-    from trl import RewardConfig, RewardTrainer
-
-    args = RewardConfig(output_dir=out, seed=11, save_strategy="no", bf16=False, **ARGS[name])
-    return RewardTrainer(model=world.model("sft"), args=args, train_dataset=world.rows("pairs"))
-
-
-def plain_dpo(world: World, name: str, out: str) -> Any:
-    from trl import DPOConfig, DPOTrainer
-
-    args = DPOConfig(output_dir=out, seed=11, save_strategy="no", bf16=False, **ARGS[name])
-    return DPOTrainer(model=world.model("sft"), args=args, train_dataset=world.rows("pairs"))
-
-
-def plain_dpo_lora(world: World, name: str, out: str) -> Any:
-    from peft import LoraConfig
-    from trl import DPOConfig, DPOTrainer
-
-    lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
-    args = DPOConfig(output_dir=out, seed=11, save_strategy="no", bf16=False, **ARGS[name])
-    return DPOTrainer(model=world.model("sft"), args=args, train_dataset=world.rows("pairs"), peft_config=lora)
-
-
-def plain_grpo(world: World, name: str, out: str) -> Any:
-    from trl import GRPOConfig, GRPOTrainer
-
-    args = GRPOConfig(
-        output_dir=out, seed=11, save_strategy="no", bf16=False, reward_weights=[1.0, 0.25, 1.0], **ARGS[name]
-    )
-    judge = world.folder / "rm"  # TRL logs a reward model under its folder's name
+def judged(world: World) -> dict[str, Any]:
+    """Two functions and a reward model, which TRL logs under its folder's name."""
+    judge = world.folder / "rm"
     judge.symlink_to(world.model("rm"))
     rewards = [world.rewards.correct, world.rewards.digits, str(judge)]
-    return GRPOTrainer(model=world.model("sft"), reward_funcs=rewards, args=args, train_dataset=world.rows("problems"))
+    return {"reward_funcs": rewards, "reward_weights": [1.0, 0.25, 1.0]}
 
 
-def plain_grpo_lora(world: World, name: str, out: str) -> Any:
-    """Goes on with the adapter that SFT trained; the reference is that adapter, frozen."""
+def by_rules(world: World) -> dict[str, Any]:
+    return {"reward_funcs": [world.rewards.correct, world.rewards.digits], "reward_weights": [1.0, 0.25]}
+
+
+def sft_adapter(world: World) -> Any:
+    """The adapter that SFT trained, to go on with; the reference is that adapter, frozen."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
-    from trl import GRPOConfig, GRPOTrainer
 
     base = AutoModelForCausalLM.from_pretrained(world.base, dtype="float32")
-    policy = PeftModel.from_pretrained(base, world.model("lora"), is_trainable=True)
-    args = GRPOConfig(output_dir=out, seed=11, save_strategy="no", bf16=False, reward_weights=[1.0, 0.25], **ARGS[name])
-    rewards = [world.rewards.correct, world.rewards.digits]
-    return GRPOTrainer(model=policy, reward_funcs=rewards, args=args, train_dataset=world.rows("problems"))
+    return PeftModel.from_pretrained(base, world.model("lora"), is_trainable=True)
 
 
-def plain_rloo(world: World, name: str, out: str) -> Any:
-    from trl import RLOOConfig, RLOOTrainer
-
-    args = RLOOConfig(output_dir=out, seed=11, save_strategy="no", bf16=False, reward_weights=[1.0, 0.25], **ARGS[name])
-    rewards = [world.rewards.correct, world.rewards.digits]
-    return RLOOTrainer(model=world.model("sft"), reward_funcs=rewards, args=args, train_dataset=world.rows("problems"))
-
-
-SCRIPTS: dict[str, Callable[[World, str, str], Any]] = {
-    "sft": plain_sft,
-    "sft_bf16": plain_sft,
-    "lora": plain_lora,
-    "rm": plain_reward,
-    "dpo": plain_dpo,
-    "dpo_lora": plain_dpo_lora,
-    "grpo": plain_grpo,
-    "grpo_lora": plain_grpo_lora,
-    "rloo": plain_rloo,
+SCRIPTS: dict[str, tuple[str, str, Callable[[World], dict[str, Any]]]] = {
+    "sft": ("sft", "demos", lambda world: {"model": world.base}),
+    "sft_bf16": ("sft", "demos", lambda world: {"model": world.base}),
+    "lora": ("sft", "demos", lambda world: {"model": world.base, "peft_config": lora()}),
+    "rm": ("reward", "pairs", lambda world: {"model": world.model("sft")}),
+    "dpo": ("dpo", "pairs", lambda world: {"model": world.model("sft")}),
+    "dpo_lora": ("dpo", "pairs", lambda world: {"model": world.model("sft"), "peft_config": lora()}),
+    "grpo": ("grpo", "problems", lambda world: {"model": world.model("sft"), **judged(world)}),
+    "grpo_lora": ("grpo", "problems", lambda world: {"model": sft_adapter(world), **by_rules(world)}),
+    "rloo": ("rloo", "problems", lambda world: {"model": world.model("sft"), **by_rules(world)}),
 }
+"""Stage of the recipe -> a script of `examples/plain_trl/`, its data, and what it is given."""
+
+
+def train_plainly(
+    load_script: Callable[[Path], Any], script: str, out: Path, args: dict[str, Any], **given: Any
+) -> Any:
+    trainer = load_script(PLAIN / f"{script}.py").build(out=str(out), seed=11, **args, **given)
+    trainer.train()
+    trainer.save_model(str(out))
+    return trainer
+
+
+def test_the_scripts_have_nothing_of_ours() -> None:
+    scripts = sorted(PLAIN.glob("*.py"))
+    assert [script.stem for script in scripts] == ["dpo", "grpo", "reward", "rloo", "sft"]
+    for script in scripts:
+        text = script.read_text(encoding="utf-8")
+        assert "posttrain" not in text
+        doc = (PACKAGE / "stages" / script.name).read_text(encoding="utf-8").split('"""')[1]
+        assert f"examples/plain_trl/{script.name}" in doc, "a stage's docstring names its script"
+
+
+@pytest.mark.parametrize("script", ["sft", "grpo"])
+def test_a_script_runs_by_hand(script: str, tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    data = tiny_data / ("demos.jsonl" if script == "sft" else "problems.jsonl")
+    args = SAMPLED if script == "grpo" else SHARED
+    command = [sys.executable, str(PLAIN / f"{script}.py")]
+    done = subprocess.run(
+        [*command, str(tiny_model), str(data), str(tmp_path / "out"), "--args", json.dumps({**args, "max_steps": 1})],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out/model.safetensors").is_file()
+    told = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
+    assert f"the stage `{script}`" in told.stdout
 
 
 # --- the comparison --------------------------------------------------------------------------------------------------
@@ -223,10 +211,10 @@ def world(
 
 
 @pytest.mark.parametrize("stage", SCRIPTS)
-def test_a_stage_equals_a_plain_trl_script(stage: str, world: World) -> None:
-    trainer = SCRIPTS[stage](world, stage, str(world.folder / f"plain-{stage}"))
-    trainer.train()
-    trainer.save_model(str(world.folder / f"plain-{stage}"))
+def test_a_stage_equals_a_plain_trl_script(stage: str, world: World, load_script: Callable[[Path], Any]) -> None:
+    script, data, given = SCRIPTS[stage]
+    out = world.folder / f"plain-{stage}"
+    trainer = train_plainly(load_script, script, out, ARGS[stage], rows=world.rows(data), **given(world))
     artifact = world.recipe[stage]
     assert artifact.model_path is not None
     ours = [json.loads(line) for line in (artifact.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -235,7 +223,7 @@ def test_a_stage_equals_a_plain_trl_script(stage: str, world: World) -> None:
 
 
 def test_a_4bit_stage_equals_a_plain_trl_script(
-    world: World, write_recipe: Callable[..., Path], tmp_path: Path
+    world: World, write_recipe: Callable[..., Path], load_script: Callable[[Path], Any], tmp_path: Path
 ) -> None:
     pytest.importorskip("bitsandbytes")
     recipe = write_recipe(
@@ -252,9 +240,10 @@ def test_a_4bit_stage_equals_a_plain_trl_script(
         args=json.dumps(ARGS["qlora"]),
     )
     artifact = run(recipe, runs_dir=tmp_path / "runs")["qlora"]
-    trainer = plain_qlora(world, "qlora", str(tmp_path / "plain"))
-    trainer.train()
-    trainer.save_model(str(tmp_path / "plain"))
+    args = {**ARGS["qlora"], "model_init_kwargs": {"dtype": "float32"}}
+    adapted = {"peft_config": lora(), "quantization_config": four_bit()}
+    rows = world.rows("demos")
+    trainer = train_plainly(load_script, "sft", tmp_path / "plain", args, model=world.base, rows=rows, **adapted)
     assert artifact.model_path is not None
     ours = [json.loads(line) for line in (artifact.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert_same_log(ours, trainer.state.log_history, ARGS["qlora"]["max_steps"])

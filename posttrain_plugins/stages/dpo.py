@@ -1,4 +1,6 @@
-"""Direct preference optimisation by `trl.DPOTrainer`, all losses of TRL (Rafailov et al., 2023, arXiv:2305.18290).
+"""Direct preference optimisation by `trl.DPOTrainer`, all losses of TRL.
+
+Paper: Rafailov et al., 2023 (https://huggingface.co/papers/2305.18290). With TRL alone: `examples/plain_trl/dpo.py`.
 
 The reference model is the model that the stage starts from: TRL loads it again from the same path, or switches the new
 adapter off, or keeps a frozen copy of the adapter that is trained on.

@@ -1,4 +1,7 @@
-"""Group-relative policy optimisation by `trl.GRPOTrainer`, all losses of TRL (Shao et al., 2024, arXiv:2402.03300)."""
+"""Group-relative policy optimisation by `trl.GRPOTrainer`, all losses of TRL.
+
+Paper: Shao et al., 2024 (https://huggingface.co/papers/2402.03300). With TRL alone: `examples/plain_trl/grpo.py`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""A Bradley-Terry reward model by `trl.RewardTrainer` (Ouyang et al., 2022, arXiv:2203.02155, equation 1)."""
+"""A Bradley-Terry reward model by `trl.RewardTrainer`.
+
+Paper: Ouyang et al., 2022 (https://huggingface.co/papers/2203.02155), equation 1. With TRL alone:
+`examples/plain_trl/reward.py`.
+"""
 
 from __future__ import annotations
 

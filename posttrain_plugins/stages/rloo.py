@@ -1,4 +1,7 @@
-"""REINFORCE leave-one-out by `trl.RLOOTrainer` (Ahmadian et al., 2024, arXiv:2402.14740)."""
+"""REINFORCE leave-one-out by `trl.RLOOTrainer`.
+
+Paper: Ahmadian et al., 2024 (https://huggingface.co/papers/2402.14740). With TRL alone: `examples/plain_trl/rloo.py`.
+"""
 
 from __future__ import annotations
 

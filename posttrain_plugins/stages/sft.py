@@ -1,4 +1,7 @@
-"""Supervised fine-tuning by `trl.SFTTrainer`: likelihood of demonstrations (Ouyang et al., 2022, arXiv:2203.02155)."""
+"""Supervised fine-tuning by `trl.SFTTrainer`: likelihood of demonstrations.
+
+Paper: Ouyang et al., 2022 (https://huggingface.co/papers/2203.02155). With TRL alone: `examples/plain_trl/sft.py`.
+"""
 
 from __future__ import annotations
 

@@ -17,9 +17,97 @@ from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.testing import tiny
 from posttrain_plugins.testing.subject import subject
 
-__all__ = ["CHECKS"]
+__all__ = ["CHECKS", "AdapterUnderTest"]
 
 MERGED_WITHIN = 1e-4  # float32, two layers
+
+
+class AdapterUnderTest:
+    """An adapter and the tiny model that it is attached to.
+
+    Args:
+        adapter: what a check was given.
+    """
+
+    def __init__(self, adapter: Any) -> None:
+        self.subject = subject("adapter", adapter)
+
+    def config(self) -> Any:
+        """Return its `PeftConfig`, made anew.
+
+        Raises:
+            SkipTest: it gives none.
+        """
+        from peft import PeftConfig
+
+        made = self.subject.make()
+        if made is None:
+            raise SkipTest("full fine-tuning: nothing is attached")
+        if not isinstance(made, PeftConfig):
+            raise SkipTest("it gives no PeftConfig")
+        return made
+
+    def attached(self) -> Any:
+        """Attach it to a fresh tiny model, and run that once; what goes wrong is raised as it is."""
+        import torch
+        from peft import get_peft_model
+
+        config = copy.deepcopy(self.config())  # PEFT writes into the config that it is given
+        with torch.random.fork_rng(devices=[]):  # the same random initial weights each time
+            torch.manual_seed(1)
+            model = get_peft_model(tiny.bare_model(), config).eval()
+        rows, *_, width = _logits(model).shape
+        expected = (len(_ids()), model.config.vocab_size)
+        assert (rows, width) == expected, f"its logits are {rows} x {width}, expected {expected}"
+        return model
+
+    def model(self, *, is_trained: bool) -> Any:
+        """Attach it, and move every weight that its file holds if it is to be as after training.
+
+        Raises:
+            SkipTest: it does not attach, which `check_attaches` tells.
+        """
+        import torch
+        from peft import get_peft_model_state_dict
+
+        try:
+            model = self.attached()
+        except SkipTest:
+            raise
+        except Exception as cause:
+            raise SkipTest("it does not attach") from cause
+        # many types start where they do nothing (LoRA's B is zero): unmoved, they would pass every comparison
+        saved = get_peft_model_state_dict(model).values() if is_trained else ()
+        own = {value.data_ptr() for value in saved if value.is_floating_point()}
+        noise = torch.Generator().manual_seed(2)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.data_ptr() in own:
+                    parameter += 0.02 * torch.randn(parameter.shape, generator=noise, dtype=parameter.dtype)
+        return model
+
+
+def _ids() -> Any:
+    import torch
+
+    return torch.arange(10, 30).reshape(2, 10)
+
+
+def _logits(model: Any) -> Any:
+    import torch
+
+    with torch.inference_mode():
+        return model(input_ids=_ids()).logits.clone()  # (B, T, V); a prompt method adds its tokens to T
+
+
+def _as_json(config: Any, default: Callable[[Any], Any] = repr) -> dict[str, Any]:
+    """Return a config as its file says it, sets as sorted lists; `default` is for what JSON does not know."""
+
+    def plain(value: Any) -> Any:
+        return sorted(map(str, value)) if isinstance(value, set | frozenset) else default(value)
+
+    found: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=plain))
+    return found
 
 
 def check_gives_a_peft_config(adapter: Any) -> None:
@@ -40,9 +128,9 @@ def check_same_config_twice(adapter: Any) -> None:
 
     A stage's key holds it; and a model that is an adapter is trained on only where the next stage names the very same.
     """
-    tried = subject("adapter", adapter)
-    first, second = (_as_json(_config(adapter)) for _ in range(2))
-    assert first == second, f"called twice, {tried.name} gives different configs"
+    tried = AdapterUnderTest(adapter)
+    first, second = (_as_json(tried.config()) for _ in range(2))
+    assert first == second, f"called twice, {tried.subject.name} gives different configs"
 
 
 def check_config_round_trips(adapter: Any) -> None:
@@ -53,11 +141,15 @@ def check_config_round_trips(adapter: Any) -> None:
     """
     from peft import PeftConfig
 
-    config = _config(adapter)
+    def refuse(value: Any) -> Any:
+        raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+    config = AdapterUnderTest(adapter).config()
     try:
-        written = json.loads(json.dumps(_plain(config.to_dict())))
+        written = _as_json(config, default=refuse)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # PEFT's own version is in the file and is no parameter of the class
             again = PeftConfig.from_peft_type(**{k: v for k, v in written.items() if k != "peft_version"})
     except Exception as cause:
         raise AssertionError(f"its config cannot be read back: {type(cause).__name__}: {cause}") from cause
@@ -72,7 +164,7 @@ def check_attaches(adapter: Any) -> None:
     Names of modules that a model does not have are the usual mistake, and it shows after the model was downloaded.
     """
     try:
-        _assert_runs(_attached(_config(adapter)))
+        AdapterUnderTest(adapter).attached()
     except SkipTest:
         raise
     except Exception as cause:
@@ -87,21 +179,30 @@ def check_only_its_weights_train(adapter: Any) -> None:
     """
     import torch
 
-    model = _ready(adapter)
-    base = {name: value.clone() for name, value in _base_weights(model).items()}
+    model = AdapterUnderTest(adapter).model(is_trained=False)
+    wanted = set(tiny.bare_model().state_dict())
+
+    def base_weights() -> dict[str, Any]:
+        # PEFT renames the layers that it wraps; under their old names they are what the base's file holds
+        named = {
+            name.replace(".base_layer.", ".").replace(".original_module.", "."): value.detach()
+            for name, value in model.get_base_model().state_dict().items()
+        }
+        return {name: value for name, value in named.items() if name in wanted}
+
+    base = {name: value.clone() for name, value in base_weights().items()}
     trained = [p for p in model.parameters() if p.requires_grad]
     assert trained, "no weight of it requires a gradient"
     before = [p.detach().clone() for p in trained]
-    ids = _ids()
     for _ in range(2):  # where one factor starts at zero, the other moves in the second step
         model.zero_grad()
-        model(input_ids=ids, labels=ids).loss.backward()
+        model(input_ids=_ids(), labels=_ids()).loss.backward()
         with torch.no_grad():
             for parameter in trained:
                 if parameter.grad is not None:
                     parameter -= 0.1 * parameter.grad
     assert any(not torch.equal(a, b) for a, b in zip(before, trained, strict=True)), "after two steps nothing changed"
-    moved = [name for name, value in _base_weights(model).items() if not torch.equal(value, base[name])]
+    moved = [name for name, value in base_weights().items() if not torch.equal(value, base[name])]
     assert not moved, f"weights of the base were trained: {', '.join(moved[:3])}"
 
 
@@ -113,7 +214,7 @@ def check_saves_and_reloads(adapter: Any) -> None:
     import torch
     from peft import PeftModel
 
-    model = _disturbed(adapter)
+    model = AdapterUnderTest(adapter).model(is_trained=True)
     before = _logits(model)
     with tempfile.TemporaryDirectory() as where:
         model.save_pretrained(where)
@@ -123,6 +224,7 @@ def check_saves_and_reloads(adapter: Any) -> None:
             raise AssertionError(f"it cannot be loaded again: {type(cause).__name__}: {cause}") from cause
         difference = float((before - _logits(again)).abs().max())
     assert torch.isfinite(before).all(), "its logits are not finite"
+    # no tolerance: the same weights in the same code on the same machine give the same bits
     assert difference == 0.0, f"saved and loaded, its logits differ by {difference:.3g}"
 
 
@@ -132,10 +234,11 @@ def check_disabled_gives_the_base(adapter: Any) -> None:
     That is what DPO, GRPO and PPO take for the reference model. An adapter that changes the base as it attaches
     (PiSSA, OLoRA, `bias: all`) declares `keeps_base = False`.
     """
-    if not subject("adapter", adapter).declares("keeps_base"):
+    tried = AdapterUnderTest(adapter)
+    if not tried.subject.declares("keeps_base"):
         raise SkipTest("it declares keeps_base = False")
     plain = _logits(tiny.bare_model())
-    model = _disturbed(adapter)
+    model = tried.model(is_trained=True)
     with model.disable_adapter():
         difference = float((plain - _logits(model)).abs().max())
     assert difference == 0.0, f"switched off, its logits differ from the base's by {difference:.3g}"
@@ -146,14 +249,16 @@ def check_merges_or_says_so(adapter: Any) -> None:
 
     Training a second adapter on it, quantizing it and serving it without PEFT all merge first.
     """
-    if not subject("adapter", adapter).declares("can_merge"):
+    tried = AdapterUnderTest(adapter)
+    if not tried.subject.declares("can_merge"):
         raise SkipTest("it declares can_merge = False")
-    model = _disturbed(adapter)
+    model = tried.model(is_trained=True)
     before = _logits(model)
     try:
         merged = model.merge_and_unload()
     except Exception as cause:
         raise AssertionError(f"it cannot be merged ({type(cause).__name__}): declare can_merge = False") from cause
+    # W x + B A x and (W + B A) x round differently: here, and only here, equal bits cannot be asked for
     difference = float((before - _logits(merged)).abs().max())
     assert difference <= MERGED_WITHIN, f"merged, its logits differ by {difference:.3g}"
 
@@ -168,98 +273,3 @@ CHECKS: tuple[Callable[[Any], None], ...] = (
     check_disabled_gives_the_base,
     check_merges_or_says_so,
 )
-
-
-# --- attaching --------------------------------------------------------------------------------------------------------
-
-
-def _config(adapter: Any) -> Any:
-    from peft import PeftConfig
-
-    made = subject("adapter", adapter).make()
-    if made is None:
-        raise SkipTest("full fine-tuning: nothing is attached")
-    if not isinstance(made, PeftConfig):
-        raise SkipTest("it gives no PeftConfig")
-    return made
-
-
-def _attached(config: Any) -> Any:
-    """On a fresh tiny model; random initial weights are the same each time, and the global generators stay."""
-    import torch
-    from peft import get_peft_model
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        return get_peft_model(tiny.bare_model(), copy.deepcopy(config)).eval()
-
-
-def _ready(adapter: Any) -> Any:
-    """The model with the adapter, if it attaches at all; else `check_attaches` says why not."""
-    try:
-        model = _attached(_config(adapter))
-        _assert_runs(model)
-    except SkipTest:
-        raise
-    except Exception as cause:
-        raise SkipTest("it does not attach") from cause
-    return model
-
-
-def _disturbed(adapter: Any) -> Any:
-    """As after training: every weight that the adapter's file holds is moved; many start where they do nothing."""
-    import torch
-    from peft import get_peft_model_state_dict
-
-    model = _ready(adapter)
-    own = {value.data_ptr() for value in get_peft_model_state_dict(model).values() if value.is_floating_point()}
-    noise = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for _, parameter in model.named_parameters():
-            if parameter.data_ptr() in own:
-                parameter += 0.02 * torch.randn(parameter.shape, generator=noise, dtype=parameter.dtype)
-    return model
-
-
-def _assert_runs(model: Any) -> None:
-    rows, *_, words = _logits(model).shape
-    expected = (len(_ids()), model.config.vocab_size)
-    assert (rows, words) == expected, f"its logits are {rows} x {words}, expected {expected}"
-
-
-def _base_weights(model: Any) -> dict[str, Any]:
-    """What the file of the base model holds."""
-    wanted = set(tiny.bare_model().state_dict())
-    found = {}
-    for name, value in model.get_base_model().state_dict().items():
-        plain = name.replace(".base_layer.", ".").replace(".original_module.", ".")
-        if plain in wanted:
-            found[plain] = value.detach()
-    return found
-
-
-def _ids() -> Any:
-    import torch
-
-    return torch.arange(10, 30).reshape(2, 10)
-
-
-def _logits(model: Any) -> Any:
-    import torch
-
-    with torch.inference_mode():
-        return model(input_ids=_ids()).logits.clone()
-
-
-def _as_json(config: Any) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(json.dumps(_plain(config.to_dict()), default=repr))
-    return found
-
-
-def _plain(value: Any) -> Any:
-    """Sets as sorted lists, enums as their values: JSON's own."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, set | frozenset):
-        return sorted(map(str, value))
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 from unittest import SkipTest
 
 from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.testing.noise import assert_untouched
-from posttrain_plugins.testing.subject import Subject, subject
+from posttrain_plugins.testing.subject import subject
 from posttrain_plugins.text import is_conversational
 
 __all__ = ["CHECKS", "FORMATS"]
@@ -28,7 +28,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
 """TRL's formats (https://huggingface.co/docs/trl/dataset_formats), and rankings."""
 
 TEXTS = ("text", "messages", "prompt", "completion", "chosen", "rejected")
-MOST_ROWS = 2000
+MOST_ROWS = 2000  # that a check looks at
 
 
 def check_gives_a_dataset(dataset: Any) -> None:
@@ -40,7 +40,7 @@ def check_gives_a_dataset(dataset: Any) -> None:
 
     made = subject("dataset", dataset).make()
     assert isinstance(made, Dataset | DatasetDict), f"it gives {type(made).__name__}"
-    for name, rows in _splits(made):
+    for name, rows in _splits(made).items():
         assert len(rows) > 0, f"{name} has no rows"
 
 
@@ -50,13 +50,16 @@ def check_trl_format(dataset: Any) -> None:
     TRL tells from the columns what to train on: `question` and `answer` train on nothing, and a missing `content` is an
     exception in the first batch, or worse, an empty turn.
     """
-    for name, rows in _made(dataset):
+    splits = _splits(subject("dataset", dataset).make())
+    if not splits or any(len(rows) == 0 for rows in splits.values()):
+        raise SkipTest("it gives no rows")
+    for name, rows in splits.items():
         has = set(rows.column_names)
         assert any(set(columns) <= has for columns in FORMATS.values()), (
             f"{name} has the columns {', '.join(rows.column_names)}, none of TRL's formats"
         )
         for column in (c for c in TEXTS if c in has):
-            for row, value in enumerate(_column(rows, column)):
+            for row, value in enumerate(rows[column]):
                 problem = _text_problem(value)
                 assert problem is None, f"{name}, row {row}: '{column}' {problem}"
 
@@ -67,13 +70,18 @@ def check_columns_as_declared(dataset: Any) -> None:
     `posttrain validate` compares them with what stages and rewards need, before anything is made.
     """
     tried = subject("dataset", dataset)
-    declared = _declared_columns(tried)
-    if declared is None:
+    declaring = tried.definition
+    if isinstance(declaring, type):
+        try:
+            declaring = declaring(**tried.params)  # its parameters may decide, then `columns` is a property
+        except Exception as cause:
+            raise SkipTest("it cannot be made: check_can_be_made says why") from cause
+    columns = declared(declaring, "columns")
+    if columns is None:
         raise SkipTest("it declares no columns")
-    for name, rows in _splits(tried.make()):
-        assert set(rows.column_names) == set(declared), (
-            f"{name} has {', '.join(rows.column_names)}, declared are {', '.join(declared)}"
-        )
+    for name, rows in _splits(tried.make()).items():
+        has = f"{name} has {', '.join(rows.column_names)}, declared are {', '.join(columns)}"
+        assert set(rows.column_names) == set(columns), has
 
 
 def check_same_seed_same_rows(dataset: Any) -> None:
@@ -105,14 +113,21 @@ def check_splits_disjoint(dataset: Any) -> None:
     """
     tried = subject("dataset", dataset)
     made = tried.make()
-    splits = dict(_splits(made)) if isinstance(made, Mapping) else {}
+    splits = _splits(made) if isinstance(made, Mapping) else {}
     if not splits:
-        splits = {name: dict(_splits(tried.make(split=name)))["it"] for name in _split_names(tried)}
+        names = tried.declares("splits")
+        if names is None and (field := tried.schema.fields.get("split")) is not None:
+            names = typing.get_args(field.type) if typing.get_origin(field.type) is Literal else ()
+        splits = {name: _splits(tried.make(split=name))["it"] for name in names or ()}
     if len(splits) < 2:
         raise SkipTest("it has one split")
     seen: dict[str, str] = {}
     for name, rows in splits.items():
-        for prompt in {_prompt(row) for row in _first(rows)}:
+        column = next((c for c in ("prompt", "messages", "text", "chosen") if c in rows.column_names), None)
+        if column is None:
+            raise SkipTest("it has no prompts to compare")
+        # a split may repeat a prompt of its own, for instance with another completion
+        for prompt in {json.dumps(value, sort_keys=True, default=str) for value in rows[column]}:
             other = seen.setdefault(prompt, name)
             assert other == name, f"{prompt[:60]} stands in {other} and in {name}"
 
@@ -123,7 +138,7 @@ def check_global_rng_untouched(dataset: Any) -> None:
     A cached stage does not make its data again: what follows must not depend on whether it did.
     """
     tried = subject("dataset", dataset)
-    tried.make()
+    tried.make()  # first, so that what it downloads or imports once is no draw of the call that is watched
     assert_untouched(tried.make)
 
 
@@ -138,28 +153,12 @@ CHECKS: tuple[Callable[[Any], None], ...] = (
 )
 
 
-def _made(dataset: Any) -> list[tuple[str, Any]]:
-    splits = list(_splits(subject("dataset", dataset).make()))
-    if not splits or any(len(rows) == 0 for _, rows in splits):
-        raise SkipTest("it gives no rows")
-    return splits
-
-
-def _splits(made: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(made, Mapping):
-        yield from ((f"split {name}", rows) for name, rows in made.items())
-    elif hasattr(made, "column_names"):
-        yield "it", made
-    else:
+def _splits(made: Any) -> dict[str, Any]:
+    """Return the first rows of each split by its name, of a data set without splits as `it`."""
+    splits = {f"split {name}": rows for name, rows in made.items()} if isinstance(made, Mapping) else {"it": made}
+    if not all(hasattr(rows, "select") for rows in splits.values()):
         raise SkipTest("it gives no data set")
-
-
-def _first(rows: Any) -> Any:
-    return rows.select(range(min(MOST_ROWS, len(rows))))
-
-
-def _column(rows: Any, name: str) -> list[Any]:
-    return list(_first(rows)[name])
+    return {name: rows.select(range(min(MOST_ROWS, len(rows)))) for name, rows in splits.items()}
 
 
 def _text_problem(value: Any) -> str | None:
@@ -173,34 +172,6 @@ def _text_problem(value: Any) -> str | None:
     return None if bad is None and value else f"has a message without role or content: {bad}"
 
 
-def _declared_columns(tried: Subject) -> tuple[str, ...] | None:
-    """Of the object, for a property that its parameters decide."""
-    if isinstance(tried.definition, type):
-        try:
-            made = tried.definition(**tried.params)
-        except Exception as cause:
-            raise SkipTest("it cannot be made: check_can_be_made says why") from cause
-        columns = declared(made, "columns")
-    else:
-        columns = tried.declares("columns")
-    return tuple(columns) if columns is not None else None
-
-
-def _split_names(tried: Subject) -> tuple[str, ...]:
-    declared = tried.declares("splits")
-    if declared is not None:
-        return tuple(declared)
-    field = tried.schema.fields.get("split")
-    is_choice = field is not None and typing.get_origin(field.type) is Literal
-    return tuple(typing.get_args(field.type)) if field is not None and is_choice else ()
-
-
-def _prompt(row: Mapping[str, Any]) -> str:
-    column = next((c for c in ("prompt", "messages", "text", "chosen") if c in row), None)
-    if column is None:
-        raise SkipTest("it has no prompts to compare")
-    return json.dumps(row[column], sort_keys=True, default=str)
-
-
 def _fingerprint(made: Any) -> str:
-    return json.dumps([[name, _first(rows).to_list()] for name, rows in _splits(made)], sort_keys=True, default=str)
+    rows = [[name, rows.to_list()] for name, rows in _splits(made).items()]
+    return json.dumps(rows, sort_keys=True, default=str)

@@ -9,7 +9,7 @@ import inspect
 import math
 import pickle
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 from unittest import SkipTest
@@ -17,11 +17,9 @@ from unittest import SkipTest
 from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.plugins.signature import reward_columns
 from posttrain_plugins.testing.noise import assert_untouched
-from posttrain_plugins.testing.subject import Subject, subject
+from posttrain_plugins.testing.subject import subject
 
-__all__ = ["CHECKS", "SPAM"]
-
-Row = dict[str, Any]
+__all__ = ["CHECKS", "SPAM", "RewardUnderTest"]
 
 TEXTS = (
     "4",
@@ -42,6 +40,120 @@ SPAM = {
 """What a policy writes early in training, and what it finds out later."""
 
 
+class RewardUnderTest:
+    """A reward with rows to call it on, called as TRL calls it.
+
+    `rows` are its examples, and ordinary completions with the first example's prompt and columns. Each call makes a new
+    reward unless it is given one: what a call leaves on the object is the business of `check_same_twice` alone.
+
+    Args:
+        reward: what a check was given.
+        is_deterministic: skip the check for a reward that declares that it is not.
+        has_examples: skip the check for a reward that declares none.
+
+    Raises:
+        SkipTest: the check does not apply, or the reward cannot be made.
+    """
+
+    def __init__(self, reward: Any, *, is_deterministic: bool = False, has_examples: bool = False) -> None:
+        self.subject = subject("reward", reward)
+        if is_deterministic and not self.subject.declares("is_deterministic"):
+            raise SkipTest("it declares is_deterministic = False")
+        self.examples: Sequence[Mapping[str, Any]] = self.subject.declares("examples")
+        if has_examples and not self.examples:
+            raise SkipTest("it declares no examples")
+        self.form = str(self.subject.declares("formats")[0])
+        self.columns = reward_columns(_unbound(self.subject.make()))
+        # a column that the reward needs and no example has is "4": most needed columns are reference answers
+        filled = dict.fromkeys(self.columns, "4")
+        like = dict(*self.examples[:1]) or {"prompt": "2+2=?", "completion": ""}
+        rows = [*self.examples, *({**like, "completion": text} for text in TEXTS)]
+        # shortest first: in reverse each completion has a longer one before it, which a score must not notice
+        self.rows = sorted(({**filled, **row} for row in rows), key=lambda row: len(row["completion"]))
+
+    def odd_rows(self) -> list[dict[str, Any]]:
+        """Return the first row with what nobody would call an answer."""
+        longest = self.subject.declares("longest_text_chars")
+        return [{**self.rows[0], "completion": text} for text in SPAM.values() if len(text) <= longest]
+
+    def arguments(self, rows: Sequence[Mapping[str, Any]], form: str = "") -> dict[str, Any]:
+        """Return what TRL passes for these rows, all of it copied, so that no call can spoil the next one's."""
+        is_chat = (form or self.form) == "conversational"
+        prompts = [[{"role": "user", "content": r["prompt"]}] if is_chat else r["prompt"] for r in rows]
+        texts = [[{"role": "assistant", "content": r["completion"]}] if is_chat else r["completion"] for r in rows]
+        # the `score` of an example is what it should get: no column, unless the reward asks for one of that name
+        hidden = {"prompt", "completion", "score"} - set(self.columns)
+        names = [name for name in rows[0] if name not in hidden] if rows else self.columns
+        columns = {name: copy.deepcopy([row.get(name) for row in rows]) for name in names}
+        return {"prompts": prompts, "completions": texts, **columns}
+
+    def call(self, rows: Sequence[Mapping[str, Any]], made: Any = None, form: str = "") -> Any:
+        """Return what the reward, or `made`, returns for these rows."""
+        return _result(self.subject.make() if made is None else made, self.arguments(rows, form))
+
+    def scores(self, rows: Sequence[Mapping[str, Any]], *, is_ordinary: bool = True) -> list[Any]:
+        """Return the scores of rows, no more than there are rows: a wrong number of them is another check's business.
+
+        Raises:
+            SkipTest: it raises on ordinary rows, which `check_one_value_per_completion` tells. On odd ones it may: that
+                is `check_odd_text_survived`'s business, and there are no scores then.
+        """
+        try:
+            return list(self.call(rows))[: len(rows)]
+        except Exception as cause:
+            if not is_ordinary:
+                return []
+            if isinstance(cause, SkipTest):
+                raise
+            raise SkipTest(f"it raises on ordinary completions: {type(cause).__name__}: {cause}") from cause
+
+    def is_equal(self, one: Any, other: Any, least: float = 0.0) -> bool:
+        """Are two scores equal within the declared tolerance, or within `least` if that is larger?"""
+        if not (_is_number(one) and _is_number(other)):
+            return bool(one is other or one == other)
+        within = abs(one - other) <= max(least, self.subject.declares("tolerance"))
+        return bool(one == other or within or (math.isnan(one) and math.isnan(other)))
+
+    def assert_equal(self, one: Sequence[Any], other: Sequence[Any], first: str, second: str) -> None:
+        """Compare two lists of the ordinary rows' scores."""
+        for row, a, b in zip(self.rows, one, other, strict=False):
+            assert self.is_equal(a, b), f"{_short(row['completion'])} scores {a} {first} and {b} {second}"
+
+
+def _unbound(func: Any) -> Any:
+    """Return the function below the parameters that a recipe has bound."""
+    while isinstance(func, functools.partial):
+        func = func.func
+    return func
+
+
+def _result(function: Any, arguments: Mapping[str, Any], *, is_filtered: bool = True, is_awaited: bool = True) -> Any:
+    """Call with keywords, as TRL does, and wait for a coroutine.
+
+    Args:
+        function: a reward, or its `step_scores`.
+        arguments: by name.
+        is_filtered: leave out what a signature without `**columns` does not name.
+        is_awaited: return the value of a coroutine, not the coroutine.
+    """
+    parameters = inspect.signature(function).parameters
+    is_open = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    found = function(**{k: v for k, v in arguments.items() if is_open or not is_filtered or k in parameters})
+
+    async def wait() -> Any:  # `asyncio.run` takes coroutines only, and a reward may return any awaitable
+        return await found
+
+    return asyncio.run(wait()) if is_awaited and inspect.isawaitable(found) else found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:37] + "...")
+
+
 # --- what TRL gets -----------------------------------------------------------------------------------------------
 
 
@@ -51,11 +163,10 @@ def check_one_value_per_completion(reward: Any) -> None:
     TRL puts them into column i of a (B, rewards) tensor: one value too few stops the run at its first step, one too
     many in a reward that drops or repeats rows pays completions for the deeds of others.
     """
-    tried = subject("reward", reward)
-    rows = _rows(tried)
-    found = _call(tried.make(), rows, _format(tried))
+    tried = RewardUnderTest(reward)
+    found = tried.call(tried.rows)
     assert isinstance(found, Sequence) or hasattr(found, "__len__"), f"it returned {type(found).__name__}, not a list"
-    assert len(found) == len(rows), f"{len(found)} values for {len(rows)} completions"
+    assert len(found) == len(tried.rows), f"{len(found)} values for {len(tried.rows)} completions"
 
 
 def check_float_or_none(reward: Any) -> None:
@@ -64,10 +175,10 @@ def check_float_or_none(reward: Any) -> None:
     `None` means "cannot judge" and is left out of the mean; 0.0 means "judged, worthless". A tensor keeps its graph
     alive for the whole step, text stops it.
     """
-    tried = subject("reward", reward)
-    for value in _scores(tried, _rows(tried)):
-        is_number = isinstance(value, Real) and not isinstance(value, bool)
-        assert value is None or is_number, f"a value is {value!r} ({type(value).__name__}), expected float or None"
+    tried = RewardUnderTest(reward)
+    for value in tried.scores(tried.rows):
+        is_right = value is None or _is_number(value)
+        assert is_right, f"a value is {value!r} ({type(value).__name__}), expected float or None"
 
 
 def check_finite(reward: Any) -> None:
@@ -75,10 +186,9 @@ def check_finite(reward: Any) -> None:
 
     One infinity makes the group's advantages NaN, and the next optimizer step the weights. Say None instead.
     """
-    tried = subject("reward", reward)
-    rows = _rows(tried)
-    for row in (*rows, *_odd_rows(tried, rows)):
-        for value in _try_scores(tried, [row]):
+    tried = RewardUnderTest(reward)
+    for row in (*tried.rows, *tried.odd_rows()):
+        for value in tried.scores([row], is_ordinary=False):
             assert not _is_number(value) or math.isfinite(value), f"{_short(row['completion'])} scores {value}"
 
 
@@ -88,15 +198,15 @@ def check_within_bounds(reward: Any) -> None:
     Weights, thresholds and plots are chosen by them; a reward that now and then pays 100 where the others pay 1
     decides the whole batch.
     """
-    tried = subject("reward", reward)
-    bounds = tried.declares("bounds")
-    if bounds is None:
+    tried = RewardUnderTest(reward)
+    if tried.subject.declares("bounds") is None:
         raise SkipTest("it declares no bounds")
-    low, high = bounds
-    rows = _rows(tried)
-    for row in (*rows, *_odd_rows(tried, rows)):
-        for value in _finite(_try_scores(tried, [row])):
-            assert low <= value <= high, f"{_short(row['completion'])} scores {value}, outside of [{low}, {high}]"
+    low, high = tried.subject.declares("bounds")
+    for row in (*tried.rows, *tried.odd_rows()):
+        for value in tried.scores([row], is_ordinary=False):
+            # NaN and infinity lie within no bounds either, but fail `check_finite`: one fault, one check
+            is_inside = not (_is_number(value) and math.isfinite(value)) or low <= value <= high
+            assert is_inside, f"{_short(row['completion'])} scores {value}, outside of [{low}, {high}]"
 
 
 def check_unknown_columns_are_ignored(reward: Any) -> None:
@@ -104,14 +214,12 @@ def check_unknown_columns_are_ignored(reward: Any) -> None:
 
     TRL passes every column of the data set, `completion_ids`, `trainer_state` and more with each version.
     """
-    tried = subject("reward", reward)
-    rows = _rows(tried)
-    many = len(rows)
-    more = {"completion_ids": [[1]] * many, "trainer_state": None, "a_column_that_nobody_knows": ["x"] * many}
-    made = tried.make()
-    _scores(tried, rows)
+    tried = RewardUnderTest(reward)
+    tried.scores(tried.rows)
+    count = len(tried.rows)
+    more = {"completion_ids": [[1]] * count, "trainer_state": None, "a_column_that_nobody_knows": ["x"] * count}
     try:
-        _call(made, rows, _format(tried), more, is_filtered=False)
+        _result(tried.subject.make(), {**tried.arguments(tried.rows), **more}, is_filtered=False)
     except Exception as cause:
         raise AssertionError(f"with further columns it raised {type(cause).__name__}: {cause}") from cause
 
@@ -122,18 +230,14 @@ def check_required_columns_suffice(reward: Any) -> None:
     `posttrain validate` compares them with the data set's. An undeclared one is a KeyError in the first step, after
     the model was loaded.
     """
-    tried = subject("reward", reward)
-    made = tried.make()
-    needed = set(_required(made))
-    rows = [{k: v for k, v in row.items() if k in ("prompt", "completion") or k in needed} for row in _rows(tried)]
-    _scores(tried, _rows(tried))
+    tried = RewardUnderTest(reward)
+    tried.scores(tried.rows)
+    needed = {"prompt", "completion", *tried.columns}
     try:
-        _call(made, rows, _format(tried))
+        tried.call([{k: v for k, v in row.items() if k in needed} for row in tried.rows])
     except Exception as cause:
-        declared = ", ".join(sorted(needed)) or "none"
-        raise AssertionError(
-            f"with the declared columns ({declared}) it raised {type(cause).__name__}: {cause}"
-        ) from cause
+        known = f"with the declared columns ({', '.join(sorted(tried.columns)) or 'none'})"
+        raise AssertionError(f"{known} it raised {type(cause).__name__}: {cause}") from cause
 
 
 def check_both_formats(reward: Any) -> None:
@@ -142,18 +246,15 @@ def check_both_formats(reward: Any) -> None:
     The data set decides which of the two TRL hands over. A reward that reads messages with `str()` scores their
     quotes and braces. `posttrain_plugins.text.to_text` reads both.
     """
-    tried = subject("reward", reward)
-    if set(tried.declares("formats")) != {"plain", "conversational"}:
-        raise SkipTest(f"it declares formats = {tried.declares('formats')!r}")
-    if not tried.declares("is_deterministic"):
-        raise SkipTest("it declares is_deterministic = False")
-    rows = _rows(tried)
-    plain = _scores(tried, rows)
+    tried = RewardUnderTest(reward, is_deterministic=True)
+    if set(tried.subject.declares("formats")) != {"plain", "conversational"}:
+        raise SkipTest(f"it declares formats = {tried.subject.declares('formats')!r}")
+    plain = tried.scores(tried.rows)
     try:
-        chat = _listed(_call(tried.make(), rows, "conversational"), len(rows))
+        chat = list(tried.call(tried.rows, form="conversational"))
     except Exception as cause:
         raise AssertionError(f"with chat messages it raised {type(cause).__name__}: {cause}") from cause
-    _assert_equal(tried, plain, chat, rows, "as plain text", "as a message")
+    tried.assert_equal(plain, chat, "as plain text", "as a message")
 
 
 def check_empty_batch(reward: Any) -> None:
@@ -161,11 +262,10 @@ def check_empty_batch(reward: Any) -> None:
 
     A filter, a budget that ended or a rank without rows asks for the scores of nothing.
     """
-    tried = subject("reward", reward)
-    _scores(tried, _rows(tried))
-    columns: dict[str, Any] = {name: [] for name in _required(tried.make())}
+    tried = RewardUnderTest(reward)
+    tried.scores(tried.rows)
     try:
-        found = _resolved(_keyword_call(tried.make(), {"prompts": [], "completions": [], **columns}, True))
+        found = tried.call([])
     except Exception as cause:
         raise AssertionError(f"without completions it raised {type(cause).__name__}: {cause}") from cause
     assert len(found) == 0, f"without completions it returned {found!r}"
@@ -179,11 +279,10 @@ def check_order_does_not_matter(reward: Any) -> None:
 
     TRL shuffles prompts and splits batches over processes; a score that leans on its neighbours pays for the order.
     """
-    tried = _deterministic(reward)
-    rows = _rows(tried)
-    forward = _scores(tried, rows)
-    backward = _scores(tried, rows[::-1])[::-1]
-    _assert_equal(tried, forward, backward, rows, "in order", "in reverse")
+    tried = RewardUnderTest(reward, is_deterministic=True)
+    forward = tried.scores(tried.rows)
+    backward = tried.scores(tried.rows[::-1])[::-1]
+    tried.assert_equal(forward, backward, "in order", "in reverse")
 
 
 def check_batch_of_one_agrees(reward: Any) -> None:
@@ -192,13 +291,12 @@ def check_batch_of_one_agrees(reward: Any) -> None:
     The batch size is a matter of memory, not of worth; and at test time, `best_of_n` and evaluations ask for other
     batches than training did. Where a score is meant to be relative, declare `is_relative = True`.
     """
-    tried = _deterministic(reward)
-    if tried.declares("is_relative"):
+    tried = RewardUnderTest(reward, is_deterministic=True)
+    if tried.subject.declares("is_relative"):
         raise SkipTest("it declares is_relative = True")
-    rows = _rows(tried)
-    together = _scores(tried, rows)
-    alone = [value for row in rows for value in _scores(tried, [row])]
-    _assert_equal(tried, together, alone, rows, "among others", "alone")
+    together = tried.scores(tried.rows)
+    alone = [value for row in tried.rows for value in tried.scores([row])]
+    tried.assert_equal(together, alone, "among others", "alone")
 
 
 def check_same_twice(reward: Any) -> None:
@@ -207,11 +305,11 @@ def check_same_twice(reward: Any) -> None:
     Runs are cached by content and go on after a kill to the same bits; noise in a reward is noise in every gradient.
     Where it cannot be helped, declare `is_deterministic = False`.
     """
-    tried = _deterministic(reward)
-    rows, made = _rows(tried), tried.make()
-    _scores(tried, rows[:1])
-    first, second = (_listed(_call(made, rows, _format(tried)), len(rows)) for _ in range(2))
-    _assert_equal(tried, first, second, rows, "first", "again")
+    tried = RewardUnderTest(reward, is_deterministic=True)
+    tried.scores(tried.rows[:1])
+    made = tried.subject.make()  # one object for both calls: here what it remembers counts
+    first, second = (list(tried.call(tried.rows, made)) for _ in range(2))
+    tried.assert_equal(first, second, "first", "again")
 
 
 def check_inputs_unchanged(reward: Any) -> None:
@@ -219,13 +317,13 @@ def check_inputs_unchanged(reward: Any) -> None:
 
     TRL hands the same lists to every reward and logs them afterwards: what one strips, the next one scores.
     """
-    tried = subject("reward", reward)
-    _scores(tried, _rows(tried))
-    for form in tried.declares("formats"):
-        given = _arguments(_rows(tried), form)
+    tried = RewardUnderTest(reward)
+    tried.scores(tried.rows)
+    for form in tried.subject.declares("formats"):
+        given = tried.arguments(tried.rows, form)
         before = copy.deepcopy(given)
         try:
-            _resolved(_keyword_call(tried.make(), given, True))
+            _result(tried.subject.make(), given)
         except Exception as cause:
             raise SkipTest(f"it raises on {form} completions") from cause
         changed = [name for name in before if before[name] != given[name]]
@@ -238,10 +336,10 @@ def check_global_rng_untouched(reward: Any) -> None:
     Sampling draws from them: a reward that seeds them makes every step draw the same completions, and one that draws
     from them makes a resumed run another run. Keep a generator of your own.
     """
-    tried = subject("reward", reward)
-    rows, made = _rows(tried), tried.make()
-    _scores(tried, rows)
-    assert_untouched(lambda: _call(made, rows, _format(tried)))
+    tried = RewardUnderTest(reward)
+    made = tried.subject.make()
+    tried.scores(tried.rows)  # first, so that what it imports or loads once is no draw of the call that is watched
+    assert_untouched(lambda: tried.call(tried.rows, made))
 
 
 # --- what a policy writes --------------------------------------------------------------------------------------------
@@ -252,12 +350,12 @@ def check_odd_text_survived(reward: Any) -> None:
 
     A policy writes all of these. An exception at step 900 ends the run.
     """
-    tried = subject("reward", reward)
-    rows, made = _rows(tried), tried.make()
-    _scores(tried, rows)
-    for row in _odd_rows(tried, rows):
+    tried = RewardUnderTest(reward)
+    made = tried.subject.make()
+    tried.scores(tried.rows)
+    for row in tried.odd_rows():
         try:
-            _call(made, [row], _format(tried))
+            tried.call([row], made)
         except Exception as cause:
             text = _short(row["completion"])
             raise AssertionError(f"{text}: it raised {type(cause).__name__}: {cause}") from cause
@@ -269,15 +367,13 @@ def check_examples_get_their_scores(reward: Any) -> None:
     They are the reward's own specification: a reward whose sign is wrong, or that cannot tell good from bad, trains a
     model all the same.
     """
-    tried = _with_examples(reward)
-    rows = tried.declares("examples")
-    found = [_single(tried, row) for row in rows]
-    tolerance = max(1e-6, tried.declares("tolerance"))
-    for row, value in zip(rows, found, strict=True):
-        if "score" in row:
-            is_equal = _is_close(value, row["score"], tolerance)
-            assert is_equal, f"{_short(row['completion'])} scores {value}, its example says {row['score']}"
-    numbers = _finite(found)
+    tried = RewardUnderTest(reward, is_deterministic=True, has_examples=True)
+    found: list[Any] = [next(iter(tried.scores([row])), None) for row in tried.examples]
+    for row, value in zip(tried.examples, found, strict=True):
+        # equal but for the last bits: 2/3 as an author writes it is not the float that a division gives
+        is_equal = "score" not in row or tried.is_equal(value, row["score"], least=1e-6)
+        assert is_equal, f"{_short(row['completion'])} scores {value}, its example says {row['score']}"
+    numbers = [value for value in found if _is_number(value) and math.isfinite(value)]
     assert len(set(numbers)) > 1, f"all examples score {numbers[:1]}: give a good one and a bad one"
 
 
@@ -287,18 +383,25 @@ def check_not_fooled_by_spam(reward: Any) -> None:
     Whatever pays more than a good answer is what the policy will learn. A reward that knows the answer (`oracle`)
     must give these less, not as much.
     """
-    tried = _with_examples(reward)
-    good = max(tried.declares("examples"), key=lambda row: -math.inf if row.get("score") is None else row["score"])
-    best = _single(tried, good)
+    tried = RewardUnderTest(reward, is_deterministic=True, has_examples=True)
+    good = max(tried.examples, key=lambda row: -math.inf if row.get("score") is None else row["score"])
+    best: Any = next(iter(tried.scores([good])), None)
     if not _is_number(best):
         raise SkipTest("its best example has no score")
-    for name, text in _tricks(good).items():
-        if len(text) > tried.declares("longest_text_chars"):
+    repeated = "the good example fifty times"
+    tricks = {
+        **SPAM,
+        "the prompt's echo": str(good["prompt"]) * 3,
+        "a list of answers": " ".join(f"<answer>{n}</answer>" for n in (*range(13), "none of them")),
+        repeated: str(good["completion"]) * 50,
+    }
+    for name, text in tricks.items():
+        if len(text) > tried.subject.declares("longest_text_chars"):
             continue
-        value = _try_scores(tried, [{**good, "completion": text}])
-        strictly = bool(tried.declares("oracle")) and name != "the good example fifty times"
-        for score in _finite(value):
-            is_fooled = score >= best if strictly else score > best
+        # fifty right answers are right as well, so that one may tie; spam must not, where the answer is known
+        strictly = bool(tried.subject.declares("oracle")) and name != repeated
+        for score in tried.scores([{**good, "completion": text}], is_ordinary=False):
+            is_fooled = _is_number(score) and math.isfinite(score) and (score >= best if strictly else score > best)
             assert not is_fooled, f"{name} scores {score}, the good example {best}"
 
 
@@ -311,16 +414,16 @@ def check_picklable(reward: Any) -> None:
     Workers in other processes, the guard (`isolate: process`) and several GPUs get it that way. No lambdas, no open
     files: open them at the first call.
     """
-    tried = subject("reward", reward)
-    made, rows = tried.make(), _rows(tried)
-    _scores(tried, rows)
+    tried = RewardUnderTest(reward)
+    made = tried.subject.make()
+    tried.scores(tried.rows)
     try:
         again = pickle.loads(pickle.dumps(made))
     except Exception as cause:
         raise AssertionError(f"it cannot be pickled: {type(cause).__name__}: {cause}") from cause
-    if tried.declares("is_deterministic"):
-        first, second = (_listed(_call(one, rows, _format(tried)), len(rows)) for one in (made, again))
-        _assert_equal(tried, first, second, rows, "before", "after pickling")
+    if tried.subject.declares("is_deterministic"):
+        first, second = (list(tried.call(tried.rows, one)) for one in (made, again))
+        tried.assert_equal(first, second, "before", "after pickling")
 
 
 def check_has_a_log_name(reward: Any) -> None:
@@ -328,9 +431,7 @@ def check_has_a_log_name(reward: Any) -> None:
 
     Bare TRL writes `rewards/<name>/mean`; two `<lambda>` are one curve.
     """
-    func = subject("reward", reward).make()
-    while isinstance(func, functools.partial):
-        func = func.func
+    func = _unbound(subject("reward", reward).make())
     name = getattr(func, "__name__", type(func).__name__)
     is_word = isinstance(name, str) and re.fullmatch(r"[A-Za-z_][\w.-]*", name)
     assert is_word, f"its name is {name!r}, expected a word such as 'brevity'"
@@ -342,16 +443,14 @@ def check_async_is_visible(reward: Any) -> None:
     TRL awaits what `inspect.iscoroutinefunction` says of the function or of its `__call__`; a plain function that
     returns a coroutine is put into a tensor as it is. Write `async def`.
     """
-    tried = subject("reward", reward)
-    made = tried.make()
-    _scores(tried, _rows(tried))
-    found = _keyword_call(made, _arguments(_rows(tried), _format(tried)), True)
+    tried = RewardUnderTest(reward)
+    made = tried.subject.make()
+    tried.scores(tried.rows)
+    found = _result(made, tried.arguments(tried.rows), is_awaited=False)
     if not inspect.isawaitable(found):
         return
-    _resolved(found)
-    func = made
-    while isinstance(func, functools.partial):
-        func = func.func
+    _result(lambda: found, {})  # a coroutine that nobody waits for is a warning, and warnings are errors here
+    func = _unbound(made)
     is_seen = inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(func.__call__)
     assert is_seen, "calling it gives a coroutine, but it is no `async def`"
 
@@ -361,13 +460,13 @@ def check_step_scores(reward: Any) -> None:
 
     Process-supervised GRPO and PPO place them at the ends of steps; a number in a list's place shifts all others.
     """
-    tried = subject("reward", reward)
-    made = tried.make()
+    tried = RewardUnderTest(reward)
+    made = tried.subject.make()
     if declared(made, "step_scores") is None:
         raise SkipTest("it has no step_scores")
-    _scores(tried, _rows(tried))
-    rows = [*_rows(tried), {**_rows(tried)[0], "completion": ""}]
-    found = _resolved(_keyword_call(made.step_scores, _arguments(rows, _format(tried)), True))
+    tried.scores(tried.rows)
+    rows = [*tried.rows, {**tried.rows[0], "completion": ""}]
+    found = _result(made.step_scores, tried.arguments(rows))
     assert len(found) == len(rows), f"step_scores gave {len(found)} lists for {len(rows)} completions"
     for row, scores in zip(rows, found, strict=True):
         is_list = isinstance(scores, list | tuple) and all(_is_number(s) and math.isfinite(s) for s in scores)
@@ -396,138 +495,3 @@ CHECKS: tuple[Callable[[Any], None], ...] = (
     check_async_is_visible,
     check_step_scores,
 )
-
-
-# --- rows and calls --------------------------------------------------------------------------------------------------
-
-
-def _rows(tried: Subject) -> list[Row]:
-    """Its examples, and ordinary completions with the first example's prompt and columns; the shortest first."""
-    examples = [{k: v for k, v in row.items() if k != "score"} for row in tried.declares("examples")]
-    like = examples[0] if examples else {"prompt": "2+2=?", "completion": ""}
-    filled = dict.fromkeys(_required(tried.make()), "4")
-    rows = [*examples, *({**like, "completion": text} for text in TEXTS)]
-    return sorted(({**filled, **row} for row in rows), key=lambda row: len(row["completion"]))
-
-
-def _odd_rows(tried: Subject, rows: Sequence[Row]) -> list[Row]:
-    """The first row with what nobody would call an answer."""
-    longest = tried.declares("longest_text_chars")
-    return [{**rows[0], "completion": text} for text in SPAM.values() if len(text) <= longest]
-
-
-def _required(made: Any) -> tuple[str, ...]:
-    while isinstance(made, functools.partial):
-        made = made.func
-    return reward_columns(made)
-
-
-def _format(tried: Subject) -> str:
-    return str(tried.declares("formats")[0])
-
-
-def _arguments(rows: Sequence[Row], form: str) -> dict[str, Any]:
-    """What TRL would pass for these rows, all of it copied."""
-    chat = form == "conversational"
-    prompts = [[{"role": "user", "content": r["prompt"]}] if chat else r["prompt"] for r in rows]
-    texts = [[{"role": "assistant", "content": r["completion"]}] if chat else r["completion"] for r in rows]
-    names = [name for name in rows[0] if name not in ("prompt", "completion")] if rows else []
-    columns = {name: copy.deepcopy([row.get(name) for row in rows]) for name in names}
-    return {"prompts": prompts, "completions": texts, **columns}
-
-
-def _call(made: Any, rows: Sequence[Row], form: str, more: Any = None, is_filtered: bool = True) -> Any:
-    return _resolved(_keyword_call(made, {**_arguments(rows, form), **(more or {})}, is_filtered))
-
-
-def _keyword_call(made: Any, arguments: dict[str, Any], is_filtered: bool) -> Any:
-    """Calls with keywords, as TRL does; `is_filtered` leaves out what a signature without `**columns` does not name."""
-    parameters = inspect.signature(made).parameters.values()
-    is_open = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
-    named = {p.name for p in parameters}
-    return made(**{k: v for k, v in arguments.items() if is_open or not is_filtered or k in named})
-
-
-def _resolved(found: Any) -> Any:
-    async def wait() -> Any:
-        return await found
-
-    return asyncio.run(wait()) if inspect.isawaitable(found) else found
-
-
-def _listed(found: Any, count: int) -> list[Any]:
-    """The values that belong to completions; a wrong number of them is another check's business."""
-    return list(found)[:count]
-
-
-def _scores(tried: Subject, rows: Sequence[Row]) -> list[Any]:
-    """Scores of ordinary rows; a reward that cannot give them fails in `check_one_value_per_completion`."""
-    try:
-        return _listed(_call(tried.make(), rows, _format(tried)), len(rows))
-    except SkipTest:
-        raise
-    except Exception as cause:
-        raise SkipTest(f"it raises on ordinary completions: {type(cause).__name__}: {cause}") from cause
-
-
-def _try_scores(tried: Subject, rows: Sequence[Row]) -> list[Any]:
-    """Scores of odd rows; none where it raises, which is `check_odd_text_survived`'s business."""
-    try:
-        return _scores(tried, rows)
-    except SkipTest:
-        return []
-
-
-def _single(tried: Subject, row: Row) -> Any:
-    found = _scores(tried, [{k: v for k, v in row.items() if k != "score"}])
-    return found[0] if found else None
-
-
-def _deterministic(reward: Any) -> Subject:
-    tried = subject("reward", reward)
-    if not tried.declares("is_deterministic"):
-        raise SkipTest("it declares is_deterministic = False")
-    return tried
-
-
-def _with_examples(reward: Any) -> Subject:
-    tried = _deterministic(reward)
-    if not tried.declares("examples"):
-        raise SkipTest("it declares no examples")
-    return tried
-
-
-def _tricks(good: Row) -> dict[str, str]:
-    listed = " ".join(f"<answer>{n}</answer>" for n in (*range(13), "none of them"))
-    return {
-        **SPAM,
-        "the prompt's echo": str(good["prompt"]) * 3,
-        "a list of answers": listed,
-        "the good example fifty times": str(good["completion"]) * 50,
-    }
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _finite(values: Sequence[Any]) -> list[float]:
-    return [float(value) for value in values if _is_number(value) and math.isfinite(value)]
-
-
-def _is_close(a: Any, b: Any, tolerance: float) -> bool:
-    if not (_is_number(a) and _is_number(b)):
-        return bool(a is b or a == b)
-    return bool(a == b or abs(a - b) <= tolerance or (math.isnan(a) and math.isnan(b)))
-
-
-def _assert_equal(
-    tried: Subject, one: Sequence[Any], other: Sequence[Any], rows: Sequence[Row], first: str, second: str
-) -> None:
-    tolerance = tried.declares("tolerance")
-    for row, a, b in zip(rows, one, other, strict=False):
-        assert _is_close(a, b, tolerance), f"{_short(row['completion'])} scores {a} {first} and {b} {second}"
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:37] + "...")

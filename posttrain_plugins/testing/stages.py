@@ -14,14 +14,13 @@ import os
 import pickle
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import SkipTest
 
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.declarations import declared
-from posttrain_plugins.plugins.schema import Field
 from posttrain_plugins.plugins.source import of_config
 from posttrain_plugins.recipe.check.loops import PRODUCTS
 from posttrain_plugins.recipe.check.references import is_list
@@ -38,7 +37,7 @@ from posttrain_plugins.types import (
     StageResult,
 )
 
-__all__ = ["CHECKS"]
+__all__ = ["CHECKS", "RUNNING", "StageUnderTest"]
 
 NAMES = {
     "model": "model", "models": "model", "teacher": "model", "dataset": "dataset", "eval_dataset": "dataset",
@@ -58,7 +57,79 @@ SMALL: dict[str, Any] = {
     "logging_steps": 1,
     "report_to": "none",
 }
-PLAIN = {"num_generations": 2, "max_tokens": 6}  # of a stage's own fields
+"""What makes any TRL config small, where the class has the field."""
+OWN_SMALL = {"num_generations": 2, "max_tokens": 6}
+"""What makes a stage small that has such a field of its own."""
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """One run of a stage.
+
+    Args:
+        result: what it returned, or the exception that it raised.
+        folder: its `context.folder`.
+        strays: what else appeared in the working directory.
+        meant: the folders that its `outputs` name.
+    """
+
+    result: Any
+    folder: Path
+    strays: tuple[str, ...]
+    meant: frozenset[Path]
+
+    def absolute(self, path: Path | None) -> Path | None:
+        """Return a path of its result as an absolute one."""
+        return None if path is None else (self.folder / path).resolve()
+
+
+class StageUnderTest:
+    """A stage with small parameters, and one run of it.
+
+    Args:
+        stage: what a check was given.
+
+    Raises:
+        SkipTest: it is no dataclass, which `check_references_are_annotated` tells.
+    """
+
+    def __init__(self, stage: Any) -> None:
+        self.subject = subject("stage", stage)
+        if not dataclasses.is_dataclass(self.subject.source):
+            raise SkipTest("it is no dataclass")
+
+    def made(self) -> Any:
+        """Return the stage with small parameters; `example_params` have the last word.
+
+        Raises:
+            SkipTest: it cannot be made.
+        """
+        if not isinstance(self.subject.definition, type):
+            return self.subject.definition
+        fields, given = self.subject.schema.fields, self.subject.params
+        small: dict[str, Any] = {k: v for k, v in OWN_SMALL.items() if k in fields and k not in given}
+        for name, config in ((name, one.config) for name, one in fields.items() if one.config is not None):
+            try:
+                known = of_config(config.target).fields
+            except LookupError as cause:
+                raise SkipTest("its args have no class") from cause
+            small[name] = {**{k: v for k, v in SMALL.items() if k in known}, **given.get(name, {})}
+        return self.subject.make(**small)
+
+    def run(self) -> StageRun:
+        """Return its one run, which all checks of this subject share."""
+        return _run(self.subject)
+
+    def finished(self) -> tuple[StageRun, StageResult]:
+        """Return its run and what that returned.
+
+        Raises:
+            SkipTest: it returned nothing, which `check_runs_one_step` tells.
+        """
+        ran = self.run()
+        if not isinstance(ran.result, StageResult):
+            raise SkipTest("it does not run")
+        return ran, ran.result
 
 
 def check_references_are_annotated(stage: Any) -> None:
@@ -105,9 +176,10 @@ def check_columns_belong_to_its_data(stage: Any) -> None:
 
     A mapping to a field that is not there checks nothing.
     """
-    tried = _dataclass(stage)
-    columns = _columns(tried)
-    data = {name for name, f in tried.schema.fields.items() if f.ref is not None and f.ref.kind == "dataset"}
+    tried = StageUnderTest(stage)
+    columns = declared(tried.made(), "requires_columns")  # of the object, where its parameters decide
+    columns = {} if columns is None else columns
+    data = {name for name, f in tried.subject.schema.fields.items() if f.ref is not None and f.ref.kind == "dataset"}
     assert isinstance(columns, Mapping), f"requires_columns is {columns!r}, expected field -> groups of columns"
     unknown = sorted(set(columns) - data)
     assert not unknown, f"requires_columns names {', '.join(unknown)}, which is no field with a data set"
@@ -121,7 +193,7 @@ def check_picklable(stage: Any) -> None:
 
     Launched on several GPUs or in a process of its own, it is made there again.
     """
-    made = _made(_dataclass(stage))
+    made = StageUnderTest(stage).made()
     try:
         pickle.loads(pickle.dumps(made))
     except Exception as cause:
@@ -133,7 +205,7 @@ def check_runs_one_step(stage: Any) -> None:
 
     One step on a tiny model costs a second, and is the first thing to do before a night on a large one.
     """
-    result = _run(_dataclass(stage)).result
+    result = StageUnderTest(stage).run().result
     if isinstance(result, Exception):
         raise AssertionError(f"it raised {type(result).__name__}: {result}") from result
     assert isinstance(result, StageResult), f"it returned {type(result).__name__}, expected a StageResult"
@@ -144,23 +216,21 @@ def check_makes_what_it_says(stage: Any) -> None:
 
     The next stage loads it from there, perhaps hours later.
     """
-    tried = _dataclass(stage)
-    ran = _run(tried)
-    if not isinstance(ran.result, StageResult):
-        raise SkipTest("it does not run")
-    made = tried.declares("produces")
+    tried = StageUnderTest(stage)
+    ran, result = tried.finished()
+    made = tried.subject.declares("produces")
     if made in ("model", "reward"):
-        path = ran.absolute(ran.result.model_path)
+        path = ran.absolute(result.model_path)
         has_model = path is not None and any(path.glob("*config.json"))
-        assert has_model, f"it produces a {made}, but model_path is {ran.result.model_path} and holds none"
+        assert has_model, f"it produces a {made}, but model_path is {result.model_path} and holds none"
     if made == "dataset":
-        path = ran.absolute(ran.result.data_path)
+        path = ran.absolute(result.data_path)
         lines = path.read_text(encoding="utf-8").split("\n") if path is not None and path.is_file() else None
-        assert lines is not None, f"it produces a dataset, but data_path is {ran.result.data_path}"
+        assert lines is not None, f"it produces a dataset, but data_path is {result.data_path}"
         rows = [json.loads(line) for line in lines if line.strip()]
         assert all(isinstance(row, dict) for row in rows), "a line of data_path is no JSON object"
     if made == "figures":
-        assert ran.result.metrics or ran.result.details, "it produces figures, but there are none"
+        assert result.metrics or result.details, "it produces figures, but there are none"
 
 
 def check_writes_into_its_folder(stage: Any) -> None:
@@ -168,11 +238,9 @@ def check_writes_into_its_folder(stage: Any) -> None:
 
     That folder becomes the artifact by one rename; what lies elsewhere is lost, or in the way of another run.
     """
-    ran = _run(_dataclass(stage))
-    if not isinstance(ran.result, StageResult):
-        raise SkipTest("it does not run")
+    ran, result = StageUnderTest(stage).finished()
     assert not ran.strays, f"it wrote {', '.join(ran.strays)} into the working directory"
-    for path in (ran.result.model_path, ran.result.data_path):
+    for path in (result.model_path, result.data_path):
         made = ran.absolute(path)
         is_meant = made is not None and made in ran.meant
         assert made is None or is_meant or made.is_relative_to(ran.folder), f"{path} is not below context.folder"
@@ -183,14 +251,12 @@ def check_figures_are_numbers(stage: Any) -> None:
 
     They go into the manifest and the report; a tensor there fails after the training is done.
     """
-    ran = _run(_dataclass(stage))
-    if not isinstance(ran.result, StageResult):
-        raise SkipTest("it does not run")
-    for name, value in ran.result.metrics.items():
+    _, result = StageUnderTest(stage).finished()
+    for name, value in result.metrics.items():
         is_number = isinstance(value, int | float)
         assert is_number, f"metrics['{name}'] is {type(value).__name__}, expected a number"
     try:
-        json.dumps(ran.result.details)
+        json.dumps(result.details)
     except (TypeError, ValueError) as cause:
         raise AssertionError(f"details are no JSON: {cause}") from cause
 
@@ -211,38 +277,22 @@ RUNNING = (check_runs_one_step, check_makes_what_it_says, check_writes_into_its_
 """Those that run the stage; the run is shared."""
 
 
-# --- making and running ----------------------------------------------------------------------------------------------
+# --- the run ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Ran:
-    """One run of a stage: what it returned or raised, its folder, and what else appeared in the working directory.
-
-    `meant` are the folders that its `outputs` name.
-    """
-
-    result: Any
-    folder: Path
-    strays: list[str] = field(default_factory=list)
-    meant: frozenset[Path] = frozenset()
-
-    def absolute(self, path: Path | None) -> Path | None:
-        return None if path is None else (self.folder / path).resolve()
-
-
-class Silent:
-    """A reporter that tells nobody."""
+class QuietReporter:
+    """A reporter that shows nothing."""
 
     def progress(self, done: int, total: int | None, unit: str, figures: Mapping[str, float]) -> None:
-        """Nothing is told."""
+        """Show nothing."""
 
     def note(self, message: str) -> None:
-        """Nothing is told."""
+        """Show nothing."""
 
 
 @dataclass
-class Greedy:
-    """One answer."""
+class OneAnswer:
+    """A strategy that asks once."""
 
     def __call__(self, problem: Any) -> Any:
         from posttrain_plugins.text.answers import candidates, choose
@@ -252,118 +302,62 @@ class Greedy:
 
 
 def text_length(completions: list[Any], **columns: Any) -> list[float]:
-    """The length of each completion, the reward that stages are tried with."""
+    """Score each completion by its length: the reward that stages are tried with."""
     return [float(len(to_text(completion))) for completion in completions]
 
 
-def _dataclass(stage: Any) -> Subject:
-    tried = subject("stage", stage)
-    if not dataclasses.is_dataclass(tried.source):
-        raise SkipTest("it is no dataclass")
-    return tried
-
-
-def _columns(tried: Subject) -> Any:
-    """Of the configured object, where its parameters decide."""
-    found = declared(_made(tried), "requires_columns")
-    return {} if found is None else found
-
-
-def _args(tried: Subject, name: str, given: Field) -> dict[str, Any]:
-    assert given.config is not None
-    try:
-        known = of_config(given.config.target).fields
-    except LookupError as cause:
-        raise SkipTest("its args have no class") from cause
-    return {**{k: v for k, v in SMALL.items() if k in known}, **tried.params.get(name, {})}
-
-
-def _made(tried: Subject) -> Any:
-    """The stage with small parameters."""
-    if not isinstance(tried.definition, type):
-        return tried.definition
-    fields = tried.schema.fields
-    small = {name: value for name, value in PLAIN.items() if name in fields and name not in tried.params}
-    args = {name: _args(tried, name, f) for name, f in fields.items() if f.config is not None}
-    return tried.make(**small, **args)
-
-
 @functools.cache
-def _run(tried: Subject) -> Ran:
-    """One run for all checks of this subject; its folder goes with the process."""
-    folder = Path(tempfile.mkdtemp(prefix="stage-", dir=tiny.folder())).resolve()
-    aside = folder / "elsewhere"
-    aside.mkdir()
-    made = _made(tried)
+def _run(tried: Subject) -> StageRun:
+    folder = Path(tempfile.mkdtemp(prefix="stage-", dir=tiny.folder())).resolve()  # goes with the process
+    elsewhere, own = folder / "elsewhere", folder / "stage"
+    elsewhere.mkdir()
+    own.mkdir()
+    made = StageUnderTest(tried).made()
     before = Path.cwd()
-    os.chdir(aside)
+    os.chdir(elsewhere)  # an empty one, in which every file that appears is a stray
     try:
-        result = made(_context(tried, made, folder / "stage"))
+        inputs: dict[str, Any] = {}
+        for name, given in tried.schema.fields.items():
+            if given.ref is not None and (value := getattr(made, name)) is not None:
+                values = [
+                    _input(made, name, given.ref.kind, one) for one in (value if is_list(given.type) else [value])
+                ]
+                inputs[name] = values if is_list(given.type) else values[0]
+        args = getattr(made, "args", {})
+        result = made(StageContext("tiny", own, 0, inputs, None, QuietReporter(), lambda: False, args))
     except Exception as cause:  # the plugin boundary
         result = cause
     finally:
         os.chdir(before)
-    meant = frozenset(aside / getattr(made, name) for name in declared(made, "outputs"))
-    strays = sorted(path.name for path in aside.iterdir() if path not in meant)
-    return Ran(result, folder / "stage", strays, meant)
+    meant = frozenset(elsewhere / getattr(made, name) for name in declared(made, "outputs"))
+    strays = tuple(sorted(path.name for path in elsewhere.iterdir() if path not in meant))
+    return StageRun(result, own, strays, meant)
 
 
-def _context(tried: Subject, made: Any, folder: Path) -> StageContext:
-    folder.mkdir()
-    inputs = {
-        name: _inputs(tried, made, name, f)
-        for name, f in tried.schema.fields.items()
-        if f.ref is not None and getattr(made, name) is not None
-    }
-    return StageContext(
-        stage="tiny",
-        folder=folder,
-        seed=0,
-        inputs=inputs,
-        resume_from=None,
-        reporter=Silent(),
-        should_stop=lambda: False,
-        args=getattr(made, "args", {}),
-    )
-
-
-def _inputs(tried: Subject, made: Any, name: str, given: Field) -> Any:
-    value = getattr(made, name)
-    if is_list(given.type):
-        return [_input(tried, made, name, given, item) for item in value]
-    return _input(tried, made, name, given, value)
-
-
-def _input(tried: Subject, made: Any, name: str, given: Field, value: Any) -> Any:
-    """What a recipe would have resolved the reference to."""
-    assert given.ref is not None
-    match given.ref.kind:
+def _input(made: Any, name: str, kind: str, value: Any) -> Any:
+    """Return what a recipe would have resolved one reference of a field to."""
+    match kind:
         case "model":
             path = value if Path(value).is_dir() else str(tiny.model())  # `tiny:adapter` is a folder
             return ModelArtifact("tiny", path, {"dtype": "float32"})
+        case "dataset" if isinstance(value, list):  # rows of `example_params`
+            from datasets import Dataset
+
+            return Dataset.from_list(value)
         case "dataset":
-            return _rows(made, name, value)
+            groups = (declared(made, "requires_columns") or {}).get(name, (("prompt",),))
+            found = next((rows for group in groups if (rows := tiny.data(group)) is not None), None)
+            if found is None:
+                message = f"no tiny rows with {groups[0]}: give example_params = {{'{name}': [{{...}}, ...]}}"
+                raise LookupError(message)
+            return found
         case "reward":
             return ResolvedReward("text_length", text_length)
         case "strategy":
-            return ResolvedStrategy("greedy", Greedy())
+            return ResolvedStrategy("greedy", OneAnswer())
         case "adapter":
             from peft import LoraConfig
 
             return ResolvedAdapter("lora", LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
         case _:
             return registry.import_object(value) if ":" in value else Path(value)
-
-
-def _rows(made: Any, name: str, value: Any) -> Any:
-    """The rows of `example_params`, else those of the first group of required columns that the kit has."""
-    import datasets
-
-    if isinstance(value, list):
-        return datasets.Dataset.from_list(value)
-    groups = (declared(made, "requires_columns") or {}).get(name, (("prompt",),))
-    found = next((rows for group in groups if (rows := tiny.data(group)) is not None), None)
-    if found is None:
-        message = f"no tiny rows with {groups[0]}: give example_params = {{'{name}': [{{...}}, ...]}}"
-        raise LookupError(message)
-    return found

@@ -13,17 +13,72 @@ from unittest import SkipTest
 from posttrain_plugins.api import resolve_strategy
 from posttrain_plugins.engine.solve import solve
 from posttrain_plugins.errors import BudgetExhausted
+from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.testing import tiny
 from posttrain_plugins.testing.noise import assert_untouched
 from posttrain_plugins.testing.scripted import CASES, Scorer, Script
-from posttrain_plugins.testing.subject import Subject, subject
+from posttrain_plugins.testing.subject import subject
 from posttrain_plugins.types import Budget, Problem, ResolvedStrategy, Result, SamplingParams, Score, ScoreSteps
 
-__all__ = ["CHECKS"]
+__all__ = ["CHECKS", "StrategyUnderTest"]
 
 REFERENCE = "reference-7f3a"  # stands in no text but the reference column
 PARAMS = SamplingParams(temperature=0.7, max_tokens=64)
 MOST_ROUNDS = 2000
+
+
+class StrategyUnderTest:
+    """A strategy, and the engine that runs it on scripted models.
+
+    Args:
+        strategy: what a check was given.
+        works: skip the check for a strategy that fails on ordinary completions, which `check_returns_a_result` tells.
+        is_deterministic: skip it for one that declares that it is not.
+
+    Raises:
+        SkipTest: the check does not apply.
+    """
+
+    def __init__(self, strategy: Any, *, works: bool = True, is_deterministic: bool = False) -> None:
+        self.subject = subject("strategy", strategy)
+        # on chat messages: a strategy that cannot read plain prompts fails `check_both_prompt_formats` alone
+        if works and any(result.error for result in self.solve()):
+            raise SkipTest("it fails on ordinary completions")
+        if is_deterministic and not self.subject.declares("is_deterministic"):
+            raise SkipTest("it declares is_deterministic = False")
+
+    def made(self) -> ResolvedStrategy:
+        """Return a new object with what its fields name; the name `score` is a scorer."""
+        made = self.subject.make()
+        try:
+            return resolve_strategy(made, scorers={"score": Scorer()}, runs_dir=tiny.folder())
+        except Exception as cause:
+            raise SkipTest(f"what its fields name is not there: {cause}") from cause
+
+    def solve(
+        self,
+        script: Script | None = None,
+        problems: Sequence[Problem] | None = None,
+        made: ResolvedStrategy | None = None,
+        **options: Any,
+    ) -> list[Result]:
+        """Run the strategy, a new one unless one is given, on the ordinary problems unless others are given."""
+        script, made = script or Script(), made or self.made()
+        backends = {"policy": script, **dict.fromkeys(made.models, script)}
+        problems = ordinary_problems() if problems is None else problems
+        limit = Budget(calls=MOST_ROUNDS)  # one that never ends must not hang the check
+        return solve(made.strategy, problems, backend=backends, scorers=made.scorers, budget=limit, seed=1, **options)
+
+    def answers(self, problems: Sequence[Problem] | None = None, made: ResolvedStrategy | None = None) -> list[Any]:
+        """Return answer and text of each problem."""
+        return [(result.answer, result.text) for result in self.solve(problems=problems, made=made)]
+
+
+def ordinary_problems() -> list[Problem]:
+    """Return three questions as chat messages, each with a generator of its own."""
+    texts = ("2+2=?", "3|7>2", "Name a prime.")
+    prompts = [[{"role": "user", "content": text}] for text in texts]
+    return [Problem(prompt, PARAMS, id=str(i), rng=Random(i)) for i, prompt in enumerate(prompts)]
 
 
 def check_returns_a_result(strategy: Any) -> None:
@@ -32,11 +87,11 @@ def check_returns_a_result(strategy: Any) -> None:
     The engine gives an exception or another value as an error of that problem: the evaluation counts it as wrong, and
     nobody sees a traceback.
     """
-    tried = subject("strategy", strategy)
-    made = _resolved(tried)
-    steps = made.strategy(_problems()[0])
+    tried = StrategyUnderTest(strategy, works=False)
+    made = tried.made()
+    steps = made.strategy(ordinary_problems()[0])
     assert inspect.isgenerator(steps) or hasattr(steps, "send"), f"calling it gives {type(steps).__name__}"
-    for result in _solve(made, Script()):
+    for result in tried.solve(made=made):
         assert result.error is None, result.error
 
 
@@ -45,9 +100,10 @@ def check_both_prompt_formats(strategy: Any) -> None:
 
     Base models read text, chat models messages; a strategy that indexes into the prompt works on one of the two.
     """
-    made = _working(strategy)
+    tried = StrategyUnderTest(strategy)
+    made = tried.made()
     for problem in (Problem("2+2=?", PARAMS), Problem([{"role": "user", "content": "2+2=?"}], PARAMS)):
-        (result,) = _solve(made, Script(), [problem])
+        (result,) = tried.solve(problems=[problem], made=made)
         form = "a plain prompt" if isinstance(problem.prompt, str) else "messages"
         assert result.error is None, f"with {form}: {result.error}"
 
@@ -57,10 +113,10 @@ def check_budget_kept(strategy: Any) -> None:
 
     One strategy that catches it and goes on makes every comparison at equal budgets a lie.
     """
-    made = _working(strategy)
-    for stop_after in (1, 2, 4):
-        steps = made.strategy(_problems()[0])
-        if not _advance(made, steps, stop_after):
+    made = StrategyUnderTest(strategy).made()
+    for stop_after in (1, 2, 4):  # in the first round, between rounds, and in a search that is well under way
+        steps = made.strategy(ordinary_problems()[0])
+        if not _advance(steps, stop_after):
             continue
         try:
             asked = steps.throw(BudgetExhausted("the budget is spent"))
@@ -74,10 +130,9 @@ def check_never_sees_the_reference(strategy: Any) -> None:
 
     `solution` is for rewards. A strategy that reads it measures nothing, and serves nobody, who has no reference.
     """
-    made = _working(strategy)
-    script = Script()
-    problems = _problems()
-    results = _solve(made, script, problems, columns={"solution": [REFERENCE] * len(problems)})
+    tried = StrategyUnderTest(strategy)
+    script, problems = Script(), ordinary_problems()
+    results = tried.solve(script, problems, columns={"solution": [REFERENCE] * len(problems)})
     seen = [repr(request) for request in script.asked] + [repr(result) for result in results]
     assert not any(REFERENCE in text for text in seen), "the column `solution` was in a request or a result"
 
@@ -87,13 +142,14 @@ def check_same_seed_same_answer(strategy: Any) -> None:
 
     A killed search is replayed from its log by asking the same again. Chance comes from `problem.rng`.
     """
-    tried = _deterministic(strategy)
-    first, second = ([(r.answer, r.text) for r in _solve(_resolved(tried), Script())] for _ in range(2))
+    tried = StrategyUnderTest(strategy, is_deterministic=True)
+    first, second = tried.answers(), tried.answers()
     assert first == second, f"first {first}, then {second}"
-    one = _resolved(tried)
-    if not tried.declares("is_stateful"):
-        again = [[(r.answer, r.text) for r in _solve(one, Script())] for _ in range(2)]
-        assert again[0] == again[1], f"the same object: first {again[0]}, then {again[1]}"
+    # a run makes the object once and uses it for every model of an evaluation
+    if not tried.subject.declares("is_stateful"):
+        one = tried.made()
+        first, second = tried.answers(made=one), tried.answers(made=one)
+        assert first == second, f"the same object: first {first}, then {second}"
 
 
 def check_global_rng_untouched(strategy: Any) -> None:
@@ -101,8 +157,9 @@ def check_global_rng_untouched(strategy: Any) -> None:
 
     In process, sampling draws from them; rollouts inside RL would change with the strategy's own dice.
     """
-    made = _working(strategy)
-    assert_untouched(lambda: _solve(made, Script()))
+    tried = StrategyUnderTest(strategy)
+    made = tried.made()
+    assert_untouched(lambda: tried.solve(made=made))
 
 
 def check_problem_unchanged(strategy: Any) -> None:
@@ -110,10 +167,10 @@ def check_problem_unchanged(strategy: Any) -> None:
 
     All strategies of an evaluation get the same problems; a message that one appends, the next one reads.
     """
-    made = _working(strategy)
-    problems = _problems()
+    tried = StrategyUnderTest(strategy)
+    problems = ordinary_problems()
     before = copy.deepcopy([p.prompt for p in problems])
-    _solve(made, Script(), problems)
+    tried.solve(problems=problems)
     assert [p.prompt for p in problems] == before, "it changed the problem's prompt"
 
 
@@ -123,12 +180,11 @@ def check_problems_stay_apart(strategy: Any) -> None:
     One object serves all problems at once, a step of each in turn: what it keeps on `self` belongs to another problem
     when it comes back. Where memory is the point, declare `is_stateful = True`.
     """
-    tried = _deterministic(strategy)
-    if tried.declares("is_stateful"):
+    tried = StrategyUnderTest(strategy, is_deterministic=True)
+    if tried.subject.declares("is_stateful"):
         raise SkipTest("it declares is_stateful = True")
-    made = _resolved(tried)
-    together = [(r.answer, r.text) for r in _solve(made, Script())]
-    alone = [(r.answer, r.text) for p in _problems() for r in _solve(_resolved(tried), Script(), [p])]
+    together = tried.answers()
+    alone = [answer for problem in ordinary_problems() for answer in tried.answers([problem])]
     assert together == alone, f"among others {together}, alone {alone}"
 
 
@@ -137,7 +193,7 @@ def check_empty_completions_survived(strategy: Any) -> None:
 
     A model that says EOS at once is what a bad step of RL makes.
     """
-    _survives(strategy, "empty")
+    _assert_survives(strategy, "empty")
 
 
 def check_identical_completions_survived(strategy: Any) -> None:
@@ -145,7 +201,7 @@ def check_identical_completions_survived(strategy: Any) -> None:
 
     Late in training they are; a division by their spread is a division by zero.
     """
-    _survives(strategy, "identical")
+    _assert_survives(strategy, "identical")
 
 
 def check_cut_off_completions_survived(strategy: Any) -> None:
@@ -153,7 +209,7 @@ def check_cut_off_completions_survived(strategy: Any) -> None:
 
     `finish_reason` is `length` and there is no answer: the usual case with a small limit.
     """
-    _survives(strategy, "cut off")
+    _assert_survives(strategy, "cut off")
 
 
 def check_failed_completions_survived(strategy: Any) -> None:
@@ -161,7 +217,7 @@ def check_failed_completions_survived(strategy: Any) -> None:
 
     A server that is down for a minute must cost a problem, not the evaluation.
     """
-    _survives(strategy, "failed")
+    _assert_survives(strategy, "failed")
 
 
 def check_odd_completions_survived(strategy: Any) -> None:
@@ -169,7 +225,7 @@ def check_odd_completions_survived(strategy: Any) -> None:
 
     Prompts that are filled in with `str.format` break at the first brace that a model writes.
     """
-    _survives(strategy, "unicode")
+    _assert_survives(strategy, "unicode")
 
 
 def check_composes(strategy: Any) -> None:
@@ -177,14 +233,16 @@ def check_composes(strategy: Any) -> None:
 
     Routing, refinement and mixtures are strategies of strategies; what can only run outermost cannot be a part.
     """
-    made = _working(strategy)
-    inner = [(r.answer, r.text) for r in _solve(made, Script())]
-    outer = ResolvedStrategy("outer", Outer(_again(strategy).strategy), made.scorers, made.models)
-    results = _solve(outer, Script())
-    errors = [r.error for r in results if r.error]
+    tried = StrategyUnderTest(strategy)
+    inner = tried.made()
+    outer = ResolvedStrategy("outer", Outer(tried.made().strategy), inner.scorers, inner.models)
+    expected = tried.answers(made=inner)
+    results = tried.solve(made=outer)
+    errors = [result.error for result in results if result.error]
     assert not errors, f"inside another strategy: {errors[0]}"
-    if inner == [(r.answer, r.text) for r in _solve(_again(strategy), Script())]:  # else chance may be the reason
-        assert [(r.answer, r.text) for r in results] == inner, "inside another strategy it answers otherwise"
+    if expected == tried.answers():  # else chance, or what it remembers, may be the reason
+        found = [(result.answer, result.text) for result in results]
+        assert found == expected, "inside another strategy it answers otherwise"
 
 
 CHECKS: tuple[Callable[[Any], None], ...] = (
@@ -214,69 +272,20 @@ class Outer:
     @property
     def tools(self) -> Any:
         """What `CallTool` reaches is asked of the outermost one."""
-        return getattr(self.inner, "tools", {})
+        return declared(self.inner, "tools") or {}
 
     def __call__(self, problem: Problem) -> Generator[Any, Any, Result]:
         result: Result = yield from self.inner(problem)
         return result
 
 
-# --- running ----------------------------------------------------------------------------------------------------------
-
-
-def _problems() -> list[Problem]:
-    texts = ("2+2=?", "3|7>2", "Name a prime.")
-    prompts = [[{"role": "user", "content": text}] for text in texts]
-    return [Problem(prompt, PARAMS, id=str(i), rng=Random(i)) for i, prompt in enumerate(prompts)]
-
-
-def _resolved(tried: Subject) -> ResolvedStrategy:
-    """The object with what its fields name; the name `score` is a scorer."""
-    made = tried.make()
-    try:
-        return resolve_strategy(made, scorers={"score": Scorer()}, runs_dir=tiny.folder())
-    except Exception as cause:
-        raise SkipTest(f"what its fields name is not there: {cause}") from cause
-
-
-def _solve(
-    made: ResolvedStrategy, script: Script, problems: Sequence[Problem] | None = None, **options: Any
-) -> list[Result]:
-    backends = {"policy": script, **dict.fromkeys(made.models, script)}
-    problems = _problems() if problems is None else problems
-    limit = Budget(calls=MOST_ROUNDS)  # one that never ends must not hang the check
-    return solve(made.strategy, problems, backend=backends, scorers=made.scorers, budget=limit, seed=1, **options)
-
-
-def _working(strategy: Any) -> ResolvedStrategy:
-    """The strategy, if it answers ordinary problems at all; else `check_returns_a_result` says why not."""
-    made = _resolved(subject("strategy", strategy))
-    chats = [p for p in _problems() if not isinstance(p.prompt, str)]
-    if any(result.error for result in _solve(_again(strategy), Script(), chats)):
-        raise SkipTest("it fails on ordinary completions")
-    return made
-
-
-def _again(strategy: Any) -> ResolvedStrategy:
-    return _resolved(subject("strategy", strategy))
-
-
-def _deterministic(strategy: Any) -> Subject:
-    tried = subject("strategy", strategy)
-    _working(tried)
-    if not tried.declares("is_deterministic"):
-        raise SkipTest("it declares is_deterministic = False")
-    return tried
-
-
-def _survives(strategy: Any, case: str) -> None:
-    made = _working(strategy)
-    for result in _solve(made, Script(CASES[case])):
+def _assert_survives(strategy: Any, case: str) -> None:
+    for result in StrategyUnderTest(strategy).solve(Script(CASES[case])):
         assert result.error is None, f"all completions {case}: {result.error}"
 
 
-def _advance(made: ResolvedStrategy, steps: Any, rounds: int) -> bool:
-    """Answers so many rounds by hand; False where it was done before."""
+def _advance(steps: Any, rounds: int) -> bool:
+    """Answer so many rounds by hand; False if it returned before."""
     script, scorer = Script(), Scorer()
 
     def answer(request: Any) -> Any:

@@ -45,9 +45,12 @@ def check_has_a_docstring(plugin: Any) -> None:
     `posttrain plugins list` prints that line; whoever reads a recipe a year later has nothing else to go by.
     """
     source = _loaded(plugin).source
-    text = inspect.getdoc(source) if not isinstance(source, type) else source.__dict__.get("__doc__")
-    text = "" if isinstance(source, type) and _is_generated(source, text) else text
-    assert (text or "").strip(), "it has no docstring"
+    # of a class its own, not a base's: `inspect.getdoc` would find that of `object` or of a mixin
+    text = (source.__dict__.get("__doc__") if isinstance(source, type) else inspect.getdoc(source)) or ""
+    # `dataclass` writes the signature where there is no docstring: `Brevity(max_chars: int = 800)`
+    is_generated = isinstance(source, type) and text.startswith(f"{source.__name__}(")
+    has_one = bool(text.strip()) and not is_generated
+    assert has_one, "it has no docstring"
 
 
 def check_parameters_are_typed(plugin: Any) -> None:
@@ -89,19 +92,15 @@ def _loaded(plugin: Any) -> Subject:
     return tried
 
 
-def _is_generated(source: type, text: str | None) -> bool:
-    """`dataclass` writes the signature where there is no docstring: `Brevity(max_chars: int = 800)`."""
-    return bool(text) and text.startswith(f"{source.__name__}(")  # type: ignore[union-attr]
-
-
 @functools.cache
 def _heavy_imports(module: str) -> tuple[str, ...]:
-    """What a fresh interpreter has imported of `HEAVY` after it imported the module; nothing where it cannot."""
+    """Return those of `HEAVY` that a fresh interpreter has imported after it imported the module."""
+    # fresh, because this process has imported torch for other checks; one run a module, whatever plugins it holds
     code = (
         f"import sys; sys.path[:] = {sys.path!r}; import {module}; print(*(m for m in {HEAVY!r} if m in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
+    if done.returncode != 0:  # it lives in a test file or a script, whose folder only this process knows
         raise SkipTest(f"a fresh interpreter cannot import {module}")
     return tuple(done.stdout.split())
 

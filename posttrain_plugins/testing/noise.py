@@ -1,4 +1,4 @@
-"""The global generators of chance: does something move them?"""
+"""The global generators of random, numpy and torch: does a call move them?"""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ SEED = 20_240_229
 
 
 def assert_untouched(call: Callable[[], Any]) -> None:
-    """Calls with global generators in a state of our own, so that a seed set before is no excuse; then puts them back.
+    """Call, and compare the global generators before and after; then put them back.
 
     Raises:
         AssertionError: one of them is not where it was.
     """
-    with _in_own_state():
+    with _generators_seeded():
         before = _states()
         call()
+        # a library that the call has just imported has no state before it, and is not blamed
         touched = [name for name, state in _states().items() if state != before.get(name, state)]
     assert not touched, f"it changed the global generator of {', '.join(touched)}"
 
 
 @contextmanager
-def _in_own_state() -> Iterator[None]:
+def _generators_seeded() -> Iterator[None]:
+    """Give the generators a state that nobody else sets: a call that sets a seed of its own then shows."""
     python = random.getstate()
-    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
+    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")  # not imported for this: torch takes seconds
     others = (numpy and numpy.random.get_state(), torch and torch.random.get_rng_state())
     random.seed(SEED)
     if numpy:
@@ -47,10 +49,9 @@ def _in_own_state() -> Iterator[None]:
 
 
 def _states() -> dict[str, Any]:
-    """The state of each global generator, of libraries that are imported."""
     states: dict[str, Any] = {"random": random.getstate()}
     if "numpy" in sys.modules:
-        states["numpy"] = repr(sys.modules["numpy"].random.get_state())
+        states["numpy"] = repr(sys.modules["numpy"].random.get_state())  # holds an array, which has no plain ==
     if "torch" in sys.modules:
         states["torch"] = sys.modules["torch"].random.get_rng_state().tolist()
     return states

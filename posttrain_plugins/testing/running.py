@@ -1,4 +1,4 @@
-"""All checks of a kind, on one plugin: in one call, as pytest parameters, or as rows of a table."""
+"""Runs all checks of a kind on one plugin: in one call, as pytest parameters, or as rows of a table."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CHECKS: dict[Kind, tuple[Check, ...]] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one check went.
+    """The outcome of one check.
 
     Args:
         check: its name.
@@ -56,13 +56,16 @@ class Outcome:
 def run_checks(
     kind: Kind, plugin: Any, *, expected_failures: Mapping[str, str] | None = None, without: Sequence[Check] = ()
 ) -> list[Outcome]:
-    """Runs every check of a kind.
+    """Run every check of a kind.
 
     Args:
         kind: one of the five kinds.
         plugin: a name as in a recipe, a class or function, or an object that was made already.
-        expected_failures: check -> reason; those that the plugin declares come to these.
+        expected_failures: check -> reason; added to those that the plugin declares.
         without: checks to leave out.
+
+    Returns:
+        The outcomes in the order of `CHECKS`.
 
     Raises:
         InputError: an expected failure without a reason, or of a check that does not exist.
@@ -73,7 +76,7 @@ def run_checks(
 
 
 def check_reward(plugin: Any, expected_failures: Mapping[str, str] | None = None) -> None:
-    """Runs every check on a reward.
+    """Run every check on a reward.
 
     Args:
         plugin: its name, class or function, or an object.
@@ -89,29 +92,29 @@ def check_reward(plugin: Any, expected_failures: Mapping[str, str] | None = None
 
 
 def check_adapter(plugin: Any, expected_failures: Mapping[str, str] | None = None) -> None:
-    """Runs every check on an adapter; else as `check_reward`."""
+    """Run every check on an adapter; else as `check_reward`."""
     _assert_none_failed("adapter", plugin, expected_failures)
 
 
 def check_strategy(plugin: Any, expected_failures: Mapping[str, str] | None = None) -> None:
-    """Runs every check on a strategy; else as `check_reward`."""
+    """Run every check on a strategy; else as `check_reward`."""
     _assert_none_failed("strategy", plugin, expected_failures)
 
 
 def check_dataset(plugin: Any, expected_failures: Mapping[str, str] | None = None) -> None:
-    """Runs every check on a data set; else as `check_reward`."""
+    """Run every check on a data set; else as `check_reward`."""
     _assert_none_failed("dataset", plugin, expected_failures)
 
 
 def check_stage(plugin: Any, expected_failures: Mapping[str, str] | None = None) -> None:
-    """Runs every check on a stage, one step of training among them; else as `check_reward`."""
+    """Run every check on a stage, one step of training among them; else as `check_reward`."""
     _assert_none_failed("stage", plugin, expected_failures)
 
 
 def parametrize_with_checks(
     kind: Kind, plugins: Iterable[Any], *, expected_failures: Mapping[str, str] | None = None
 ) -> Any:
-    """A pytest decorator: one test per plugin and check.
+    """Return a pytest decorator that makes one test per plugin and check.
 
     Args:
         kind: one of the five kinds.
@@ -146,20 +149,20 @@ def _outcome(check: Check, tried: Subject, expected: str | None) -> Outcome:
     name = check.__name__
     try:
         check(tried)
-    except SkipTest as skipped:
+    except SkipTest as skipped:  # before `Exception`, of which it is one
         return Outcome(name, "skipped", str(skipped))
     except Exception as failure:
         if expected:
             return Outcome(name, "expected", expected)
-        is_ours = isinstance(failure, AssertionError)
+        is_ours = isinstance(failure, AssertionError)  # its text is whole; any other needs its type to be understood
         return Outcome(name, "failed", str(failure) if is_ours else f"it raised {type(failure).__name__}: {failure}")
-    if expected:
+    if expected:  # strict: a reason that no longer holds is found, and struck off
         return Outcome(name, "failed", f"it passes, but is expected to fail: {expected}")
     return Outcome(name, "passed")
 
 
 def expected_failures_of(tried: Subject, given: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Check -> reason: what the plugin declares, and what is given.
+    """Return check -> reason: what the plugin declares, and what is given.
 
     Raises:
         InputError: one without a reason, or of a check that does not exist.

@@ -1,4 +1,4 @@
-"""What strategies are tried on: a model that is a script, a scorer, and one solving of a few problems."""
+"""The scripted model and the scorer that strategies are tried on: no weights, the same answers each time."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ from posttrain_plugins.backends.protocol import Capabilities
 from posttrain_plugins.text import to_text
 from posttrain_plugins.types import Completion, Generate, Usage
 
-__all__ = ["CASES", "Scorer", "Script"]
+__all__ = ["CASES", "HashScorer", "ScriptedModel"]
 
 STEPS = 3  # before the answer
 
 
 def _digit(*parts: Any) -> int:
+    # not `hash`: that of a text differs from process to process
     return hashlib.sha256(repr(parts).encode()).digest()[0] % 10
 
 
 def thinks(request: Generate, seed: int) -> Completion:
-    """Three steps and an answer, then EOS; one step where a stop string asks for it; judgements to judges."""
+    """Answer with three steps and an answer, with one step if a stop string asks for it, with a rating to a judge."""
     if request.purpose not in ("answer", "step"):
+        # both forms in which `best_of_n` asks for a judgement: a rating, and a choice between two
         return Completion(f"Thought {_digit(seed)}. Rating: {_digit(seed)}\n[[A]]")
-    prefill = to_text(request.prompt[-1:]) if _goes_on(request) else ""
+    is_prefilled = not isinstance(request.prompt, str) and request.prompt[-1].get("role") == "assistant"
+    prefill = to_text(request.prompt[-1:]) if is_prefilled else ""
+    # a search over steps sees its depth in the prefill: after three steps the path comes to an end
     written = sum(prefill.count(mark) for mark in request.params.stop[:1])
     if request.params.stop and written < STEPS:
         return Completion(f"step {_digit(prefill, seed)}", stop_reason=request.params.stop[0])
+    # one of three answers, so that a vote has a majority and a minority
     return Completion(f"so <answer>{_digit(prefill, seed) % 3}</answer>")
-
-
-def _goes_on(request: Generate) -> bool:
-    return not isinstance(request.prompt, str) and request.prompt[-1].get("role") == "assistant"
 
 
 CASES: dict[str, Callable[[Generate, int], Completion]] = {
@@ -43,16 +44,18 @@ CASES: dict[str, Callable[[Generate, int], Completion]] = {
     "failed": lambda request, seed: Completion("", finish_reason="error", error="the server is down"),
     "unicode": lambda request, seed: Completion("\U0001f600\u202e\u0000 答案是四 $x {y} $question"),
 }
-"""What a model may answer, by name."""
+"""Ways in which a model may answer, by name."""
 
 
 @dataclass
-class Script:
+class ScriptedModel:
     """A backend that answers each request by a function of the request and its seed.
 
     Args:
         reply: one of `CASES`.
         asked: every request so far.
+        identity: its name in the keys of the request log.
+        capabilities: what strategies may ask of it.
     """
 
     reply: Callable[[Generate, int], Completion] = thinks
@@ -66,21 +69,19 @@ class Script:
         for i, request in enumerate(batch):
             self.asked.append(request)
             for j, seed in enumerate(seeds[i]):
-                yield i, j, self._completion(request, seed)
-
-    def _completion(self, request: Generate, seed: int) -> Completion:
-        made = self.reply(request, 0 if request.params.temperature == 0 else seed)
-        made.usage = Usage(prompt_tokens=5, completion_tokens=max(1, len(made.text.split())))
-        if made.finish_reason != "error":
-            tokens = max(1, len(made.text.split()))
-            made.logprobs = [-0.5] * tokens if request.params.logprobs else None
-            made.confidences = [2.0] * tokens if request.params.top_logprobs else None
-            made.value = 0.5 if request.params.values else None
-        return made
+                # at temperature 0 all seeds give one completion, as in a model
+                made = self.reply(request, 0 if request.params.temperature == 0 else seed)
+                tokens = max(1, len(made.text.split()))
+                made.usage = Usage(prompt_tokens=5, completion_tokens=tokens)
+                if made.finish_reason != "error":  # a failed completion carries no figures
+                    made.logprobs = [-0.5] * tokens if request.params.logprobs else None
+                    made.confidences = [2.0] * tokens if request.params.top_logprobs else None
+                    made.value = 0.5 if request.params.values else None
+                yield i, j, made
 
 
-class Scorer:
-    """A reward and step scorer: a share in [0, 1) of the text's hash."""
+class HashScorer:
+    """A reward and step scorer: a number in [0, 1) from the text's hash."""
 
     def __call__(self, prompts: Any, completions: Sequence[Any], **columns: Any) -> list[float | None]:
         return [_digit(to_text(text)) / 10 for text in completions]

@@ -16,7 +16,7 @@ from posttrain_plugins.errors import BudgetExhausted
 from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.testing import tiny
 from posttrain_plugins.testing.noise import assert_untouched
-from posttrain_plugins.testing.scripted import CASES, Scorer, Script
+from posttrain_plugins.testing.scripted import CASES, HashScorer, ScriptedModel
 from posttrain_plugins.testing.subject import subject
 from posttrain_plugins.types import Budget, Problem, ResolvedStrategy, Result, SamplingParams, Score, ScoreSteps
 
@@ -51,19 +51,19 @@ class StrategyUnderTest:
         """Return a new object with what its fields name; the name `score` is a scorer."""
         made = self.subject.make()
         try:
-            return resolve_strategy(made, scorers={"score": Scorer()}, runs_dir=tiny.folder())
+            return resolve_strategy(made, scorers={"score": HashScorer()}, runs_dir=tiny.folder())
         except Exception as cause:
             raise SkipTest(f"what its fields name is not there: {cause}") from cause
 
     def solve(
         self,
-        script: Script | None = None,
+        script: ScriptedModel | None = None,
         problems: Sequence[Problem] | None = None,
         made: ResolvedStrategy | None = None,
         **options: Any,
     ) -> list[Result]:
         """Run the strategy, a new one unless one is given, on the ordinary problems unless others are given."""
-        script, made = script or Script(), made or self.made()
+        script, made = script or ScriptedModel(), made or self.made()
         backends = {"policy": script, **dict.fromkeys(made.models, script)}
         problems = ordinary_problems() if problems is None else problems
         limit = Budget(calls=MOST_ROUNDS)  # one that never ends must not hang the check
@@ -131,7 +131,7 @@ def check_never_sees_the_reference(strategy: Any) -> None:
     `solution` is for rewards. A strategy that reads it measures nothing, and serves nobody, who has no reference.
     """
     tried = StrategyUnderTest(strategy)
-    script, problems = Script(), ordinary_problems()
+    script, problems = ScriptedModel(), ordinary_problems()
     results = tried.solve(script, problems, columns={"solution": [REFERENCE] * len(problems)})
     seen = [repr(request) for request in script.asked] + [repr(result) for result in results]
     assert not any(REFERENCE in text for text in seen), "the column `solution` was in a request or a result"
@@ -271,7 +271,7 @@ class Outer:
 
     @property
     def tools(self) -> Any:
-        """What `CallTool` reaches is asked of the outermost one."""
+        """Return the inner strategy's tools: the engine asks the outermost one for them."""
         return declared(self.inner, "tools") or {}
 
     def __call__(self, problem: Problem) -> Generator[Any, Any, Result]:
@@ -280,14 +280,15 @@ class Outer:
 
 
 def _assert_survives(strategy: Any, case: str) -> None:
-    for result in StrategyUnderTest(strategy).solve(Script(CASES[case])):
+    for result in StrategyUnderTest(strategy).solve(ScriptedModel(CASES[case])):
         assert result.error is None, f"all completions {case}: {result.error}"
 
 
 def _advance(steps: Any, rounds: int) -> bool:
     """Answer so many rounds by hand; False if it returned before."""
-    script, scorer = Script(), Scorer()
+    script, scorer = ScriptedModel(), HashScorer()
 
+    # by hand and not by the engine, which would turn a strategy that goes on into an error of that problem
     def answer(request: Any) -> Any:
         if isinstance(request, Score):
             return scorer(None, request.completions)

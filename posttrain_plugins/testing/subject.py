@@ -1,10 +1,9 @@
-"""What is checked: a plugin by its name, its class or function, or an object made from it; and what it declares."""
+"""A plugin under check: found by its name, its class or function, or an object made from it."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping
 from typing import Any
 from unittest import SkipTest
 
@@ -38,34 +37,34 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """As it was given, or what TRL would log it under."""
+        """Return the name that was given, or the one under which TRL would log it."""
         if isinstance(self.plugin, str):
             return self.plugin
         return str(getattr(self.definition, "__name__", type(self.definition).__name__))
 
     @functools.cached_property
     def definition(self) -> Any:
-        """The class or function, or the object itself where it was made already."""
+        """Return the class or function, or the object itself if it was made already."""
         if isinstance(self.plugin, str):
             return registry.load(self.kind, self.plugin)
         return self.plugin.func if isinstance(self.plugin, functools.partial) else self.plugin
 
     @property
     def source(self) -> Any:
-        """The class or function whose docstring, parameters and module count."""
+        """Return the class or function whose docstring, parameters and module count."""
         is_made = not isinstance(self.definition, type) and not inspect.isroutine(self.definition)
         return type(self.definition) if is_made else self.definition
 
     @property
     def schema(self) -> Schema:
-        """What it takes; a reward or strategy that is a plain function takes no parameters."""
+        """Return what it takes; a reward or strategy that is a plain function takes no parameters."""
         if isinstance(self.source, type) or self.kind in ("adapter", "dataset"):
             return of_object(self.source)
         return Schema({})
 
     @functools.cached_property
     def params(self) -> dict[str, Any]:
-        """Its `example_params`, with the tiny models that they name made."""
+        """Return its `example_params`, with the tiny models that they name made."""
         return {name: tiny.resolve(value) for name, value in self.declares("example_params").items()}
 
     def declares(self, name: str) -> Any:
@@ -76,7 +75,10 @@ class Subject:
             raise SkipTest("it cannot be imported: check_can_be_made says why") from cause
 
     def make(self, **more: Any) -> Any:
-        """A reward, strategy or stage ready to call; of an adapter or data set, what calling it gives.
+        """Return a reward, strategy or stage ready to call, or what calling an adapter or data set gives.
+
+        Args:
+            more: parameters beside its `example_params`, or in their place.
 
         Raises:
             SkipTest: it cannot be made, which `check_can_be_made` tells.
@@ -87,35 +89,29 @@ class Subject:
             raise SkipTest("it cannot be made: check_can_be_made says why") from cause
 
     def try_to_make(self, **more: Any) -> Any:
-        """As `make`, but raises what the plugin raises."""
+        """Do as `make` does, but raise what the plugin raises."""
         definition, makes_something = self.definition, self.kind in ("adapter", "dataset")
-        more = {**self._names(), **more}
-        if isinstance(self.plugin, functools.partial):
+        if isinstance(self.plugin, functools.partial):  # as a recipe hands it over, with its parameters
             return self.plugin(**more) if makes_something else self.plugin
-        if isinstance(definition, type):
-            made = self._constructed(definition, {**self.params, **more})
-            return made() if makes_something else made
-        if not makes_something:
-            return definition
-        return definition(**{**self.params, **more}) if inspect.isroutine(definition) else definition()
-
-    def _names(self) -> dict[str, Any]:
-        """A stage's required references, which hold names of the recipe."""
-        fields = self.schema.fields if self.kind == "stage" and isinstance(self.definition, type) else {}
-        needed = {n: f for n, f in fields.items() if f.ref is not None and f.is_required and n not in self.params}
-        return {name: ["tiny"] if is_list(f.type) else "tiny" for name, f in needed.items()}
-
-    def _constructed(self, definition: type, params: Mapping[str, Any]) -> Any:
-        """A reward's own references are looked up, as a recipe would do it."""
-        refs = [name for name, field in self.schema.fields.items() if field.ref is not None and name in params]
-        if self.kind == "reward" and refs and "<locals>" not in definition.__qualname__:
+        if not isinstance(definition, type):
+            if not makes_something:
+                return definition
+            return definition(**{**self.params, **more}) if inspect.isroutine(definition) else definition()
+        params, fields = {**self.params, **more}, self.schema.fields
+        refs = [name for name, field in fields.items() if field.ref is not None and name in params]
+        if self.kind == "stage":  # its references hold names of a recipe, and any name will do
+            needed = {n: f for n, f in fields.items() if f.ref is not None and f.is_required and n not in params}
+            params |= {name: ["tiny"] if is_list(f.type) else "tiny" for name, f in needed.items()}
+        elif self.kind == "reward" and refs and "<locals>" not in definition.__qualname__:
+            # rewards within a reward are objects by the time it is made: a recipe's own way finds them
             use = f"{definition.__module__}:{definition.__qualname__}"
             return Outside(tiny.folder()).reward({"use": use, **params}).func
-        return construct(definition, params)
+        made = construct(definition, params)
+        return made() if makes_something else made
 
 
 def subject(kind: Kind | None, plugin: Any) -> Subject:
-    """A plugin as a `Subject`; one that is a `Subject` already stays as it is."""
+    """Wrap a plugin; a `Subject` stays as it is, so that checks of one subject share what they made."""
     if isinstance(plugin, Subject):
         return plugin
     if kind is None:

@@ -29,12 +29,12 @@ def _temporary() -> tempfile.TemporaryDirectory[str]:
 
 
 def folder() -> Path:
-    """Where all of it stands."""
+    """Return the folder that holds everything made here."""
     return Path(_temporary().name)
 
 
 def resolve(value: Any) -> Any:
-    """`tiny:model` and its like as folders, at any depth; all else as it is."""
+    """Replace `tiny:model` and its like, at any depth, by folders."""
     if isinstance(value, str) and value.startswith("tiny:"):
         return str(model(value.removeprefix("tiny:")))
     if isinstance(value, Mapping):
@@ -44,7 +44,7 @@ def resolve(value: Any) -> Any:
 
 @functools.cache
 def model(kind: str = "model") -> Path:
-    """The folder of one of `MODELS`."""
+    """Make one of `MODELS` at the first call, and return its folder."""
     if kind not in MODELS:
         raise ValueError(f"no tiny model '{kind}', expected one of {', '.join(MODELS)}")
     made = folder() / kind
@@ -52,25 +52,31 @@ def model(kind: str = "model") -> Path:
         from peft import LoraConfig, get_peft_model
 
         base = bare_model()
-        base.name_or_path = str(model())
+        base.name_or_path = str(model())  # PEFT writes it into the adapter's file, as the base to load
         get_peft_model(base, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")).save_pretrained(made)
     else:
         bare_model(kind).save_pretrained(made)
-    if kind == "critic":
-        _add_critic(made / "critic")
+    if kind == "critic":  # a value head on the policy's own body, as the stage `ppo` saves it
+        import torch
+        from safetensors.torch import save_file
+
+        (made / "critic").mkdir()
+        (made / "critic" / "critic.json").write_text('{"kind": "shared"}\n', encoding="utf-8")
+        weight = torch.linspace(-1, 1, HIDDEN)[None]  # (1, H)
+        save_file({"weight": weight, "bias": torch.zeros(1)}, made / "critic" / "value_head.safetensors")
     _tokenizer().save_pretrained(made)
     return made
 
 
 def bare_model(kind: str = "model") -> Any:
-    """A new tiny model with the same random weights each time; the global generators stay where they are."""
+    """Return a new tiny model with the same random weights each time; the global generators stay where they are."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification, Qwen3ForTokenClassification
 
     classes = {"classifier": Qwen3ForSequenceClassification, "tokens": Qwen3ForTokenClassification}
-    words = _tokenizer()
+    tokenizer = _tokenizer()
     config = Qwen3Config(
-        vocab_size=len(words),
+        vocab_size=len(tokenizer),
         hidden_size=HIDDEN,
         intermediate_size=64,
         num_hidden_layers=2,
@@ -78,32 +84,21 @@ def bare_model(kind: str = "model") -> Any:
         num_key_value_heads=2,
         head_dim=16,
         max_position_embeddings=256,
-        tie_word_embeddings=kind not in ("classifier", "tokens"),
-        attention_bias=True,
+        tie_word_embeddings=kind not in ("classifier", "tokens"),  # their head is no embedding
+        attention_bias=True,  # so that `bias: all` finds a bias
         initializer_range=0.05,
         num_labels=1,
-        pad_token_id=words.pad_token_id,
-        eos_token_id=words.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         made = classes.get(kind, Qwen3ForCausalLM)(config).eval()
     if getattr(made, "generation_config", None) is not None:
-        made.generation_config.pad_token_id = words.pad_token_id
-        made.generation_config.eos_token_id = words.eos_token_id
+        made.generation_config.pad_token_id = tokenizer.pad_token_id
+        made.generation_config.eos_token_id = tokenizer.eos_token_id
     return made
-
-
-def _add_critic(made: Path) -> None:
-    """A value head on the policy's own body, as the stage `ppo` saves it."""
-    import torch
-    from safetensors.torch import save_file
-
-    made.mkdir()
-    (made / "critic.json").write_text('{"kind": "shared"}\n', encoding="utf-8")
-    weight = torch.linspace(-1, 1, HIDDEN)[None]  # (1, H)
-    save_file({"weight": weight, "bias": torch.zeros(1)}, made / "value_head.safetensors")
 
 
 def _tokenizer() -> Any:
@@ -113,11 +108,12 @@ def _tokenizer() -> Any:
 
 
 def data(columns: Sequence[str]) -> Any:
-    """Eight rows with these columns, conversational where TRL's format is; None where one of them is unknown here."""
+    """Return eight rows with these columns, conversational if TRL's format is; None if a column is unknown here."""
     import datasets
 
     rng = random.Random(0)
-    rows = [_row(make_expression(rng, 2, 2)) for _ in range(ROWS)]
+    # both labels in turn: KTO learns from the two against each other
+    rows = [{**_row(make_expression(rng, 2, 2)), "label": i % 2 == 0} for i in range(ROWS)]
     if {"completions", "labels"} <= set(columns):  # stepwise supervision is plain text
         rows = [{**row, "prompt": row["text"], "completions": ["3|7=4;", "4>2=4"]} for row in rows]
     if "chosen" in columns and "prompt" not in columns:  # the prompt stands in both
@@ -125,11 +121,7 @@ def data(columns: Sequence[str]) -> Any:
     if not set(columns) <= set(rows[0]):
         return None
     made = datasets.Dataset.from_list([{name: row[name] for name in columns} for row in rows])
-    return made if "label" not in columns else made.map(_alternate, with_indices=True)
-
-
-def _alternate(row: dict[str, Any], index: int) -> dict[str, Any]:
-    return {"label": index % 2 == 0}
+    return made
 
 
 def _row(expression: str) -> dict[str, Any]:
@@ -144,7 +136,6 @@ def _row(expression: str) -> dict[str, Any]:
         "rejected": wrong,
         "messages": [*prompt, *right],
         "text": f"<eos>{expression}\n{answer}<eos>",
-        "label": True,
         "task": "largest" if answer > 4 else "smallest",
         "labels": [True, False],
         "completions": [right[0]["content"], wrong[0]["content"]],

@@ -269,3 +269,27 @@ def test_the_c_parser_and_the_python_parser_agree(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(document, "_Loader", slow_loader)
     slow = load(file)
     assert (slow.data, slow.values, slow.keys) == (fast.data, fast.values, fast.keys)
+
+
+def test_merge_keys_bring_what_a_mapping_lacks(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(
+        """
+        one: &one {lr: 1, seed: 1}
+        two: &two {lr: 2, steps: 2, args: {a: 1}}
+        deep: &deep {<<: *one, seed: 3}
+        s: {<<: *two, steps: 5}
+        l: {<<: [*one, *two], seed: 9}
+        d: {<<: *deep}
+        quoted: {"<<": 1}
+        """
+    )
+    data = load(file).data
+    assert data["s"] == {"lr": 2, "args": {"a": 1}, "steps": 5}
+    assert data["l"] == {"lr": 1, "steps": 2, "args": {"a": 1}, "seed": 9}
+    assert data["d"] == {"lr": 1, "seed": 3}
+    assert data["quoted"] == {"<<": 1}
+    assert load(file).shared == {"one", "two", "deep"}
+    file.write_text("a: 1\nb: {<<: 5}\n")
+    (mistake,) = load(file).mistakes
+    assert str(mistake).startswith(f"{file}:2:5: '<<' merges a mapping or a list of them")

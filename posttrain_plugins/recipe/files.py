@@ -8,11 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["columns", "model_problem", "renamed"]
+__all__ = ["columns", "exists", "model_problem", "renamed"]
 
 SUFFIXES = frozenset({".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".arrow"})
 MAX_JSON_BYTES = 1_000_000
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.safetensors.index.json")
+
+
+def exists(path: Path) -> bool:
+    """Return whether a file or folder is there; a name that no file can have is not."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, or with a NUL
+        return False
 
 
 def columns(file: Path, options: Mapping[str, Any]) -> tuple[str, ...] | None:

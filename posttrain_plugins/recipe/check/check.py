@@ -58,7 +58,10 @@ def check(document: Document) -> Recipe:
 
 def _head(sheet: Sheet) -> tuple[str, int]:
     """The recipe's name, by default its file's, and its seed."""
-    sheet.unknown_keys((), sheet.document.data, TOP_LEVEL)
+    data = sheet.document.data
+    for name in sheet.document.shared - set(TOP_LEVEL):  # written once, under a name of its own, to be merged elsewhere
+        data.pop(name, None)
+    sheet.unknown_keys((), data, TOP_LEVEL)
     name = sheet.typed(("name",), str, sheet.document.file.stem)
     sheet.check_name(("name",), str(name), "recipe", allowed=".")
     return name, sheet.typed(("seed",), int, 0)

@@ -27,13 +27,16 @@ DATA_OPTIONS: dict[str, Any] = {
     "rename": dict[str, str],
     "system_prompt": str,
 }
+MAX_HUB_ID = 200  # the Hub allows 96 for each half
 FILE_OPTIONS: dict[str, Any] = {**DATA_OPTIONS, "data_dir": str, "data_files": str | list[str] | dict[str, str]}
 
 
 def existing_model(sheet: Sheet, name: str, target: str, path: Keys, loading: Mapping[str, Any]) -> External:
     """A model's folder, which must hold one, or a Hub id."""
-    local = target.startswith((".", "/", "~")) or (sheet.folder / target).is_dir()
+    local = target.startswith((".", "/", "~")) or files.exists(sheet.folder / target)
     if not local:
+        if len(target) > MAX_HUB_ID:
+            sheet.wrong(path, f"no folder and no Hub id has a name of {len(target):,} characters")
         return External(name, target, loading)
     folder = (sheet.folder / Path(target).expanduser()).resolve()
     problem = files.model_problem(folder)
@@ -44,7 +47,7 @@ def existing_model(sheet: Sheet, name: str, target: str, path: Keys, loading: Ma
 
 def is_data(sheet: Sheet, text: str) -> bool:
     """A file or folder, there or not, or a Hub id."""
-    return "/" in text or Path(text).suffix in files.SUFFIXES or (sheet.folder / text).is_dir()
+    return "/" in text or Path(text).suffix in files.SUFFIXES or files.exists(sheet.folder / text)
 
 
 def existing_data(sheet: Sheet, value: Mapping[str, Any], path: Keys, name: str) -> DataFile:
@@ -56,10 +59,14 @@ def existing_data(sheet: Sheet, value: Mapping[str, Any], path: Keys, name: str)
     options = {key: item for key, item in options.items() if accepts(FILE_OPTIONS[key], item)}
     target = str(options.pop("path", ""))
     file = (sheet.folder / Path(target).expanduser()).resolve()
-    if file.exists():
+    if files.exists(file) and not file.is_file() and not file.is_dir():  # it would be read for ever
+        sheet.wrong((*path, "path"), f"{target} is neither a file nor a folder", "name a file of rows")
+    elif files.exists(file):
         return DataFile(name, str(file), True, options)
-    if target.startswith((".", "/", "~")) or file.suffix in files.SUFFIXES:
+    elif target.startswith((".", "/", "~")) or file.suffix in files.SUFFIXES:
         sheet.wrong((*path, "path"), f"no file {target}", f"paths start from {sheet.folder}")
+    elif len(target) > MAX_HUB_ID:
+        sheet.wrong((*path, "path"), f"no file and no Hub id has a name of {len(target):,} characters")
     return DataFile(name, target, False, options)
 
 
@@ -73,7 +80,7 @@ def existing_object(sheet: Sheet, value: Any, path: Keys) -> Source:
         _check_module(sheet, value, path)
         return Object(value)
     target = (sheet.folder / Path(head if colon else value).expanduser()).resolve()
-    if target.exists():
+    if files.exists(target):
         if colon:
             _check_attr(sheet, target, attr, path)
         return Object(f"{target}:{attr}" if colon else str(target))

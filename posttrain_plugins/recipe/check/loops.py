@@ -11,6 +11,7 @@ from posttrain_plugins.recipe.read.document import PREV, Keys
 
 __all__ = ["RawStage", "RawStages", "unroll"]
 
+MAX_TURNS = 1000  # each is planned, hashed and shown
 PRODUCTS = ("model", "dataset", "reward", "figures")
 
 
@@ -83,6 +84,11 @@ def _turns(sheet: Sheet, name: str, path: Keys, body: Mapping[str, Any]) -> Iter
         return
     if not isinstance(repeat, int) or isinstance(repeat, bool) or repeat < 1:
         sheet.wrong((*path, "repeat"), f"'repeat' is {repeat!r}, expected a number of 1 or more")
+        return
+    if repeat > MAX_TURNS:
+        sheet.wrong(
+            (*path, "repeat"), f"'repeat' is {repeat}, expected at most {MAX_TURNS}", "each turn is stages of its own"
+        )
         return
     previous = body.get("init", "base")
     for turn in range(1, repeat + 1):

@@ -10,6 +10,7 @@ from posttrain_plugins.errors import InputError
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.registry import suggest
 from posttrain_plugins.plugins.source import package_file
+from posttrain_plugins.recipe import files
 from posttrain_plugins.recipe.check.diagnostics import Sheet
 from posttrain_plugins.recipe.check.local_paths import existing_object
 from posttrain_plugins.recipe.read.document import Keys
@@ -29,7 +30,7 @@ def templates() -> dict[str, str]:
 
 def read_template(sheet: Sheet, value: Any, path: Keys) -> Source:
     """The template that a recipe names, or None after telling what is wrong."""
-    if isinstance(value, str) and NAME.fullmatch(value) and not (sheet.folder / value).exists():
+    if isinstance(value, str) and NAME.fullmatch(value) and not files.exists(sheet.folder / value):
         known = templates()
         if value in known:
             return Object(known[value])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +17,17 @@ from typing import Any, TypeAlias
 import yaml
 
 from posttrain_plugins.errors import InputError, Mistake, RecipeErrors
+from posttrain_plugins.recipe.files import exists
 
 __all__ = ["Document", "Place", "anchored", "dump", "load"]
 
 Keys: TypeAlias = tuple[str | int, ...]
 PREV = "${prev}"
+MAX_MIB = 2
+"""A recipe names its data and does not hold them; parsing more than this takes seconds and hundreds of MiB."""
+MAX_VALUES = 100_000
+"""Values after aliases are written out: `[*a, *a]` on forty levels is a few lines, and more than all memory."""
+MAX_DIGITS = 4000  # Python converts no more between text and integers (`sys.set_int_max_str_digits`)
 _PREV_SAFE = "$<prev>"  # `{` may not stand in a plain scalar of a flow mapping; of equal length, so columns stay true
 
 
@@ -46,6 +53,7 @@ class Document:
         keys: path of keys -> place of the key.
         values: path of keys -> place of the value.
         mistakes: what was wrong with the YAML itself.
+        shared: top-level keys whose value stands elsewhere too, by an alias or a merge key.
     """
 
     file: Path
@@ -53,6 +61,7 @@ class Document:
     keys: dict[Keys, Place] = field(default_factory=dict)
     values: dict[Keys, Place] = field(default_factory=dict)
     mistakes: list[Mistake] = field(default_factory=list)
+    shared: frozenset[str] = frozenset()
 
     def place(self, path: Keys, of_key: bool = False) -> Place:
         """The place of a value (or its key); of its nearest ancestor where it has none of its own."""
@@ -126,14 +135,15 @@ def _load_extended(file: Path, seen: tuple[Path, ...]) -> Document:
     base_file = (file.parent / parent).resolve()
     if base_file in (*seen, file.resolve()):
         raise RecipeErrors([place.mistake(f"'{parent}' extends itself")])
-    if not base_file.is_file():
+    if not (exists(base_file) and base_file.is_file()):
         raise RecipeErrors([place.mistake(f"'extends': no file {base_file}")])
     base = _load_extended(base_file, (*seen, file.resolve()))
     base.data = anchored(base.data, base_file.parent)
     for name, value in document.data.items():
         base.merge((name,), value, document)
     base.values[()] = document.place(())
-    return Document(file, base.data, base.keys, base.values, base.mistakes + document.mistakes)
+    shared = base.shared | document.shared
+    return Document(file, base.data, base.keys, base.values, base.mistakes + document.mistakes, shared)
 
 
 def anchored(value: Any, folder: Path, key: str = "") -> Any:
@@ -194,10 +204,17 @@ def parse_value(text: str) -> Any:
 
 def _read(file: Path) -> Document:
     try:
+        if file.exists() and not file.is_file():  # a FIFO or a device is read for ever
+            raise InputError(f"recipe {file} cannot be read: it is no regular file")
+        if file.stat().st_size > MAX_MIB << 20:
+            size = f"{file.stat().st_size / 2**20:.1f} MiB, expected at most {MAX_MIB}"
+            raise InputError(
+                f"recipe {file} has {size}", hint="name data by a file: datasets: {demos: {path: demos.jsonl}}"
+            )
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"no recipe file {file}") from None
-    except (OSError, UnicodeDecodeError) as cause:
+    except (OSError, ValueError) as cause:
         raise InputError(f"recipe {file} cannot be read: {cause}") from cause
     try:
         node = yaml.compose(text.replace(PREV, _PREV_SAFE), Loader=_Loader)
@@ -205,14 +222,25 @@ def _read(file: Path) -> Document:
         mark = getattr(cause, "problem_mark", None)
         place = Place(str(file), mark.line + 1, mark.column + 1) if mark else Place(str(file), 1, 1)
         raise RecipeErrors([place.mistake(f"not YAML: {_problem(cause)}")]) from cause
+    except RecursionError:
+        raise RecipeErrors(
+            [Place(str(file), 1, 1).mistake("lists or mappings stand too deep in one another")]
+        ) from None
     if not isinstance(node, yaml.MappingNode):
         raise RecipeErrors([Place(str(file), 1, 1).mistake("a recipe is a mapping with 'model' and 'stages'")])
     builder = _Builder(str(file))
     try:
         data = builder.build(node, ())
     except RecursionError:
-        raise RecipeErrors([Place(str(file), 1, 1).mistake("an alias (*name) contains itself")]) from None
-    return Document(file, data, builder.keys, builder.values, builder.mistakes)
+        raise RecipeErrors(
+            [
+                Place(str(file), 1, 1).mistake(
+                    "an alias (*name) contains itself, or lists and mappings stand too deep in one another"
+                )
+            ]
+        ) from None
+    shared = frozenset(key.value for key, value in node.value if builder.uses[id(value)] > 1)
+    return Document(file, data, builder.keys, builder.values, builder.mistakes, shared)
 
 
 def dump(data: Mapping[str, Any]) -> str:
@@ -267,20 +295,35 @@ class _Builder:
         self.keys: dict[Keys, Place] = {}
         self.values: dict[Keys, Place] = {}
         self.mistakes: list[Mistake] = []
+        self.number = 0
+        self.uses: Counter[int] = Counter()  # of a node by its identity: an alias is the very node that it names
 
     def build(self, node: yaml.Node, path: Keys) -> Any:
         self.values[path] = self._place(node)
+        self.number += 1
+        self.uses[id(node)] += 1
+        if self.number > MAX_VALUES:
+            message = f"more than {MAX_VALUES:,} values, with each alias (*name) written out"
+            raise RecipeErrors([self._place(node).mistake(message, "use fewer aliases")])
         if isinstance(node, yaml.SequenceNode):
             return [self.build(item, (*path, i)) for i, item in enumerate(node.value)]
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         assert isinstance(node, yaml.ScalarNode)
         text = node.value.replace(_PREV_SAFE, PREV)
-        return text if node.style else _scalar(text)  # quoted and block scalars stay text
+        if "\0" in text:  # no path, no name and no prompt has one
+            self.mistakes.append(self._place(node).mistake("a text with a NUL character", "remove it"))
+            return text.replace("\0", "")
+        if node.style:
+            return text  # quoted and block scalars stay text
+        if len(text) > MAX_DIGITS and _INT.fullmatch(text):
+            self.mistakes.append(self._place(node).mistake(f"a number of {len(text):,} digits", "write a smaller one"))
+            return 0
+        return _scalar(text)
 
     def _mapping(self, node: yaml.MappingNode, path: Keys) -> dict[str, Any]:
         values: dict[str, Any] = {}
-        for key_node, value_node in node.value:
+        for key_node, value_node in self._with_merged(node):
             if not isinstance(key_node, yaml.ScalarNode):
                 self.mistakes.append(self._place(key_node).mistake("a key is text, found a list or mapping"))
                 continue
@@ -293,6 +336,30 @@ class _Builder:
             self.keys[(*path, name)] = self._place(key_node)
             values[name] = self.build(value_node, (*path, name))
         return values
+
+    def _with_merged(self, node: yaml.MappingNode) -> list[tuple[yaml.Node, yaml.Node]]:
+        """The pairs of a mapping, after those that its merge keys (`<<: *defaults`) bring and it does not have itself.
+
+        Of several mappings in a list the first that has a key wins: https://yaml.org/type/merge.html.
+        """
+        is_merge = [isinstance(key, yaml.ScalarNode) and key.value == "<<" and not key.style for key, _ in node.value]
+        if not any(is_merge):
+            return node.value  # type: ignore[no-any-return]
+        own = [pair for pair, merges in zip(node.value, is_merge, strict=True) if not merges]
+        taken = {key.value for key, _ in own}
+        inherited = []
+        for (key, value), merges in zip(node.value, is_merge, strict=True):
+            for source in (value.value if isinstance(value, yaml.SequenceNode) else [value]) if merges else ():
+                if not isinstance(source, yaml.MappingNode):
+                    self.mistakes.append(
+                        self._place(key).mistake("'<<' merges a mapping or a list of them", "<<: *name")
+                    )
+                    continue
+                self.uses[id(source)] += 1
+                new = [pair for pair in self._with_merged(source) if pair[0].value not in taken]
+                taken |= {key.value for key, _ in new}
+                inherited += new
+        return [*inherited, *own]
 
     def _place(self, node: yaml.Node) -> Place:
         return Place(self.file, node.start_mark.line + 1, node.start_mark.column + 1)

@@ -15,7 +15,7 @@ from pathlib import Path
 from record import write
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import mutations  # noqa: E402
+import mutations
 
 
 def main() -> int:

@@ -276,7 +276,7 @@ class Bench:
         """The largest difference of logits after loading, and the relative one after merging, None where it cannot."""
         import transformers
 
-        from posttrain_plugins.models.stack import load_adapted
+        from posttrain_plugins.models.load import load_adapted
 
         path = trained.result.model_path
         assert path is not None

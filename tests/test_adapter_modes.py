@@ -13,16 +13,9 @@ import torch
 
 import posttrain_plugins as pp
 from posttrain_plugins.errors import InputError, RecipeErrors
-from posttrain_plugins.models.load import load_model, load_tokenizer
-from posttrain_plugins.models.stack import (
-    adapters_in,
-    choose_mode,
-    copy_below,
-    digest,
-    is_laid_around,
-    lay,
-    load_adapted,
-)
+from posttrain_plugins.models.folder import adapters_in, copy_below, digest
+from posttrain_plugins.models.load import load_adapted, load_model, load_tokenizer
+from posttrain_plugins.models.stack import attach_frozen, choose_mode, is_wrapped
 from posttrain_plugins.recipe.run.run import Run, Silent
 from posttrain_plugins.trainers import training
 
@@ -204,10 +197,10 @@ def test_an_adapter_on_four_bits_is_part_of_the_base_to_the_last_bit(sft: Path, 
     expected = _logps(_model(sft, "4-bit"), ids, mask)
     bare = _model(tiny_model, "4-bit")
     assert not torch.equal(_logps(bare, ids, mask), expected)
-    laid = lay(bare, [sft])
-    assert is_laid_around(laid)
-    assert torch.equal(_logps(laid, ids, mask), expected)
-    above = get_peft_model(laid, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    frozen = attach_frozen(bare, [sft])
+    assert is_wrapped(frozen)
+    assert torch.equal(_logps(frozen, ids, mask), expected)
+    above = get_peft_model(frozen, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
     assert not torch.equal(_logps(above, ids, mask), expected)
     with above.disable_adapter():
         assert torch.equal(_logps(above, ids, mask), expected)
@@ -232,7 +225,7 @@ def test_a_plain_stack_is_merged_in_memory_and_loads_from_its_folder_alone(
     merged = PeftModel.from_pretrained(_model(tiny_model, "plain"), str(sft)).merge_and_unload()
     expected = PeftModel.from_pretrained(merged, str(top))
     loaded = load_adapted(top, dtype="float32")
-    assert not is_laid_around(loaded)
+    assert not is_wrapped(loaded)
     assert torch.equal(loaded(ids).logits, expected(ids).logits)
     assert [folder.name for folder in adapters_in(top)] == ["0", "top"]
     assert adapters_in(tiny_model) == []
@@ -244,7 +237,7 @@ def test_a_prompt_cannot_lie_below(tiny_model: Path, tmp_path: Path) -> None:
     model = _model(tiny_model, "plain")
     get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="PROMPT_TUNING, which cannot be merged"):
-        lay(model, [tmp_path])
+        attach_frozen(model, [tmp_path])
 
 
 @pytest.mark.parametrize(
@@ -421,7 +414,7 @@ def test_a_reward_model_may_go_on_with_the_policys_adapter(go: Any, sft: Path) -
     )
 
 
-def test_what_cannot_be_merged_is_laid_around_plain_weights_and_moves_with_them(
+def test_what_cannot_be_merged_is_wrapped_around_plain_weights_and_moves_with_them(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     from peft import get_peft_model
@@ -435,10 +428,10 @@ def test_what_cannot_be_merged_is_laid_around_plain_weights_and_moves_with_them(
     made.save_pretrained(str(tmp_path))
     ids = torch.arange(10, 40)[None]
     expected = made.eval()(ids).logits
-    laid = lay(_model(tiny_model, "plain"), [tmp_path])
-    assert is_laid_around(laid)
-    assert torch.equal(laid(ids).logits, expected)
+    frozen = attach_frozen(_model(tiny_model, "plain"), [tmp_path])
+    assert is_wrapped(frozen)
+    assert torch.equal(frozen(ids).logits, expected)
     assert not torch.equal(_model(tiny_model, "plain")(ids).logits, expected)
-    moved = laid.double()(ids).logits
+    moved = frozen.double()(ids).logits
     assert moved.dtype == torch.float64
     assert (moved - expected).abs().max() < 1e-4

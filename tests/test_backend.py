@@ -25,7 +25,7 @@ from posttrain_plugins.backends.transformers.decode import draw_tokens, uniforms
 from posttrain_plugins.backends.transformers.stops import StopStrings, cut
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.evaluation import figures
-from posttrain_plugins.models.stack import copy_below
+from posttrain_plugins.models.folder import copy_below
 from posttrain_plugins.rewards.reward_model import RewardModel
 from posttrain_plugins.tiny_world import tokenizer as make_tokenizer
 from posttrain_plugins.types import Completion, Generate, ModelArtifact, SamplingParams

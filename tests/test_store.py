@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from posttrain_plugins.errors import HandoffError, InputError, StageFailed
-from posttrain_plugins.models.stack import digest
+from posttrain_plugins.models.folder import digest
 from posttrain_plugins.recipe import files, handoff
 from posttrain_plugins.recipe.plan.store import Artifact, Store, has_checkpoint, newest_checkpoint
 

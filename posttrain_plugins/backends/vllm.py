@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 from posttrain_plugins.backends.protocol import Capabilities
 from posttrain_plugins.backends.transformers.backend import load_tokenizer, render
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.models.stack import adapters_in
+from posttrain_plugins.models.folder import adapter_config, adapters_in, base_of
 from posttrain_plugins.types import Completion, Generate, SamplingParams, Usage
 
 __all__ = ["VLLMBackend"]
@@ -127,16 +126,18 @@ def _llm_options(path: Path, loading: Mapping[str, Any], options: Mapping[str, A
         hint = "load_in_4bit, or a checkpoint that is quantized already"
         raise InputError("vLLM cannot quantize to 8 bits with bitsandbytes while it loads", hint=hint)
     ours["model"] = str(path)
-    if (adapter := _adapter_config(path)) is not None:
-        ours |= {"model": adapter["base_model_name_or_path"], "enable_lora": True, "max_lora_rank": _rank(adapter)}
-        ours["tokenizer"] = str(path if (path / "tokenizer_config.json").is_file() else ours["model"])
+    if adapter := adapter_config(path):
+        base, revision = base_of(path, ours.get("revision"))
+        ours |= {"model": base, "enable_lora": True, "max_lora_rank": _rank(adapter)}
+        ours |= {"revision": revision} if revision else {}
+        ours["tokenizer"] = str(path if (path / "tokenizer_config.json").is_file() else base)
     return {**ours, **options}
 
 
 def _lora_request(path: Path) -> Any:
     """The adapter as vLLM wants it named in each call; None for a full model."""
-    adapter = _adapter_config(path)
-    if adapter is None:
+    adapter = adapter_config(path)
+    if not adapter:
         return None
     wrong = [name for name in ("modules_to_save", "use_dora") if adapter.get(name)]
     wrong += ["a stack of adapters"] if len(adapters_in(path)) > 1 else []
@@ -144,11 +145,6 @@ def _lora_request(path: Path) -> Any:
         found = ", ".join(wrong) or f"peft_type {adapter.get('peft_type')}"
         raise InputError(f"vLLM serves plain LoRA adapters only, {path} has {found}", hint="merge it into its base")
     return importlib.import_module("vllm.lora.request").LoRARequest(path.name, 1, str(path))
-
-
-def _adapter_config(path: Path) -> dict[str, Any] | None:
-    file = path / "adapter_config.json"
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
 
 def _rank(adapter: Mapping[str, Any]) -> int:

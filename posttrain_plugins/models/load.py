@@ -1,4 +1,12 @@
-"""Models and tokenizers from folders and Hub ids: full, 4-bit, and PEFT adapters over their base, with their stack."""
+"""The one way from a folder or Hub id to a model and its tokenizer, for training, inference, rewards and export.
+
+`loading` are fields of TRL's `ModelConfig`, as recipes write them; `options` are arguments of transformers'
+`from_pretrained`. Everything that reads weights ends in `load_full`: it is there that other formats of weights belong,
+such as a GGUF file (`from_pretrained` takes it as `gguf_file`). No paper.
+
+The revision is the one that was asked for, `model_revision`, for weights and tokenizer alike. Where nobody asked for
+one, that of an adapter's base is what the adapter's `adapter_config.json` records, and any other `main`.
+"""
 
 from __future__ import annotations
 
@@ -6,57 +14,185 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from posttrain_plugins.models.adapter_types import ensure_registered
+from posttrain_plugins.models.folder import (
+    Task,
+    adapter_config,
+    adapters_in,
+    base_of,
+    task_of,
+    task_of_architecture,
+)
 from posttrain_plugins.models.quantization import quantization_config
-from posttrain_plugins.models.stack import adapter_config, load_adapted
+from posttrain_plugins.models.stack import attach_frozen
 
-__all__ = ["load_model", "load_tokenizer"]
+__all__ = [
+    "inference_options",
+    "load_adapted",
+    "load_base",
+    "load_full",
+    "load_model",
+    "load_tokenizer",
+    "make_room_for_tokens",
+    "options_of",
+    "task_to_load",
+    "training_options",
+]
+
+OPTIONS = {"dtype": "dtype", "attn_implementation": "attn_implementation", "model_revision": "revision"}
+"""TRL `ModelConfig`'s names -> `from_pretrained`'s."""
+
+
+def options_of(loading: Mapping[str, Any], task: Task | None = "CausalLM") -> dict[str, Any]:
+    """Return what `from_pretrained` takes for TRL `ModelConfig`'s fields: dtype, attention, revision, quantization."""
+    options = {OPTIONS[name]: value for name, value in loading.items() if name in OPTIONS}
+    quantization = quantization_config(loading, task)
+    return options if quantization is None else {**options, "quantization_config": quantization}
+
+
+def training_options(loading: Mapping[str, Any], task: Task | None = "CausalLM") -> dict[str, Any]:
+    """Return the same as TRL's trainers have it: float32 unless a dtype is given."""
+    return {"dtype": "float32", **options_of(loading, task)}
+
+
+def inference_options(
+    loading: Mapping[str, Any], task: Task | None = "CausalLM", device: str | None = None
+) -> dict[str, Any]:
+    """Return the same for a model that only reads or writes: in the dtype that it was saved in, on one device.
+
+    Args:
+        loading: TRL `ModelConfig` fields.
+        task: what the model is loaded as.
+        device: by default `cuda` where there is one, else `cpu`; `auto` spreads a model over several GPUs.
+    """
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    given = {name: value for name, value in options_of(loading, task).items() if value is not None}
+    return {"dtype": "auto", **given, "device_map": "auto" if device == "auto" else {"": device}}
 
 
 def load_model(
     path: str | Path,
     loading: Mapping[str, Any] | None = None,
     device: str | None = None,
+    task: Task = "CausalLM",
+    **more: Any,
 ) -> Any:
-    """Load a causal language model, or a PEFT adapter with its base and the adapters between.
+    """Load a model for inference, or a PEFT adapter with its base and the adapters between.
 
     Args:
         path: a folder or Hub id.
         loading: TRL `ModelConfig` fields.
-        device: by default `cuda` where there is one, else `cpu`; `auto` spreads a model over several GPUs.
+        device: see `inference_options`.
+        task: what it is loaded as.
+        **more: options of `from_pretrained` besides, such as `num_labels`.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    loading = dict(loading or {})
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    options = {
-        "dtype": loading.get("dtype") or "auto",
-        "attn_implementation": loading.get("attn_implementation"),
-        "revision": loading.get("model_revision") or "main",
-        "quantization_config": _quantization(loading),
-        "device_map": "auto" if device == "auto" else {"": device},
-    }
-    options = {name: value for name, value in options.items() if value is not None}
-    if adapter_config(path):
-        return load_adapted(path, **options)
-    return AutoModelForCausalLM.from_pretrained(str(path), **options)
+    options = {**inference_options(loading or {}, task, device), **more}
+    return load_adapted(path, task, **options) if adapter_config(path) else load_full(path, task, **options)
 
 
-def load_tokenizer(path: str | Path, loading: Mapping[str, Any] | None = None) -> Any:
-    """The tokenizer beside a model; an adapter without one has its base's."""
+def load_tokenizer(
+    path: str | Path, loading: Mapping[str, Any] | None = None, chat_template: str | None = None, **options: Any
+) -> Any:
+    """Load the tokenizer beside a model; an adapter without one has its base's.
+
+    Args:
+        path: a folder or Hub id.
+        loading: TRL `ModelConfig` fields, of which the revision counts.
+        chat_template: in place of its own.
+        **options: of `AutoTokenizer.from_pretrained`.
+    """
     from transformers import AutoTokenizer
 
-    config = adapter_config(path)
-    if config and not (Path(path) / "tokenizer_config.json").is_file():
-        path = config["base_model_name_or_path"]
-    return AutoTokenizer.from_pretrained(str(path), revision=(loading or {}).get("model_revision") or "main")
+    where, revision = str(path), (loading or {}).get("model_revision")
+    if not (Path(path) / "tokenizer_config.json").is_file():
+        where, revision = base_of(path, revision)
+    if revision:
+        options["revision"] = revision
+    tokenizer = AutoTokenizer.from_pretrained(where, **options)
+    tokenizer.chat_template = chat_template or tokenizer.chat_template
+    return tokenizer
 
 
-def _quantization(loading: Mapping[str, Any]) -> Any:
-    """TRL's own reading of its fields; None where nothing is quantized."""
-    if not (loading.get("load_in_4bit") or loading.get("load_in_8bit")):
-        return None
-    from trl import ModelConfig
+def load_full(path: str | Path, task: Task | None = "CausalLM", *, dequantize: bool = False, **options: Any) -> Any:
+    """Load a transformers model of full weights.
 
-    names = ModelConfig.__dataclass_fields__
-    return quantization_config(ModelConfig(**{name: value for name, value in loading.items() if name in names}))
+    Args:
+        path: a folder or Hub id.
+        task: what it is loaded as; None for the layers alone.
+        dequantize: unpack weights that are saved or loaded in few bits.
+        **options: of `from_pretrained`.
+    """
+    import transformers
+
+    loader = getattr(transformers, f"AutoModelFor{task}" if task else "AutoModel")
+    model = loader.from_pretrained(str(path), **options)
+    return model.dequantize() if dequantize and getattr(model, "hf_quantizer", None) is not None else model
+
+
+def load_adapted(folder: str | Path, task: Task = "CausalLM", *, is_trainable: bool = False, **options: Any) -> Any:
+    """Load the `PeftModel` of an adapter folder, over its base and all that lies between.
+
+    Args:
+        folder: with `adapter_config.json`.
+        task: what the model is loaded as.
+        is_trainable: does its newest adapter learn?
+        **options: of `from_pretrained`, for the base.
+
+    Raises:
+        InputError: an adapter below the newest cannot be part of a base.
+    """
+    import peft
+
+    ensure_registered(folder)
+    model = load_base(folder, task, **options)
+    return getattr(peft, f"PeftModelFor{task}").from_pretrained(model, str(folder), is_trainable=is_trainable)
+
+
+def load_base(
+    folder: str | Path,
+    task: Task = "CausalLM",
+    *,
+    with_newest: bool = False,
+    dequantize: bool = False,
+    **options: Any,
+) -> Any:
+    """Load what the newest adapter of a folder is on: a transformers model with the adapters below in force, frozen.
+
+    Args:
+        folder: with `adapter_config.json`.
+        task: what the model is loaded as.
+        with_newest: let the newest adapter be in force too, as one more below the next.
+        dequantize: unpack a quantized base before the first adapter.
+        **options: of `from_pretrained`; its `revision` is the base's.
+    """
+    base = base_of(folder, options.pop("revision", None))
+    options |= {"revision": base.revision} if base.revision else {}
+    model = load_full(base.path, task, dequantize=dequantize, **options)
+    make_room_for_tokens(model, folder)
+    adapters = adapters_in(folder)
+    return attach_frozen(model, adapters if with_newest else adapters[:-1])
+
+
+def make_room_for_tokens(model: Any, folder: str | Path) -> None:
+    """Give a base the rows that an adapter's tokenizer needs: one with more tokens was given them in training.
+
+    PEFT's own `AutoPeftModel` does so too, and its `PeftModel` fails to read an embedding of another size.
+    """
+    if not (Path(folder) / "tokenizer_config.json").is_file():
+        return
+    tokens = len(load_tokenizer(folder))
+    if tokens > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(tokens)
+
+
+def task_to_load(path: str | Path, revision: str | None = None) -> Task:
+    """Return what a model is for, as its adapter says, else its architecture, which may lie on the Hub."""
+    found = task_of(path)
+    if found is None and not adapter_config(path):
+        from transformers import AutoConfig
+
+        options = {"revision": revision} if revision else {}
+        found = task_of_architecture(AutoConfig.from_pretrained(str(path), **options).architectures)
+    return found or "CausalLM"

@@ -14,24 +14,28 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.models.stack import Task, adapter_config, adapters_in, is_laid_around, load_adapted, load_base
+from posttrain_plugins.models.folder import Task, adapter_config, adapters_in
+from posttrain_plugins.models.load import (
+    load_adapted,
+    load_base,
+    load_full,
+    load_tokenizer,
+    task_to_load,
+    training_options,
+)
+from posttrain_plugins.models.stack import is_wrapped
 
 __all__ = [
     "Merged",
     "check_mergeable",
     "load_plain",
     "merged",
+    "plain_options",
     "quantize_saved",
     "random_ids",
     "save_plain",
-    "tokenizer_of",
 ]
 
-TASKS: Mapping[str, Task] = {
-    "CAUSAL_LM": "CausalLM",
-    "SEQ_CLS": "SequenceClassification",
-    "TOKEN_CLS": "TokenClassification",
-}
 VIRTUAL_TOKENS = "it adds virtual tokens to the prompt, not weights to the model"
 OWN_MODULES = "it adds modules that are not linear in their input"
 NOT_MERGEABLE = {
@@ -75,13 +79,13 @@ def check_mergeable(name: str, path: str | Path) -> None:
 
 
 def load_plain(
-    path: str, options: Mapping[str, Any], *, dtype: str | None = None, ids: Sequence[Sequence[int]] = ()
+    path: str, loading: Mapping[str, Any], *, dtype: str | None = None, ids: Sequence[Sequence[int]] = ()
 ) -> Merged:
-    """Loads a model, merges its adapters, takes its quantization away, and measures what that changed.
+    """Load a model, merge its adapters, take its quantization away, and measure what that changed.
 
     Args:
         path: a folder or Hub id, full or an adapter.
-        options: of `from_pretrained`, as the model was trained.
+        loading: TRL `ModelConfig` fields, as the model was trained.
         dtype: of the result; by default the one it is loaded in.
         ids: token ids on which the logits are compared, one sequence at a time.
 
@@ -91,17 +95,33 @@ def load_plain(
     import torch
 
     folders = adapters_in(path)
-    task = _task_of(path)
-    options = {**options, **_labels(folders[-1], task)} if folders else options
+    task = task_to_load(path, loading.get("model_revision"))
+    options = plain_options(path, loading, task)
     before: list[Any] = []
-    if ids and folders:
-        before = _logits(load_adapted(path, task, **options).eval(), ids)
-    model = load_base(path, task, whole=True, plain=True, **options) if folders else _load_full(path, task, options)
-    if is_laid_around(model):
+    if folders:
+        options |= _labels(folders[-1], task)
+        if ids:
+            before = _logits(load_adapted(path, task, **options).eval(), ids)
+        model = load_base(path, task, with_newest=True, dequantize=True, **options)
+    else:
+        model = load_full(path, task, dequantize=True, **options)
+    if is_wrapped(model):
         kinds = ", ".join(str(adapter_config(folder)["peft_type"]) for folder in folders)
         raise _refusal(path, kinds, "PEFT cannot merge it")
     model = model.to(getattr(torch, dtype) if dtype else model.dtype).eval()
     return Merged(model, _difference(before, _logits(model, ids)) if before else {})
+
+
+def plain_options(path: str, loading: Mapping[str, Any], task: Task | None = "CausalLM") -> dict[str, Any]:
+    """Return `from_pretrained`'s options for a model whose plain weights are wanted.
+
+    An adapter's base is loaded as it was trained, also in few bits, because the adapter mends that base's errors; a
+    full model as it was saved, in the revision that was asked for.
+    """
+    if adapter_config(path):
+        return training_options(loading, task)
+    revision = loading.get("model_revision")
+    return {"dtype": "auto", **({"revision": revision} if revision else {})}
 
 
 def save_plain(model: Any, tokenizer: Any, folder: Path, **options: Any) -> None:
@@ -118,26 +138,26 @@ def save_plain(model: Any, tokenizer: Any, folder: Path, **options: Any) -> None
 
 
 def quantize_saved(folder: Path, options: Mapping[str, Any], **saving: Any) -> None:
-    """Replaces the weights of a saved plain model by quantized ones.
+    """Replace the weights of a saved plain model by quantized ones.
 
     Args:
         folder: as `save_plain` wrote it.
         options: of `from_pretrained`, with `quantization_config`.
         **saving: of `save_pretrained`.
     """
-    model = _load_full(str(folder), _task_of(str(folder)), options)
+    model = load_full(folder, task_to_load(folder), **options)
     for file in folder.glob("*.safetensors*"):
         file.unlink()
     model.save_pretrained(str(folder), **saving)
 
 
-def merged(path: str, folder: Path, options: Mapping[str, Any]) -> Path:
-    """The adapters of a model merged into its base, saved for TRL to load; made once, by one rename.
+def merged(path: str, folder: Path, loading: Mapping[str, Any]) -> Path:
+    """Merge the adapters of a model into its base and save that for TRL to load; made once, by one rename.
 
     Args:
         path: the model's folder.
         folder: where to.
-        options: of `from_pretrained`, as the model was trained.
+        loading: TRL `ModelConfig` fields, as the model was trained.
 
     Raises:
         InputError: an adapter that PEFT cannot merge.
@@ -145,7 +165,7 @@ def merged(path: str, folder: Path, options: Mapping[str, Any]) -> Path:
     if folder.is_dir():
         return folder
     scratch = folder.with_name("merged.tmp")
-    save_plain(load_plain(path, options).model, tokenizer_of(path), scratch)
+    save_plain(load_plain(path, loading).model, load_tokenizer(path, loading), scratch)
     scratch.rename(folder)
     return folder
 
@@ -156,39 +176,9 @@ def random_ids(tokenizer: Any, count: int, seed: int) -> list[list[int]]:
     return [[chance.randrange(len(tokenizer)) for _ in range(32)] for _ in range(count)]
 
 
-def tokenizer_of(path: str, chat_template: str | None = None) -> Any:
-    """The tokenizer beside a model; an adapter without one has its base's."""
-    from transformers import AutoTokenizer
-
-    if (config := adapter_config(path)) and not (Path(path) / "tokenizer_config.json").is_file():
-        path = str(config["base_model_name_or_path"])
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    tokenizer.chat_template = chat_template or tokenizer.chat_template
-    return tokenizer
-
-
 def _refusal(name: str, kind: str, why: str) -> InputError:
     hint = "train it with lora, or load it as it is: PeftModel.from_pretrained(base, folder)"
     return InputError(f"the adapter of '{name}' cannot be merged: {kind} ({why})", hint=hint)
-
-
-def _task_of(path: str) -> Task:
-    """What a model is for: an adapter says it, else what the model's `architectures` say."""
-    config = adapter_config(path)
-    if config:
-        return TASKS.get(str(config.get("task_type")), "CausalLM")
-    from transformers import AutoConfig
-
-    architecture = str((AutoConfig.from_pretrained(path).architectures or [""])[0])
-    return next((task for task in TASKS.values() if architecture.endswith(f"For{task}")), "CausalLM")
-
-
-def _load_full(path: str, task: Task, options: Mapping[str, Any]) -> Any:
-    import transformers
-
-    model = getattr(transformers, f"AutoModelFor{task}").from_pretrained(path, **options)
-    is_plain = "quantization_config" not in options
-    return model.dequantize() if is_plain and getattr(model, "hf_quantizer", None) is not None else model
 
 
 def _labels(folder: Path, task: Task) -> dict[str, int]:

@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["keep_packed_weights_exact", "quantization_config"]
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.models.folder import Task
+
+__all__ = ["is_quantized", "keep_packed_weights_exact", "quantization_config"]
 
 
-def quantization_config(config: Any) -> Any:
-    """Return the quantization that a TRL `ModelConfig` asks for.
+def is_quantized(loading: Mapping[str, Any]) -> bool:
+    """Tell whether TRL `ModelConfig`'s fields ask for packed weights."""
+    return bool(loading.get("load_in_4bit") or loading.get("load_in_8bit"))
+
+
+def quantization_config(loading: Mapping[str, Any], task: Task | None = "CausalLM") -> Any:
+    """Return the quantization that TRL `ModelConfig`'s fields ask for.
 
     Args:
-        config: a `trl.ModelConfig`.
+        loading: the fields; others are passed over.
+        task: what the model is loaded as.
 
     Returns:
         A `transformers.BitsAndBytesConfig`, or None where nothing is packed.
-    """
-    from trl import get_quantization_config
 
-    found = get_quantization_config(config)
-    if found is not None:
-        keep_packed_weights_exact()
+    Raises:
+        InputError: bitsandbytes is missing, or refuses a value.
+    """
+    if not is_quantized(loading):
+        return None
+    from trl import ModelConfig, get_quantization_config
+
+    known = {name: value for name, value in loading.items() if name in ModelConfig.__dataclass_fields__}
+    if known.get("dtype") == "auto":
+        known["dtype"] = "bfloat16"  # TRL computes in the dtype of the weights, and `auto` is none to compute in
+    try:
+        found: Any = get_quantization_config(ModelConfig(**known))
+    except (ImportError, ValueError) as cause:
+        raise InputError(
+            f"the model cannot be quantized: {cause}", hint="pip install 'posttrain-plugins[quant]'"
+        ) from cause
+    if task != "CausalLM":
+        # A classifier's head is new, or was trained whole: transformers would pack it with the layers, and what is
+        # read into it from an adapter's file afterwards would not fit. The field's name is one for 4 bits too.
+        found.llm_int8_skip_modules = [*(found.llm_int8_skip_modules or []), "score"]
+    keep_packed_weights_exact()
     return found
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from posttrain_plugins.errors import InputError, PluginNotFound
-from posttrain_plugins.models.stack import pick, several_in
+from posttrain_plugins.models.folder import choose_adapter, named_adapters
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.plugins.registry import suggest, with_article
@@ -91,20 +91,20 @@ class Outside:
         given, _, adapter = (model, "", "") if Path(model).exists() else model.partition("+")
         artifact = None if Path(given).exists() else self._made(given)
         if artifact is None:
-            return ModelArtifact(model, pick(given, given, adapter))
+            return ModelArtifact(model, choose_adapter(given, given, adapter))
         run, _, stage = given.partition(":")
         if artifact.model_path is None:
             raise InputError(f"stage '{stage}' of run '{run}' made no model")
         if artifact.manifest.get("makes") == "reward":
             message = f"stage '{stage}' of run '{run}' makes a reward, expected a model"
             raise InputError(message, hint=f"use it as a scorer: scorer='{model}'")
-        return ModelArtifact(model, pick(given, artifact.model_path, adapter), _loading(artifact))
+        return ModelArtifact(model, choose_adapter(given, artifact.model_path, adapter), _loading(artifact))
 
     def each(self, name: str, model: str) -> dict[str, str]:
         """`name` -> `model`; of one that holds several adapters, `name+adapter` -> `model+adapter` for each."""
         artifact = None if is_url(model) or "+" in model or Path(model).exists() else self._made(model)
         folder = artifact.model_path if artifact is not None else model
-        adapters = several_in(folder) if folder is not None else []
+        adapters = named_adapters(folder) if folder is not None else []
         return {f"{name}+{adapter}": f"{model}+{adapter}" for adapter in adapters} or {name: model}
 
     def _made(self, name: str) -> Artifact | None:

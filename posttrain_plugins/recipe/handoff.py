@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import HandoffError
-from posttrain_plugins.models.stack import adapter_config, adapters_in, digest, several_in, task_of
+from posttrain_plugins.models.folder import adapter_config, adapters_in, digest, named_adapters, task_of
 
 __all__ = ["check_kept", "check_unchanged", "hash_of_template", "record"]
 
@@ -34,7 +34,7 @@ def record(folder: Path, loading: Mapping[str, Any], *, whole: bool = True) -> d
         from the base up, each with `type` and `weights` (a hash). Of a model that holds several adapters, the record
         of each in `several`.
     """
-    several = {name: record(folder / name, loading) for name in several_in(folder)}
+    several = {name: record(folder / name, loading) for name in named_adapters(folder)}
     if several:  # over one base, with one tokenizer
         return {**next(iter(several.values())), "adapters": [], "several": several}
     adapter = adapter_config(folder)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain_plugins.models.stack import adapter_config, adapters_in, choose_mode
+from posttrain_plugins.models.folder import adapter_config, adapters_in
+from posttrain_plugins.models.stack import choose_mode
 from posttrain_plugins.plugins.source import of_config
 from posttrain_plugins.recipe.plan.keys import sha256_of
 from posttrain_plugins.recipe.plugin_schema import plugin_schema

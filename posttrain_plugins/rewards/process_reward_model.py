@@ -66,7 +66,7 @@ class ProcessRewardModel:
     bnb_4bit_quant_type: str = "nf4"
     use_bnb_nested_quant: bool = False
     attn_implementation: str | None = None
-    model_revision: str = "main"
+    model_revision: str | None = None
     device: str | None = None
 
     def __post_init__(self) -> None:

@@ -9,15 +9,13 @@ reward model, so training and test time see the same scores.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
+from posttrain_plugins.backends.transformers.classifier import Classifier
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.models.quantization import quantization_config
-from posttrain_plugins.models.stack import load_adapted, task_of, with_plain_head
+from posttrain_plugins.models.folder import task_of
 from posttrain_plugins.text import is_conversational
 from posttrain_plugins.types import Prompt
 
@@ -64,7 +62,7 @@ class RewardModel:
     bnb_4bit_quant_type: str = "nf4"
     use_bnb_nested_quant: bool = False
     attn_implementation: str | None = None
-    model_revision: str = "main"
+    model_revision: str | None = None
     device: str | None = None
 
     def __post_init__(self) -> None:
@@ -74,11 +72,9 @@ class RewardModel:
                 hint="name a stage `reward`, or its folder",
             )
         self.__name__ = "reward_model"  # what TRL logs it under
-        self._model: Any = None
-        self._tokenizer: Any = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_model": None, "_tokenizer": None}
+        self._classifier = Classifier(
+            self.model_name_or_path, "SequenceClassification", loading=vars(self), device=self.device
+        )
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
         """Score each completion.
@@ -91,98 +87,34 @@ class RewardModel:
             B scores: logits, larger is better.
         """
         texts = self._render(prompts, completions)
-        by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         scores: list[float | None] = [None] * len(texts)
-        for start in range(0, len(texts), self.batch_size):
-            batch = by_length[start : start + self.batch_size]
-            for i, score in zip(batch, self._forward([texts[i] for i in batch]), strict=True):
-                scores[i] = score
+        # Sorted by characters, not by tokens: the last bits of a score depend on the rows beside it in the batch
+        for i, logits in self._classifier.logits(self._tokenize(texts), self.batch_size, list(map(len, texts))):
+            scores[i] = float(logits[0])
         return scores
 
     def count_tokens(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> int:
         """The tokens that scoring these reads."""
-        return sum(map(len, self._tokenize(self._render(prompts, completions))["input_ids"]))
+        return sum(map(len, self._tokenize(self._render(prompts, completions))))
 
     def close(self) -> None:
         """Free the model's memory; the next call loads it again."""
-        self._model = None
+        self._classifier.close()
 
-    def _render(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> list[str]:
-        self._load_tokenizer()
-        return [self._text(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+    def _render(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[str]:
+        tokenizer = self._classifier.tokenizer
+        return [
+            str(tokenizer.apply_chat_template([*prompt, *completion], tokenize=False))
+            if is_conversational(prompt)
+            else str(prompt + completion)
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
 
-    def _text(self, prompt: Any, completion: Any) -> str:
-        if is_conversational(prompt):
-            return str(self._tokenizer.apply_chat_template([*prompt, *completion], tokenize=False))
-        return str(prompt + completion)
-
-    def _tokenize(self, texts: list[str], **options: Any) -> Any:
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
         is_cut = self.max_length is not None
-        return self._tokenizer(
-            text=texts, add_special_tokens=False, truncation=is_cut, max_length=self.max_length, **options
+        encoded = self._classifier.tokenizer(
+            text=texts, add_special_tokens=False, truncation=is_cut, max_length=self.max_length
         )
-
-    def _forward(self, texts: list[str]) -> list[float]:
-        import torch
-
-        self._load_model()
-        inputs = self._tokenize(texts, padding=True, padding_side="right", return_tensors="pt").to(self._model.device)
-        with torch.inference_mode():
-            logits = self._model(**inputs).logits[:, 0]  # (B,)
-        return [float(logit) for logit in logits.float().tolist()]
-
-    def _load_tokenizer(self) -> None:
-        if self._tokenizer is not None:
-            return
-        from transformers import AutoTokenizer
-
-        path = Path(self.model_name_or_path)
-        name = self.model_name_or_path
-        if self._is_adapter and not (path / "tokenizer_config.json").is_file():
-            name = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-        self._tokenizer = AutoTokenizer.from_pretrained(name, revision=self.model_revision)
-        if self._tokenizer.pad_token is None:
-            self._tokenizer.pad_token = self._tokenizer.eos_token
-
-    def _load_model(self) -> None:
-        if self._model is not None:
-            return
-        self._load_tokenizer()
-        if self._is_adapter:
-            self._model = load_adapted(
-                self.model_name_or_path, "SequenceClassification", num_labels=1, **self._options()
-            )
-        else:
-            from transformers import AutoModelForSequenceClassification as Loader
-
-            self._model = Loader.from_pretrained(self.model_name_or_path, num_labels=1, **self._options())
-        self._model.eval()
-        self._model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
-
-    @property
-    def _is_adapter(self) -> bool:
-        return (Path(self.model_name_or_path) / "adapter_config.json").is_file()
-
-    def _options(self) -> dict[str, Any]:
-        import torch
-
-        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        options: dict[str, Any] = {"dtype": self.dtype, "device_map": {"": device}, "revision": self.model_revision}
-        if self.attn_implementation is not None:
-            options["attn_implementation"] = self.attn_implementation
-        if self.load_in_4bit or self.load_in_8bit:
-            options["quantization_config"] = self._quantization()
-        return options
-
-    def _quantization(self) -> Any:
-        """TRL's own reading of its fields; bitsandbytes computes in bfloat16 where `dtype` is `auto`."""
-        from trl import ModelConfig
-
-        config = ModelConfig(
-            dtype="bfloat16" if self.dtype == "auto" else self.dtype,
-            load_in_4bit=self.load_in_4bit,
-            load_in_8bit=self.load_in_8bit,
-            bnb_4bit_quant_type=self.bnb_4bit_quant_type,
-            use_bnb_nested_quant=self.use_bnb_nested_quant,
-        )
-        return with_plain_head(quantization_config(config))
+        return list(encoded["input_ids"])

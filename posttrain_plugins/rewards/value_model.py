@@ -11,18 +11,16 @@ Papers: Schulman et al., 2017 (https://huggingface.co/papers/1707.06347), for th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from posttrain_plugins.backends.transformers.classifier import Classifier
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.models.adapter_types import ensure_registered
-from posttrain_plugins.models.stack import adapters_in, lay
+from posttrain_plugins.models.critic import load_critic_body, value_head_in
+from posttrain_plugins.models.load import inference_options
 from posttrain_plugins.text import is_conversational, render, to_text
 from posttrain_plugins.text.steps import SEPARATOR, last_tokens, split_steps
 from posttrain_plugins.types import ModelArtifact, ModelRef, Prompt
@@ -72,7 +70,7 @@ class ValueModel:
     bnb_4bit_quant_type: str = "nf4"
     use_bnb_nested_quant: bool = False
     attn_implementation: str | None = None
-    model_revision: str = "main"
+    model_revision: str | None = None
     device: str | None = None
 
     def __post_init__(self) -> None:
@@ -146,43 +144,23 @@ class _Critic(Classifier):
     """A critic as a token classifier of one label, the value of the state after each token."""
 
     def _load(self) -> Any:
-        from safetensors.torch import load_file
         from torch.nn.functional import linear
 
-        folder = Path(self.path) / "critic"
-        if not (folder / "critic.json").is_file():
+        if (saved := value_head_in(self.path)) is None:
             raise InputError(
                 f"value_model finds no critic in {self.path}",
                 hint="give the model of an oreo stage, or of a ppo stage with gae",
             )
-        kind = json.loads((folder / "critic.json").read_text(encoding="utf-8"))["kind"]
-        body = self._body(Path(self.path) if kind == "shared" else folder, is_causal=kind != "separate").eval()
-        saved = load_file(folder / "value_head.safetensors", device=str(body.device))
-        head = {name: tensor.float().clone() for name, tensor in saved.items()}  # a copy is aligned: the same last bit
+        body = load_critic_body(self.path, **inference_options(self.loading, self.task, self.device)).eval()
+        # `clone`: read from the file a tensor lies at any address, and a copy is aligned, which gives the last bit that
+        # the trainer's own head gives
+        head = {name: tensor.to(body.device).float().clone() for name, tensor in saved.items()}
 
         def forward(**inputs: Any) -> Any:
             hidden = body(**inputs).last_hidden_state.float()  # (B, T, H)
             return SimpleNamespace(logits=linear(hidden, head["weight"], head["bias"]))
 
         return _Valuer(forward, body)
-
-    def _body(self, folder: Path, is_causal: bool) -> Any:
-        """The model below the LM head: an adapter on its base, or full weights."""
-        import transformers
-
-        file = folder / "adapter_config.json"
-        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"] if file.is_file() else folder
-        loader = transformers.AutoModelForCausalLM if is_causal else transformers.AutoModel
-        model = loader.from_pretrained(str(base), **self._options())
-        if file.is_file():
-            from peft import PeftModel
-
-            if is_causal:
-                model = lay(model, adapters_in(self.path)[:-1])  # what the policy's own adapter is on
-
-            ensure_registered(folder)
-            PeftModel.from_pretrained(model, str(folder))  # puts its layers into the model
-        return model.base_model if is_causal else model
 
 
 class _Valuer:

@@ -22,8 +22,8 @@ from posttrain_plugins.backends.protocol import AnyBackend
 from posttrain_plugins.backends.transformers.backend import TransformersBackend, load_tokenizer
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.adapter_types import moves_base
-from posttrain_plugins.models.stack import adapters_in
-from posttrain_plugins.models.value_head import critic_beside
+from posttrain_plugins.models.critic import shared_critic_in
+from posttrain_plugins.models.folder import adapter_config, adapters_in, base_of
 from posttrain_plugins.recipe import handoff
 from posttrain_plugins.recipe.ad_hoc import Outside, is_url
 from posttrain_plugins.types import Completion, Generate
@@ -129,8 +129,7 @@ class _Source:
         found = Outside(runs_dir.resolve()).model(model)
         self.path = found.path
         self.loading = {**found.loading, **loading}
-        file = Path(self.path) / "adapter_config.json"
-        self.config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        self.config = adapter_config(self.path)
         self.is_adapter = bool(self.config)
         self.base: str | None = self.config.get("base_model_name_or_path")
 
@@ -141,12 +140,12 @@ class _Source:
         is_plain = (
             self.config.get("peft_type") == "LORA" and self.config.get("bias") == "none" and not moves_base(self.config)
         )
-        if is_url(self.model) or critic_beside(self.path) is not None or len(adapters_in(self.path)) > 1:
+        if is_url(self.model) or shared_critic_in(self.path) is not None or len(adapters_in(self.path)) > 1:
             return None
         if self.is_adapter and (not is_plain or any(self.config.get(name) for name in more)):
             return None
-        base = self.base or self.path
-        where = str(Path(base).resolve()) if Path(base).exists() else base
+        base, revision = base_of(self.path, self.loading.get("model_revision"))
+        where = str(Path(base).resolve()) if Path(base).exists() else f"{base}@{revision or 'main'}"
         return where, handoff.record(Path(self.path), {})["tokenizer"], json.dumps(self.loading, sort_keys=True)
 
     def load(self) -> Any:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from posttrain_plugins.errors import HandoffError, InputError
-from posttrain_plugins.models.merge import tokenizer_of
-from posttrain_plugins.models.stack import adapter_config, adapters_in, copy_below, digest, load_base
+from posttrain_plugins.models.folder import adapter_config, adapters_in, base_of, copy_below, digest
+from posttrain_plugins.models.load import load_base, load_tokenizer
 from posttrain_plugins.types import ModelArtifact, ModelRef, StageContext, StageResult
 
 __all__ = ["Combine"]
@@ -76,7 +76,9 @@ class Combine:
         artifacts: list[ModelArtifact] = context.inputs["models"]
         _check(artifacts)
         names = [f"model_{i}" for i in range(len(artifacts))]
-        peft = PeftModel.from_pretrained(load_base(artifacts[0].path, dtype="float32"), artifacts[0].path, names[0])
+        first = artifacts[0]
+        revision = {"revision": r} if (r := first.loading.get("model_revision")) else {}
+        peft = PeftModel.from_pretrained(load_base(first.path, dtype="float32", **revision), first.path, names[0])
         for name, artifact in zip(names[1:], artifacts[1:], strict=True):
             peft.load_adapter(artifact.path, name)
         set_seed(context.seed)  # DARE drops at random
@@ -84,8 +86,8 @@ class Combine:
         folder = context.folder / "model"
         peft.save_pretrained(str(folder), selected_adapters=["default"])
         (folder / "README.md").unlink(missing_ok=True)
-        tokenizer_of(artifacts[0].path).save_pretrained(str(folder))
-        if below := adapters_in(artifacts[0].path)[:-1]:
+        load_tokenizer(first.path, first.loading).save_pretrained(str(folder))
+        if below := adapters_in(first.path)[:-1]:
             copy_below(below, folder)
         seen = sorted({line for artifact in artifacts for file in artifact.seen for line in file.read_text().split()})
         (context.folder / "seen.txt").write_text("".join(f"{line}\n" for line in seen), encoding="utf-8")
@@ -123,10 +125,10 @@ def _differences(first: ModelArtifact, other: ModelArtifact) -> list[tuple[str, 
 
 
 def _common(artifact: ModelArtifact) -> dict[str, Any]:
-    base = str(adapter_config(artifact.path)["base_model_name_or_path"])
+    base, revision = base_of(artifact.path, artifact.loading.get("model_revision"))
     named = ("tokenizer", "chat_template", "eos_token_id")
     return {
-        "base": str(Path(base).resolve()) if Path(base).exists() else base,
+        "base": str(Path(base).resolve()) if Path(base).exists() else f"{base}@{revision or 'main'}",
         "below": [digest(adapter) for adapter in adapters_in(artifact.path)[:-1]],
         **{name: artifact.handoff.get(name) for name in named if artifact.handoff},
     }

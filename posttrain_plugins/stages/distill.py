@@ -55,7 +55,7 @@ class Distill:
 
 def teacher_arguments(teacher: ModelArtifact, args: dict[str, Any]) -> dict[str, Any]:
     """TRL's `teacher_model_init_kwargs`, as the recipe loads its models; what `args` says goes before."""
-    from posttrain_plugins.trainers.start import loading_kwargs
+    from posttrain_plugins.models.load import options_of
 
-    kwargs = {**loading_kwargs(teacher.loading), **(args.get("teacher_model_init_kwargs") or {})}
+    kwargs = {**options_of(teacher.loading), **(args.get("teacher_model_init_kwargs") or {})}
     return {**args, "teacher_model_init_kwargs": kwargs} if kwargs else args

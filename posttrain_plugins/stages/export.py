@@ -14,9 +14,9 @@ from typing import Annotated, Any, ClassVar
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models import merge
+from posttrain_plugins.models.load import load_tokenizer, options_of
 from posttrain_plugins.trainers.model_card import model_card
 from posttrain_plugins.trainers.ppo.critic_export import critic_as_classifier
-from posttrain_plugins.trainers.start import loading_kwargs, trained_with
 from posttrain_plugins.types import (
     EXPORT_MARKER,
     ConfigOf,
@@ -81,7 +81,7 @@ class Export:
         merge.save_plain(plain.model, tokenizer, scratch, max_shard_size=self.max_shard_size)
         if self.quantization:
             fields = {"dtype": str(plain.model.dtype).removeprefix("torch."), **self.quantization}
-            merge.quantize_saved(scratch, loading_kwargs(fields), max_shard_size=self.max_shard_size)
+            merge.quantize_saved(scratch, options_of(fields), max_shard_size=self.max_shard_size)
         card = model_card(artifact, target.name, type(plain.model).__name__, plain.metrics, self.quantization)
         (scratch / "README.md").write_text(card, encoding="utf-8")
         (scratch / EXPORT_MARKER).write_text(json.dumps({"made_by": _owner(context)}) + "\n", encoding="utf-8")
@@ -107,12 +107,11 @@ class Export:
     def _plain(self, artifact: ModelArtifact, seed: int) -> tuple[merge.Merged, Any]:
         """The model to write, and its tokenizer."""
         merge.check_mergeable(artifact.name, artifact.path)
-        tokenizer = merge.tokenizer_of(artifact.path, artifact.chat_template)
-        options = trained_with(artifact.loading) if artifact.is_adapter else {"dtype": "auto"}
+        tokenizer = load_tokenizer(artifact.path, artifact.loading, artifact.chat_template)
         if self.critic:
-            return merge.Merged(critic_as_classifier(artifact, options, self.dtype), {}), tokenizer
+            return merge.Merged(critic_as_classifier(artifact, self.dtype), {}), tokenizer
         ids = merge.random_ids(tokenizer, 8, seed) if artifact.is_adapter else ()
-        return merge.load_plain(artifact.path, options, dtype=self.dtype, ids=ids), tokenizer
+        return merge.load_plain(artifact.path, artifact.loading, dtype=self.dtype, ids=ids), tokenizer
 
 
 def _owner(context: StageContext) -> str:

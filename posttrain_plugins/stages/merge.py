@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from posttrain_plugins.backends.transformers.chat import render
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models import merge
-from posttrain_plugins.trainers.start import trained_with
+from posttrain_plugins.models.load import load_tokenizer
 from posttrain_plugins.types import DataRef, ModelArtifact, ModelRef, StageContext, StageResult
 
 __all__ = ["Merge"]
@@ -49,9 +49,9 @@ class Merge:
                 hint="use the model itself, or {use: export} to write it elsewhere",
             )
         merge.check_mergeable(artifact.name, artifact.path)
-        tokenizer = merge.tokenizer_of(artifact.path, artifact.chat_template)
+        tokenizer = load_tokenizer(artifact.path, artifact.loading, artifact.chat_template)
         ids = self._prompts(context, tokenizer)
-        plain = merge.load_plain(artifact.path, trained_with(artifact.loading), dtype=self.dtype, ids=ids)
+        plain = merge.load_plain(artifact.path, artifact.loading, dtype=self.dtype, ids=ids)
         folder = context.folder / "model"
         merge.save_plain(plain.model, tokenizer, folder)
         return StageResult(metrics=plain.metrics, model_path=folder, handoff={"quantization": None})

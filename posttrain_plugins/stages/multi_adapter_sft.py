@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.models.stack import SEVERAL, adapter_config
+from posttrain_plugins.models.folder import ADAPTERS, adapter_config
 from posttrain_plugins.trainers import training
 from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, StageContext, StageResult
 
@@ -93,4 +93,4 @@ def _complete(folder: Path, tasks: list[str]) -> None:
     shutil.rmtree(folder / "stack", ignore_errors=True)
     base = adapter_config(folder / tasks[0])["base_model_name_or_path"]
     text = json.dumps({"base_model_name_or_path": base, "adapters": tasks}, indent=1)
-    (folder / SEVERAL).write_text(text + "\n", encoding="utf-8")
+    (folder / ADAPTERS).write_text(text + "\n", encoding="utf-8")

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from posttrain_plugins.guard import outcome
 from posttrain_plugins.guard.guarded import Guarded, figures_of
+from posttrain_plugins.models.load import load_tokenizer
 
 __all__ = ["experimental", "stable_call"]
 
@@ -35,7 +36,8 @@ def stable_call(trainer_class: Any) -> Callable[..., Any]:
             loading["quantization_config"] = quantization
         if isinstance(model, str):
             args.model_init_kwargs = {"dtype": "float32", **loading}  # as TRL's stable trainers
-            kwargs.setdefault("processing_class", _tokenizer(model, loading.get("revision")))
+            revision = {"model_revision": loading.get("revision")}
+            kwargs.setdefault("processing_class", load_tokenizer(model, revision, padding_side="left"))
         rewards = kwargs.get("reward_funcs", ())
         if rewards:
             kwargs["reward_funcs"] = [_Awaited(reward) if outcome.is_async(reward) else reward for reward in rewards]
@@ -44,12 +46,6 @@ def stable_call(trainer_class: Any) -> Callable[..., Any]:
         return trainer
 
     return build
-
-
-def _tokenizer(path: str, revision: str | None) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(path, revision=revision or "main", padding_side="left")
 
 
 class _Awaited:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from posttrain_plugins.models.load import load_tokenizer
 from posttrain_plugins.trainers import compat
 
 __all__ = ["masks", "preview_args", "save_stand_in"]
@@ -45,9 +46,9 @@ OFF = {  # what a look at a few rows does without
 def save_stand_in(folder: Path) -> None:
     """A random causal language model of one small layer, beside the tokenizer that the folder holds."""
     import torch
-    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+    from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    tokenizer = load_tokenizer(folder)
     config = Qwen3Config(
         vocab_size=max([len(tokenizer), *tokenizer.get_vocab().values()]) + 1,
         hidden_size=8,

@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import AutoModelForTokenClassification, AutoTokenizer, set_seed
+from transformers import set_seed
 from transformers.utils import logging
 from trl import RewardConfig, RewardTrainer
 
 from posttrain_plugins.errors import InputError
+from posttrain_plugins.models.load import load_full, load_tokenizer
 from posttrain_plugins.text import render
 from posttrain_plugins.text.steps import SEPARATOR, last_tokens
 from posttrain_plugins.trainers import compat
@@ -70,7 +71,10 @@ class PRMTrainer(EncodedRows, RewardTrainer):  # type: ignore[misc]
         args = args or PRMConfig()
         if isinstance(model, str):
             kwargs.setdefault("processing_class", None)
-            kwargs["processing_class"] = kwargs["processing_class"] or _tokenizer(model, args)
+            revision = (args.model_init_kwargs or {}).get("revision")
+            kwargs["processing_class"] = kwargs["processing_class"] or load_tokenizer(
+                model, {"model_revision": revision}
+            )
             model = _load(model, args, kwargs.pop("quantization_config", None))
             args.model_init_kwargs = None
         if kwargs.get("data_collator") is None:
@@ -158,7 +162,7 @@ def _load(path: str, args: PRMConfig, quantization_config: Any) -> Any:
         options.setdefault("device_map", {"": args.device})
     set_seed(args.seed)
     with _quiet():  # that the head is new is no news
-        model, found = AutoModelForTokenClassification.from_pretrained(path, **options, output_loading_info=True)
+        model, found = load_full(path, "TokenClassification", **options, output_loading_info=True)
     missing = sorted(name for name in found["missing_keys"] if not name.startswith("score."))
     if missing:
         raise InputError(f"{path} lacks weights: {', '.join(missing[:3])}", hint="name a causal language model")
@@ -173,7 +177,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
-
-
-def _tokenizer(path: str, args: PRMConfig) -> Any:
-    return AutoTokenizer.from_pretrained(path, revision=(args.model_init_kwargs or {}).get("revision") or "main")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import InputError
+from posttrain_plugins.models.load import load_tokenizer
 
 __all__ = ["save_random", "tokenizer_from"]
 
@@ -53,7 +54,5 @@ def tokenizer_from(stage: str, given: Any) -> Any:
     if given is None:
         raise InputError(f"stage '{stage}' needs 'tokenizer', or a 'model' to train further")
     if isinstance(given, str | Path):
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(str(given))
+        return load_tokenizer(given)
     return given() if callable(given) and not hasattr(given, "pad_token_id") else given

@@ -9,22 +9,15 @@ from typing import Any
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.adapter_types import ensure_registered
+from posttrain_plugins.models.folder import TASKS, adapter_config, adapters_in
+from posttrain_plugins.models.load import load_adapted, load_base, load_tokenizer, options_of
 from posttrain_plugins.models.merge import merged
-from posttrain_plugins.models.quantization import quantization_config
-from posttrain_plugins.models.stack import (
-    TASK_TYPES,
-    adapter_config,
-    adapters_in,
-    choose_mode,
-    is_laid_around,
-    load_adapted,
-    load_base,
-    with_plain_head,
-)
+from posttrain_plugins.models.quantization import is_quantized
+from posttrain_plugins.models.stack import choose_mode, is_wrapped
 from posttrain_plugins.trainers import compat
 from posttrain_plugins.types import AdapterMode, ModelArtifact, StageContext
 
-__all__ = ["Start", "has_accelerator", "loading_kwargs", "start", "trained_with"]
+__all__ = ["Start", "has_accelerator", "start"]
 
 
 @dataclass
@@ -58,7 +51,7 @@ class Start:
 
 
 def start(context: StageContext, task_type: str = "CAUSAL_LM", artifact: ModelArtifact | None = None) -> Start:
-    """Resolves model (or the `artifact` given), adapter, quantization and chat template of a training stage.
+    """Resolve model (or the `artifact` given), adapter, quantization and chat template of a training stage.
 
     A model that is an adapter is gone on from as `context.adapter_mode` says, see `stack.choose_mode`.
 
@@ -69,8 +62,9 @@ def start(context: StageContext, task_type: str = "CAUSAL_LM", artifact: ModelAr
     assert artifact is not None
     adapter = context.inputs.get("adapter")
     peft_config = _for_task(adapter.config, task_type) if adapter else None
-    begin = Start(artifact.path, model_init_kwargs=_init_kwargs(artifact.loading))
-    quantization = _quantization(artifact.loading)
+    options = options_of(artifact.loading, TASKS[task_type])
+    quantization = options.pop("quantization_config", None)
+    begin = Start(artifact.path, model_init_kwargs=options)
     mode = _mode(context, artifact, task_type) if artifact.is_adapter else None
     if quantization is not None:
         if peft_config is None and mode != "continue":
@@ -78,8 +72,7 @@ def start(context: StageContext, task_type: str = "CAUSAL_LM", artifact: ModelAr
                 f"stage '{context.stage}' trains all parameters of a quantized model",
                 hint="give it an adapter: {use: lora}",
             )
-        is_causal = task_type == "CAUSAL_LM"
-        begin.kwargs["quantization_config"] = quantization if is_causal else with_plain_head(quantization)
+        begin.kwargs["quantization_config"] = quantization
     if adapter is not None and (peft_config is not None or adapter.prepare is not None):
         begin.prepare = adapter.prepare
         begin.handoff["adapter"] = {"name": adapter.name, "identity": adapter.identity, "plugin": adapter.plugin}
@@ -93,41 +86,11 @@ def start(context: StageContext, task_type: str = "CAUSAL_LM", artifact: ModelAr
     return begin
 
 
-def loading_kwargs(loading: Mapping[str, Any]) -> dict[str, Any]:
-    """What `from_pretrained` takes for TRL `ModelConfig`'s fields: dtype, attention, revision, quantization."""
-    quantization = _quantization(loading)
-    return {**_init_kwargs(loading), **({} if quantization is None else {"quantization_config": quantization})}
-
-
-def trained_with(loading: Mapping[str, Any]) -> dict[str, Any]:
-    """The same as TRL's trainers have it: float32 unless a dtype is given."""
-    return {"dtype": "float32", **loading_kwargs(loading)}
-
-
 def has_accelerator() -> bool:
     """Is there a GPU or the like?"""
     import torch
 
     return bool(torch.accelerator.is_available())
-
-
-def _init_kwargs(loading: Mapping[str, Any]) -> dict[str, Any]:
-    """TRL `ModelConfig`'s names -> `from_pretrained`'s, as TRL's own scripts do."""
-    names = {"dtype": "dtype", "attn_implementation": "attn_implementation", "model_revision": "revision"}
-    return {names[name]: value for name, value in loading.items() if name in names}
-
-
-def _quantization(loading: Mapping[str, Any]) -> Any:
-    if not (loading.get("load_in_4bit") or loading.get("load_in_8bit")):
-        return None
-    from trl import ModelConfig
-
-    try:
-        return quantization_config(ModelConfig(**loading))
-    except (ImportError, ValueError) as cause:
-        raise InputError(
-            f"the model cannot be quantized: {cause}", hint="pip install 'posttrain-plugins[quant]'"
-        ) from cause
 
 
 def _for_task(peft_config: Any, task_type: str) -> Any:
@@ -159,7 +122,7 @@ def _mode(context: StageContext, artifact: ModelArtifact, task_type: str) -> Ada
         context.adapter_mode,
         is_same=is_same and task_type == "CAUSAL_LM",
         has_adapter=has_adapter,
-        is_quantized=_quantization(artifact.loading) is not None,
+        is_quantized=is_quantized(artifact.loading),
     )
     if mode == "stack" and not has_adapter:
         raise InputError(f"stage '{context.stage}' stacks no adapter: it has none", hint="adapter: {use: lora}")
@@ -181,10 +144,9 @@ def _start_from_adapter(
     if mode == "merge":
         again = " (dequantized; what is loaded is quantized again)" if "quantization_config" in begin.kwargs else ""
         note(f"merges the adapter of '{artifact.name}' into its base first{again}")
-        options = trained_with(artifact.loading)
-        begin.model = str(merged(artifact.path, context.folder / "merged", options))
+        begin.model = str(merged(artifact.path, context.folder / "merged", artifact.loading))
         return
-    begin.kwargs["processing_class"] = _tokenizer(artifact.path)  # TRL would take the base's, and its template
+    begin.kwargs["processing_class"] = _tokenizer(artifact)  # TRL would take the base's, and its template
     if mode == "continue":
         note(f"goes on training the adapter of '{artifact.name}'")
         begin.model = _trainable(begin, artifact, context, task_type)
@@ -194,8 +156,10 @@ def _start_from_adapter(
     else:
         note(f"stacks a new adapter on that of '{artifact.name}'")
         begin.below = adapters_in(artifact.path)
-        begin.model = load_base(artifact.path, TASK_TYPES[task_type], whole=True, **_options(begin, context, task_type))
-    if context.args.get("use_vllm") and is_laid_around(getattr(begin.model, "base_model", begin.model)):
+        begin.model = load_base(
+            artifact.path, TASKS[task_type], with_newest=True, **_options(begin, context, task_type)
+        )
+    if context.args.get("use_vllm") and is_wrapped(getattr(begin.model, "base_model", begin.model)):
         raise InputError(
             f"stage '{context.stage}' has use_vllm, but vLLM cannot load the adapters below the one that it trains",
             hint="adapter_mode: merge",
@@ -219,7 +183,7 @@ def _options(begin: Start, context: StageContext, task_type: str) -> dict[str, A
 
 def _trainable(begin: Start, artifact: ModelArtifact, context: StageContext, task_type: str) -> Any:
     """The artifact's own adapter, to train on; for another task with the head that this has and it has not."""
-    options, task = _options(begin, context, task_type), TASK_TYPES[task_type]
+    options, task = _options(begin, context, task_type), TASKS[task_type]
     if task_type == "CAUSAL_LM":
         return load_adapted(artifact.path, task, is_trainable=True, **options)
     from peft import (
@@ -238,14 +202,12 @@ def _trainable(begin: Start, artifact: ModelArtifact, context: StageContext, tas
     return model
 
 
-def _tokenizer(path: str) -> Any:
+def _tokenizer(artifact: ModelArtifact, path: str = "") -> Any:
     """As TRL's trainers load it where prompts are padded and cut on the left; the others pad and cut by themselves."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(path, padding_side="left", truncation_side="left")
+    return load_tokenizer(path or artifact.path, artifact.loading, padding_side="left", truncation_side="left")
 
 
 def _with_template(model: Any, artifact: ModelArtifact, template: Any) -> Any:
-    tokenizer = _tokenizer(model if isinstance(model, str) else artifact.path)
+    tokenizer = _tokenizer(artifact, model if isinstance(model, str) else "")
     tokenizer.chat_template = template.read_text(encoding="utf-8") if isinstance(template, Path) else str(template)
     return tokenizer

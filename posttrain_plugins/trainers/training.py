@@ -17,7 +17,7 @@ from typing import Any
 
 from posttrain_plugins.errors import InputError, Interrupted
 from posttrain_plugins.models.adapter_compatibility import check_fits
-from posttrain_plugins.models.stack import copy_below
+from posttrain_plugins.models.folder import copy_below
 from posttrain_plugins.text import fingerprint, to_text
 from posttrain_plugins.trainers import compat, preview, saved_rollouts
 from posttrain_plugins.trainers.start import Start, has_accelerator, start

@@ -12,8 +12,8 @@ from posttrain_plugins.backends.protocol import Capabilities
 from posttrain_plugins.backends.transformers.chat import parse_tool_calls, render, takes_tools
 from posttrain_plugins.backends.transformers.stops import StopStrings, cut
 from posttrain_plugins.errors import InputError
+from posttrain_plugins.models.critic import load_value_head, shared_critic_in
 from posttrain_plugins.models.load import load_model, load_tokenizer
-from posttrain_plugins.models.value_head import critic_beside, load_value_head
 from posttrain_plugins.types import Completion, Generate, ModelArtifact, Usage
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class TransformersBackend:
         memory = _free_memory(self.model)
         self.max_batch_tokens = max_batch_tokens or _batch_tokens(self.model, memory)
         self.eos_ids = _eos_ids(self.model, self.tokenizer)
-        critic = value_head or (critic_beside(path) if is_path else None)
+        critic = value_head or (shared_critic_in(path) if is_path else None)
         self.capabilities = Capabilities(
             seed=not continuous_batching, values=critic is not None, tools=takes_tools(self.tokenizer)
         )
@@ -172,13 +172,11 @@ class TransformersBackend:
 def opened(artifact: ModelArtifact) -> Iterator[TransformersBackend]:
     """The backend of a stage's model, freed at the end. Its identity is the model's name, so that the same recipe draws
     the same completions wherever its folders lie."""
-    tokenizer = load_tokenizer(artifact.path, artifact.loading)
-    tokenizer.chat_template = artifact.chat_template or tokenizer.chat_template
     backend = TransformersBackend(
         load_model(artifact.path, artifact.loading),
-        tokenizer,
+        load_tokenizer(artifact.path, artifact.loading, artifact.chat_template),
         identity=artifact.name,
-        value_head=critic_beside(artifact.path),
+        value_head=shared_critic_in(artifact.path),
     )
     try:
         yield backend

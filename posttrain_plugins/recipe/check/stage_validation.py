@@ -19,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from posttrain_plugins.models.stack import adapter_config
+from posttrain_plugins.models.folder import adapter_config
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.source import of_config
 from posttrain_plugins.recipe.build import construct

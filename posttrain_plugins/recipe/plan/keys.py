@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from posttrain_plugins.models.stack import adapters_in
+from posttrain_plugins.models.folder import adapters_in
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.registry import Plugin
 from posttrain_plugins.recipe.spec import DataFile, External, FromStage, Object, Policy, Source, StageSpec, Use, flat

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.guard.settings import KEYS, GuardSettings
-from posttrain_plugins.models.stack import pick
+from posttrain_plugins.models.folder import choose_adapter
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.recipe import files, handoff
 from posttrain_plugins.recipe.build import assemble, build, construct
@@ -109,7 +109,7 @@ class Resolver:
         artifact = self.artifacts[source.stage]
         assert artifact.model_path is not None
         recorded = artifact.manifest["handoff"]
-        path = pick(source.stage, artifact.model_path, source.adapter)
+        path = choose_adapter(source.stage, artifact.model_path, source.adapter)
         if source.adapter:
             recorded = {**recorded, **recorded["several"][source.adapter]}
         handoff.check_unchanged(source.stage, Path(path), recorded, self.weights_of)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.models.stack import adapter_config
+from posttrain_plugins.models.load import load_tokenizer
 from posttrain_plugins.recipe.plan.plan import Plan, PlannedStage
 from posttrain_plugins.recipe.plugin_schema import plugin_schema
 from posttrain_plugins.recipe.run.inputs import Resolver, object_of, template_of
@@ -107,23 +107,16 @@ def _tokenizer(plan: Plan, spec: StageSpec) -> Any:
 
 
 def _words(plan: Plan, source: Input) -> Any:
-    from transformers import AutoTokenizer
-
     if isinstance(source, FromStage):
         stage = plan[source.stage]
         if stage.artifact is None:
             return _tokenizer(plan, stage.spec)
-        return AutoTokenizer.from_pretrained(str(stage.artifact.model_path))
+        return load_tokenizer(str(stage.artifact.model_path))
     if isinstance(source, External):
-        path = Path(source.path)
-        base = adapter_config(path).get("base_model_name_or_path")
-        where = str(base) if base and not (path / "tokenizer_config.json").is_file() else source.path
-        words = AutoTokenizer.from_pretrained(where, revision=source.loading.get("model_revision") or "main")
-        words.chat_template = template_of(source.template) or words.chat_template
-        return words
+        return load_tokenizer(source.path, source.loading, template_of(source.template))
     if isinstance(source, Object):
         made = object_of(source.target)
         if isinstance(made, str | Path):
-            return AutoTokenizer.from_pretrained(str(made))
+            return load_tokenizer(made)
         return made if hasattr(made, "pad_token_id") else made()
     raise _NotYetMade("its tokenizer is not yet made")

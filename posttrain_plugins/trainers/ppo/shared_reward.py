@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.models import stack
 from posttrain_plugins.models.adapter_types import ensure_registered, moves_base
+from posttrain_plugins.models.folder import adapters_in, digest
+from posttrain_plugins.models.load import load_tokenizer
+from posttrain_plugins.models.stack import attached_adapters
 from posttrain_plugins.text import is_conversational
 from posttrain_plugins.trainers import compat
 from posttrain_plugins.trainers.ppo.route import Route
@@ -46,7 +48,9 @@ def shared(reward: Any, base_path: str, policy_config: Any, below: tuple[str, ..
     config = PeftConfig.from_pretrained(path)
     moved = moves_base(vars(config)) or moves_base(vars(policy_config))
     fits = not moved and config.peft_type == policy_config.peft_type and not config.is_prompt_learning
-    fits = fits and tuple(map(stack.digest, stack.adapters_in(path)[:-1])) == below
+    # the same Hub id is the same weights in the same revision alone
+    fits = fits and (config.revision or "main") == (policy_config.revision or "main")
+    fits = fits and tuple(map(digest, adapters_in(path)[:-1])) == below
     if not fits or config.task_type != "SEQ_CLS" or not _same_weights(base_path, str(config.base_model_name_or_path)):
         return reward
     name = Path(path).name if isinstance(reward, str) else str(getattr(reward, "__name__", "reward_model"))
@@ -74,12 +78,10 @@ class SharedReward:
     """
 
     def __init__(self, path: str, name: str, batch_size: int = 32, max_length: int | None = None) -> None:
-        from transformers import AutoTokenizer
-
         self.path, self.batch_size, self.max_length = path, batch_size, max_length
         self.__name__ = name
         self.adapter = ""
-        self._tokenizer = AutoTokenizer.from_pretrained(path)
+        self._tokenizer = load_tokenizer(path)
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self._score: Tensor = _score_head(Path(path))  # (1, H)
@@ -153,11 +155,11 @@ def bind_all(trainer: Any) -> list[str]:
     return [reward.adapter for reward in rewards]
 
 
-def laid_below(model: Any) -> tuple[str, ...]:
+def adapters_below(model: Any) -> tuple[str, ...]:
     """The digests of the adapters that are part of a policy's base."""
     if isinstance(model, str):
         return ()
-    return stack.laid_in(model.get_base_model() if compat.is_peft(model) else model)
+    return attached_adapters(model.get_base_model() if compat.is_peft(model) else model)
 
 
 def base_path(model: Any) -> str:

@@ -101,7 +101,7 @@ class PPOTrainer(WithCritic, GRPOTrainer):  # type: ignore[misc]
         policy_config = options.get("peft_config") or compat.active_config(model)
         kind = rules.check_start(args, model, policy_config, critic_config, options)  # before anything is loaded
         given = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs] if reward_funcs is not None else []
-        below = shared_reward.laid_below(model)
+        below = shared_reward.adapters_below(model)
         rewards = [shared_reward.shared(reward, base, policy_config, below) for reward in given]
         self.critic: Critic | None = None
         self.last_pass: PolicyPass | None = None

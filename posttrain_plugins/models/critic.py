@@ -1,0 +1,127 @@
+"""A critic as PPO and OREO save it beside the policy: what its kind says, its value head, and the body that it reads.
+
+The folder `critic/` holds `critic.json` (`{"kind": ...}`), `value_head.safetensors` (`weight` (1, H), `bias` (1,)), and
+what is the critic's own:
+
+| kind       | reads the hidden states of                  | `critic/` also holds                  |
+|------------|---------------------------------------------|---------------------------------------|
+| `shared`   | the policy, which decoding has anyway       | nothing                               |
+| `adapter`  | the policy's base, with an adapter in force | that adapter                          |
+| `separate` | a model of its own                          | its weights, or an adapter on its base |
+
+No paper.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.models.adapter_types import ensure_registered
+from posttrain_plugins.models.folder import adapter_config, adapters_in, base_of
+from posttrain_plugins.models.load import load_full, make_room_for_tokens
+from posttrain_plugins.models.stack import attach_frozen
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["load_critic_body", "load_value_head", "shared_critic_in", "value_head_in"]
+
+FILE = "value_head.safetensors"
+
+
+def shared_critic_in(model: str | Path) -> Path | None:
+    """Return the `critic/` of a model's folder, where it shares the policy's body."""
+    folder = Path(model) / "critic"
+    return folder if (folder / FILE).is_file() and _kind(folder) == "shared" else None
+
+
+def value_head_in(model: str | Path) -> dict[str, torch.Tensor] | None:
+    """Return the value head saved with a model, `weight` (1, H) and `bias` (1,); None where there is no critic."""
+    from safetensors.torch import load_file
+
+    folder = Path(model) / "critic"
+    return load_file(folder / FILE) if (folder / "critic.json").is_file() else None
+
+
+def load_critic_body(model: str | Path, *, dequantize: bool = False, **options: Any) -> Any:
+    """Load the layers whose hidden states a saved critic reads.
+
+    Args:
+        model: the folder of the policy that it was trained with.
+        dequantize: as plain weights, with all adapters merged.
+        **options: of `from_pretrained`; its `revision` is the base's.
+
+    Returns:
+        A transformers model without an LM head.
+
+    Raises:
+        InputError: `critic.json` does not say the kind.
+    """
+    folder = Path(model) / "critic"
+    kind = _kind(folder)
+    newest = Path(model) if kind == "shared" else folder
+    revision = base_of(model, options.pop("revision", None)).revision
+    base = base_of(newest, revision)
+    options |= {"revision": base.revision} if base.revision else {}
+    if kind == "separate":
+        body = load_full(base.path, None, dequantize=dequantize, **options)
+    else:
+        body = load_full(base.path, dequantize=dequantize, **options)
+        if adapter_config(model):
+            make_room_for_tokens(body, model)
+        body = attach_frozen(body, adapters_in(model)[:-1])  # what the policy's own adapter is on
+    if adapter_config(newest):
+        if dequantize:
+            body = attach_frozen(body, [newest])
+        else:
+            from peft import PeftModel
+
+            ensure_registered(newest)
+            PeftModel.from_pretrained(body, str(newest))  # puts its layers into the model
+    return body if kind == "separate" else body.base_model
+
+
+def load_value_head(folder: str | Path, model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the head as a function of hidden states, (R, H) to (R,), in float32.
+
+    Args:
+        folder: a `critic/` folder of kind `shared`.
+        model: whose hidden states it reads.
+
+    Raises:
+        InputError: no such head, one of another kind, or one of another size.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    file = Path(folder) / FILE
+    if not file.is_file():
+        raise InputError(f"no value head: {file} is not there", hint="give the critic/ folder of a ppo stage's model")
+    kind = _kind(Path(folder))
+    if kind != "shared":
+        raise InputError(
+            f"the value head in {folder} is of kind {kind!r}, expected 'shared': it reads a body of its own",
+            hint="let the reward plugin value_model judge: scorer={use: value_model, ...}",
+        )
+    head = load_file(file)
+    size = model.config.get_text_config().hidden_size
+    if head["weight"].shape != (1, size):
+        found = tuple(head["weight"].shape)
+        raise InputError(f"the value head in {folder} has shape {found}, expected {(1, size)}: is it another model's?")
+
+    def values(hidden: torch.Tensor) -> torch.Tensor:
+        weight, bias = (head[name].to(hidden.device, torch.float32) for name in ("weight", "bias"))
+        return torch.nn.functional.linear(hidden.float(), weight, bias).squeeze(-1)
+
+    return values
+
+
+def _kind(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / "critic.json").read_text(encoding="utf-8"))["kind"])
+    except (OSError, ValueError, KeyError, TypeError) as cause:
+        raise InputError(f"{folder / 'critic.json'} does not say the critic's kind: {cause}") from cause

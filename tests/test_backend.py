@@ -780,7 +780,7 @@ def test_continuous_batching_may_be_left_early(model: Any, tokenizer: Any) -> No
 
 
 def test_importing_the_package_imports_no_torch() -> None:
-    modules = "inference, inference.measuring.measure, inference.transformers_backend, stages.sample, stages.evaluate"
+    modules = "engine, evaluation.measure, backends.transformers.backend, stages.sample, stages.evaluate"
     names = ", ".join(f"posttrain_plugins.{name.strip()}" for name in modules.split(","))
     code = f"import sys, posttrain_plugins.rewards.reward_model, {names}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -820,7 +820,7 @@ def test_the_reward_model_takes_plain_text_and_pickles(reward_folder: Path) -> N
     assert scores == pytest.approx(alone, abs=1e-5)
     copy = pickle.loads(pickle.dumps(reward))
     assert copy == reward
-    assert copy._model is None
+    assert copy._classifier._model is None
     assert copy(prompts=["1<2"], completions=["45"]) == alone[:1]
     assert reward.__name__ == "reward_model"
 

@@ -179,6 +179,35 @@ def _fields(one: type) -> Iterator[str]:
         yield f"| `{field.name}` | `{_cell(str(field.type))}` | {default} | {_cell(meanings[field.name])} |"
 
 
+def training() -> str:
+    """Return a section for each function that a stage of one's own may call."""
+    from posttrain_plugins.trainers import experimental, training
+
+    found = []
+    for module in (training, experimental):
+        for function in sorted(
+            (getattr(module, name) for name in module.__all__), key=lambda one: inspect.getsourcelines(one)[1]
+        ):
+            doc = inspect.getdoc(function) or ""
+            meanings = argument_docs(doc.replace("**", ""))
+            rows = ["| argument | type | default | |", "|---|---|---|---|"]
+            for name, one in inspect.signature(function).parameters.items():
+                stars = "**" if one.kind is one.VAR_KEYWORD else ""
+                default = "" if stars else "required" if one.default is one.empty else f"`{one.default!r}`"
+                rows.append(
+                    f"| `{stars}{name}` | `{_cell(str(one.annotation))}` | {default} | {_cell(meanings[name])} |"
+                )
+            returns = doc.partition("\nReturns:\n")[2].partition("\n\n")[0]
+            about, title = _joined(doc.partition("\n\nArgs:")[0]), f"{module.__name__}.{function.__name__}"
+            found.append(f"### `{title}`\n\n{about}\n\n" + "\n".join(rows) + f"\n\nReturns: {_joined(returns)}")
+    return "\n\n".join(found)
+
+
+def own_stage() -> str:
+    """Return the file of an example, as it is tested."""
+    return f"```python\n{(DOCS.parent / 'examples/own_stage/gmpo.py').read_text(encoding='utf-8').strip()}\n```"
+
+
 def checks() -> str:
     """Every check of the kit with its reason."""
     from posttrain_plugins.testing import CHECKS, general
@@ -236,8 +265,10 @@ PARTS: dict[str, Callable[[], str]] = {
     "capabilities": capabilities,
     "checks": checks,
     "commands": commands,
+    "own_stage": own_stage,
     "reserved": reserved,
     "stage_columns": stage_columns,
+    "training": training,
 }
 """What may stand between the marks."""
 

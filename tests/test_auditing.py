@@ -156,7 +156,7 @@ def test_an_example_that_cannot_be_judged_is_expected_to_be_none(reward: Callabl
 def test_rollouts_of_a_stage_under_way_are_found_and_its_torn_line_is_passed_over(tmp_path: Path) -> None:
     file = written(tmp_path / "runs/mine/.grpo-0123456789ab.partial/rollouts.jsonl", [rollout(0, "a", 1.0)])
     file.write_text(file.read_text() + '{"prompt": "p", "compl', encoding="utf-8")
-    found = saved.one("mine", tmp_path / "runs")
+    found = saved.read_one("mine", tmp_path / "runs")
     assert (found.name, len(found.rows), found.rewards) == ("mine:grpo", 1, ["hacked", "silent"])
     with pytest.raises(InputError, match="no rollouts of a stage 'grop'"):
         saved.find("mine:grop", tmp_path / "runs")

@@ -1,4 +1,4 @@
-"""Does an independent reward rise with the trained one? Saved rollouts, scored by both, over the course of training.
+"""Compares an independent reward with the trained one over the course of training, on the rollouts that it saved.
 
 Optimising a proxy raises it beyond what it stands for (Gao et al., 2022, https://huggingface.co/papers/2210.10760): the
 proxy goes on rising while the gold reward stays or falls. This compares the two on the very completions that the
@@ -16,14 +16,14 @@ from posttrain_plugins.auditing.saved import Rollouts
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.evaluation.figures import Interval, mean_interval
 
-__all__ = ["Audit", "Part", "audit"]
+__all__ = ["Audit", "TrainingPart", "audit"]
 
 Verdict = Literal["rises with it", "does not rise with it", "falls while it rises", "the trained reward did not rise"]
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some steps of training.
+class TrainingPart:
+    """The figures of a part of training.
 
     Args:
         first: the first step.
@@ -44,11 +44,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Audit:
-    """What became of both rewards.
+    """How both rewards changed over training.
 
     Args:
-        trained: its name.
-        independent: its name.
+        trained: the name of the trained one.
+        independent: the name of the independent one.
         parts: from the first steps to the last.
         trained_change: last part minus first, with its 95 % interval.
         independent_change: the same of the independent one.
@@ -56,13 +56,14 @@ class Audit:
 
     trained: str
     independent: str
-    parts: tuple[Part, ...]
+    parts: tuple[TrainingPart, ...]
     trained_change: Interval
     independent_change: Interval
 
     @property
     def verdict(self) -> Verdict:
-        """In four words, by whether the intervals of the changes leave out 0."""
+        """Return the verdict, by whether the intervals of the changes leave out 0."""
+        # first the trained one: if that did not rise, the other one's change says nothing about it
         if self.trained_change.low <= 0:
             return "the trained reward did not rise"
         if self.independent_change.low > 0:
@@ -76,79 +77,62 @@ class Audit:
 def audit(
     rollouts: Rollouts, scores: Sequence[float | None], independent: str, trained: str | None = None, parts: int = 10
 ) -> Audit:
-    """Compares the reward that was trained with the `scores` of another.
+    """Compare the reward that was trained with the `scores` of another.
 
     Args:
         rollouts: of an RL stage.
         scores: one for each of its rows.
-        independent: what they are called.
+        independent: the name of the reward that gave them.
         trained: one of the rewards that were saved; by default their weighted sum.
         parts: how many parts training is cut into, by steps.
 
     Raises:
         InputError: the rows tell no step or no reward, or too few steps.
     """
-    pairs = [
-        (int(row["global_step"]), value, score)
-        for row, score in zip(rollouts.rows, scores, strict=True)
-        if (value := _trained(row, trained, rollouts)) is not None and score is not None
-    ]
+    known, pairs = rollouts.rewards, []
+    for row, score in zip(rollouts.rows, scores, strict=True):
+        if "global_step" not in row or not row.get("rewards"):
+            message = f"{rollouts.file} has rows without 'global_step' and 'rewards'"
+            raise InputError(message, hint="audit what grpo, rloo or ppo saved")
+        if trained is not None and trained not in known:
+            raise InputError(f"no reward '{trained}' was trained", hint=f"saved are {', '.join(known)}")
+        value = row.get("weighted_reward") if trained is None else row["rewards"].get(trained)
+        if value is not None and score is not None:  # only what both judge can be compared
+            pairs.append((int(row["global_step"]), value, score))
     steps = sorted({step for step, _, _ in pairs})
     if len(steps) < 2:
         raise InputError(
             f"{rollouts.name} has {len(steps)} steps that both rewards judge, expected 2 at least", hint="train longer"
         )
+    # by steps and not by rows: the completions of one step come from one policy, and belong together
     cut = [steps[len(steps) * i // parts] for i in range(min(parts, len(steps)))] if len(steps) > parts else steps
     bounds = [*dict.fromkeys(cut), steps[-1] + 1]
     groups = [[p for p in pairs if low <= p[0] < high] for low, high in pairwise(bounds)]
-    first, last = groups[0], groups[-1]
-    return Audit(
-        trained or "weighted sum",
-        independent,
-        tuple(map(_part, groups)),
-        _change([v for _, v, _ in first], [v for _, v, _ in last]),
-        _change([s for _, _, s in first], [s for _, _, s in last]),
-    )
+    _, *first = zip(*groups[0], strict=True)
+    _, *last = zip(*groups[-1], strict=True)
+    changes = (_change(before, after) for before, after in zip(first, last, strict=True))
+    return Audit(trained or "weighted sum", independent, tuple(map(_part, groups)), *changes)
 
 
-def _trained(row: dict[str, Any], name: str | None, rollouts: Rollouts) -> float | None:
-    if "global_step" not in row or not row.get("rewards"):
-        raise InputError(
-            f"{rollouts.file} has rows without 'global_step' and 'rewards'", hint="audit what grpo, rloo or ppo saved"
-        )
-    if name is None:
-        return row.get("weighted_reward")
-    if name not in rollouts.rewards:
-        raise InputError(f"no reward '{name}' was trained", hint=f"saved are {', '.join(rollouts.rewards)}")
-    value: float | None = row["rewards"].get(name)
-    return value
+def _part(group: Sequence[tuple[int, float, float]]) -> TrainingPart:
+    import pandas
 
-
-def _part(group: Sequence[tuple[int, float, float]]) -> Part:
     steps, trained, independent = zip(*group, strict=True)
-    return Part(
-        min(steps),
-        max(steps),
-        len(group),
-        mean_interval(trained),
-        mean_interval(independent),
-        _spearman(trained, independent),
-    )
+    frame = pandas.DataFrame({"trained": trained, "independent": independent})
+    # by ranks: the two rewards have no common unit, and nothing says that one is a straight line of the other
+    agreement = float(frame.corr(method="spearman").iloc[0, 1])
+    means = mean_interval(trained), mean_interval(independent)
+    return TrainingPart(min(steps), max(steps), len(group), *means, agreement)
 
 
 def _change(before: Sequence[float], after: Sequence[float], draws: int = 2000) -> Interval:
-    """Difference of two means; each is drawn anew by itself, since the completions are other ones."""
+    """Return the difference of two means with its bootstrap interval."""
     import numpy as np
 
-    noise = np.random.default_rng(0)
+    noise = np.random.default_rng(0)  # the same audit gives the same interval
     first, last = (np.asarray(values, dtype=float) for values in (before, after))
+    # each is drawn anew by itself, not in pairs: early and late completions are other ones
     means = [last[noise.integers(len(last), size=len(last))].mean() for _ in range(draws)]
     others = [first[noise.integers(len(first), size=len(first))].mean() for _ in range(draws)]
     low, high = np.percentile(np.subtract(means, others), [2.5, 97.5])
     return Interval(float(last.mean() - first.mean()), float(low), float(high))
-
-
-def _spearman(first: Sequence[float], second: Sequence[float]) -> float:
-    import pandas
-
-    return float(pandas.DataFrame({"first": first, "second": second}).corr(method="spearman").iloc[0, 1])

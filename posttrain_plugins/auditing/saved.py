@@ -1,4 +1,4 @@
-"""The rollouts that RL stages save, found by `RUN:STAGE`, `RUN` or a file: finished stages', and those under way."""
+"""Finds and reads the rollouts that RL stages save: `RUN:STAGE`, `RUN` or a file, also of a stage under way."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from posttrain_plugins.errors import InputError
 from posttrain_plugins.plugins.registry import suggest
 from posttrain_plugins.recipe.plan.store import Store
 
-__all__ = ["Rollouts", "check_free", "find", "one", "read", "write"]
+__all__ = ["Rollouts", "check_free", "find", "read", "read_one", "write"]
 
 FILE = "rollouts.jsonl"
 
@@ -22,7 +22,7 @@ class Rollouts:
 
     Args:
         name: `RUN:STAGE`, or the file.
-        file: where they stand.
+        file: the file that holds them.
         rows: `prompt`, `completion`, columns, and of an RL stage `rewards`, `weighted_reward` and `global_step`.
     """
 
@@ -32,20 +32,25 @@ class Rollouts:
 
     @property
     def rewards(self) -> list[str]:
-        """The names of the rewards that scored them."""
+        """Return the names of the rewards that scored them."""
         return list(dict.fromkeys(name for row in self.rows for name in row.get("rewards") or {}))
 
 
 def find(where: str, runs_dir: Path) -> dict[str, Path]:
-    """`RUN:STAGE` -> its file, for every RL stage that is meant.
+    """Return `RUN:STAGE` -> its file, for every RL stage that is meant.
 
     Raises:
         InputError: there is none.
     """
-    if Path(where).is_file():
+    if Path(where).is_file():  # before it is taken for a run: a path may have a colon
         return {where: Path(where)}
     run, _, stage = where.partition(":")
-    found = _of_run(Store(runs_dir, run), run)
+    store = Store(runs_dir, run)
+    # a stage under way lies in `.STAGE-KEY.partial`; where the same was finished before, that one counts
+    begun = {folder.name[1:].rpartition("-")[0]: folder for folder in sorted(store.folder.glob(".*.partial"))}
+    done = {stage: artifact.folder for stage, artifact in store.all_latest().items()}
+    files = {f"{run}:{name}": folder / FILE for name, folder in {**begun, **done}.items()}
+    found = {name: file for name, file in files.items() if file.is_file()}
     if not found:
         raise InputError(
             f"run '{run}' has saved no rollouts below {runs_dir}",
@@ -57,8 +62,8 @@ def find(where: str, runs_dir: Path) -> dict[str, Path]:
     return {where: found[where]} if stage else found
 
 
-def one(where: str, runs_dir: Path) -> Rollouts:
-    """The rollouts of one stage.
+def read_one(where: str, runs_dir: Path) -> Rollouts:
+    """Read the rollouts of one stage.
 
     Raises:
         InputError: there is none, or more than one.
@@ -70,12 +75,12 @@ def one(where: str, runs_dir: Path) -> Rollouts:
 
 
 def read(name: str, file: Path) -> Rollouts:
-    """A file of saved completions; a torn last line, as a stage under way may have, is passed over.
+    """Read a file of saved completions.
 
     Raises:
         InputError: a line that is not JSON, or a row without `prompt` or `completion`; names file and line.
     """
-    lines = file.read_text(encoding="utf-8").split("\n")
+    lines = file.read_text(encoding="utf-8").split("\n")  # `splitlines` would cut at U+2028 within a completion
     rows = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -83,7 +88,7 @@ def read(name: str, file: Path) -> Rollouts:
         try:
             row = json.loads(line)
         except ValueError as cause:
-            if number == len(lines):
+            if number == len(lines):  # torn: a stage under way is writing it
                 continue
             raise InputError(f"{file}:{number}: not JSON: {cause}") from cause
         missing = [column for column in ("prompt", "completion") if column not in row]
@@ -91,13 +96,13 @@ def read(name: str, file: Path) -> Rollouts:
             hint = "each line is one completion: prompt, completion, and what rewards need"
             raise InputError(f"{file}:{number}: no '{missing[0]}'", hint=hint)
         rows.append(row)
-    if not rows:
+    if not rows:  # a stage that has just begun, or a file of blank lines
         raise InputError(f"{file} has no completions", hint="a stage writes them from its first step on")
     return Rollouts(name, file, rows)
 
 
 def write(file: Path, rows: list[dict[str, Any]]) -> None:
-    """Rows as JSON lines.
+    """Write rows as JSON lines.
 
     Raises:
         InputError: the file is there already.
@@ -108,20 +113,10 @@ def write(file: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def check_free(file: Path) -> None:
-    """Refuses a file that is there already.
+    """Check that a file is not there, before the work whose result it is to hold.
 
     Raises:
         InputError: it is.
     """
     if file.exists():
         raise InputError(f"{file} is there already", hint="name another, or remove it")
-
-
-def _of_run(store: Store, run: str) -> dict[str, Path]:
-    """Finished stages first; one under way counts where it has not been finished before."""
-    done = {f"{run}:{stage}": artifact.folder / FILE for stage, artifact in store.all_latest().items()}
-    begun = {
-        f"{run}:{folder.name[1:].rpartition('-')[0]}": folder / FILE
-        for folder in sorted(store.folder.glob(".*.partial"))
-    }
-    return {name: file for name, file in {**begun, **done}.items() if file.is_file()}

@@ -1,35 +1,38 @@
-"""A reward called on rows `{prompt, completion, ...columns}`, in pieces, so that long work shows how far it is."""
+"""Calls a reward on rows `{prompt, completion, ...columns}`, in pieces, so that long work shows how far it is."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from posttrain_plugins.errors import InputError, PluginBroken
 from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.types import ResolvedReward
 
+if TYPE_CHECKING:
+    from posttrain_plugins.engine.solve import Progress
+
 __all__ = ["CHUNK", "check_columns", "scores_of"]
 
-CHUNK = 64
+CHUNK = 64  # rows a call; the progress is shown between calls
+# what a stage adds to its rows, and a reward never gets as a column
 OURS = ("prompt", "completion", "rewards", "weighted_reward", "global_step")
-
-Row: TypeAlias = Mapping[str, Any]
-Tell: TypeAlias = Callable[[int, int | None, str, Mapping[str, float]], None]
 
 
 def scores_of(
-    reward: ResolvedReward, rows: Sequence[Row], tell: Tell = lambda done, total, unit, figures: None
+    reward: ResolvedReward,
+    rows: Sequence[Mapping[str, Any]],
+    progress: Progress = lambda done, total, unit, figures: None,
 ) -> list[float | None]:
-    """What a reward says of each row; None where it cannot judge.
+    """Return what a reward says of each row; None if it cannot judge.
 
     Args:
         reward: any reward, also an async one.
         rows: with `prompt`, `completion`, and the columns that it needs.
-        tell: is called with how many are done, of how many, of what, and further figures.
+        progress: is called with how many are done, of how many, of what, and further figures.
 
     Raises:
         InputError: a column that it needs is missing.
@@ -39,12 +42,12 @@ def scores_of(
     scores: list[float | None] = []
     for start in range(0, len(rows), CHUNK):
         scores += _call(reward, rows[start : start + CHUNK])
-        tell(len(scores), len(rows), "completion", {})
+        progress(len(scores), len(rows), "completion", {})
     return scores
 
 
-def check_columns(reward: ResolvedReward, rows: Sequence[Row]) -> None:
-    """Before anything is scored.
+def check_columns(reward: ResolvedReward, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Check, before anything is scored, that the rows have what the reward needs.
 
     Raises:
         InputError: names the columns that are missing and those that are there.
@@ -59,13 +62,19 @@ def check_columns(reward: ResolvedReward, rows: Sequence[Row]) -> None:
         )
 
 
-def _call(reward: ResolvedReward, rows: Sequence[Row]) -> list[float | None]:
+def _call(reward: ResolvedReward, rows: Sequence[Mapping[str, Any]]) -> list[float | None]:
+    # rows of several stages may have columns of their own: the union, with None where a row has none
     names = dict.fromkeys(name for row in rows for name in row if name not in OURS)
     columns = {name: [row.get(name) for row in rows] for name in names}
     texts = {f"{name}s": [row[name] for row in rows] for name in ("prompt", "completion")}
+
+    async def wait(found: Any) -> Any:  # `asyncio.run` takes coroutines only, and a reward may return any awaitable
+        return await found
+
     try:
         found = reward.func(**{**columns, **texts})
-        values = asyncio.run(_awaited(found)) if inspect.isawaitable(found) else found
+        values = asyncio.run(wait(found)) if inspect.isawaitable(found) else found
+        # TRL writes None as NaN into its tensor of rewards: a reward may say either
         scores = [None if value is None or math.isnan(value) else float(value) for value in values]
     except Exception as cause:  # the plugin boundary
         raise PluginBroken(
@@ -75,7 +84,3 @@ def _call(reward: ResolvedReward, rows: Sequence[Row]) -> list[float | None]:
     if len(scores) != len(rows):
         raise PluginBroken(f"reward '{reward.name}' gave {len(scores)} scores, expected one for each of {len(rows)}")
     return scores
-
-
-async def _awaited(found: Any) -> Any:
-    return await found

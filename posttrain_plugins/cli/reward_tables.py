@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain_plugins.auditing.audit import Audit
-from posttrain_plugins.auditing.trial import Tried
+from posttrain_plugins.auditing.trial import TriedCompletion
 from posttrain_plugins.evaluation.figures import Interval
 
 __all__ = ["audit_table", "replay_table", "trial_table"]
@@ -17,7 +17,7 @@ __all__ = ["audit_table", "replay_table", "trial_table"]
 SHOWN_CHARS = 60
 
 
-def trial_table(rows: Sequence[Tried], title: str, is_compared: bool = True) -> Table:
+def trial_table(rows: Sequence[TriedCompletion], title: str, is_compared: bool = True) -> Table:
     """One row a completion; what is wrong stands last, in red.
 
     Args:

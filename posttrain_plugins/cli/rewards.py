@@ -16,7 +16,7 @@ from posttrain_plugins.cli.consoles import err, out, quiet
 from posttrain_plugins.cli.options import RUNS, JsonOption, RunsOption
 
 if TYPE_CHECKING:
-    from posttrain_plugins.auditing.trial import Tried
+    from posttrain_plugins.auditing.trial import TriedCompletion
     from posttrain_plugins.types import ResolvedReward
 
 __all__ = ["rewards_app"]
@@ -158,7 +158,7 @@ def audit(
     from posttrain_plugins.cli.bar import solving
 
     name, text = _named(against)
-    rollouts = saved.one(run, runs_dir.resolve())
+    rollouts = saved.read_one(run, runs_dir.resolve())
     with solving(err()) as tell:
         scores = scores_of(api.reward(text, runs_dir=runs_dir), rollouts.rows, tell)
     found = compare(rollouts, scores, name, trained, parts)
@@ -207,7 +207,7 @@ def _replayed(run: str, name: str, rows: list[dict[str, Any]], scores: list[floa
     }
 
 
-def _show(reward: ResolvedReward, found: dict[str, list[Tried]], as_json: bool) -> None:
+def _show(reward: ResolvedReward, found: dict[str, list[TriedCompletion]], as_json: bool) -> None:
     problems = sum(bool(tried.problem) for rows in found.values() for tried in rows)
     if as_json:
         told = {name: [asdict(tried) for tried in rows] for name, rows in found.items()}

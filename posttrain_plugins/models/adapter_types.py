@@ -67,7 +67,7 @@ def abilities(config: str) -> PeftTypeAbilities | None:
         LookupError: there is no such class.
     """
     classes = classes_of(config)
-    names = ((_type_name(node), file) for file, node in classes)
+    names = ((_type_name(node), parsed.file) for parsed, node in classes)
     name, file = next(((name, file) for name, file in names if name), ("", Path()))
     if not name:
         return None

@@ -1,11 +1,11 @@
-"""What a plugin is: where it is found, which parameters it takes, what it declares.
+"""What a plugin is: where it is found, what it declares, which parameters it takes, and how a first one is written.
 
-| file           | holds                                                                              |
-|----------------|------------------------------------------------------------------------------------|
-| `registry.py`  | (kind, name) -> plugin, listed without importing it                                |
-| `declarations.py` | the one list of what a plugin may declare, and who reads it                       |
-| `schema.py`    | the words for parameters, and whether a value fits a type                          |
-| `source.py`    | what a plugin or a config class takes, read from its source                        |
-| `signature.py` | the same of a live object                                                          |
-| `scaffold.py`  | `plugins new`: a package with one plugin, from the files in `templates/`           |
+| file              | holds                                                                              |
+|-------------------|------------------------------------------------------------------------------------|
+| `registry.py`     | (kind, name) -> plugin, listed without importing it                                |
+| `declarations.py` | the one list of what a plugin may declare, and who reads it                        |
+| `schema.py`       | parameters: names, types, defaults, and whether a value fits a type                |
+| `signature.py`    | the parameters and declarations of a live object                                   |
+| `source.py`       | the same, read from a source file that is not imported                             |
+| `scaffold.py`     | `plugins new`: a package with one plugin, from the files in `templates/`           |
 """

@@ -33,7 +33,8 @@ from posttrain_plugins.types import KINDS, Kind
 __all__ = ["Plugin", "find", "group", "installed", "load", "suggest"]
 
 FILE_MODULE = "posttrain_file_"
-"""What the name of a module begins with that was imported from a file named in place."""
+"""Prefix of the name of a module that was imported from a file named in place."""
+
 PLURAL: dict[str, str] = {**{kind: f"{kind}s" for kind in KINDS}, "strategy": "strategies"}
 
 
@@ -43,7 +44,7 @@ class Plugin:
 
     Args:
         kind: one of the five kinds.
-        name: what a recipe calls it.
+        name: its name in a recipe.
         target: `module:attr`, or `file.py:attr` with an absolute path.
         distribution: the package that declares it; empty for a module or a file named in place.
         version: that package's version.
@@ -57,7 +58,7 @@ class Plugin:
 
     @property
     def file(self) -> Path | None:
-        """The source file of a plugin named as `./file.py:attr`, else None."""
+        """Return the source file of a plugin named as `./file.py:attr`, else None."""
         path = self.target.rpartition(":")[0]
         return Path(path) if path.endswith(".py") else None
 
@@ -66,14 +67,14 @@ class Plugin:
         return self.target.rpartition(":")[2]
 
     def load(self) -> Any:
-        """Imports the module and returns the object.
+        """Import the module and return the object.
 
         Raises:
             PluginBroken: the import failed, or the module has no such object; the cause is chained.
         """
         try:
             return _import(self.target)
-        except Exception as cause:  # the plugin boundary: any failure is this plugin's own
+        except Exception as cause:  # the plugin boundary: a package that is broken hurts its own names only
             where = f", from {self.distribution} {self.version}" if self.distribution else ""
             switch = f"fix or remove it, or switch it off: POSTTRAIN_DISABLE_PLUGINS={self.name}"
             raise PluginBroken(
@@ -84,45 +85,42 @@ class Plugin:
 
 
 def group(kind: Kind | str) -> str:
-    """The entry-point group of a kind; its name is the contract's version."""
+    """Return the entry-point group of a kind; its name is the contract's version."""
     return f"posttrain_plugins.{PLURAL.get(kind, kind)}"
 
 
 @cache
 def installed(kind: Kind) -> tuple[Plugin, ...]:
-    """All installed plugins of a kind, by name and distribution, without importing any of them."""
-    disabled, wanted = _disabled(), group(kind)
-    found = {
-        Plugin(kind, name, target, distribution, version)
-        for entry_group, name, target, distribution, version in _entry_points()
-        if entry_group == wanted and not disabled & {_normal(name), _normal(distribution)}
-    }
+    """Return all installed plugins of a kind, by name and distribution, without importing any of them."""
+    listed = os.environ.get("POSTTRAIN_DISABLE_PLUGINS", "").split(",")
+    disabled = {_normal(part.strip()) for part in listed if part.strip()}
+    plugins = {Plugin(kind, *row) for entry_group, *row in _entry_points() if entry_group == group(kind)}
+    found = [plugin for plugin in plugins if not disabled & {_normal(plugin.name), _normal(plugin.distribution)}]
     return tuple(sorted(found, key=lambda plugin: (plugin.name, plugin.distribution)))
 
 
 @cache
 def _entry_points() -> tuple[tuple[str, str, str, str, str], ...]:
-    """Group, name, target, distribution and version of every entry point of ours: one walk through the metadata.
-
-    A distribution that stands twice on the path counts where it stands first, as for an import.
-    """
+    """Return group, name, target, distribution and version of every entry point of ours."""
+    # one walk for all kinds: it reads the metadata of every installed package, most of what `plugins list` takes
     found: dict[str, list[tuple[str, str, str, str, str]]] = {}
     for distribution in importlib.metadata.distributions():
         ours = [entry for entry in distribution.entry_points if entry.group.startswith("posttrain_plugins.")]
         if ours:
             name, version = distribution.name or "unknown", distribution.version  # each parses the metadata anew
             rows = [(entry.group, entry.name, entry.value.replace(" ", ""), name, version) for entry in ours]
+            # a distribution that stands twice on the path counts where it stands first, as for an import
             found.setdefault(_normal(name), rows)
     return tuple(row for rows in found.values() for row in rows)
 
 
 def find(kind: Kind, use: str, folder: Path | None = None) -> Plugin:
-    """The plugin that `use` names, without importing it.
+    """Return the plugin that `use` names, without importing it.
 
     Args:
         kind: one of the five kinds.
         use: one of the four forms of the module docstring.
-        folder: what `./file.py:attr` is relative to; the working directory by default.
+        folder: the folder that `./file.py:attr` is relative to; the working directory by default.
 
     Raises:
         PluginNotFound: nothing has that name; near names are suggested.
@@ -130,73 +128,78 @@ def find(kind: Kind, use: str, folder: Path | None = None) -> Plugin:
     """
     head, colon, tail = use.rpartition(":")
     if colon and head.endswith(".py"):
-        return _in_file(kind, use, (folder or Path.cwd()) / head, tail)
+        path = (folder or Path.cwd()) / head
+        try:
+            is_file = path.is_file()
+        except (OSError, ValueError):  # no file can have such a name
+            is_file = False
+        if not is_file:
+            raise PluginNotFound(f"{kind} '{use}': no file {path}")
+        require_name(f"{kind} '{use}'", path, tail)
+        return Plugin(kind, tail, f"{path.resolve()}:{tail}")
     owned = (_normal(head), tail)
     matches = [p for p in installed(kind) if use == p.name or owned == (_normal(p.distribution), p.name)]
     if len(matches) == 1:
         return matches[0]
-    if matches:
+    if matches:  # never "the last one wins": what a recipe means must not hang on the order of installation
         owners = " and ".join(f"{p.distribution} {p.version}" for p in matches)
         raise PluginConflict(
             f"{kind} '{use}' is given by {owners}",
             hint="name one of them: " + " or ".join(f"'{p.distribution}:{p.name}'" for p in matches),
         )
-    if colon and is_module(head):
+    if colon and is_module(head):  # after the entry points: `distribution:name` looks the same, and is more common
         return Plugin(kind, tail, use)
     raise _not_found(kind, use)
 
 
 def load(kind: Kind, use: str, folder: Path | None = None) -> Any:
-    """Finds a plugin and imports it; see `find` and `Plugin.load`."""
+    """Find a plugin and import it; see `find` and `Plugin.load`."""
     return find(kind, use, folder).load()
 
 
 def suggest(name: str, known: Iterable[str]) -> str | None:
-    """A hint with the nearest known name, or None where none is near."""
+    """Return a hint with the nearest known name, or None if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"did you mean '{near[0]}'?" if near else None
 
 
 def with_article(noun: str) -> str:
-    """`an adapter`, `a model`, `figures`."""
+    """Return `an adapter`, `a model`, `figures`."""
     return noun if noun.endswith("s") else f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
 def import_file(path: Path) -> ModuleType:
-    """Imports a `.py` file under a name of its own; again, with what it imports beside it, when any was edited."""
+    """Import a `.py` file under a name of its own; again, with what it imports beside it, when any was edited."""
     path = path.resolve()
+    # the path in the name, because two recipes may have a `my_reward.py` each; the content, for an edited one
     stem = f"{FILE_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_"
     times = [file.stat().st_mtime_ns for file in sorted(path.parent.glob("*.py"))]
     name = stem + hashlib.sha256(repr(times).encode() + path.read_bytes()).hexdigest()[:8]
     if name in sys.modules:
         return sys.modules[name]
-    if any(known.startswith(stem) for known in sys.modules):
-        _forget(path.parent)
+    if any(known.startswith(stem) for known in sys.modules):  # what it imports beside it may have been edited
+        for known, module in list(sys.modules.items()):
+            file = getattr(module, "__file__", None)
+            if file and Path(file).parent == path.parent and known != "__main__":
+                del sys.modules[known]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    sys.modules[name] = module  # before it runs: dataclasses look up their module there
+    # what it imports beside it is found as for a script
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException:  # after Ctrl-C too: the next import must not find half a module
         del sys.modules[name]
         raise
     return module
 
 
-def _forget(folder: Path) -> None:
-    """Drops the modules of a folder, so that what was edited there is read again."""
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if file and Path(file).parent == folder and name != "__main__":
-            del sys.modules[name]
-
-
 def import_object(target: str, folder: Path | None = None) -> Any:
-    """The object that `package.module:attr` or `./file.py:attr` names.
+    """Return the object that `package.module:attr` or `./file.py:attr` names.
 
     Raises:
         InputError: it cannot be imported.
@@ -216,23 +219,13 @@ def _import(target: str) -> Any:
     return value
 
 
-def _in_file(kind: Kind, use: str, path: Path, attr: str) -> Plugin:
-    try:
-        is_file = path.is_file()
-    except (OSError, ValueError):  # no file can have such a name
-        is_file = False
-    if not is_file:
-        raise PluginNotFound(f"{kind} '{use}': no file {path}")
-    require_name(f"{kind} '{use}'", path, attr)
-    return Plugin(kind, attr, f"{path.resolve()}:{attr}")
-
-
 def require_name(what: str, file: Path, name: str) -> None:
-    """Looks for a name in a source file, which is not imported.
+    """Look for a name in a source file, which is not imported.
 
     Raises:
         PluginNotFound: it does not stand there; near names are suggested.
     """
+    # the word anywhere will do: a name may come from a call, a loop or an import that no pattern foresees
     source = file.read_text(encoding="utf-8", errors="replace")
     if not re.search(rf"\b{re.escape(name)}\b", source):
         defined = re.findall(r"^(?:async\s+def\s+|def\s+|class\s+)?(\w+)\s*[(:=]", source, re.MULTILINE)
@@ -241,13 +234,14 @@ def require_name(what: str, file: Path, name: str) -> None:
 
 def _not_found(kind: Kind, use: str) -> PluginNotFound:
     known = [f"{p.distribution}:{p.name}" if ":" in use else p.name for p in installed(kind)]
+    # a plugin of another kind with this very name is a better guess than a near name of this kind
     elsewhere = [other for other in KINDS if other != kind and use in {p.name for p in installed(other)}]
     hint = f"'{use}' is {with_article(elsewhere[0])}" if elsewhere else suggest(use, known)
     return PluginNotFound(f"no {kind} plugin '{use}'", hint=hint or f"posttrain plugins list --kind {kind}")
 
 
 def is_module(name: str) -> bool:
-    """Is its top-level package there? Looking further would import that package."""
+    """Is the module's top-level package there? Looking further would import that package."""
     try:
         return importlib.util.find_spec(name.partition(".")[0]) is not None
     except (ImportError, ValueError):
@@ -255,10 +249,5 @@ def is_module(name: str) -> bool:
 
 
 def _normal(name: str) -> str:
-    """`Posttrain_Brevity` and `posttrain-brevity` are one distribution."""
+    """Write `Posttrain_Brevity` as `posttrain-brevity`: they are one distribution (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def _disabled() -> set[str]:
-    listed = os.environ.get("POSTTRAIN_DISABLE_PLUGINS", "").split(",")
-    return {_normal(part.strip()) for part in listed if part.strip()}

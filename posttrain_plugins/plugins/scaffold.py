@@ -1,6 +1,6 @@
-"""`posttrain plugins new`: a package with one plugin that works at once, written from the real files in `templates/`.
+"""Writes a package with one plugin that works at once (`posttrain plugins new`) from the files in `templates/`.
 
-In those, `my_plugin` stands for the plugin's name, `MyPlugin` for its class and `my-plugin` for the distribution's, so
+In these, `my_plugin` stands for the plugin's name, `MyPlugin` for its class and `my-plugin` for the distribution's, so
 that they are Python and YAML as they are.
 """
 
@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Iterator
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from posttrain_plugins.errors import InputError
@@ -20,17 +18,18 @@ from posttrain_plugins.types import KINDS, Kind
 
 __all__ = ["new_plugin"]
 
-FUNCTIONS = ("adapter",)  # kinds whose template is a function
+FUNCTIONS = ("adapter",)
+"""Kinds whose template is a function, named as the plugin."""
 NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 MOST_CHARS = 40
 
 
 def new_plugin(kind: str, name: str, into: Path = Path()) -> list[Path]:
-    """Writes the package `posttrain-NAME` with one plugin, its entry point, a recipe and a conformance test.
+    """Write the package `posttrain-NAME` with one plugin, its entry point, a recipe and a conformance test.
 
     Args:
         kind: reward, adapter, strategy, dataset or stage.
-        name: what recipes will call it: lower-case words with underscores.
+        name: its name in recipes: lower-case words with underscores.
         into: the folder in which `posttrain-NAME/` is made.
 
     Returns:
@@ -40,29 +39,26 @@ def new_plugin(kind: str, name: str, into: Path = Path()) -> list[Path]:
         InputError: no such kind, a name that cannot be one or is taken, or the folder is there already: nothing is ever
             overwritten.
     """
-    wanted = _kind(kind)
+    wanted = next((known for known in KINDS if kind in (known, PLURAL[known])), None)
+    if wanted is None:
+        raise InputError(f"no kind '{kind}' of plugin", hint=suggest(kind, KINDS) or f"one of {', '.join(KINDS)}")
     _check_name(wanted, name)
     folder = into / f"posttrain-{name.replace('_', '-')}"
+    # all refusals before the first file is written: half a package would stand in the way of the next try
     if folder.exists():
         raise InputError(f"{folder} is there already", hint="choose another name, or --into another folder")
     if not into.is_dir():
         raise InputError(f"no folder {into}", hint=f"mkdir -p {into}")
-    templates = files("posttrain_plugins") / "templates"
+    templates = Path(str(files("posttrain_plugins"))) / "templates"
     written = []
     for source in (templates / "common", templates / wanted):
-        for parts, text in _files(source):
-            file = folder.joinpath(*(_filled(part, wanted, name) for part in parts))
+        # in these folders a run of the tests leaves compiled files, which belong to no package
+        for template in (path for path in source.rglob("*") if path.is_file() and path.suffix != ".pyc"):
+            file = folder / _filled(str(template.relative_to(source)), wanted, name)
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(_filled(text, wanted, name), encoding="utf-8")
+            file.write_text(_filled(template.read_text(encoding="utf-8"), wanted, name), encoding="utf-8")
             written.append(file)
     return sorted(written)
-
-
-def _kind(kind: str) -> Kind:
-    for known in KINDS:
-        if kind in (known, PLURAL[known]):
-            return known
-    raise InputError(f"no kind '{kind}' of plugin", hint=suggest(kind, KINDS) or f"one of {', '.join(KINDS)}")
 
 
 def _check_name(kind: Kind, name: str) -> None:
@@ -77,18 +73,10 @@ def _check_name(kind: Kind, name: str) -> None:
         raise InputError(message, hint=f"posttrain plugins new {kind} my_{name}")
 
 
-def _files(folder: Traversable, parts: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
-        if entry.is_dir() and entry.name != "__pycache__":
-            yield from _files(entry, (*parts, entry.name))
-        elif entry.is_file() and not entry.name.endswith(".pyc"):
-            yield (*parts, entry.name), entry.read_text(encoding="utf-8")
-
-
 def _filled(text: str, kind: Kind, name: str) -> str:
     class_name = "".join(word.capitalize() for word in name.split("_"))
     attr = name if kind in FUNCTIONS else class_name
-    for old, new in (
+    for old, new in (  # KINDS before KIND, which it contains
         ("KINDS", PLURAL[kind]),
         ("KIND", kind),
         ("ATTR", attr),

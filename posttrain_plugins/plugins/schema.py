@@ -1,4 +1,4 @@
-"""The words for what a plugin or a config class takes, and whether a value fits."""
+"""Parameters of plugins and config classes: their names, types and defaults, and whether a value fits a type."""
 
 from __future__ import annotations
 
@@ -18,17 +18,23 @@ MISSING = dataclasses.MISSING
 REWARD_ARGUMENTS = frozenset(
     {"self", "prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
 )
-"""What a trainer gives every reward; an argument beside these is a column of the data set."""
-
+"""The arguments that a trainer gives every reward; any other argument is a column of the data set."""
 
 SCORED = frozenset({"prompts", "completions", "completion_ids"})
 
 
 @dataclass(frozen=True)
 class Field:
-    """One parameter: its name, type, default, and what the type's annotation says of it.
+    """One parameter.
 
-    A default that is computed (`field(default_factory=...)` in a source file) is None and not `is_literal`.
+    Args:
+        name: its name.
+        type: its annotation, as far as it is known; `Any` accepts anything.
+        default: `MISSING` for a required one; None for one that is computed in a source file, which is not run.
+        ref: the annotation's `Ref`, if it names another entry of a recipe.
+        config: the annotation's `ConfigOf`, if it goes to a config class.
+        doc: what a docstring says of it.
+        is_literal: whether `default` is the real one.
     """
 
     name: str
@@ -46,11 +52,20 @@ class Field:
 
 @dataclass(frozen=True)
 class Schema:
-    """The parameters of a plugin, and the class attributes that recipes are checked against."""
+    """The parameters of a plugin, and what it declares.
+
+    Args:
+        fields: name -> parameter.
+        attributes: those of `DECLARATIONS` that it has, and `reward_columns`, the columns that a reward's call needs by
+            its signature.
+        is_open: whether it takes any further keyword.
+        is_class: whether it is a class, and not a function.
+        doc: its docstring.
+    """
 
     fields: Mapping[str, Field]
     attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    is_open: bool = False  # takes **kwargs
+    is_open: bool = False
     is_class: bool = True
     doc: str = ""
 
@@ -60,16 +75,16 @@ class Schema:
 
     @property
     def makes_reward(self) -> bool:
-        """Is it a function that gives a reward, rather than being one? It takes nothing of a reward's call."""
+        """Is it a function that returns a reward? Then it takes nothing of a reward's call."""
         return not (self.is_class or self.is_open or SCORED & self.fields.keys())
 
     def without_fields(self) -> Schema:
-        """A plain function that is used as it is takes no parameters from a recipe."""
+        """Return the schema of a function that is used as it is: it takes no parameters from a recipe."""
         return dataclasses.replace(self, fields={}, is_open=False)
 
 
 def field_of(name: str, annotation: Any, default: Any) -> Field:
-    """A parameter with what the notes of its annotation say: `Ref`, `ConfigOf`."""
+    """Return a parameter with what its annotation says, at any depth: `list[RewardRef] | None` holds a `Ref`."""
     marks = list(_marks(annotation))
     ref = next((m for m in marks if isinstance(m, Ref)), None)
     config = next((m for m in marks if isinstance(m, ConfigOf)), None)
@@ -97,31 +112,28 @@ def accepts(annotation: Any, value: Any) -> bool:
 def _accepts_plain(kind: Any, arguments: tuple[Any, ...], value: Any) -> bool:
     if kind is None or kind is type(None):
         return value is None
-    if kind in (int, float):
+    if kind in (int, float):  # `True` is an int in Python, and a mistake in a recipe
         return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
     if kind in (str, bool):
         return isinstance(value, kind)
     if _is(kind, Mapping):
         return isinstance(value, Mapping) and all(accepts(arguments[1], v) for v in value.values() if arguments)
-    if kind is tuple:
-        return isinstance(value, list) and _accepts_tuple(arguments, value)
+    if kind is tuple:  # YAML has lists only
+        if not isinstance(value, list) or not arguments or arguments[-1] is Ellipsis:
+            return isinstance(value, list) and all(accepts(arguments[0], v) for v in value if arguments)
+        return len(arguments) == len(value) and all(map(accepts, arguments, value))
     if kind in (list, set) or _is(kind, Sequence):
         return isinstance(value, list) and all(accepts(arguments[0], v) for v in value if arguments)
     return True
 
 
-def _accepts_tuple(arguments: tuple[Any, ...], value: list[Any]) -> bool:
-    if not arguments or arguments[-1] is Ellipsis:
-        return all(accepts(arguments[0], v) for v in value if arguments)
-    return len(arguments) == len(value) and all(map(accepts, arguments, value))
-
-
 def _is(kind: Any, abstract: Any) -> bool:
+    # a text is a sequence of texts, but no list in YAML
     return isinstance(kind, type) and issubclass(kind, abstract) and kind is not str
 
 
 def type_name(annotation: Any) -> str:
-    """The type as a person writes it: `int | None`, `'strict' | 'fraction'`."""
+    """Return a type as a person writes it: `int | None`, `'strict' | 'fraction'`."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         return type_name(arguments[0])

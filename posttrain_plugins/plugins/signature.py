@@ -17,14 +17,15 @@ __all__ = ["of_object", "reward_columns"]
 
 
 def of_object(plugin: Any) -> Schema:
-    """The schema of a live plugin: a dataclass's fields, or a function's parameters.
+    """Return the schema of a live plugin: a dataclass's fields, or a function's parameters.
 
     A function's `params_of = "peft:LoraConfig"` stands for its `**params`.
     """
     hints = _hints(plugin)
     fields = {name: field_of(name, hints.get(name, Any), default) for name, default in _parameters(plugin)}
     borrowed = declared(plugin, "params_of")
-    if borrowed and "{" not in borrowed:
+    if borrowed and "{" not in borrowed:  # `peft:{peft_type}` is known only with the parameter's value
+        # its own come last: they may have another default than PEFT's
         fields = {**of_config(borrowed).fields, **fields}
     is_open = (not borrowed or "{" in borrowed) and any(
         p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(plugin).parameters.values()
@@ -34,11 +35,11 @@ def of_object(plugin: Any) -> Schema:
 
 
 def reward_columns(reward: Any) -> tuple[str, ...]:
-    """The data-set columns that a reward needs: `requires_columns`, else its arguments without a default."""
+    """Return the data-set columns that a reward needs: `requires_columns`, else its arguments without a default."""
     needed = declared(reward, "requires_columns")
     if needed is not None:
         return tuple(needed)
-    reward = inspect.unwrap(reward)  # under the guard, the author's own
+    reward = inspect.unwrap(reward)  # the author's own under the guard, which takes any column
     call = reward.__call__ if isinstance(reward, type) or not inspect.isroutine(reward) else reward
     parameters = inspect.signature(call).parameters.values()
     return tuple(
@@ -61,7 +62,7 @@ def _hints(plugin: Any) -> dict[str, Any]:
 def _parameters(plugin: Any) -> Iterator[tuple[str, Any]]:
     if dataclasses.is_dataclass(plugin):
         for f in dataclasses.fields(plugin):
-            if f.init:
+            if f.init:  # a field that the constructor does not take is no parameter
                 factory = f.default_factory
                 yield f.name, f.default if factory is MISSING else factory()
         return

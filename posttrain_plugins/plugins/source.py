@@ -1,4 +1,4 @@
-"""What a plugin or a config class takes, read from its source.
+"""Reads from the source what a plugin or a config class takes.
 
 TRL's and PEFT's config classes, and a user's `./file.py`, are parsed with `ast`, following re-exports and base classes
 from file to file, and never imported.
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import copy
 import dataclasses
+import functools
 import importlib.util
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
@@ -25,79 +25,130 @@ from posttrain_plugins.types import ConfigOf, Ref
 
 __all__ = ["classes_of", "of_config", "of_source", "package_file", "type_of_annotation"]
 
-Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+class ParsedFile:
+    """A Python file as statements, which are read and never run.
+
+    Args:
+        file: its path.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        # bytes, because a file says its own encoding
+        self.body = ast.parse(file.read_bytes(), filename=str(file)).body
+
+    @functools.cached_property
+    def defined(self) -> dict[tuple[type[ast.stmt], str], ast.stmt]:
+        """Return the classes and the assignments to one name, each by its type and name; the first of each counts."""
+        found: dict[tuple[type[ast.stmt], str], ast.stmt] = {}
+        for node in self.body:
+            match node:
+                case ast.ClassDef(name) | ast.Assign([ast.Name(name)]) | ast.AnnAssign(ast.Name(name)):
+                    found.setdefault((type(node), name), node)
+        return found
+
+    @functools.cached_property
+    def imports(self) -> dict[str, tuple[ast.ImportFrom, str]]:
+        """Return name -> the `from ... import` of the module that brings it, and its name there."""
+        found: dict[str, tuple[ast.ImportFrom, str]] = {}
+        pending = list(self.body)
+        while pending:
+            node = pending.pop()
+            if isinstance(node, ast.ImportFrom):
+                found.update({alias.asname or alias.name: (node, alias.name) for alias in node.names})
+            elif isinstance(node, ast.If | ast.Try):  # `if TYPE_CHECKING`, and imports that may fail
+                pending.extend([*node.body, *node.orelse, *getattr(node, "finalbody", ())])
+        return found
+
+    def find(self, name: str, *kinds: type[ast.stmt]) -> tuple[ParsedFile, Any] | None:
+        """Return the file and the statement of one of `kinds` that defines a name.
+
+        It stands here, or where `from .module import name` leads, however far. `kinds` are among `ClassDef`, `Assign`
+        and `AnnAssign`.
+        """
+        for kind in kinds:
+            if (kind, name) in self.defined:
+                return self, self.defined[kind, name]
+        if name not in self.imports:
+            return None
+        node, its_name = self.imports[name]
+        parts = node.module.split(".") if node.module else []
+        try:
+            folder = self.file.parents[node.level - 1]
+            file = _module_file(folder, parts) if node.level else package_file(".".join(parts))
+        except LookupError:  # a package that is not installed adds no fields
+            return None
+        is_elsewhere = file.is_file() and file != self.file  # a package may import a name from itself
+        return _parsed(file, file.stat().st_mtime_ns).find(its_name, *kinds) if is_elsewhere else None
+
+    def with_bases(self, node: ast.ClassDef) -> list[tuple[ParsedFile, ast.ClassDef]]:
+        """Return a class of this file and its bases, nearest first, each with its file."""
+        classes = [(self, node)]
+        for base in node.bases:
+            found = self.find(base.id, ast.ClassDef) if isinstance(base, ast.Name) else None
+            classes += found[0].with_bases(found[1]) if found is not None else []
+        return classes
 
 
 @cache
 def of_config(target: str) -> Schema:
-    """The schema of a dataclass such as `trl:SFTConfig`, read from its source and that of its bases.
+    """Return the schema of a dataclass such as `trl:SFTConfig`, read from its source and that of its bases.
 
     Raises:
         LookupError: the package or the class is not there.
     """
-    return Schema(_class_fields(*classes_of(target)[0]))
+    return Schema(_class_fields(classes_of(target)))
 
 
-def classes_of(target: str) -> list[tuple[Path, ast.ClassDef]]:
-    """A class and its bases, nearest first, each with its file; bases that cannot be read are left out.
+def classes_of(target: str) -> list[tuple[ParsedFile, ast.ClassDef]]:
+    """Return a class and its bases, nearest first, each with its file; bases that cannot be read are left out.
 
     Raises:
         LookupError: the package or the class is not there.
     """
     package, _, name = target.partition(":")
-    found = _find_class(package_file(package), name)
+    file = package_file(package)
+    found = _parsed(file, file.stat().st_mtime_ns).find(name, ast.ClassDef)
     if found is None:
         raise LookupError(f"no class '{name}' in {package}")
-    return list(_with_bases(*found))
-
-
-def _with_bases(file: Path, node: ast.ClassDef) -> Iterator[tuple[Path, ast.ClassDef]]:
-    yield file, node
-    for base in node.bases:
-        found = _find_class(file, base.id) if isinstance(base, ast.Name) else None
-        if found is not None:
-            yield from _with_bases(*found)
+    return found[0].with_bases(found[1])
 
 
 def of_source(file: Path, attr: str) -> Schema:
-    """The schema of a function or dataclass in a `.py` file that must not be imported.
+    """Return the schema of a function or dataclass in a `.py` file that must not be imported.
 
     Raises:
         LookupError: the file defines no such function or class.
         SyntaxError: the file is not Python.
     """
-    node = next((n for n in _parse(file).body if isinstance(n, Definition) and n.name == attr), None)
+    parsed = _parsed(file, file.stat().st_mtime_ns)
+    node = next((n for n in parsed.body if isinstance(n, ast.ClassDef | Function) and n.name == attr), None)
     if node is None:
         raise LookupError(f"{file.name} defines no function or class '{attr}'")
     doc = ast.get_docstring(node) or ""
     if isinstance(node, ast.ClassDef):
-        methods = {n.name: n for n in node.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)}
-        attributes = {name: value for name, value in _literals(node.body).items() if name in DECLARATIONS}
+        attributes = _declarations(node.body)
+        methods = {n.name: n for n in node.body if isinstance(n, Function)}
         if "__call__" in methods:
-            attributes.setdefault("reward_columns", _required_arguments(methods["__call__"]))
+            attributes["reward_columns"] = _columns(methods["__call__"])
         init = methods.get("__init__")
-        fields = dict(list(_function_fields(init))[1:]) if init else _class_fields(file, node)
+        # a class with an `__init__` of its own is no dataclass; without `self`
+        fields = dict(list(_parameters(init))[1:]) if init else _class_fields(parsed.with_bases(node))
         return Schema(fields, attributes, init is not None and init.args.kwarg is not None, doc=doc)
-    attributes = {"reward_columns": _required_arguments(node), **_function_attributes(file, attr)}
-    fields = dict(_function_fields(node))
-    borrowed = attributes.get("params_of")
-    if borrowed and "{" not in borrowed:
+    # `score.requires_columns = ("solution",)` stands beside the function `score`
+    attributes = {"reward_columns": _columns(node), **_declarations(parsed.body, f"{attr}.")}
+    fields, borrowed = dict(_parameters(node)), attributes.get("params_of")
+    is_closed = borrowed and "{" not in borrowed
+    if is_closed:
         fields = {**of_config(borrowed).fields, **fields}
-    is_open = node.args.kwarg is not None and (not borrowed or "{" in borrowed)
-    return Schema(fields, attributes, is_open, is_class=False, doc=doc)
-
-
-def _parse(file: Path) -> ast.Module:
-    return _parsed(file, file.stat().st_mtime_ns)
-
-
-@cache
-def _parsed(file: Path, mtime_ns: int) -> ast.Module:
-    return ast.parse(file.read_bytes(), filename=str(file))
+    return Schema(fields, attributes, node.args.kwarg is not None and not is_closed, is_class=False, doc=doc)
 
 
 def package_file(package: str) -> Path:
-    """The source file of a package or module, without importing it; the file need not be there.
+    """Return the source file of a package or module, without importing it; the file need not be there.
 
     Raises:
         LookupError: its top-level package is not installed.
@@ -106,7 +157,13 @@ def package_file(package: str) -> Path:
     spec = importlib.util.find_spec(top)
     if spec is None or spec.origin is None:
         raise LookupError(f"package '{top}' is not installed")
+    # only the top one: to find the spec of a package within it, Python would import it
     return _module_file(Path(spec.origin).parent, rest) if rest else Path(spec.origin)
+
+
+@cache
+def _parsed(file: Path, mtime_ns: int) -> ParsedFile:
+    return ParsedFile(file)
 
 
 def _module_file(folder: Path, parts: Sequence[str]) -> Path:
@@ -114,139 +171,78 @@ def _module_file(folder: Path, parts: Sequence[str]) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-def _find_class(file: Path, name: str) -> tuple[Path, ast.ClassDef] | None:
-    """The class and its file, through `from .module import name` chains (also under TYPE_CHECKING)."""
-    for node in _parse(file).body:
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            return file, node
-    imported = _imports(file).get(name)
-    source = _import_source(file, imported[0]) if imported else None
-    if imported is None or source is None or not source.is_file() or source == file:
-        return None
-    return _find_class(source, imported[1])
+def _class_fields(classes: Iterable[tuple[ParsedFile, ast.ClassDef]]) -> dict[str, Field]:
+    """Return the fields of a dataclass from its classes, nearest first, as `dataclass` itself puts them in order."""
+    fields: dict[str, Field | None] = {}
+    for file, node in reversed(list(classes)):
+        for item in node.body:
+            # a private field (TRL's and PEFT's classes have some) is no option for a recipe
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.target.id[0] != "_":
+                name = item.target.id
+                fields[name] = _field(name, item.annotation, item.value, file) or fields.get(name)
+    return {name: field for name, field in fields.items() if field is not None}
 
 
-@cache
-def _imports(file: Path) -> dict[str, tuple[ast.ImportFrom, str]]:
-    """Name -> the module-level `from ... import` that brings it (also under `if` and `try`), and its name there."""
-    found: dict[str, tuple[ast.ImportFrom, str]] = {}
-    pending: list[ast.stmt] = list(_parse(file).body)
-    while pending:
-        node = pending.pop()
-        if isinstance(node, ast.ImportFrom):
-            found.update({alias.asname or alias.name: (node, alias.name) for alias in node.names})
-        elif isinstance(node, ast.If | ast.Try):
-            pending.extend([*node.body, *node.orelse, *getattr(node, "finalbody", ())])
-    return found
-
-
-def _import_source(file: Path, node: ast.ImportFrom) -> Path | None:
-    parts = node.module.split(".") if node.module else []
-    if node.level:
-        return _module_file(file.parents[node.level - 1], parts)
-    try:
-        return package_file(".".join(parts))
-    except LookupError:
-        return None
-
-
-def _class_fields(file: Path, node: ast.ClassDef) -> dict[str, Field]:
-    fields: dict[str, Field] = {}
-    for base in reversed(node.bases):
-        found = _find_class(file, base.id) if isinstance(base, ast.Name) else None
-        if found is not None:
-            fields.update(_class_fields(*found))
-    for item in node.body:
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-            if item.target.id.startswith("_") or _is_class_variable(item.annotation) or _is_not_given(item.value):
-                continue
-            annotation = _Choices(file).visit(copy.deepcopy(item.annotation))
-            fields[item.target.id] = _source_field(item.target.id, annotation, item.value)
-    return fields
-
-
-class _Choices(ast.NodeTransformer):
-    """Puts `Literal["a", "b"]` where an annotation names it: `Mode: TypeAlias = Literal["a", "b"]`, also imported."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        if node.id in _NAMES or node.id == "Literal":
-            return node
-        for item in _parse(self.file).body:
-            if isinstance(item, ast.Assign | ast.AnnAssign) and isinstance(item.value, ast.Subscript):
-                target = item.target if isinstance(item, ast.AnnAssign) else item.targets[0]
-                if ast.unparse(target) == node.id and _name(item.value.value) == "Literal":
-                    return item.value
-        imported = _imports(self.file).get(node.id)
-        source = _import_source(self.file, imported[0]) if imported else None
-        if imported is None or source is None or not source.is_file() or source == self.file:
-            return node
-        return _Choices(source).visit(ast.Name(imported[1]))  # type: ignore[no-any-return]
-
-
-def _is_class_variable(annotation: ast.expr) -> bool:
-    if isinstance(annotation, ast.Constant):  # quoted
-        return str(annotation.value).removeprefix("typing.").startswith("ClassVar")
-    return _name(annotation.value if isinstance(annotation, ast.Subscript) else annotation) == "ClassVar"
-
-
-def _is_not_given(value: ast.expr | None) -> bool:
-    """`field(init=False)` is no parameter."""
-    given = value.keywords if isinstance(value, ast.Call) and _name(value.func) == "field" else ()
-    return any(k.arg == "init" and isinstance(k.value, ast.Constant) and k.value.value is False for k in given)
-
-
-def _name(node: ast.expr) -> str:
-    """`ClassVar` of `typing.ClassVar` and of `ClassVar`."""
-    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
-
-
-def _literals(body: Sequence[ast.stmt]) -> dict[str, Any]:
-    """`name = literal` among statements; `owner.name = literal` comes as `owner.name`."""
-    literals = {}
-    for item in body:
-        if not isinstance(item, ast.Assign | ast.AnnAssign) or item.value is None:
-            continue
-        target = item.target if isinstance(item, ast.AnnAssign) else item.targets[0]
-        with contextlib.suppress(ValueError):
-            literals[ast.unparse(target)] = ast.literal_eval(item.value)
-    return literals
-
-
-def _function_attributes(file: Path, name: str) -> dict[str, Any]:
-    """`score.requires_columns = ("solution",)` beside the function `score`."""
-    found = _literals(_parse(file).body)
-    declared = {key.removeprefix(f"{name}."): value for key, value in found.items() if key.startswith(f"{name}.")}
-    return {key: value for key, value in declared.items() if key in DECLARATIONS}
-
-
-def _function_fields(node: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[tuple[str, Field]]:
+def _parameters(node: Function) -> Iterator[tuple[str, Field]]:
     arguments = node.args
     positional = [*arguments.posonlyargs, *arguments.args]
+    # `defaults` belong to the last of the positional ones
     padding: list[ast.expr | None] = [None] * (len(positional) - len(arguments.defaults))
     for arg, value in [
         *zip(positional, [*padding, *arguments.defaults], strict=True),
         *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
     ]:
-        yield arg.arg, _source_field(arg.arg, arg.annotation, value)
+        if (field := _field(arg.arg, arg.annotation, value)) is not None:
+            yield arg.arg, field
 
 
-def _required_arguments(node: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[str, ...]:
-    return tuple(n for n, f in _function_fields(node) if f.is_required and n not in REWARD_ARGUMENTS)
+def _columns(node: Function) -> tuple[str, ...]:
+    return tuple(n for n, f in _parameters(node) if f.is_required and n not in REWARD_ARGUMENTS)
 
 
-def _source_field(name: str, annotation: ast.expr | None, value: ast.expr | None) -> Field:
+def _field(
+    name: str, annotation: ast.expr | None, value: ast.expr | None, file: ParsedFile | None = None
+) -> Field | None:
+    """Return a parameter; None for a class variable, and for a field that the constructor does not take."""
+    if annotation is not None and _name(annotation) == "ClassVar":
+        return None
     if isinstance(value, ast.Call) and _name(value.func) == "field":
         given = {k.arg: k.value for k in value.keywords}
+        if isinstance(init := given.get("init"), ast.Constant) and init.value is False:
+            return None
         value = given.get("default", given.get("default_factory"))
+    kind = type_of_annotation(annotation, file)
     if value is None:
-        return field_of(name, type_of_annotation(annotation), MISSING)
+        return field_of(name, kind, MISSING)
     try:
-        return field_of(name, type_of_annotation(annotation), ast.literal_eval(value))
-    except ValueError:
-        return dataclasses.replace(field_of(name, type_of_annotation(annotation), None), is_literal=False)
+        return field_of(name, kind, ast.literal_eval(value))
+    except ValueError:  # computed: it has one, and only a run could tell which
+        return dataclasses.replace(field_of(name, kind, None), is_literal=False)
+
+
+def _name(node: ast.expr) -> str:
+    """Return the last name of `typing.ClassVar[int]`, `ClassVar[int]` or either in quotes: `ClassVar`."""
+    match node:
+        case ast.Attribute(attr=name) | ast.Name(name):
+            return name
+        case ast.Subscript(outer):
+            return _name(outer)
+        case ast.Constant(str(text)):
+            return text.partition("[")[0].rpartition(".")[2]
+    return ""
+
+
+def _declarations(body: Sequence[ast.stmt], prefix: str = "") -> dict[str, Any]:
+    """Return what `name = literal` statements declare, or `owner.name = literal` with the prefix `owner.`."""
+    found = {}
+    for item in body:
+        if isinstance(item, ast.Assign | ast.AnnAssign) and item.value is not None:
+            target = ast.unparse(item.target if isinstance(item, ast.AnnAssign) else item.targets[0])
+            name = target.removeprefix(prefix)
+            if target == prefix + name and name in DECLARATIONS:
+                with contextlib.suppress(ValueError):
+                    found[name] = ast.literal_eval(item.value)
+    return found
 
 
 _NAMES: dict[str, Any] = {
@@ -257,38 +253,49 @@ _NAMES: dict[str, Any] = {
 }
 
 
-def type_of_annotation(annotation: ast.expr | None) -> Any:
-    """The type that an annotation stands for; what is not known here is `Any`, which accepts anything."""
+_MARKS: dict[str, Any] = {"ConfigOf": ConfigOf, "Ref": Ref}
+
+
+def type_of_annotation(annotation: ast.expr | None, file: ParsedFile | None = None) -> Any:
+    """Return the type that an annotation stands for; what is not known here is `Any`, which accepts anything.
+
+    Args:
+        annotation: an expression, or None.
+        file: where it stands, so that `Mode: TypeAlias = Literal["a", "b"]` is looked up there.
+    """
     try:
-        return _type(annotation)
+        return _type(annotation, file)
     except (TypeError, SyntaxError, ValueError):
         return Any
 
 
-def _type(node: ast.expr | None) -> Any:
+def _type(node: ast.expr | None, file: ParsedFile | None) -> Any:
     match node:
         case ast.Constant(str(text)):
-            return _type(ast.parse(text, mode="eval").body)
+            return _type(ast.parse(text, mode="eval").body, file)
         case ast.Constant(None) | ast.Constant(types.EllipsisType()):
             return node.value
         case ast.BinOp(left, ast.BitOr(), right):
-            return Union[_type(left), _type(right)]  # noqa: UP007 (the operands are values)
+            return Union[_type(left, file), _type(right, file)]  # noqa: UP007 (the operands are values)
         case ast.Tuple(items):
-            return tuple(_type(item) for item in items)
+            return tuple(_type(item, file) for item in items)
         case ast.Subscript(outer, inner) if _name(outer) == "Literal":
             return Literal[ast.literal_eval(inner)]
         case ast.Subscript(outer, ast.Tuple([inner, *notes])) if _name(outer) == "Annotated":
-            return Annotated[(_type(inner), *(_note(note) for note in notes))]
+            is_ours = [isinstance(note, ast.Call) and _name(note.func) in _MARKS for note in notes]
+            marks = (_type(note, file) if is_mark else None for note, is_mark in zip(notes, is_ours, strict=True))
+            return Annotated[(_type(inner, file), *marks)]
         case ast.Subscript(outer, inner):
-            kind = _type(outer)
-            return Any if kind is Any else kind[_type(inner)]
+            kind = _type(outer, file)
+            return Any if kind is Any else kind[_type(inner, file)]
+        case ast.Call(function, arguments) if _name(function) in _MARKS:
+            return _MARKS[_name(function)](*map(ast.literal_eval, arguments))
+        case ast.Name(name) if name not in _NAMES and file is not None:
+            found = file.find(name, ast.Assign, ast.AnnAssign)
+            value = found[1].value if found is not None else None
+            # only choices: any other name of a module may stand for a class, which nobody can check a text against
+            is_choice = isinstance(value, ast.Subscript) and _name(value) == "Literal"
+            return _type(value, None) if is_choice else Any
         case ast.Name() | ast.Attribute():
             return _NAMES.get(_name(node), Any)
     return Any
-
-
-def _note(node: ast.expr) -> Any:
-    """`ConfigOf("trl:SFTConfig")` and `Ref("model")` mean something to us; every other note is None."""
-    marks: dict[str, Any] = {"ConfigOf": ConfigOf, "Ref": Ref}
-    mark = marks.get(_name(node.func)) if isinstance(node, ast.Call) else None
-    return mark(*map(ast.literal_eval, node.args)) if mark is not None and isinstance(node, ast.Call) else None

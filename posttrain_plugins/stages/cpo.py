@@ -43,7 +43,7 @@ class CPO:
     }
 
     def __call__(self, context: StageContext) -> StageResult:
-        from posttrain_plugins.trainers.experimental import experimental, stable_call
+        from posttrain_plugins.trainers.experimental import as_stable, load_experimental
 
-        cpo = experimental("cpo")
-        return training.train(context, stable_call(cpo.CPOTrainer), cpo.CPOConfig, self.args)
+        cpo = load_experimental("cpo")
+        return training.train(context, as_stable(cpo.CPOTrainer), cpo.CPOConfig, self.args)

@@ -79,10 +79,10 @@ class GRPO:
 
         made_by = strategy_rollouts.hook(context)
         if not self.process_rewards:
-            return training.reinforce(context, GRPOTrainer, GRPOConfig, self.args, **made_by)
+            return training.train_with_rewards(context, GRPOTrainer, GRPOConfig, self.args, **made_by)
         from posttrain_plugins.trainers.ppo import process_rewards
         from posttrain_plugins.trainers.process_grpo import ProcessGRPOTrainer
 
         process_rewards.check_names({r.name: r.func for r in context.inputs["rewards"]}, self.process_rewards)
         by_steps = {"process_rewards": self.process_rewards, "step_separator": self.separator}
-        return training.reinforce(context, ProcessGRPOTrainer, GRPOConfig, self.args, **by_steps, **made_by)
+        return training.train_with_rewards(context, ProcessGRPOTrainer, GRPOConfig, self.args, **by_steps, **made_by)

@@ -48,9 +48,9 @@ class OnlineDPO:
     }
 
     def __call__(self, context: StageContext) -> StageResult:
-        from posttrain_plugins.trainers.experimental import experimental, stable_call
+        from posttrain_plugins.trainers.experimental import as_stable, load_experimental
 
-        online_dpo = experimental("online_dpo")
-        return training.reinforce(
-            context, stable_call(online_dpo.OnlineDPOTrainer), online_dpo.OnlineDPOConfig, self.args
+        online_dpo = load_experimental("online_dpo")
+        return training.train_with_rewards(
+            context, as_stable(online_dpo.OnlineDPOTrainer), online_dpo.OnlineDPOConfig, self.args
         )

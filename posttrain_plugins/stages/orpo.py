@@ -42,7 +42,7 @@ class ORPO:
     }
 
     def __call__(self, context: StageContext) -> StageResult:
-        from posttrain_plugins.trainers.experimental import experimental, stable_call
+        from posttrain_plugins.trainers.experimental import as_stable, load_experimental
 
-        orpo = experimental("orpo")
-        return training.train(context, stable_call(orpo.ORPOTrainer), orpo.ORPOConfig, self.args)
+        orpo = load_experimental("orpo")
+        return training.train(context, as_stable(orpo.ORPOTrainer), orpo.ORPOConfig, self.args)

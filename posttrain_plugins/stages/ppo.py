@@ -85,7 +85,7 @@ class PPO:
         critic = context.inputs.get("critic")
         rules.check_critic(context.stage, critic)
         args = {"critic": "separate", **self.args} if critic and critic.config is None else self.args
-        return training.reinforce(
+        return training.train_with_rewards(
             context,
             PPOTrainer,
             PPOConfig,

@@ -44,4 +44,4 @@ class RLOO:
     def __call__(self, context: StageContext) -> StageResult:
         from trl import RLOOConfig, RLOOTrainer
 
-        return training.reinforce(context, RLOOTrainer, RLOOConfig, self.args)
+        return training.train_with_rewards(context, RLOOTrainer, RLOOConfig, self.args)

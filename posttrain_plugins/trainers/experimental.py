@@ -17,17 +17,35 @@ from posttrain_plugins.guard import outcome
 from posttrain_plugins.guard.guarded import Guarded, figures_of
 from posttrain_plugins.models.load import load_tokenizer
 
-__all__ = ["experimental", "stable_call"]
+__all__ = ["as_stable", "load_experimental"]
 
 
-def experimental(name: str) -> Any:
-    """The module `trl.experimental.<name>`; who names such a stage knows what it is, so TRL's warning is left out."""
+def load_experimental(name: str) -> Any:
+    """Import `trl.experimental.<name>` without TRL's warning: who names such a stage knows what it is.
+
+    Args:
+        name: of the package, such as `gmpo`.
+
+    Returns:
+        The module, with its trainer and config classes.
+    """
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     return importlib.import_module(f"trl.experimental.{name}")
 
 
-def stable_call(trainer_class: Any) -> Callable[..., Any]:
-    """What stands for the class in `training.train`: the tokenizer is loaded, quantization goes to the model."""
+def as_stable(trainer_class: Any) -> Callable[..., Any]:
+    """Return what `train` is given in place of an experimental trainer that does not load models as the stable ones do.
+
+    It loads the tokenizer, hands quantization to the model, waits for asynchronous rewards, and logs what became of
+    guarded ones.
+
+    Args:
+        trainer_class: an experimental trainer that takes no `quantization_config`. One that extends a stable trainer
+            (`GMPOTrainer`) needs none of this.
+
+    Returns:
+        A function that takes a stable trainer's arguments and gives the trainer.
+    """
 
     def build(*, model: Any, args: Any, **kwargs: Any) -> Any:
         quantization = kwargs.pop("quantization_config", None)
@@ -36,13 +54,16 @@ def stable_call(trainer_class: Any) -> Callable[..., Any]:
             loading["quantization_config"] = quantization
         if isinstance(model, str):
             args.model_init_kwargs = {"dtype": "float32", **loading}  # as TRL's stable trainers
-            revision = {"model_revision": loading.get("revision")}
-            kwargs.setdefault("processing_class", load_tokenizer(model, revision, padding_side="left"))
+            if "processing_class" not in kwargs:
+                revision = {"model_revision": loading.get("revision")}
+                kwargs["processing_class"] = load_tokenizer(model, revision, padding_side="left")
         rewards = kwargs.get("reward_funcs", ())
         if rewards:
             kwargs["reward_funcs"] = [_Awaited(reward) if outcome.is_async(reward) else reward for reward in rewards]
         trainer = trainer_class(model=model, args=args, **kwargs)
-        _log_outcomes(trainer, [reward for reward in rewards if isinstance(reward, Guarded)])
+        guarded = [reward for reward in rewards if isinstance(reward, Guarded)]
+        if guarded:
+            _log_outcomes(trainer, guarded)
         return trainer
 
     return build
@@ -64,20 +85,17 @@ class _Awaited:
 
 
 def _log_outcomes(trainer: Any, rewards: list[Guarded]) -> None:
-    """Puts what became of the scores since the last log into the next one."""
-    if not rewards:
-        return
+    """Put what became of the scores since the last log into the next one, as `log_metric` would have done."""
     from transformers import TrainerCallback
 
     class Outcomes(TrainerCallback):  # type: ignore[misc]
-        """Counts of guarded rewards, as `log_metric` would have given them."""
-
         before: ClassVar[dict[str, float]] = {}
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             now = figures_of({"rewards": rewards})
             new = {name: count - self.before.get(name, 0.0) for name, count in now.items()}
             self.before.update(now)
+            # transformers has put a copy of `logs` into the history before it calls callbacks
             for row in (logs, state.log_history[-1] if state.log_history else None):
                 if row is not None:
                     row.update(new)

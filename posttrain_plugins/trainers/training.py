@@ -1,8 +1,10 @@
 """What every training stage shares: one call that builds TRL's trainer, trains, saves and reports.
 
-Every choice here that a twenty-line TRL script would not make is listed in `OURS`; `args:` in the recipe overrides
-each of them. None changes the numbers (`tests/test_transparency.py`). On a CPU `bf16: false` and unpinned memory come
-to it; without the first, TRL refuses to start there.
+A stage of your own calls `train`, or `train_with_rewards` where its trainer samples and scores (`docs/stages.md`).
+
+Every choice here that a plain TRL script (`examples/plain_trl/`) would not make is listed in `OURS`; `args:` in the
+recipe overrides each of them. None changes the numbers (`tests/test_transparency.py`). On a CPU `bf16: false` and
+unpinned memory come to it; without the first, TRL refuses to start there.
 """
 
 from __future__ import annotations
@@ -24,14 +26,14 @@ from posttrain_plugins.trainers.start import Start, has_accelerator, start
 from posttrain_plugins.trainers.watch import follow
 from posttrain_plugins.types import ModelArtifact, ResolvedReward, StageContext, StageResult
 
-__all__ = ["reinforce", "train"]
+__all__ = ["train", "train_with_rewards"]
 
 OURS = {
     "disable_tqdm": True,  # the run has its own display
     "logging_nan_inf_filter": False,  # a NaN must show, not hide
     "save_strategy": "no",  # checkpoints are taken by time (`watch.py`) unless the recipe says when
 }
-TELLING = (  # how a stage ended
+TELLING = (  # the figures of a log that say how a stage ended
     "train_loss",
     "reward",
     "rewards/margins",
@@ -57,17 +59,22 @@ def train(
     reward_names: list[str] | None = None,
     **trainer_arguments: Any,
 ) -> StageResult:
-    """Builds the trainer as a plain script would, trains, saves below `context.folder / "model"`, and reports.
+    """Build the trainer as a plain script would, train, save below `context.folder / "model"`, and report.
 
     Args:
-        context: of the stage.
-        trainer_class: one of TRL's trainers.
+        context: of the stage; its inputs `model`, `dataset`, and where there are such `adapter`, `eval_dataset` and
+            `chat_template` are used.
+        trainer_class: one of TRL's trainers, or whatever takes `model`, `args`, `train_dataset`, `eval_dataset`,
+            `peft_config`, `quantization_config` and `processing_class` and gives such a trainer.
         config_class: its config.
-        args: the recipe's `args`.
-        task_type: PEFT's task type.
+        args: the recipe's `args`, fields of the config.
+        task_type: PEFT's task type: `CAUSAL_LM`, `SEQ_CLS` or `TOKEN_CLS`.
         artifact: the model to start from, by default the stage's input `model`.
-        reward_names: what rewards are called in the logs.
+        reward_names: what rewards are called in the logs; with them `rollouts.jsonl` is written.
         **trainer_arguments: further arguments of the trainer.
+
+    Returns:
+        The model's folder, figures of how training ended, and what the next stage should know of the adapter.
 
     Raises:
         InputError: TRL refuses a value.
@@ -76,8 +83,9 @@ def train(
     """
     artifact = artifact or context.inputs["model"]
     assert artifact is not None
-    if context.preview:
-        begin, args = _stand_in(artifact, config_class, args, context.preview)
+    if context.preview:  # a look at what is learned: random weights beside the artifact's tokenizer
+        preview.save_stand_in(Path(artifact.path))
+        begin, args = Start(artifact.path), preview.preview_args(config_class, args, context.preview)
     else:
         begin = start(context, task_type, artifact)
     if not isinstance(begin.model, str):
@@ -97,7 +105,7 @@ def train(
     if context.preview:
         found = preview.masks(trainer, context.inputs["dataset"], writes=task_type == "CAUSAL_LM")
         return StageResult(details={"masks": found})
-    begin.set_up(trainer)
+    begin.set_up(trainer)  # the adapter's part, before `train` makes the optimizer
     if reward_names:
         compat.set_reward_names(trainer, reward_names)
         saved_rollouts.save(context, trainer)
@@ -109,30 +117,31 @@ def train(
     history = trainer.state.log_history
     metrics = {"train_s": seconds, "steps": float(trainer.state.global_step), **_last_figures(history)}
     if trainer.is_world_process_zero():
-        _tidy(folder)
-        if begin.below:
-            copy_below(begin.below, folder)
-        _write_seen(context.folder / "seen.txt", context.inputs["dataset"])
-        (context.folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
-        _clear(context, is_adapter=any(folder.glob("**/adapter_config.json")))  # last: until now a killed run goes on
-    trainer.accelerator.wait_for_everyone()
+        _complete(context, trainer, begin.below)
+    trainer.accelerator.wait_for_everyone()  # no process reads or publishes the folder before it is done
     return StageResult(metrics=metrics, model_path=folder, handoff=begin.handoff)
 
 
-def reinforce(
+def train_with_rewards(
     context: StageContext, trainer_class: Any, config_class: Any, args: Mapping[str, Any], **trainer_arguments: Any
 ) -> StageResult:
-    """A stage that samples and scores: TRL gets the author's own callables, and a reward-model stage as its path.
+    """Do as `train` with a trainer that samples and scores, and the rewards of the stage's input `rewards`.
+
+    TRL gets the author's own callables, and a reward-model stage as its path.
 
     Args:
         context: of the stage.
         trainer_class: GRPO's, RLOO's, or one that takes the same.
         config_class: its config.
-        args: the recipe's `args`.
+        args: the recipe's `args`, fields of the config.
         **trainer_arguments: further arguments of the trainer; its own `reward_funcs` in place of these.
+
+    Returns:
+        As `train`.
     """
     rewards: list[ResolvedReward] = context.inputs["rewards"]
     weights = [reward.weight for reward in rewards]
+    # a plain script leaves the argument out where all weigh 1, and so does its config in the manifest
     weighted = {} if all(weight == 1.0 for weight in weights) else {"reward_weights": weights}
     return train(
         context,
@@ -144,16 +153,8 @@ def reinforce(
     )
 
 
-def _stand_in(
-    artifact: ModelArtifact, config_class: Any, args: Mapping[str, Any], rows: int
-) -> tuple[Start, dict[str, Any]]:
-    """For a look at what is learned: random weights beside the artifact's tokenizer."""
-    preview.save_stand_in(Path(artifact.path))
-    return Start(artifact.path), preview.preview_args(config_class, args, rows)
-
-
 def _config(context: StageContext, config_class: Any, args: Mapping[str, Any], model_init_kwargs: Any) -> Any:
-    """The trainer's config: `args` of the recipe over our few choices, everything else TRL's default."""
+    """Build the trainer's config: `args` of the recipe over our few choices, everything else TRL's default."""
     ours: dict[str, Any] = {**OURS, "output_dir": str(context.folder / "checkpoints"), "seed": context.seed}
     if _says_when_to_save(args):
         del ours["save_strategy"]
@@ -175,12 +176,12 @@ def _config(context: StageContext, config_class: Any, args: Mapping[str, Any], m
 
 
 def _says_when_to_save(args: Mapping[str, Any]) -> bool:
-    """Does the recipe ask for checkpoints? How many, and what is in them, does not."""
+    """Tell whether the recipe asks for checkpoints; how many to keep, and what is in them, is no such wish."""
     return not {"save_strategy", "save_steps"}.isdisjoint(args)
 
 
 def _fit(context: StageContext, trainer: Any) -> float:
-    """Trains, from the newest checkpoint if there is one, and gives the seconds."""
+    """Train, from the newest checkpoint if there is one, and return the seconds."""
     watch = follow(context, trainer)
     began = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(context.resume_from) if context.resume_from else None)
@@ -192,39 +193,40 @@ def _fit(context: StageContext, trainer: Any) -> float:
     return time.perf_counter() - began
 
 
-def _tidy(folder: Path) -> None:
-    """Takes out what is not the model: pickled arguments, model cards with no facts, TRL's copy of the reference."""
+def _complete(context: StageContext, trainer: Any, below: list[Path]) -> None:
+    """Make the stage's folder what the next stage reads, out of what the trainer saved."""
+    folder = context.folder / "model"
+    # what is not the model: pickled arguments, model cards with no facts, TRL's copy of the reference
     for file in (folder / "training_args.bin", *folder.rglob("README.md")):
         file.unlink(missing_ok=True)
     shutil.rmtree(folder / "ref", ignore_errors=True)
-
-
-def _clear(context: StageContext, is_adapter: bool) -> None:
-    """What is no longer needed: checkpoints that nobody asked for, and the start of a model that now stands alone."""
+    if below:
+        copy_below(below, folder)
+    _write_seen(context.folder / "seen.txt", context.inputs["dataset"])
+    (context.folder / "log.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in trainer.state.log_history), encoding="utf-8"
+    )
+    # last, since until now a killed run goes on from them: checkpoints that nobody asked for, and the start of a
+    # model that now stands alone
     if not _says_when_to_save(context.args):
         shutil.rmtree(context.folder / "checkpoints", ignore_errors=True)
-    if not is_adapter:
+    if not any(folder.glob("**/adapter_config.json")):
         for name in ("merged", "initial"):
             shutil.rmtree(context.folder / name, ignore_errors=True)
 
 
 def _last_figures(history: list[dict[str, Any]]) -> dict[str, float]:
-    """The last value of each telling figure; one that is NaN or infinite is none."""
+    """Return the last value of each telling figure; one that is NaN or infinite is none."""
     last = {name: float(row[name]) for row in history for name in TELLING if isinstance(row.get(name), int | float)}
     return {name: value for name, value in last.items() if isfinite(value)}
 
 
 def _write_seen(file: Path, dataset: Any) -> None:
-    """One fingerprint a line for every distinct prompt trained on; for plain text, of each of its lines.
-
-    Pairs without `prompt` have it inside `chosen`.
-    """
+    """Write one fingerprint a line for every distinct prompt trained on; for plain text, of each of its lines."""
+    # pairs without `prompt` have it inside `chosen`
     column = next((name for name in ("prompt", "messages", "text", "chosen") if name in dataset.column_names), None)
-    marks = {mark for value in (dataset[column] if column else ()) for mark in _fingerprints(column, value)}
-    file.write_text("".join(f"{mark}\n" for mark in sorted(marks)), encoding="utf-8")
-
-
-def _fingerprints(column: str | None, value: Any) -> set[str]:
+    values = list(dataset[column]) if column else []
     if column == "text":
-        return {fingerprint(line) for line in to_text(value).splitlines() if line.strip()}
-    return {fingerprint(value)}
+        values = [line for text in values for line in to_text(text).splitlines() if line.strip()]
+    marks = set(map(fingerprint, values))
+    file.write_text("".join(f"{mark}\n" for mark in sorted(marks)), encoding="utf-8")

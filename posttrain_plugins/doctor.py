@@ -1,6 +1,6 @@
-"""`posttrain doctor`: what is installed, what of it works, what will not, and the command that mends it.
+"""Tells what is installed, what of it works, what will not, and the command that mends it (`posttrain doctor`).
 
-Nothing is downloaded and no network is asked.
+Nothing is downloaded, and no network is asked.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,7 +21,7 @@ from posttrain_plugins.errors import InputError
 from posttrain_plugins.recipe import catalogue
 from posttrain_plugins.sandbox import run as sandbox
 
-__all__ = ["Finding", "examine"]
+__all__ = ["Diagnosis", "examine"]
 
 DISTRIBUTION = "posttrain-plugins"
 ENOUGH_DISK_GIB = 20.0  # a 7B model, its optimizer's checkpoint apart
@@ -34,16 +34,16 @@ EXTRAS = {
     "math": "symbolic equivalence of answers",
     "plot": "plots",
 }
-"""Extra -> what needs it; others are told by their own name."""
+"""Extra -> what needs it."""
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at.
+class Diagnosis:
+    """The state of one thing that runs need.
 
     Args:
         what: its name.
-        status: `ok`; `note` where something optional is missing or may be short; `broken` where runs will fail.
+        status: `ok`; `note` if something optional is missing or may be short; `broken` if runs will fail.
         found: what is there.
         hint: what mends it, best a command.
     """
@@ -54,47 +54,38 @@ class Finding:
     hint: str = ""
 
 
-def examine(runs_dir: Path = Path("runs")) -> list[Finding]:
-    """Looks at Python, packages, extras, the device, the sandbox, disk, the Hub's mode and the plugins."""
-    return [
-        _python(),
-        *_packages(),
-        *_extras(),
-        *_device(),
-        _sandbox(),
-        *_disk(runs_dir),
-        _hub(),
-        *_plugins(),
-    ]
+def examine(runs_dir: Path = Path("runs")) -> list[Diagnosis]:
+    """Look at Python, packages, extras, the device, the sandbox, disk, the Hub's mode and the plugins.
+
+    Args:
+        runs_dir: the folder of the results, which need not be there yet.
+    """
+    return [*_packages(), *_extras(), *_device(), _sandbox(), *_disk(runs_dir), _hub(), *_plugins()]
 
 
-def _python() -> Finding:
-    version = ".".join(map(str, sys.version_info[:3]))
+def _packages() -> Iterator[Diagnosis]:
+    """Compare Python and the dependencies with the versions that our metadata asks for."""
+    python = ".".join(map(str, sys.version_info[:3]))
     wanted = importlib.metadata.metadata(DISTRIBUTION)["Requires-Python"]
-    if _fits(version, wanted):
-        return Finding("Python", "ok", f"{version}, {sys.prefix}")
-    return Finding("Python", "broken", f"{version}, expected {wanted}", "make a new environment with a newer Python")
-
-
-def _packages() -> Iterator[Finding]:
-    """The dependencies, with their versions against what we were tested with."""
-    yield Finding(DISTRIBUTION, "ok", importlib.metadata.version(DISTRIBUTION))
+    if _fits(python, wanted):
+        yield Diagnosis("Python", "ok", f"{python}, {sys.prefix}")
+    else:
+        message = f"{python}, expected {wanted}"
+        yield Diagnosis("Python", "broken", message, "make a new environment with a newer Python")
+    yield Diagnosis(DISTRIBUTION, "ok", importlib.metadata.version(DISTRIBUTION))
     for name, wanted, extra in _requirements():
-        if not extra:
-            yield _package(name, wanted)
+        found = _version(name)
+        if extra:
+            continue
+        if found is not None and _fits(found, wanted):
+            yield Diagnosis(name, "ok", found)
+        else:
+            message = "not installed" if found is None else f"{found}, expected {wanted}"
+            yield Diagnosis(name, "broken", message, f"pip install '{name}{wanted}'")
 
 
-def _package(name: str, wanted: str) -> Finding:
-    found = _version(name)
-    if found is None:
-        return Finding(name, "broken", "not installed", f"pip install '{name}{wanted}'")
-    if not _fits(found, wanted):
-        return Finding(name, "broken", f"{found}, expected {wanted}", f"pip install '{name}{wanted}'")
-    return Finding(name, "ok", found)
-
-
-def _extras() -> Iterator[Finding]:
-    """What is optional: each extra with what needs it; an installed one must be importable too."""
+def _extras() -> Iterator[Diagnosis]:
+    """Tell of each optional part whether it works, and what needs it."""
     extras: dict[str, list[tuple[str, str]]] = {}
     for name, wanted, extra in _requirements():
         if extra and extra != "dev":
@@ -104,113 +95,95 @@ def _extras() -> Iterator[Finding]:
         needs = EXTRAS.get(extra, f"what needs '{extra}'")
         if lacking:
             found = f"{', '.join(lacking)} not installed or too old: {needs} will not work"
-            yield Finding(f"[{extra}]", "note", found, f"pip install '{DISTRIBUTION}[{extra}]'")
-        else:
-            yield _imported(extra, [name for name, _ in packages], needs)
+            yield Diagnosis(f"[{extra}]", "note", found, f"pip install '{DISTRIBUTION}[{extra}]'")
+            continue
+        versions = ", ".join(f"{name} {_version(name)}" for name, _ in packages)
+        try:
+            if extra == "quant":  # compiled, so that it may be there and not work; vLLM takes a minute to import
+                importlib.import_module("bitsandbytes")
+            yield Diagnosis(f"[{extra}]", "ok", versions)
+        except Exception as cause:  # a missing library of CUDA, a wrong build
+            found = f"{versions} cannot be imported ({type(cause).__name__}: {cause}): {needs} will not work"
+            yield Diagnosis(f"[{extra}]", "broken", found, "python -m bitsandbytes")
 
 
-def _imported(extra: str, names: Iterable[str], needs: str) -> Finding:
-    versions = ", ".join(f"{name} {_version(name)}" for name in names)
-    if extra != "quant":  # the others are pure Python, or take a minute to import
-        return Finding(f"[{extra}]", "ok", versions)
-    try:
-        importlib.import_module("bitsandbytes")
-    except Exception as cause:  # a missing library of CUDA, a wrong build
-        found = f"{versions} cannot be imported ({type(cause).__name__}: {cause}): {needs} will not work"
-        return Finding(f"[{extra}]", "broken", found, "python -m bitsandbytes")
-    return Finding(f"[{extra}]", "ok", versions)
-
-
-def _device() -> Iterator[Finding]:
+def _device() -> Iterator[Diagnosis]:
     try:
         import torch
     except Exception as cause:
-        yield Finding("device", "broken", f"torch cannot be imported: {cause}", "pip install --force-reinstall torch")
+        yield Diagnosis("device", "broken", f"torch cannot be imported: {cause}", "pip install --force-reinstall torch")
         return
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             free, total = (size / GIB for size in torch.cuda.mem_get_info(index))
             name = torch.cuda.get_device_name(index)
-            yield Finding(
-                f"GPU {index}", "ok", f"{name}, {free:.0f} of {total:.0f} GiB free, CUDA {torch.version.cuda}"
-            )
+            found = f"{name}, {free:.0f} of {total:.0f} GiB free, CUDA {torch.version.cuda}"
+            yield Diagnosis(f"GPU {index}", "ok", found)
     elif torch.accelerator.is_available():
-        yield Finding("device", "ok", str(torch.accelerator.current_accelerator()))
-    elif shutil.which("nvidia-smi"):
+        yield Diagnosis("device", "ok", str(torch.accelerator.current_accelerator()))
+    elif shutil.which("nvidia-smi"):  # without this a run would go to the CPU, and only be slow
         found = f"a GPU's driver is here, but torch {torch.__version__} does not see it: everything runs on the CPU"
-        yield Finding(
-            "device", "broken", found, "install a CUDA build of torch: https://pytorch.org/get-started/locally"
-        )
+        hint = "install a CUDA build of torch: https://pytorch.org/get-started/locally"
+        yield Diagnosis("device", "broken", found, hint)
     else:
-        cores, threads = _counted(os.cpu_count() or 1, "core"), _counted(torch.get_num_threads(), "thread")
-        yield Finding("device", "ok", f"CPU, {cores}, {threads}: enough for the tiny recipes")
+        counts = {"core": os.cpu_count() or 1, "thread": torch.get_num_threads()}
+        counted = ", ".join(f"{count} {noun}{'s' if count != 1 else ''}" for noun, count in counts.items())
+        yield Diagnosis("device", "ok", f"CPU, {counted}: enough for the tiny recipes")
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' if count != 1 else ''}"
-
-
-def _sandbox() -> Finding:
-    """Where reward `code` runs what a model wrote."""
+def _sandbox() -> Diagnosis:
+    """Tell whether reward `code` can run what a model wrote."""
     try:
-        return Finding("sandbox", "ok", sandbox.working_sandbox())
+        return Diagnosis("sandbox", "ok", sandbox.working_sandbox())
     except InputError as error:
-        return Finding("sandbox", "note", f"{error.message}: reward code will not work", error.hint or "")
+        return Diagnosis("sandbox", "note", f"{error.message}: reward code will not work", error.hint or "")
 
 
-def _disk(runs_dir: Path) -> Iterator[Finding]:
-    for what, folder in (("runs", runs_dir.resolve()), ("Hub cache", _hub_cache())):
-        there = next(f for f in (folder, *folder.parents) if f.is_dir())
-        free = shutil.disk_usage(there).free / GIB
-        if not os.access(there, os.W_OK):
-            yield Finding(f"disk: {what}", "broken", f"{there} cannot be written to", _elsewhere(what))
-        elif free < ENOUGH_DISK_GIB:
-            yield Finding(f"disk: {what}", "note", f"{free:.1f} GiB free at {there}", _elsewhere(what))
-        else:
-            yield Finding(f"disk: {what}", "ok", f"{free:.0f} GiB free at {there}")
-
-
-def _elsewhere(what: str) -> str:
-    return "export POSTTRAIN_RUNS_DIR=FOLDER" if what == "runs" else "export HF_HOME=FOLDER"
-
-
-def _hub_cache() -> Path:
+def _disk(runs_dir: Path) -> Iterator[Diagnosis]:
     home = os.environ.get("HF_HOME", "~/.cache/huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser().resolve()
+    hub = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
+    for what, folder, variable in (("runs", runs_dir, "POSTTRAIN_RUNS_DIR"), ("Hub cache", hub, "HF_HOME")):
+        # neither need be there before the first run: the nearest folder above says what there is room for
+        there = next(f for f in (folder.resolve(), *folder.resolve().parents) if f.is_dir())
+        free, hint = shutil.disk_usage(there).free / GIB, f"export {variable}=FOLDER"
+        if not os.access(there, os.W_OK):
+            yield Diagnosis(f"disk: {what}", "broken", f"{there} cannot be written to", hint)
+        elif free < ENOUGH_DISK_GIB:
+            yield Diagnosis(f"disk: {what}", "note", f"{free:.1f} GiB free at {there}", hint)
+        else:
+            yield Diagnosis(f"disk: {what}", "ok", f"{free:.0f} GiB free at {there}")
 
 
-def _hub() -> Finding:
-    """Is the Hub switched off? Then models and data sets come from the cache only."""
-    is_off = [name for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE") if _is_set(name)]
+def _hub() -> Diagnosis:
+    """Tell whether the Hub is switched off: models and data sets then come from the cache only."""
+    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+    # the values that huggingface_hub takes for true
+    is_off = [name for name in names if os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}]
     if is_off:
         found = f"offline ({', '.join(is_off)}): Hub ids must be in the cache"
-        return Finding("Hub", "note", found, f"unset {' '.join(is_off)}")
-    return Finding("Hub", "ok", "online; models and data sets are downloaded when a run needs them")
+        return Diagnosis("Hub", "note", found, f"unset {' '.join(is_off)}")
+    return Diagnosis("Hub", "ok", "online; models and data sets are downloaded when a run needs them")
 
 
-def _is_set(name: str) -> bool:
-    return os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}
-
-
-def _plugins() -> Iterator[Finding]:
+def _plugins() -> Iterator[Diagnosis]:
     rows = catalogue.listing()
     wrong = [row for row in rows if row["status"] != "ok"]
     packages = {row["distribution"] for row in rows}
-    yield Finding("plugins", "ok", f"{len(rows) - len(wrong)} work, from {', '.join(sorted(packages))}")
+    yield Diagnosis("plugins", "ok", f"{len(rows) - len(wrong)} work, from {', '.join(sorted(packages))}")
     for row in wrong:
-        broken = row["status"] == "broken"
-        hint = (
-            f"mend {row['distribution']}, or export POSTTRAIN_DISABLE_PLUGINS={row['name']}" if broken else row["cause"]
-        )
-        what = f"{row['kind']} {row['name']}"
-        yield Finding(what, "broken" if broken else "note", row["cause"], hint)
+        switch = f"mend {row['distribution']}, or export POSTTRAIN_DISABLE_PLUGINS={row['name']}"
+        # `conflict`, a name that two packages give, breaks nothing: both work under `distribution:name`
+        is_broken = row["status"] == "broken"
+        what, hint = f"{row['kind']} {row['name']}", switch if is_broken else row["cause"]
+        yield Diagnosis(what, "broken" if is_broken else "note", row["cause"], hint)
     off = os.environ.get("POSTTRAIN_DISABLE_PLUGINS")
     if off:
-        yield Finding("plugins switched off", "note", off, "unset POSTTRAIN_DISABLE_PLUGINS")
+        yield Diagnosis("plugins switched off", "note", off, "unset POSTTRAIN_DISABLE_PLUGINS")
 
 
 def _requirements() -> Iterator[tuple[str, str, str]]:
-    """Name, version specifier and extra (`""` for none) of everything that our metadata asks for."""
+    """Return name, version specifier and extra (`""` for none) of everything that our metadata asks for."""
+    # by hand, as `packaging` has no way to ask a marker for its extra
     for line in importlib.metadata.requires(DISTRIBUTION) or ():
         text, _, marker = line.partition(";")
         name = re.match(r"[\w.-]+", text.strip())
@@ -230,4 +203,5 @@ def _version(name: str) -> str | None:
 def _fits(version: str | None, wanted: str) -> bool:
     from packaging.specifiers import SpecifierSet
 
+    # a nightly build of torch is no reason to send anyone away
     return version is not None and SpecifierSet(wanted).contains(version, prereleases=True)

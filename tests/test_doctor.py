@@ -17,7 +17,7 @@ from posttrain_plugins.plugins import registry
 NEEDED = ("Python", "posttrain-plugins", "torch", "trl", "transformers", "peft", "Hub", "plugins", "[quant]", "[vllm]")
 
 
-def by_name(findings: list[doctor.Finding]) -> dict[str, doctor.Finding]:
+def by_name(findings: list[doctor.Diagnosis]) -> dict[str, doctor.Diagnosis]:
     return {finding.what: finding for finding in findings}
 
 
@@ -34,7 +34,7 @@ def test_this_environment_is_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_table_shows_every_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "examine", lambda runs_dir: [doctor.Finding("[quant]", "broken", "gone", "pip it")])
+    monkeypatch.setattr(doctor, "examine", lambda runs_dir: [doctor.Diagnosis("[quant]", "broken", "gone", "pip it")])
     done = CliRunner().invoke(app, ["doctor"])
     assert done.exit_code == 1
     assert all(word in done.stdout for word in ("broken", "[quant]", "gone", "pip it"))

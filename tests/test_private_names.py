@@ -30,7 +30,10 @@ class Definition:
 
 
 def is_private(name: str) -> bool:
-    return name.startswith("_") and not name.startswith("__")
+    """Names with one underscore, but for those that a named tuple has for everyone."""
+    return (
+        name.startswith("_") and not name.startswith("__") and name not in ("_asdict", "_fields", "_make", "_replace")
+    )
 
 
 def private_names(package: Path) -> list[str]:

@@ -68,7 +68,7 @@ class GRPO:
 
     def concerns(self, outlook: Outlook) -> Iterator[Concern]:
         """Process rewards that cannot judge steps, and arguments that a strategy leaves no meaning."""
-        yield from rules.step_concerns(self.process_rewards, outlook, "process_rewards")
+        yield from rules.step_concerns(self.process_rewards, outlook.judges_steps, "process_rewards")
         if self.process_rewards:
             yield from rules.aggregation_concerns(outlook.args)
         if self.strategy is not None:

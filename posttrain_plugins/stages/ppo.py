@@ -72,7 +72,7 @@ class PPO:
         """What PPO cannot do with these settings, and a critic for which there is no memory."""
         yield from rules.config_concerns(outlook.args)
         yield from rules.critic_concerns(outlook, has_config=self.critic is not None)
-        yield from rules.step_concerns(outlook.args.process_rewards, outlook, "args.process_rewards")
+        yield from rules.step_concerns(outlook.args.process_rewards, outlook.judges_steps, "args.process_rewards")
         if self.strategy is not None:
             yield from strategy_rollouts.concerns(outlook.args)
 

@@ -60,11 +60,12 @@ class ListwiseDPOTrainer(RankedRows, DPOTrainer):  # type: ignore[misc]
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The mean Plackett-Luce loss of `beta` times the log-ratios."""
-        levels, sizes = inputs.pop("levels"), inputs.pop("sizes")
+        """Return the mean Plackett-Luce loss of `beta` times the log-ratios."""
+        levels, sizes = inputs.pop("levels"), inputs.pop("sizes")  # what is left goes to TRL's reference pass
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
         reference = self.ref_model if self.ref_model is not None else self.model
         before = torch.cat(self.compute_ref_log_probs(reference, inputs))  # (rankings x K,)
+        # TRL's fused head gives log-probabilities of the labels and never holds the logits of all tokens
         outputs = model(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
@@ -97,7 +98,7 @@ class ListwiseCollator(RankingCollator):
 
 
 def refuse_pairs(args: DPOConfig, trainer: str) -> None:
-    """Refuses the options of `trl.DPOConfig` that only TRL's own loss of pairs has.
+    """Refuse the options of `trl.DPOConfig` that only TRL's own loss of pairs has.
 
     Raises:
         InputError: names the option, and the trainer that does not take it.

@@ -19,7 +19,7 @@ def model_card(
     merging: Mapping[str, float],
     quantization: Mapping[str, Any],
 ) -> str:
-    """Markdown with Hugging Face's front matter; nothing in it that no manifest says.
+    """Write Markdown with Hugging Face's front matter; nothing is in it that no manifest says.
 
     Args:
         artifact: what was exported.
@@ -28,15 +28,22 @@ def model_card(
         merging: what merging changed in the logits.
         quantization: TRL `ModelConfig` fields of the saved weights.
     """
-    stages = list(_lineage(Path(artifact.path)))
+    made_in = _stage_folder(Path(artifact.path))
+    of_recipe = f" of the recipe `{made_in.parent.name}`" if made_in else ""
     lines = ["---", "library_name: transformers", "tags:", "- posttrain-plugins", "---", "", f"# {title}", ""]
-    lines += [f"`{architecture}`, exported from `{artifact.name}`{_of_recipe(artifact)}.", ""]
-    if stages:
+    lines += [f"`{architecture}`, exported from `{artifact.name}`{of_recipe}.", ""]
+    stages = list(_lineage(made_in))
+    if made_in and stages:
         lines += ["## Stages", "", "| stage | by | from | figures |", "| --- | --- | --- | --- |"]
-        lines += [_row(manifest) for manifest in reversed(stages)]
-        lines += ["", *_evaluation(Path(artifact.path), stages[0])]
+        for made in reversed(stages):
+            figures = ", ".join(f"{name} {value:.4g}" for name, value in made["metrics"].items())
+            lines.append(f"| {made['stage']} | {made['use']} | {made.get('start') or ''} | {figures} |")
+        measured = list(_measurements(made_in, stages[0]))
+        if measured:
+            header = ["| evaluation | measure | accuracy | problems |", "| --- | --- | --- | --- |"]
+            lines += ["", "## Evaluation", "", *header, *measured]
         versions = ", ".join(f"{name} {version}" for name, version in stages[0].get("versions", {}).items())
-        lines += ["## Versions", "", f"{versions}.", ""]
+        lines += ["", "## Versions", "", f"{versions}.", ""]
     if merging or quantization:
         lines += ["## Weights", ""]
         lines += [f"- {name.replace('_', ' ')} by merging: {value:.3g}" for name, value in merging.items()]
@@ -44,55 +51,29 @@ def model_card(
     return "\n".join(lines)
 
 
-def _artifact_folder(model: Path) -> Path | None:
-    """The folder of the stage that made a model: the nearest above it with a manifest."""
+def _stage_folder(model: Path) -> Path | None:
+    """Find the folder of the stage that made a model: the nearest above it with a manifest."""
     return next((folder for folder in (model, *model.parents) if (folder / "manifest.json").is_file()), None)
 
 
-def _lineage(model: Path) -> Iterator[dict[str, Any]]:
-    """The manifests of the stage that made a model, and of those that made what it started from."""
-    folder = _artifact_folder(model)
+def _lineage(folder: Path | None) -> Iterator[dict[str, Any]]:
+    """Yield the manifest of a stage, and those of the stages that made what it started from."""
     while folder is not None:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         yield manifest
         start, key = manifest.get("start"), str(manifest.get("parts", {}).get("model", ""))
+        # another recipe of the same runs folder may have made it
         folder = next(iter(folder.parents[1].glob(f"*/{start}-{key[:12]}")), None) if start and key else None
 
 
-def _of_recipe(artifact: ModelArtifact) -> str:
-    folder = _artifact_folder(Path(artifact.path))
-    return f" of the recipe `{folder.parent.name}`" if folder else ""
-
-
-def _row(manifest: Mapping[str, Any]) -> str:
-    figures = ", ".join(f"{name} {value:.4g}" for name, value in manifest["metrics"].items())
-    return f"| {manifest['stage']} | {manifest['use']} | {manifest.get('start') or ''} | {figures} |"
-
-
-def _evaluation(model: Path, made: Mapping[str, Any]) -> list[str]:
-    """What evaluations of the same run that stand by now measured on this very model."""
-    folder = _artifact_folder(model)
-    assert folder is not None
-    rows: list[str] = []
+def _measurements(folder: Path, made: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a row for what each evaluation of the same run that stands by now measured on this very model."""
     for file in sorted((folder.parent / "latest").glob("*/manifest.json")):
         manifest = json.loads(file.read_text(encoding="utf-8"))
-        measured = manifest.get("details", {}).get("models", {}).get(made["stage"])
-        if measured and made["key"] in manifest.get("parts", {}).values():
-            rows += [_measure(manifest, name, found) for name, found in measured["measures"].items()]
-    if not rows:
-        return []
-    return [
-        "## Evaluation",
-        "",
-        "| evaluation | measure | accuracy | problems |",
-        "| --- | --- | --- | --- |",
-        *rows,
-        "",
-    ]
-
-
-def _measure(manifest: Mapping[str, Any], name: str, found: Mapping[str, Any]) -> str:
-    metric = manifest["details"]["metric"]
-    score = found["rewards"].get(metric)
-    shown = f"{score['mean']:.3f} [{score['low']:.3f}, {score['high']:.3f}]" if score else ""
-    return f"| {manifest['stage']} ({metric}) | {name} | {shown} | {manifest['details']['problems']} |"
+        details = manifest.get("details", {})
+        measured = details.get("models", {}).get(made["stage"])
+        if measured and made["key"] in manifest.get("parts", {}).values():  # not one that was trained again since
+            for name, found in measured["measures"].items():
+                score = found["rewards"].get(details["metric"])
+                shown = f"{score['mean']:.3f} [{score['low']:.3f}, {score['high']:.3f}]" if score else ""
+                yield f"| {manifest['stage']} ({details['metric']}) | {name} | {shown} | {details['problems']} |"

@@ -58,6 +58,7 @@ class TaskBatches:
             order = list(rows)
             if chance is not None:
                 chance.shuffle(order)
+            # full batches only: accelerate fills a short last one up with rows of the first, which has another task
             short = -len(order) % self.batch_size
             order += [order[i % len(order)] for i in range(short)]
             batches += [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
@@ -66,7 +67,7 @@ class TaskBatches:
         return iter(batches)
 
     def set_epoch(self, epoch: int) -> None:
-        """The order of an epoch; called before each, also of a run that goes on (`_InOrder`)."""
+        """Set the order of an epoch; called before each, also of a run that goes on (`_EpochOrder`)."""
         self.epoch = epoch
 
 
@@ -97,6 +98,7 @@ class MultiAdapterSFTTrainer(SFTTrainer):  # type: ignore[misc]
         self.tasks: list[str] = sorted(set(options["train_dataset"][COLUMN]))
         super().__init__(peft_config=peft_config, **options)
         self.data_collator = _WithTask(self.data_collator)
+        # TRL has made one adapter, `default`, and given its weights their precision. Those of the tasks take its place.
         dtype = next(p.dtype for name, p in self.model.named_parameters() if p.requires_grad)
         for task in self.tasks:
             self.model.add_adapter(task, peft_config)
@@ -106,29 +108,29 @@ class MultiAdapterSFTTrainer(SFTTrainer):  # type: ignore[misc]
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(dtype)  # as TRL casts the adapters of a quantized model
-        self._switches = compat.adapter_layers(self.model)
-        self.add_callback(_InOrder(self))
+        self._adapter_layers = compat.adapter_layers(self.model)
+        self.add_callback(_EpochOrder(self))
 
     def get_train_dataloader(self) -> Any:
-        """Batches of one task each, shuffled."""
+        """Return batches of one task each, shuffled."""
         seed = self.args.data_seed or self.args.seed
         self.batches = TaskBatches(self.train_dataset[COLUMN], self.args.train_batch_size, seed)
         return self._loader(self.train_dataset, self.batches)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Batches of one task each, in the rows' order."""
+        """Return batches of one task each, in the rows' order."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         return self._loader(dataset, TaskBatches(dataset[COLUMN], self.args.eval_batch_size, None))
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Forward and backward with the adapter of the batch's task; recomputed layers are within it too."""
-        with compat.routed(self._switches, inputs.pop(COLUMN)):
+        """Do forward and backward with the adapter of the batch's task; recomputed layers are within it too."""
+        with compat.routed(self._adapter_layers, inputs.pop(COLUMN)):
             loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         return loss
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The same without gradients."""
-        with compat.routed(self._switches, inputs.pop(COLUMN)):
+        """Do the same without gradients."""
+        with compat.routed(self._adapter_layers, inputs.pop(COLUMN)):
             return super().prediction_step(model, inputs, *args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -136,7 +138,7 @@ class MultiAdapterSFTTrainer(SFTTrainer):  # type: ignore[misc]
         self._unfreeze()
 
     def _unfreeze(self) -> None:
-        """PEFT's `set_adapter` and `load_adapter` leave every adapter but one frozen."""
+        """Let all adapters learn: PEFT's `set_adapter` and `load_adapter` leave every one but one frozen."""
         self.model.set_requires_grad(self.tasks, True)
 
     def _loader(self, dataset: Any, batches: TaskBatches) -> Any:
@@ -146,7 +148,7 @@ class MultiAdapterSFTTrainer(SFTTrainer):  # type: ignore[misc]
         )
 
 
-class _InOrder(TrainerCallback):  # type: ignore[misc]
+class _EpochOrder(TrainerCallback):  # type: ignore[misc]
     """Tells the batches their epoch, which accelerate does not where they are shared out between processes or skipped.
 
     transformers reaches through one of these layers, but not through both: a run of two processes that went on within

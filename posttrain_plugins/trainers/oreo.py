@@ -30,8 +30,9 @@ from posttrain_plugins.text.steps import SEPARATOR, last_tokens, step_ends
 from posttrain_plugins.trainers import compat
 from posttrain_plugins.trainers.encoded_rows import EncodedRows, pad_right
 from posttrain_plugins.trainers.listwise_dpo import refuse_pairs
+from posttrain_plugins.trainers.ppo import rules
 from posttrain_plugins.trainers.ppo.critic import Critic, WithCritic
-from posttrain_plugins.trainers.ppo.rules import CriticKind, choice_concerns, choose_kind
+from posttrain_plugins.trainers.ppo.rules import CriticKind
 
 __all__ = ["OREOConfig", "OREOTrainer", "TrajectoryCollator", "encode", "soft_bellman_losses"]
 
@@ -64,8 +65,7 @@ class OREOConfig(DPOConfig):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         choices = {"level": get_args(Level), "critic": (*get_args(CriticKind), None)}
-        for concern in choice_concerns(self, choices):
-            raise InputError(f"OREOConfig: {concern.message}")
+        rules.refuse(rules.choice_concerns(self, choices), "OREOConfig: ")
         for name in ("alpha", "vf_coef"):
             if getattr(self, name) < 0:
                 raise InputError(f"OREOConfig: {name} is {getattr(self, name)}, expected 0 or more")
@@ -75,7 +75,7 @@ class OREOConfig(DPOConfig):  # type: ignore[misc]
 def soft_bellman_losses(
     log_ratios: Tensor, values: Tensor, rewards: Tensor, starts: Tensor, mask: Tensor, beta: float
 ) -> tuple[Tensor, Tensor]:
-    """How far policy and value are from the soft Bellman equation, telescoped to the end (equation 7).
+    """Measure how far policy and value are from the soft Bellman equation, telescoped to the end (equation 7).
 
     Args:
         log_ratios: (B, T), log pi(a|s) - log pi_ref(a|s).
@@ -96,15 +96,18 @@ def soft_bellman_losses(
         ([0.125], [0.125])
     """
     ratios = log_ratios * mask
+    # equation 8 is the value's alone: the policy stands in it as it is, without a gradient
     missing = values - rewards[:, None] + beta * _to_go(ratios.detach())  # (B, T)
     value_loss = _mean(missing.square(), mask)
 
+    # Equation 9 is the policy's alone, and of each action only its own ratio learns: those after it are fixed, or an
+    # action would be paid for what came later. An action is one token or several, so tokens are added up by action.
     action = (starts.cumsum(1) - 1).clamp(min=0)  # (B, T), which action a token belongs to
     zeros = torch.zeros_like(ratios)
     own = zeros.scatter_add(1, action, ratios)  # (B, A), A = T at most
-    state = zeros.scatter_add(1, action, values.detach() * starts)
-    later = _to_go(own.detach()) - own.detach()
-    is_action = torch.arange(own.size(1), device=own.device) < starts.sum(1, keepdim=True)
+    state = zeros.scatter_add(1, action, values.detach() * starts)  # (B, A), V where the action begins
+    later = _to_go(own.detach()) - own.detach()  # (B, A)
+    is_action = torch.arange(own.size(1), device=own.device) < starts.sum(1, keepdim=True)  # (B, A)
     return _mean((state - rewards[:, None] + beta * (own + later)).square(), is_action), value_loss
 
 
@@ -148,7 +151,7 @@ class OREOTrainer(EncodedRows, WithCritic, DPOTrainer):  # type: ignore[misc]
         refuse_pairs(args, "OREO")
         policy_config = options.get("peft_config") or compat.active_config(model)
         is_quantized = options.get("quantization_config") is not None or compat.is_quantized(model)
-        kind = choose_kind(args.critic, policy_config, critic_config, is_quantized)
+        kind = rules.choose_kind(args.critic, policy_config, critic_config, is_quantized)
         self.critic = None
         super().__init__(model=model, args=args, **options)
         if options.get("data_collator") is None:
@@ -163,21 +166,23 @@ class OREOTrainer(EncodedRows, WithCritic, DPOTrainer):  # type: ignore[misc]
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The mean over the trajectories of equation 9 and `vf_coef` times equation 8."""
+        """Return the mean over the trajectories of equation 9 and `vf_coef` times equation 8."""
         width = inputs["input_ids"].size(1) - int(inputs["prompt_lengths"].min())  # T: no completion starts before
         mask, starts = inputs["completion_mask"][:, -width:], inputs["starts"][:, -width:]
         given = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "use_cache": False}
         given["logits_to_keep"] = width + 1
         targets = inputs["input_ids"][:, -width:, None]  # (B, T, 1)
+        # First the reference, without gradients. A pass between the policy's and its backward would switch adapters
+        # while checkpointed layers still have to be computed again.
         before = self._reference(given)  # (B, T, V)
         assert self.critic is not None
         self.critic.unfreeze()  # the reference pass ended in PEFT's `set_adapter`
-        outputs = model(**given, with_values=True)
+        outputs = model(**given, with_values=True)  # one call of the wrapped model for policy and critic
         now = outputs.logits[:, :-1].float().log_softmax(-1)  # (B, T, V)
         ratios = (now - before).gather(-1, targets).squeeze(-1)
         values = outputs.state_values[:, -width:].float()
         policy, value = soft_bellman_losses(ratios, values, inputs["rewards"], starts, mask, self.args.beta)
-        kl = _mean((now.exp() * (now - before)).sum(-1), mask)
+        kl = _mean((now.exp() * (now - before)).sum(-1), mask)  # (B,), over the whole vocabulary, not the one token
         loss = (policy + self.args.alpha * kl + self.args.vf_coef * value).mean()
         figures = {"policy/loss": policy, "value/loss": value, "kl": kl, "value/mean": _mean(values, mask)}
         for name, found in figures.items():
@@ -186,7 +191,7 @@ class OREOTrainer(EncodedRows, WithCritic, DPOTrainer):  # type: ignore[misc]
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def _reference(self, given: Mapping[str, Any]) -> Tensor:
-        """Log-probabilities of the reference over the vocabulary, (B, T, V)."""
+        """Return log-probabilities of the reference over the vocabulary, (B, T, V)."""
         model = self.ref_model if self.ref_model is not None else self.model
         with compat.without_checkpointing(self), compat.as_reference(self), self.accelerator.autocast():
             logits: Tensor = model(**given).logits
@@ -216,7 +221,7 @@ class TrajectoryCollator:
 
 
 def encode(tokenizer: Any, row: Mapping[str, Any], number: int, level: str, separator: str) -> dict[str, Any]:
-    """One trajectory as tokens.
+    """Return one trajectory as tokens.
 
     Args:
         tokenizer: with a chat template where the prompt is conversational.
@@ -232,6 +237,7 @@ def encode(tokenizer: Any, row: Mapping[str, Any], number: int, level: str, sepa
     if is_conversational(completion) and [message["role"] for message in completion] != ["assistant"]:
         hint = "a trajectory is what the model wrote; tools' answers have no place in it"
         raise InputError(f"row {number + 1} has a completion of several messages, expected one of role assistant", hint)
+    # apart, as a rollout does: what is drawn are tokens behind the prompt's, and no token spans the two
     head = tokenizer(render(tokenizer, prompt), add_special_tokens=not is_conversational(prompt))["input_ids"]
     if not head:
         raise InputError(f"row {number + 1} has an empty prompt, so there is no state before its first token")
@@ -240,6 +246,7 @@ def encode(tokenizer: Any, row: Mapping[str, Any], number: int, level: str, sepa
     ids = [*tail["input_ids"], tokenizer.eos_token_id]
     begins = {"token": list(range(len(ids))), "response": [0]}.get(level)
     if begins is None:
+        # a step begins with the token after the one that ends the step before; one that spans two belongs to the first
         ends = last_tokens([start for start, _ in tail["offset_mapping"]], step_ends(text, separator)[:-1])
         begins = sorted({0, *(end + 1 for end in ends)})
     reward = row["reward"] if row.get("reward") is not None else row["label"]

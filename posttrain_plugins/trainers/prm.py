@@ -90,7 +90,7 @@ class PRMTrainer(EncodedRows, RewardTrainer):  # type: ignore[misc]
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Binary cross-entropy over the ends of all steps in the batch."""
+        """Return the binary cross-entropy over the ends of all steps in the batch."""
         labels = inputs["step_labels"]  # (B, T)
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
         is_end = labels != IGNORED
@@ -121,7 +121,7 @@ class StepCollator:
 
 
 def encode(tokenizer: Any, row: Mapping[str, Any], number: int, separator: str) -> dict[str, list[Any]]:
-    """One row of stepwise data as tokens, with a label at the end of each step.
+    """Return one row of stepwise data as tokens, with a label at the end of each step.
 
     Args:
         tokenizer: a fast one, which knows where its tokens start.
@@ -142,10 +142,11 @@ def encode(tokenizer: Any, row: Mapping[str, Any], number: int, separator: str) 
         raise InputError(f"{type(tokenizer).__name__} does not tell where tokens start", hint="use its fast version")
     joined = [step if step.endswith(separator) else step + separator for step in steps[:-1]] + steps[-1:]
     text = render(tokenizer, row["prompt"])
-    ends = []
+    ends = []  # in characters
     for step in joined:
         text += step
         ends.append(len(text))
+    # as one text, like at inference: steps that are tokenized one by one may end in other tokens
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     step_labels = [IGNORED] * len(encoded["input_ids"])
     starts = [start for start, _ in encoded["offset_mapping"]]

@@ -53,14 +53,15 @@ class ProcessGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         if not process_rewards:
             raise InputError("process_rewards is empty", hint="name a reward with step_scores, or use GRPOTrainer")
         config = kwargs.get("args") or next((given for given in args if isinstance(given, GRPOConfig)), None)
-        for concern in rules.aggregation_concerns(config) if config is not None else ():
-            raise InputError(f"ProcessGRPOTrainer: {concern.message}", hint=concern.hint)
+        if config is not None:
+            rules.refuse(rules.aggregation_concerns(config), "ProcessGRPOTrainer: ")
         self.process_rewards = list(process_rewards)
         self.step_separator = step_separator
         super().__init__(*args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As `transformers.Trainer.train`, after a look at the names of the process rewards."""
+        """Train as `transformers.Trainer` does, after a look at the names of the process rewards."""
+        # not in `__init__`: the names in the logs, which `process_rewards` gives, may be set after it
         process_rewards.check(self, self.process_rewards)
         return super().train(*args, **kwargs)
 
@@ -74,12 +75,14 @@ class ProcessGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         mask = output["completion_mask"].float()  # (B, T)
         rewards, steps, ids = self._judged
+        # GRPO's loss takes (B, T) too, and its buffer shuffles and splits them like its own (B,)
         by_outcome = self._by_outcome(rewards, steps, len(ids)).unsqueeze(1)  # (B, 1)
         output["advantages"] = (by_outcome + self._by_steps(steps, ids, mask)) * mask
         return output
 
     def _by_outcome(self, rewards: Tensor, steps: process_rewards.StepScores, count: int) -> Tensor:
         """GRPO's own advantage, (B,), from the rewards that judge the whole; 0 where none does."""
+        # what pays by its steps is logged with their sum, which must not count a second time for the whole
         outcome = [i for i in range(rewards.size(1)) if i not in steps]
         own = slice(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
         if not outcome:
@@ -93,6 +96,7 @@ class ProcessGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         """(B, T), the weighted sum over the process rewards."""
         start = self.accelerator.process_index * len(ids)
         normal = {}
+        # each reward by itself, before they are weighed: one of large scores would drown the others in the deviation
         for i, scores in steps.items():
             everyone = gather_object(scores)  # a group may be on two processes
             found = advantages.normalized_steps(everyone, self._group_size(), scale=self.scale_rewards != "none")

@@ -37,7 +37,7 @@ class RankingConfig(RewardConfig):  # type: ignore[misc]
 
 
 def plackett_luce_loss(scores: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    """Minus the log-likelihood of a ranking: each completion against all that are ranked below it, and itself.
+    """Return minus the log-likelihood of a ranking: each completion against itself and all that are ranked below it.
 
     Args:
         scores: (K,), what the model gives.
@@ -50,7 +50,7 @@ def plackett_luce_loss(scores: torch.Tensor, levels: torch.Tensor) -> torch.Tens
         >>> round(float(plackett_luce_loss(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0]))), 4)
         0.3133
     """
-    beats = levels[:, None] > levels[None, :]  # (K, K)
+    beats = levels[:, None] > levels[None, :]  # (K, K); a tie beats nothing, so it stands in no denominator
     against = beats | torch.eye(len(scores), dtype=torch.bool, device=scores.device)
     losses = torch.logsumexp(scores[None, :].masked_fill(~against, float("-inf")), dim=1) - scores  # (K,)
     is_over = beats.any(dim=1)
@@ -58,7 +58,7 @@ def plackett_luce_loss(scores: torch.Tensor, levels: torch.Tensor) -> torch.Tens
 
 
 def concordance(scores: torch.Tensor, levels: torch.Tensor) -> tuple[int, int]:
-    """Of the pairs that the ranking orders, how many the scores order in the same way; and how many there are."""
+    """Count the pairs that the ranking orders which the scores order in the same way, and all that it orders."""
     beats = levels[:, None] > levels[None, :]
     agreed = (scores[:, None] > scores[None, :]) & beats
     return int(agreed.sum()), int(beats.sum())
@@ -100,9 +100,10 @@ class RankingTrainer(RankedRows, RewardTrainer):  # type: ignore[misc]
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The mean Plackett-Luce loss over the rankings of the batch, and the centring term of TRL where it is set."""
+        """Return the mean Plackett-Luce loss over the batch's rankings, and TRL's centring term where it is set."""
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
         scores = outputs.logits.squeeze(-1)  # (rankings x K,)
+        # rankings are of different sizes, so they are laid under each other and taken apart again
         parts = list(zip(scores.split(inputs["sizes"]), inputs["levels"].split(inputs["sizes"]), strict=True))
         loss = torch.stack([plackett_luce_loss(part, levels) for part, levels in parts]).mean()
         if self.args.center_rewards_coefficient is not None:
@@ -129,7 +130,7 @@ class RankingCollator:
 
 
 def encode_ranking(tokenizer: Any, row: Mapping[str, Any], number: int) -> dict[str, list[Any]]:
-    """A ranking as tokens, rendered as a reward model reads them.
+    """Return a ranking as tokens, rendered as a reward model reads them.
 
     Args:
         tokenizer: with a chat template where the prompt is conversational.
@@ -151,7 +152,7 @@ def encode_ranking(tokenizer: Any, row: Mapping[str, Any], number: int) -> dict[
 
 
 def pairs_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The pairs that a ranking orders, as a reward model's data: `prompt`, `chosen`, `rejected`."""
+    """Return the pairs that a ranking orders, as a reward model's data: `prompt`, `chosen`, `rejected`."""
     texts = [_formatted(row["prompt"], completion) for completion in row["completions"]]
     levels = list(row.get("scores") or range(len(texts), 0, -1))
     ordered = [(i, j) for i in range(len(texts)) for j in range(len(texts)) if levels[i] > levels[j]]
@@ -159,7 +160,7 @@ def pairs_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _formatted(prompt: Any, completion: Any) -> Any:
-    """In its prompt's format."""
+    """Bring a completion into its prompt's format."""
     if is_conversational(prompt) and not is_conversational(completion):
         return [{"role": "assistant", "content": completion}]
     return completion

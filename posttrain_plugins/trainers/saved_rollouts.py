@@ -23,7 +23,7 @@ ROLLOUTS = "rollouts.jsonl"
 
 
 def save(context: StageContext, trainer: Any) -> None:
-    """Lets a trainer that samples write `rollouts.jsonl` below the stage's folder; evaluations are not written.
+    """Let a trainer that samples write `rollouts.jsonl` below the stage's folder; evaluations are not written.
 
     Where a stage goes on from a checkpoint, what was sampled after it is written anew.
     """
@@ -36,31 +36,26 @@ def save(context: StageContext, trainer: Any) -> None:
     def write(rows: Sequence[Mapping[str, Any]], prompts: Any, completions: Any, rewards: Any) -> None:
         if not trainer.model.training:
             return
-        names, step = trainer.reward_func_names, trainer.state.global_step
-        own = gather_object([_row(*item, step) for item in zip(rows, prompts, completions, strict=True)])
-        if trainer.accelerator.is_main_process:
-            weights = trainer.reward_weights.tolist()
-            with file.open("a", encoding="utf-8") as lines:
-                for row, values in zip(own, rewards.tolist(), strict=True):
-                    whole = {**row, **_scores(names, weights, values)}
-                    lines.write(json.dumps(whole, ensure_ascii=False, default=str) + "\n")
+        step = trainer.state.global_step
+        made = zip(rows, prompts, completions, strict=True)
+        own = [{**row, "global_step": step, "prompt": prompt, "completion": text} for row, prompt, text in made]
+        everyone = gather_object(own)  # in the order of the processes, as `rewards` (N, F) is; all have to take part
+        if not trainer.accelerator.is_main_process:
+            return
+        names, weights = trainer.reward_func_names, trainer.reward_weights.tolist()
+        with file.open("a", encoding="utf-8") as lines:
+            for row, values in zip(everyone, rewards.tolist(), strict=True):
+                # NaN is how TRL's tensor holds the None of a reward that cannot judge; its sum passes it over too
+                scores = {name: None if isnan(value) else value for name, value in zip(names, values, strict=True)}
+                known = [w * value for w, value in zip(weights, values, strict=True) if not isnan(value)]
+                judged = {"rewards": scores, "weighted_reward": sum(known) if known else None}
+                lines.write(json.dumps({**row, **judged}, ensure_ascii=False, default=str) + "\n")
 
     compat.observe_rewards(trainer, write)
 
 
-def _row(columns: Mapping[str, Any], prompt: Any, completion: Any, step: int) -> dict[str, Any]:
-    return {**columns, "global_step": step, "prompt": prompt, "completion": completion}
-
-
-def _scores(names: Sequence[str], weights: Sequence[float], values: Sequence[float]) -> dict[str, Any]:
-    """NaN is how TRL's tensor holds the None of a reward that cannot judge; the sum passes it over, as TRL's does."""
-    known = [weight * value for weight, value in zip(weights, values, strict=True) if not isnan(value)]
-    scores = {name: None if isnan(value) else value for name, value in zip(names, values, strict=True)}
-    return {"rewards": scores, "weighted_reward": sum(known) if known else None}
-
-
 def _forget_after(file: Path, checkpoint: Path | None) -> None:
-    """Keeps the lines of the steps that the checkpoint holds, none where there is no checkpoint."""
+    """Keep the lines of the steps that the checkpoint holds, none where there is no checkpoint."""
     if not file.is_file():
         return
     done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0

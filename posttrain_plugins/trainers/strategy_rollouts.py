@@ -40,7 +40,7 @@ SAMPLERS = ("use_vllm", "use_transformers_continuous_batching")
 
 
 def concerns(args: Any) -> Iterator[Concern]:
-    """Fields of a trainer's config that have no meaning beside a strategy."""
+    """Yield fields of a trainer's config that have no meaning beside a strategy."""
     for name in SAMPLERS:
         if getattr(args, name, False):
             found = f"strategy makes the rollouts in process, but args has {name}"
@@ -51,7 +51,7 @@ def concerns(args: Any) -> Iterator[Concern]:
 
 
 def hook(context: StageContext) -> dict[str, Any]:
-    """The argument `rollout_func` of a stage's trainer; nothing where the stage has no strategy.
+    """Return the argument `rollout_func` for a stage's trainer; nothing where the stage has no strategy.
 
     Raises:
         InputError: the strategy has tools.
@@ -89,7 +89,7 @@ class StrategyRollouts:
         self._others: dict[str, TransformersBackend] = {}
 
     def __call__(self, prompts: list[Prompt], trainer: Any) -> dict[str, Any]:
-        """One answer for each prompt, equal ones among them.
+        """Return one answer for each prompt, equal ones among them.
 
         Returns:
             `prompt_ids` and `completion_ids`, B lists of tokens; `logprobs` is None: nobody knows the strategy's.
@@ -98,15 +98,24 @@ class StrategyRollouts:
             InputError: the weights are sharded.
             StageFailed: the strategy failed at every prompt.
         """
-        _check_whole(trainer)
+        deepspeed = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+        if trainer.is_fsdp_enabled or (deepspeed is not None and deepspeed.zero_stage == 3):
+            hint = "train with DDP or ZeRO-2, or take strategy out of the stage"
+            raise InputError("a strategy's rollouts need the whole weights on each process, but they are sharded", hint)
         model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
         is_training = model.training
-        backend = TransformersBackend(model, tokenizer, identity=self._identity(trainer, is_training))
+        # The backend's identity is a part of each request's seed: which step, which process, and how often within. So a
+        # resumed run draws the same, and two draws of one step do not.
+        place = (trainer.state.global_step, is_training, trainer.accelerator.process_index)
+        self._calls = self._calls + 1 if place == self._place else 0
+        self._place = place
+        identity = ":".join(map(str, (*place, self._calls)))
+        backend = TransformersBackend(model, tokenizer, identity=identity)
         params = SamplingParams(trainer.temperature, trainer.top_p, trainer.max_completion_length)
         try:
             results = self._solve(prompts, backend, params)
         finally:
-            model.train(is_training)
+            model.train(is_training)  # the backend generates in `eval`
         if all(result.error for result in results):
             raise StageFailed(f"strategy {self.resolved.label} failed at every prompt: {results[0].error}")
         return {
@@ -115,16 +124,9 @@ class StrategyRollouts:
             "logprobs": None,
         }
 
-    def _identity(self, trainer: Any, is_training: bool) -> str:
-        """Part of every request's seed: which step, which process, and how often within; a resumed run has the same."""
-        place = (trainer.state.global_step, is_training, trainer.accelerator.process_index)
-        self._calls = self._calls + 1 if place == self._place else 0
-        self._place = place
-        return ":".join(map(str, (*place, self._calls)))
-
     def _solve(self, prompts: Sequence[Prompt], backend: TransformersBackend, params: SamplingParams) -> list[Result]:
         for role, artifact in self.resolved.models.items():
-            if role not in self._others:
+            if role not in self._others:  # loaded at the first rollout, and kept
                 made = TransformersBackend(artifact.path, loading=artifact.loading, identity=artifact.name)
                 self._others[role] = made
         rows = [self._row_of.get(_name(prompt), {}) for prompt in prompts]
@@ -139,18 +141,12 @@ class StrategyRollouts:
         )
 
     def _tokens(self, tokenizer: Any, result: Result, max_tokens: int) -> list[int]:
-        """The answer's tokens, with EOS where it is whole; an empty answer is EOS alone."""
+        """The answer's tokens, with EOS where it is finished; an empty answer is EOS alone."""
         ids = list(tokenizer(result.text, add_special_tokens=False)["input_ids"])[:max_tokens]
         reasons = {candidate.text: candidate.finish_reason for candidate in result.candidates}
-        is_whole = reasons.get(result.text, "stop") == "stop" and len(ids) < max_tokens
-        return [*ids, tokenizer.eos_token_id] if is_whole or not ids else ids
-
-
-def _check_whole(trainer: Any) -> None:
-    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
-    if trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
-        hint = "train with DDP or ZeRO-2, or take strategy out of the stage"
-        raise InputError("a strategy's rollouts need the whole weights on every process, but they are sharded", hint)
+        is_finished = reasons.get(result.text, "stop") == "stop" and len(ids) < max_tokens
+        # the policy wrote EOS, which the text does not hold: without it, it would never learn to stop
+        return [*ids, tokenizer.eos_token_id] if is_finished or not ids else ids
 
 
 def _name(prompt: Prompt) -> str:

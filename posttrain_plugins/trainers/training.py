@@ -21,7 +21,7 @@ from posttrain_plugins.errors import InputError, Interrupted
 from posttrain_plugins.models.adapter_compatibility import check_fits
 from posttrain_plugins.models.folder import copy_below
 from posttrain_plugins.text import fingerprint, to_text
-from posttrain_plugins.trainers import compat, preview, saved_rollouts
+from posttrain_plugins.trainers import compat, loss_masks, saved_rollouts
 from posttrain_plugins.trainers.start import Start, has_accelerator, start
 from posttrain_plugins.trainers.watch import follow
 from posttrain_plugins.types import ModelArtifact, ResolvedReward, StageContext, StageResult
@@ -84,8 +84,8 @@ def train(
     artifact = artifact or context.inputs["model"]
     assert artifact is not None
     if context.preview:  # a look at what is learned: random weights beside the artifact's tokenizer
-        preview.save_stand_in(Path(artifact.path))
-        begin, args = Start(artifact.path), preview.preview_args(config_class, args, context.preview)
+        loss_masks.save_stand_in(Path(artifact.path))
+        begin, args = Start(artifact.path), loss_masks.preview_args(config_class, args, context.preview)
     else:
         begin = start(context, task_type, artifact)
     if not isinstance(begin.model, str):
@@ -103,7 +103,7 @@ def train(
         **trainer_arguments,
     )
     if context.preview:
-        found = preview.masks(trainer, context.inputs["dataset"], writes=task_type == "CAUSAL_LM")
+        found = loss_masks.masks(trainer, context.inputs["dataset"], writes=task_type == "CAUSAL_LM")
         return StageResult(details={"masks": found})
     begin.set_up(trainer)  # the adapter's part, before `train` makes the optimizer
     if reward_names:

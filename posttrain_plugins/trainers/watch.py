@@ -10,11 +10,10 @@ All processes save and stop together, so the first one's clock and signals hold 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ CHECKPOINT_SHARE = 0.02  # of the training time, at most, goes into checkpoints 
 
 
 def follow(context: StageContext, trainer: Any) -> _Watch:
-    """Adds the watch to a trainer, in place of its own prints; `is_stopped` of what is returned tells how it ended."""
+    """Add the watch to a trainer, in place of its own prints; `is_stopped` of what is returned tells how it ended."""
     from transformers import PrinterCallback, TrainerCallback
 
     class Watch(_Watch, TrainerCallback):  # type: ignore[misc]
@@ -60,6 +59,7 @@ class _Watch:
         self.save_cost_s = 0.0
 
     def observe(self, loss: Any) -> None:
+        # a tensor, added up where it lies: its value is asked for once a step, so that no micro-step waits for the GPU
         self.loss = loss if self.loss is None else self.loss + loss
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
@@ -73,6 +73,7 @@ class _Watch:
         self.figures["loss"] = loss
         self.context.reporter.progress(state.global_step, state.max_steps, "step", self.figures)
         at_boundary = state.global_step % self.period == 0
+        # not after the last step: the trainer ends by itself, and a checkpoint from there would train one step more
         if at_boundary and state.global_step < state.max_steps:
             stops, saves = self._decide()
             if stops:
@@ -85,11 +86,19 @@ class _Watch:
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         is_before_end = state.global_step < state.max_steps
-        is_whole = self.can_resume and is_before_end and state.global_step % self.period == 0
-        if is_whole and state.is_world_process_zero and folder.is_dir():
-            _mark_complete(folder)
-            if self.by_time:
-                _keep_newest(folder)
+        can_go_on = self.can_resume and is_before_end and state.global_step % self.period == 0
+        if can_go_on and state.is_world_process_zero and folder.is_dir():
+            # on the disk before the marker is: what a power cut leaves in between has no marker, and is passed over
+            for file in [*folder.iterdir(), folder]:
+                descriptor = os.open(file, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+            (folder / CHECKPOINT_MARKER).touch()
+            for other in folder.parent.glob("checkpoint-*") if self.by_time else ():
+                if other != folder:  # those that nobody asked for go, now that there is a newer one
+                    shutil.rmtree(other, ignore_errors=True)
         self.saved_at = time.monotonic()
         self.save_cost_s = self.saved_at - self.save_began
         return control
@@ -102,36 +111,12 @@ class _Watch:
 
     def _decide(self) -> tuple[bool, bool]:
         """Stop here? Save here? As the first process finds: another may be over the minute when that one is not."""
-        stops = bool(self.context.should_stop())
-        saves = self.by_time and self.can_resume and self._is_due()
+        age = time.monotonic() - self.saved_at
+        is_due = age > max(CHECKPOINT_SECONDS, self.save_cost_s / CHECKPOINT_SHARE)
+        stops, saves = bool(self.context.should_stop()), self.by_time and self.can_resume and is_due
+        # a process that stopped alone would leave the others in a collective without their peer
         if self.processes > 1:
             from accelerate.utils import broadcast_object_list
 
             stops, saves = broadcast_object_list([stops, saves])
         return stops, saves
-
-    def _is_due(self) -> bool:
-        return time.monotonic() - self.saved_at > max(CHECKPOINT_SECONDS, self.save_cost_s / CHECKPOINT_SHARE)
-
-
-def _mark_complete(folder: Path) -> None:
-    for file in [*folder.iterdir(), folder]:
-        with _opened(file) as descriptor:
-            os.fsync(descriptor)
-    marker = folder / CHECKPOINT_MARKER
-    marker.touch()
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _keep_newest(folder: Path) -> None:
-    for other in folder.parent.glob("checkpoint-*"):
-        if other != folder:
-            shutil.rmtree(other, ignore_errors=True)

@@ -23,7 +23,7 @@ __all__ = ["preview"]
 
 
 def preview(plan: Plan, rows: int = 2, only: Collection[str] = ()) -> dict[str, dict[str, Any]]:
-    """Stage -> what `trainers.preview.masks` gives of a few rows; or `missing`, what is not yet made; or `error`."""
+    """Stage -> what `trainers.loss_masks.masks` gives of a few rows; or `missing`, what is not yet made; or `error`."""
     rows = max(rows, 2)  # KTO takes no less
     shown = {}
     for stage in plan.stages:

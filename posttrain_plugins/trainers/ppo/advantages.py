@@ -50,20 +50,21 @@ def _alone(x: Tensor) -> Tensor:
 
 
 def masked_mean(x: Tensor, mask: Tensor, total: Total = _alone) -> Tensor:
-    """The mean of `x` where `mask` is 1, over all processes; 0 where it is nowhere."""
+    """Return the mean of `x` where `mask` is 1, over all processes; 0 where it is nowhere."""
+    # sums are gathered, not means: processes have different numbers of tokens
     both = total(torch.stack([(x * mask).sum(), mask.sum().to(x.dtype)]))
     return both[0] / both[1].clamp(min=1.0)
 
 
 def variance(x: Tensor, mask: Tensor, total: Total = _alone) -> Tensor:
-    """The unbiased variance of `x` where `mask` is 1, over all processes; 0 for less than two values."""
+    """Return the unbiased variance of `x` where `mask` is 1, over all processes; 0 for less than two values."""
     count = total(mask.sum().to(x.dtype))
     mean = masked_mean(x, mask, total)
     return total((torch.square(x - mean) * mask).sum()) / (count - 1).clamp(min=1.0)
 
 
 def whiten(x: Tensor, mask: Tensor, total: Total = _alone, *, shift_mean: bool = True) -> Tensor:
-    """`x` with variance 1, and mean 0 unless `shift_mean` is false; 0 where `mask` is 0.
+    """Return `x` with variance 1, and mean 0 unless `shift_mean` is false; 0 where `mask` is 0.
 
     Args:
         x: (B, T).
@@ -81,7 +82,7 @@ def whiten(x: Tensor, mask: Tensor, total: Total = _alone, *, shift_mean: bool =
 
 
 def kl_estimate(logps: Tensor, ref_logps: Tensor, kind: str = "k1") -> Tensor:
-    """Per-token estimate of KL(policy, reference), of samples of the policy (http://joschu.net/blog/kl-approx.html).
+    """Estimate KL(policy, reference) per token from samples of the policy (http://joschu.net/blog/kl-approx.html).
 
     Args:
         logps: (B, T), of the policy.
@@ -93,7 +94,7 @@ def kl_estimate(logps: Tensor, ref_logps: Tensor, kind: str = "k1") -> Tensor:
 
 
 def next_kl_coef(coef: float, kl: float, target: float, horizon: float, completions: int) -> float:
-    """The adaptive coefficient's next value (Ziegler et al., https://huggingface.co/papers/1909.08593, section 2.2).
+    """Return the next adaptive coefficient (Ziegler et al., https://huggingface.co/papers/1909.08593, section 2.2).
 
     Args:
         coef: the coefficient so far.
@@ -111,15 +112,15 @@ def next_kl_coef(coef: float, kl: float, target: float, horizon: float, completi
 
 
 def last_token(mask: Tensor) -> Tensor:
-    """(B, T), 1 at the last token of each row whose mask is 1; a row of zeros has none."""
-    left = mask.flip(1).cumsum(1).flip(1)
+    """Return (B, T), 1 at the last token of each row whose mask is 1; a row of zeros has none."""
+    left = mask.flip(1).cumsum(1).flip(1)  # (B, T), tokens from here to the end; after the last one it is 0
     return ((left == 1) & mask.bool()).to(mask.dtype)
 
 
 def token_rewards(
     mask: Tensor, scores: Tensor, kl: Tensor | None = None, kl_coef: float = 0.0, steps: Tensor | None = None
 ) -> Tensor:
-    """What each token earns.
+    """Return what each token earns.
 
     Args:
         mask: (B, T), 1 at tokens that the model wrote.
@@ -142,7 +143,7 @@ def token_rewards(
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95) -> tuple[Tensor, Tensor]:
-    """Generalized advantage estimation (https://huggingface.co/papers/1506.02438, equation 16).
+    """Estimate generalized advantages (https://huggingface.co/papers/1506.02438, equation 16).
 
     Args:
         rewards: (B, T).
@@ -161,6 +162,8 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
     advantages = torch.zeros_like(rewards)
     carried = rewards.new_zeros(rewards.size(0))  # the advantage at the next token that counts
     following = rewards.new_zeros(rewards.size(0))  # the value there
+    # Backwards, once through the row. A token that does not count is stepped over, and does not end the row: what a
+    # tool wrote lies between two tokens of the policy, and the later one's value is the earlier one's next.
     for t in reversed(range(rewards.size(1))):
         counts = mask[:, t].bool()
         delta = rewards[:, t] + gamma * following - values[:, t]
@@ -171,7 +174,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
 
 
 def returns_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
-    """G_t, the discounted sum of rewards from token t on.
+    """Return G_t, the discounted sum of rewards from token t on.
 
     Example:
         >>> returns_to_go(torch.tensor([[1.0, 0.0, 4.0]]), torch.ones(1, 3), gamma=0.5)
@@ -181,12 +184,12 @@ def returns_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
 
 
 def group_mean(scores: Tensor, num_generations: int) -> Tensor:
-    """The mean score of each row's group; `scores` are (B,), a group's rows stand together; NaN does not count."""
+    """Return the mean score of each row's group; `scores` are (B,), a group's rows together; NaN does not count."""
     return scores.view(-1, num_generations).nanmean(1).repeat_interleave(num_generations)
 
 
 def group_normalized(scores: Tensor, num_generations: int, scale: str = "group") -> Tensor:
-    """GRPO's outcome advantage, (r - mean) / std of a group (https://huggingface.co/papers/2402.03300, sec. 4.1.2).
+    """Return GRPO's outcome advantage, (r - mean) / std (https://huggingface.co/papers/2402.03300, section 4.1.2).
 
     Args:
         scores: (B,), NaN where nobody can judge: such a row does not count and has 0. A group stands together.
@@ -201,19 +204,16 @@ def group_normalized(scores: Tensor, num_generations: int, scale: str = "group")
     centred = groups - groups.nanmean(1, keepdim=True)
     if scale != "none":
         of = groups.reshape(1, -1) if scale == "batch" else groups
-        spread = torch.stack([row[~torch.isnan(row)].std() if _counts(row) > 1 else row.new_zeros(()) for row in of])
+        known = [row[~torch.isnan(row)] for row in of]  # torch has no `nanstd`
+        spread = torch.stack([row.std() if len(row) > 1 else row.new_zeros(()) for row in known])
         centred = centred / (spread.unsqueeze(1) + 1e-4)
     return centred.reshape(-1).nan_to_num(0.0)
-
-
-def _counts(row: Tensor) -> int:
-    return int((~torch.isnan(row)).sum())
 
 
 def normalized_steps(
     scores: Sequence[Sequence[float]], num_generations: int, *, scale: bool = True
 ) -> list[list[float]]:
-    """Step rewards, less their group's mean and over its standard deviation (2402.03300, section 4.1.3).
+    """Normalise step rewards by their group's mean and standard deviation (2402.03300, section 4.1.3).
 
     The advantage of a token is the sum of those of the steps that end at it or later: `returns_to_go`.
 
@@ -239,7 +239,7 @@ def normalized_steps(
 def clipped_value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, cliprange: float
 ) -> tuple[Tensor, Tensor]:
-    """Half the squared error, the larger of the plain and the clipped one, as PPO's first implementation has it.
+    """Return half the squared error, the larger of the plain and the clipped one, as PPO's first implementation does.
 
     No paper has the clip; TRL 1.12 and https://github.com/openai/baselines (`ppo2`) do.
 
@@ -265,6 +265,9 @@ def clipped_value_loss(
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, total: Total = _alone) -> float:
-    """1 - Var(returns - values) / Var(returns): 1 is a perfect critic, 0 a constant; NaN where returns do not vary."""
+    """Return 1 - Var(returns - values) / Var(returns): 1 is a perfect critic, 0 a constant.
+
+    NaN where returns do not vary.
+    """
     spread = float(variance(returns, mask, total))
     return 1.0 - float(variance(returns - values, mask, total)) / spread if spread > 0 else float("nan")

@@ -9,7 +9,8 @@ from trl import GRPOConfig
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.text.steps import SEPARATOR
-from posttrain_plugins.trainers.ppo.rules import Baseline, CriticKind, Estimator, KLEstimator, config_concerns
+from posttrain_plugins.trainers.ppo import rules
+from posttrain_plugins.trainers.ppo.rules import Baseline, CriticKind, Estimator, KLEstimator
 
 __all__ = ["PPOConfig"]
 
@@ -114,8 +115,7 @@ class PPOConfig(GRPOConfig):  # type: ignore[misc]
         return super().__new__(cls)  # type: ignore[no-any-return]
 
     def __post_init__(self) -> None:
-        for concern in config_concerns(self):
-            raise InputError(f"PPOConfig: {concern.message}", hint=concern.hint)
+        rules.refuse(rules.config_concerns(self), "PPOConfig: ")
         self.beta = self.kl_coef  # makes GRPO keep a reference and compute its log-probabilities
         if self.num_generations != 1:
             super().__post_init__()

@@ -19,6 +19,7 @@ from torch import Tensor
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.text.steps import step_ends
 from posttrain_plugins.trainers import compat
+from posttrain_plugins.trainers.ppo import rules
 
 __all__ = ["StepScores", "as_tensor", "check", "check_names", "place", "step_end_tokens", "stepwise"]
 
@@ -43,14 +44,8 @@ def check_names(known: Mapping[str, Any], names: Sequence[str]) -> None:
     Raises:
         InputError: names the reward.
     """
-    for name in names:
-        if name not in known:
-            raise InputError(f"process_rewards names no reward: '{name}', expected one of {', '.join(known)}")
-        if not callable(getattr(known[name], "step_scores", None)):
-            raise InputError(
-                f"reward '{name}' is in process_rewards, but it has no step_scores",
-                hint="use one that judges steps, such as process_reward_model",
-            )
+    judges_steps = {name: callable(getattr(reward, "step_scores", None)) for name, reward in known.items()}
+    rules.refuse(rules.step_concerns(names, judges_steps))
 
 
 @contextmanager

@@ -7,8 +7,8 @@ other adapters, and what a checkpoint computes again would be the policy. No pap
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from posttrain_plugins.trainers import compat
@@ -37,22 +37,24 @@ class Route:
         self._inside: dict[int, list[Any]] = {}
         self._open: Any = None
 
-    @contextmanager
-    def _entered(self) -> Iterator[None]:
-        layers = compat.checkpointed_layers(self._model)
-        with compat.routed(self._all, self.adapter), compat.recomputed_with(layers, self._again):
-            yield
-
     def __enter__(self) -> Route:
-        self._open = self._entered()
-        self._open.__enter__()
+        layers = compat.checkpointed_layers(self._model)  # asked for each time: TRL switches checkpointing on and off
+        with ExitStack() as stack:
+            stack.enter_context(compat.routed(self._all, self.adapter))
+            stack.enter_context(compat.recomputed_with(layers, self._again))
+            self._open = stack.pop_all()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._open.__exit__(*exception)
+        self._open.close()
 
     def _again(self, layer: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """Only the layer's own fields: autograd has a thread for each device, and each repeats its own layers."""
+        """Return `forward` with the route entered again, for the layer alone.
+
+        The critic's backward runs outside of the route, where the policy's adapter is active: a checkpoint would
+        compute the policy's activations again, and the critic's gradients would be wrong without a word. Only the
+        layer's own fields are set: autograd has a thread for each device, and each repeats its own layers.
+        """
         inside = self._inside.setdefault(id(layer), compat.adapter_layers(layer))
 
         def routed(*args: Any, **kwargs: Any) -> Any:

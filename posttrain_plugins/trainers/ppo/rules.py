@@ -32,6 +32,7 @@ __all__ = [
     "choose_kind",
     "config_concerns",
     "critic_concerns",
+    "refuse",
     "step_concerns",
     "warn_within_generation",
 ]
@@ -73,6 +74,16 @@ RANGES: tuple[tuple[str, tuple[str, ...]], ...] = (
 OF_THE_CRITIC = ("critic", "critic_learning_rate", "critic_warmup_steps")
 BYTES = {"bfloat16": 2, "float16": 2, "half": 2}
 COPIES_IN_TRAINING = 4  # weights, gradients, and the two moments of Adam
+
+
+def refuse(concerns: Iterable[Concern], who: str = "") -> None:
+    """Raise the first of some concerns, if there is one.
+
+    Raises:
+        InputError: with its message, behind `who`.
+    """
+    for concern in concerns:
+        raise InputError(who + concern.message, hint=concern.hint)
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
@@ -127,13 +138,13 @@ def aggregation_concerns(args: Any) -> Iterator[Concern]:
         yield Concern(found, hint, "args.multi_objective_aggregation")
 
 
-def step_concerns(names: Iterable[str] | None, outlook: Outlook, field: str) -> Iterator[Concern]:
+def step_concerns(names: Iterable[str] | None, judges_steps: Mapping[str, bool], field: str = "") -> Iterator[Concern]:
     """Yield process rewards that are no reward of the stage, or cannot judge steps."""
     for name in names or ():
-        if name not in outlook.judges_steps:
-            known = ", ".join(outlook.judges_steps)
+        if name not in judges_steps:
+            known = ", ".join(judges_steps)
             yield Concern(f"process_rewards names no reward: '{name}', expected one of {known}", field=field)
-        elif not outlook.judges_steps[name]:
+        elif not judges_steps[name]:
             found = f"reward '{name}' is in process_rewards, but it has no step_scores"
             yield Concern(found, "use one that judges steps, such as process_reward_model", field)
 
@@ -176,8 +187,7 @@ def choose_kind(kind: CriticKind | None, policy_config: Any, critic_config: Any,
     if policy_config is not None and shares_base(policy_config):
         trained = None
     chosen: CriticKind = kind or ("separate" if trained else "adapter")
-    for concern in kind_concerns(chosen, trained, critic_config is not None, is_quantized):
-        raise InputError(concern.message, hint=concern.hint)
+    refuse(kind_concerns(chosen, trained, critic_config is not None, is_quantized))
     if chosen == "separate" and policy_config is not None and critic_config is not None:
         found = "critic 'separate' copies the model, which an adapter on it does not need"
         raise InputError(found, hint="use critic='adapter'")

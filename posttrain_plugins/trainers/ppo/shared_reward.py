@@ -25,11 +25,11 @@ from posttrain_plugins.trainers import compat
 from posttrain_plugins.trainers.ppo.route import Route
 from posttrain_plugins.types import Prompt
 
-__all__ = ["SharedReward", "shared"]
+__all__ = ["SharedReward", "adapters_below", "base_path", "bind_all", "shared"]
 
 
 def shared(reward: Any, base_path: str, policy_config: Any, below: tuple[str, ...] = ()) -> Any:
-    """The reward as an adapter of the policy's base where it is one, else as it is.
+    """Return the reward as an adapter of the policy's base where it is one, else as it is.
 
     Args:
         reward: a folder, or a callable that says its `model_name_or_path` (the `reward_model` plugin).
@@ -46,6 +46,7 @@ def shared(reward: Any, base_path: str, policy_config: Any, below: tuple[str, ..
 
     ensure_registered(path)
     config = PeftConfig.from_pretrained(path)
+    # of one type: a PEFT model holds adapters of one tuner; and on what the policy's lies on, base and stack
     moved = moves_base(vars(config)) or moves_base(vars(policy_config))
     fits = not moved and config.peft_type == policy_config.peft_type and not config.is_prompt_learning
     # the same Hub id is the same weights in the same revision alone
@@ -53,12 +54,13 @@ def shared(reward: Any, base_path: str, policy_config: Any, below: tuple[str, ..
     fits = fits and tuple(map(digest, adapters_in(path)[:-1])) == below
     if not fits or config.task_type != "SEQ_CLS" or not _same_weights(base_path, str(config.base_model_name_or_path)):
         return reward
+    # what TRL would have logged it under
     name = Path(path).name if isinstance(reward, str) else str(getattr(reward, "__name__", "reward_model"))
     return SharedReward(path, name, int(getattr(reward, "batch_size", 32)), getattr(reward, "max_length", None))
 
 
 def _same_weights(one: str, other: str) -> bool:
-    """The same Hub id or folder, or two folders with the same bytes (each stage merges an adapter for itself)."""
+    """Tell the same Hub id or folder, or two folders with the same bytes: each stage merges an adapter for itself."""
     if one == other:
         return True
     files = [sorted(Path(folder).glob("*.safetensors")) for folder in (one, other)]
@@ -68,7 +70,7 @@ def _same_weights(one: str, other: str) -> bool:
 
 
 class SharedReward:
-    """Scores completions by an adapter on the policy's base; TRL calls it as any reward function.
+    """Scores completions by an adapter on the policy's base; TRL calls it like any reward function.
 
     Args:
         path: the reward model's folder.
@@ -87,17 +89,23 @@ class SharedReward:
         self._score: Tensor = _score_head(Path(path))  # (1, H)
 
     def bind(self, model: Any, number: int) -> None:
-        """Loads the adapter into the policy's `PeftModel`, frozen; once, before the policy is trained."""
+        """Load the adapter into the policy's `PeftModel`, frozen; once, before the policy is trained."""
         self.adapter = f"reward_{number}"
         self._model = model
         model.load_adapter(self.path, self.adapter, is_trainable=False)
         self._route = Route(model, self.adapter)
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
-        """B scores: logits, larger is better."""
-        texts = [self._text(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        """Return B scores: logits, larger is better."""
+        texts = []
+        for prompt, completion in zip(prompts, completions, strict=True):
+            if is_conversational(prompt):
+                messages: Any = [*prompt, *completion]
+                texts.append(str(self._tokenizer.apply_chat_template(messages, tokenize=False)))
+            else:
+                texts.append(str(prompt) + str(completion))
         scores: list[float | None] = [None] * len(texts)
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # texts of like length, so that little is padded
         was_training = self._model.training
         self._model.eval()  # neither dropout nor checkpointing
         try:
@@ -108,11 +116,6 @@ class SharedReward:
         finally:
             self._model.train(was_training)
         return scores
-
-    def _text(self, prompt: Any, completion: Any) -> str:
-        if is_conversational(prompt):
-            return str(self._tokenizer.apply_chat_template([*prompt, *completion], tokenize=False))
-        return str(prompt + completion)
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def _forward(self, texts: list[str]) -> list[float]:
@@ -129,6 +132,7 @@ class SharedReward:
         with self._route:
             body = self._model.get_base_model().base_model
             hidden = body(**inputs, use_cache=False).last_hidden_state  # (B, L, H)
+        # as a sequence classifier does: the head reads the last token of the text
         last = inputs["attention_mask"].sum(1) - 1
         pooled = hidden[torch.arange(len(texts), device=hidden.device), last.to(hidden.device)]
         return (pooled.float() @ self._score.to(pooled.device).T)[:, 0].tolist()  # type: ignore[no-any-return]
@@ -148,7 +152,7 @@ def _score_head(folder: Path) -> Tensor:
 
 
 def bind_all(trainer: Any) -> list[str]:
-    """Loads every shared reward into the trainer's model and gives their adapters' names."""
+    """Load every shared reward into the trainer's model and return their adapters' names."""
     rewards = [func for func in trainer.reward_funcs if isinstance(func, SharedReward)]
     for number, reward in enumerate(rewards):
         reward.bind(trainer.model, number)
@@ -156,14 +160,14 @@ def bind_all(trainer: Any) -> list[str]:
 
 
 def adapters_below(model: Any) -> tuple[str, ...]:
-    """The digests of the adapters that are part of a policy's base."""
+    """Return the digests of the adapters that are part of a policy's base."""
     if isinstance(model, str):
         return ()
     return attached_adapters(model.get_base_model() if compat.is_peft(model) else model)
 
 
 def base_path(model: Any) -> str:
-    """What a policy's base is loaded from: `model` is a path, a model or a `PeftModel`."""
+    """Return what a policy's base is loaded from: `model` is a path, a model or a `PeftModel`."""
     if isinstance(model, str):
         return model
     return compat.model_path(model.get_base_model() if compat.is_peft(model) else model)

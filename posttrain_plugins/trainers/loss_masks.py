@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from posttrain_plugins.models.load import load_tokenizer
 from posttrain_plugins.trainers import compat
@@ -43,14 +43,18 @@ OFF = {  # what a look at a few rows does without
 }
 
 
+MaskedRow: TypeAlias = tuple[str, list[int], list[bool]]
+"""Part, token ids, and which carry loss; without padding."""
+
+
 def save_stand_in(folder: Path) -> None:
-    """A random causal language model of one small layer, beside the tokenizer that the folder holds."""
+    """Save a random causal language model of one small layer beside the tokenizer that the folder holds."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     tokenizer = load_tokenizer(folder)
     config = Qwen3Config(
-        vocab_size=max([len(tokenizer), *tokenizer.get_vocab().values()]) + 1,
+        vocab_size=max([len(tokenizer), *tokenizer.get_vocab().values()]) + 1,  # added tokens may leave gaps in the ids
         hidden_size=8,
         intermediate_size=8,
         num_hidden_layers=1,
@@ -68,7 +72,7 @@ def save_stand_in(folder: Path) -> None:
 
 
 def preview_args(config_class: Any, args: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """The recipe's `args` with what a look does without taken out, for a config class that has these fields."""
+    """Return the recipe's `args` without what a look does without, as far as the config class has such fields."""
     known = {field.name for field in dataclasses.fields(config_class)}
     batch = {"per_device_train_batch_size": 2 * rows if "num_generations" in known else rows}
     off = {name: value for name, value in {**OFF, **batch}.items() if name in known}
@@ -76,7 +80,7 @@ def preview_args(config_class: Any, args: Mapping[str, Any], rows: int) -> dict[
 
 
 def masks(trainer: Any, rows: Any, writes: bool) -> dict[str, Any]:
-    """What the trainer's first batch holds.
+    """Return what the trainer's first batch holds.
 
     Args:
         trainer: built on the stand-in model.
@@ -89,37 +93,23 @@ def masks(trainer: Any, rows: Any, writes: bool) -> dict[str, Any]:
     """
     batch = compat.first_batch(trainer)
     tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
-    found = list(_rows(batch, tokenizer))
-    is_drawn = not _has_ids(batch) or "completion_ids" in batch
-    shown = [{"part": part, "tokens": _texts(tokenizer, ids, learned)} for part, ids, learned in found]
+    # some trainers tokenize only as they sample: their batch is the data set's rows
+    is_tokenized = isinstance(batch, Mapping) and any(name.endswith("_ids") for name in batch)
+    if is_tokenized:
+        found = list(_drawn_rows(batch) if "completion_ids" in batch else _padded_rows(batch))
+    else:
+        prompts = batch["prompt"] if isinstance(batch, Mapping) else [row["prompt"] for row in batch]
+        found = [("", ids, [False] * len(ids)) for ids in (_prompt_ids(tokenizer, prompt) for prompt in prompts)]
+    is_drawn = not is_tokenized or "completion_ids" in batch
+    texts = [(part, [tokenizer.decode([token]) for token in ids], learned) for part, ids, learned in found]
     return {
-        "rows": shown,
+        "rows": [{"part": part, "tokens": list(zip(words, on, strict=True))} for part, words, on in texts],
         "is_drawn": is_drawn,
-        "warnings": [] if is_drawn else list(_warnings(trainer, found, rows, writes)),
+        "warnings": [] if is_drawn else list(_warnings(trainer.args, tokenizer, found, rows, writes)),
     }
 
 
-def _rows(batch: Any, tokenizer: Any) -> Iterator[tuple[str, list[int], list[bool]]]:
-    """Part, token ids, and which carry loss; without padding."""
-    if not _has_ids(batch):
-        prompts = batch["prompt"] if isinstance(batch, Mapping) else [row["prompt"] for row in batch]
-        for prompt in prompts:
-            ids = _prompt_ids(tokenizer, prompt)
-            yield "", ids, [False] * len(ids)
-    elif "completion_ids" in batch:
-        yield from _rollouts(batch)
-    else:
-        for prefix in ("", "chosen_", "rejected_"):
-            if f"{prefix}input_ids" in batch:
-                yield from _padded(batch, prefix)
-
-
-def _has_ids(batch: Any) -> bool:
-    """Is it tokenised? Some trainers do that as they sample."""
-    return isinstance(batch, Mapping) and any(name.endswith("_ids") for name in batch)
-
-
-def _rollouts(batch: Mapping[str, Any]) -> Iterator[tuple[str, list[int], list[bool]]]:
+def _drawn_rows(batch: Mapping[str, Any]) -> Iterator[MaskedRow]:
     seen = []
     for i in range(len(batch["prompt_ids"])):
         prompt = batch["prompt_ids"][i][batch["prompt_mask"][i].bool()].tolist()
@@ -129,19 +119,22 @@ def _rollouts(batch: Mapping[str, Any]) -> Iterator[tuple[str, list[int], list[b
             yield "", prompt + completion, [False] * len(prompt) + [True] * len(completion)
 
 
-def _padded(batch: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, list[int], list[bool]]]:
-    ids = batch[f"{prefix}input_ids"]
-    learned = _learned(batch, prefix)
-    attended = batch.get(f"{prefix}attention_mask")
-    is_paired = not {"label", "labels", "step_labels", "sizes"} & set(batch) and not prefix
-    for i in range(len(ids)):
-        kept = attended[i].bool() if attended is not None else ids[i] == ids[i]
-        part = prefix.removesuffix("_")
-        if "label" in batch:
-            part = "good" if bool(batch["label"][i]) else "bad"
-        elif is_paired:
-            part = "chosen" if i < len(ids) // 2 else "rejected"
-        yield part, ids[i][kept].tolist(), learned[i][kept].tolist()
+def _padded_rows(batch: Mapping[str, Any]) -> Iterator[MaskedRow]:
+    for prefix in ("", "chosen_", "rejected_"):
+        ids = batch.get(f"{prefix}input_ids")  # (B, T)
+        if ids is None:
+            continue
+        learned, attended = _learned(batch, prefix), batch.get(f"{prefix}attention_mask")
+        # a batch of pairs without other marks has all chosen ones first, then all rejected ones, as TRL's collators do
+        is_paired = not {"label", "labels", "step_labels", "sizes"} & set(batch) and not prefix
+        for i in range(len(ids)):
+            kept = attended[i].bool() if attended is not None else ids[i] == ids[i]
+            part = prefix.removesuffix("_")
+            if "label" in batch:
+                part = "good" if bool(batch["label"][i]) else "bad"
+            elif is_paired:
+                part = "chosen" if i < len(ids) // 2 else "rejected"
+            yield part, ids[i][kept].tolist(), learned[i][kept].tolist()
 
 
 def _learned(batch: Mapping[str, Any], prefix: str) -> Any:
@@ -164,13 +157,8 @@ def _prompt_ids(tokenizer: Any, prompt: Any) -> list[int]:
     return list(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"])
 
 
-def _texts(tokenizer: Any, ids: list[int], learned: list[bool]) -> list[tuple[str, bool]]:
-    return [(tokenizer.decode([token]), is_learned) for token, is_learned in zip(ids, learned, strict=True)]
-
-
-def _warnings(trainer: Any, found: list[tuple[str, list[int], list[bool]]], rows: Any, writes: bool) -> Iterator[str]:
+def _warnings(args: Any, tokenizer: Any, found: list[MaskedRow], rows: Any, writes: bool) -> Iterator[str]:
     """EOS that nothing teaches, rows and turns without loss."""
-    tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
     empty = sum(not any(learned) for _, _, learned in found)
     if empty:
         yield f"{empty} of {len(found)} rows have no token with loss: cut by max_length, or not marked by the template"
@@ -179,14 +167,11 @@ def _warnings(trainer: Any, found: list[tuple[str, list[int], list[bool]]], rows
         if tokenizer.eos_token_id not in taught:
             eos = f"EOS ({tokenizer.eos_token})"
             yield f"{eos} is never learned in these rows: the model will not stop; put it into the template's last turn"
-    if getattr(trainer.args, "assistant_only_loss", False):
+    if getattr(args, "assistant_only_loss", False):
         turns = sum(
             m["role"] == "assistant" for row in rows for m in row.get("messages") or row.get("completion") or ()
         )
-        runs = sum(_runs(learned) for _, _, learned in found)
-        if runs < turns:
-            yield f"{turns - runs} of {turns} assistant turns have no loss"
-
-
-def _runs(learned: list[bool]) -> int:
-    return sum(is_on and not before for before, is_on in zip([False, *learned], learned, strict=False))
+        # a turn is a run of tokens with loss
+        starts = [on and not before for _, _, x in found for before, on in zip([False, *x], x, strict=False)]
+        if sum(starts) < turns:
+            yield f"{turns - sum(starts)} of {turns} assistant turns have no loss"

@@ -1,0 +1,85 @@
+"""Requests that a foreign page makes a browser send are turned away; those of programs are not."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from posttrain_plugins.serve.origin import LOOPBACK, OriginCheck, refusal
+
+
+@pytest.mark.parametrize(
+    ("host", "origin"),
+    [
+        ("127.0.0.1:8000", None),
+        ("localhost:8000", None),
+        ("LOCALHOST:8000", None),
+        ("localhost.:8000", None),
+        ("[::1]:8000", None),
+        ("[0:0:0:0:0:0:0:1]:8000", None),
+        ("localhost", None),
+        ("127.0.0.1:8000", "http://127.0.0.1:8000"),
+        ("localhost", "http://localhost"),
+        ("localhost:80", "http://localhost"),
+        ("[::1]:8000", "http://[::1]:8000"),
+        ("localhost", "https://localhost"),  # behind a proxy that ends TLS
+    ],
+)
+def test_programs_and_own_pages_come_in(host: str, origin: str | None) -> None:
+    assert refusal(host, origin, LOOPBACK) is None
+
+
+@pytest.mark.parametrize(
+    ("host", "origin"),
+    [
+        ("evil.example", None),
+        ("evil.example:8000", None),
+        ("127.0.0.1.evil.example", None),
+        ("localhost.evil.example:8000", None),
+        ("", None),
+        (None, None),
+        ("[::1", None),
+        ("localhost:port", None),
+        ("user@evil.example", None),
+        ("127.0.0.1:8000", "https://evil.example"),
+        ("127.0.0.1:8000", "http://127.0.0.1:9000"),
+        ("127.0.0.1:8000", "https://127.0.0.1:8000.evil.example"),
+        ("127.0.0.1:8000", "null"),
+        ("127.0.0.1:8000", ""),
+        ("127.0.0.1:8000", "file://"),
+        ("127.0.0.1:8000", "http://localhost:8000"),
+    ],
+)
+def test_strangers_do_not(host: str | None, origin: str | None) -> None:
+    assert refusal(host, origin, LOOPBACK) is not None
+
+
+def test_any_name_still_checks_the_page() -> None:
+    assert refusal("box.lan:8000", None, None) is None
+    assert refusal("box.lan:8000", "http://box.lan:8000", None) is None
+    assert refusal("box.lan:8000", "https://evil.example", None) is not None
+
+
+def test_the_application_never_sees_what_is_refused() -> None:
+    seen: list[str] = []
+    sent: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["path"])
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    def ask(path: str, *headers: tuple[bytes, bytes]) -> None:
+        scope = {"type": "http", "path": path, "headers": headers}
+        asyncio.run(OriginCheck(app, LOOPBACK)(scope, None, send))  # type: ignore[arg-type]
+
+    ask("/in", (b"host", b"localhost:8000"))
+    assert sent == []
+    ask("/out", (b"host", b"evil.example"))
+    ask("/out", (b"Host", b"localhost:8000"), (b"Origin", b"https://evil.example"), (b"content-type", b"text/plain"))
+    assert seen == ["/in"]
+    assert [message["status"] for message in sent if "status" in message] == [403, 403]
+    assert b"--allowed-host" in sent[1]["body"]

@@ -344,7 +344,8 @@ def test_only_a_checkpoint_that_can_be_gone_on_from_is_complete(
     )
     (tmp_path / f"checkpoint-{step}").mkdir()
     state = SimpleNamespace(global_step=step, max_steps=8, is_world_process_zero=True)
-    _Watch(context(tmp_path), SimpleNamespace(args=args)).on_save(args, state, None)
+    accelerator = SimpleNamespace(wait_for_everyone=None)  # of one process nobody waits
+    _Watch(context(tmp_path), SimpleNamespace(args=args, accelerator=accelerator)).on_save(args, state, None)
     assert (tmp_path / f"checkpoint-{step}" / "complete").is_file() == is_complete
 
 
@@ -366,7 +367,7 @@ def test_the_first_process_says_when_all_save_and_stop(
     )
     reporter = SimpleNamespace(progress=lambda *_: None)
     of_its_own = StageContext("it", tmp_path, 3, {}, None, reporter, lambda: not stops)  # type: ignore[arg-type]
-    watch = _Watch(of_its_own, SimpleNamespace(args=args))
+    watch = _Watch(of_its_own, SimpleNamespace(args=args, accelerator=SimpleNamespace(wait_for_everyone=None)))
     watch.saved_at -= 0 if saves else 3600
     control = SimpleNamespace(should_save=False, should_training_stop=False)
     for step in (1, 2, 4):

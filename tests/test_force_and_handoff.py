@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from posttrain_plugins.checkpoints import mark_complete
 from posttrain_plugins.errors import HandoffError, InputError, Interrupted
 from posttrain_plugins.types import DataRef, StageContext, StageResult
 
@@ -43,7 +44,7 @@ class Rows:
         if what == "interrupt " + context.stage:
             checkpoint = context.folder / "checkpoints" / "checkpoint-1"
             checkpoint.mkdir(parents=True, exist_ok=True)
-            (checkpoint / "complete").touch()
+            mark_complete(checkpoint)
             raise Interrupted("stopped")
         if what == "quota " + context.stage:
             (context.folder / "log.jsonl").write_text('{"key": "a"}\\n')

@@ -130,6 +130,35 @@ def test_kill_while_a_checkpoint_is_written(bench: Bench, tmp_path: Path) -> Non
     assert_goes_on(bench, runs, SAVING, newest)
 
 
+@pytest.mark.parametrize("bench", ["sft"], indirect=True)
+def test_a_damaged_checkpoint_is_passed_over_and_told(bench: Bench, tmp_path: Path) -> None:
+    """Without its optimizer a run would end with other weights; without its state, in a traceback."""
+    runs = tmp_path / "runs"
+    process = start(bench.recipe, runs, SAVING)
+    wait_for(process, lambda: newest_complete(runs) >= 12)
+    process.kill()
+    process.communicate(timeout=TIMEOUT_S)
+    newest = checkpoints(runs) / f"checkpoint-{newest_complete(runs)}"
+    before = newest.with_name(f"checkpoint-{int(newest.name.rpartition('-')[2]) - 4}")
+    files = sorted(path.name for path in newest.iterdir() if path.name != "complete")
+    assert {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "model.safetensors"} <= set(files)
+    for name in ("optimizer.pt", "scheduler.pt", "model.safetensors", "complete"):
+        copy = tmp_path / f"without {name}"
+        shutil.copytree(runs, copy, symlinks=True)
+        damaged = checkpoints(copy) / newest.name / name
+        if name == "model.safetensors":
+            damaged.write_bytes(damaged.read_bytes()[:-100])
+        else:
+            damaged.unlink()
+        told = Told()
+        run(bench.recipe, SAVING, runs_dir=copy, observer=told)
+        assert told.start == before.name
+        passed_over = [note for note in told.notes if "damaged and passed over" in note]
+        assert len(passed_over) == (name != "complete"), "one without a marker is torn, as by any kill"
+        assert all(newest.name in note and name in note for note in passed_over)
+        assert outcome(copy) == (bench.log, bench.weights)
+
+
 @pytest.mark.parametrize(("bench", "number"), [("sft", signal.SIGTERM), ("grpo", signal.SIGINT)], indirect=["bench"])
 def test_one_signal_saves_and_stops(bench: Bench, number: signal.Signals, tmp_path: Path) -> None:
     """Without any save_* in the recipe: the checkpoint is the one that the signal asks for."""
@@ -184,6 +213,10 @@ class Told(Silent):
     def __init__(self) -> None:
         self.start: str | None = None
         self.steps: list[int] = []
+        self.notes: list[str] = []
+
+    def note(self, stage: PlannedStage, message: str) -> None:
+        self.notes.append(message)
 
     def started(self, stage: PlannedStage, resumes_from: Path | None) -> None:
         self.start = resumes_from.name if resumes_from else None

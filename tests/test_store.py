@@ -14,7 +14,7 @@ import pytest
 from posttrain_plugins.errors import HandoffError, InputError, StageFailed
 from posttrain_plugins.models.folder import digest
 from posttrain_plugins.recipe import files, handoff
-from posttrain_plugins.recipe.plan.store import Artifact, Store, has_checkpoint, newest_checkpoint
+from posttrain_plugins.recipe.plan.store import Artifact, Store
 
 KEY = "0123456789abcdef" * 4
 OTHER = "fedcba9876543210" * 4
@@ -213,30 +213,6 @@ def test_a_runs_folder_that_cannot_be_made(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be written") as caught:
         Store(tmp_path / "file", "recipe").prepare()
     assert caught.value.hint == "choose another: --runs-dir DIR"
-
-
-# --- checkpoints -----------------------------------------------------------------------------------------------------
-
-
-def test_the_newest_complete_checkpoint_is_found_and_torn_ones_go(tmp_path: Path) -> None:
-    assert newest_checkpoint(tmp_path) is None
-    assert not has_checkpoint(tmp_path)
-    for step, is_complete in [(2, True), (10, True), (9, True), (12, False)]:
-        folder = tmp_path / f"checkpoints/checkpoint-{step}"
-        folder.mkdir(parents=True)
-        (folder / "weights").touch()
-        if is_complete:
-            (folder / "complete").touch()
-    assert has_checkpoint(tmp_path)
-    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoints/checkpoint-10"
-    assert not (tmp_path / "checkpoints/checkpoint-12").exists()
-    assert (tmp_path / "checkpoints/checkpoint-2/weights").exists()
-
-
-def test_torn_checkpoints_alone_are_none(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints/checkpoint-4").mkdir(parents=True)
-    assert not has_checkpoint(tmp_path)
-    assert newest_checkpoint(tmp_path) is None
 
 
 # --- hand-off --------------------------------------------------------------------------------------------------------

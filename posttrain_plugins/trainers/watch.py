@@ -10,16 +10,16 @@ All processes save and stop together, so the first one's clock and signals hold 
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from posttrain_plugins.checkpoints import mark_complete
 from posttrain_plugins.errors import NonFiniteLoss
 from posttrain_plugins.trainers import compat
-from posttrain_plugins.types import CHECKPOINT_MARKER, StageContext
+from posttrain_plugins.types import StageContext
 
 __all__ = ["follow"]
 
@@ -48,6 +48,7 @@ class _Watch:
         self.context = context
         self.args = trainer.args
         self.processes = trainer.args.world_size
+        self.wait_for_everyone = trainer.accelerator.wait_for_everyone
         self.period = compat.generation_period(trainer.args)
         self.by_time = trainer.args.save_strategy == "no"
         self.can_resume = not trainer.args.save_only_model
@@ -87,15 +88,10 @@ class _Watch:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         is_before_end = state.global_step < state.max_steps
         can_go_on = self.can_resume and is_before_end and state.global_step % self.period == 0
+        if self.processes > 1:  # transformers waits for nobody here: another process may still write its random state
+            self.wait_for_everyone()
         if can_go_on and state.is_world_process_zero and folder.is_dir():
-            # on the disk before the marker is: what a power cut leaves in between has no marker, and is passed over
-            for file in [*folder.iterdir(), folder]:
-                descriptor = os.open(file, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
-            (folder / CHECKPOINT_MARKER).touch()
+            mark_complete(folder)
             for other in folder.parent.glob("checkpoint-*") if self.by_time else ():
                 if other != folder:  # those that nobody asked for go, now that there is a newer one
                     shutil.rmtree(other, ignore_errors=True)

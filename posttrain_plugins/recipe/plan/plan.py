@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from posttrain_plugins.checkpoints import has_checkpoint
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.plugins.registry import suggest
 from posttrain_plugins.recipe.lineage import Footing, footing
 from posttrain_plugins.recipe.plan import keys
-from posttrain_plugins.recipe.plan.store import Artifact, Store, has_checkpoint
+from posttrain_plugins.recipe.plan.store import Artifact, Store
 from posttrain_plugins.recipe.spec import Recipe, StageSpec
 
 __all__ = ["HASHES", "Plan", "PlannedStage", "plan"]

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import InputError, StageFailed
-from posttrain_plugins.types import CHECKPOINT_MARKER, EXPORT_MARKER
+from posttrain_plugins.types import EXPORT_MARKER
 
-__all__ = ["Artifact", "Store", "newest_checkpoint"]
+__all__ = ["Artifact", "Store"]
 
 
 @dataclass(frozen=True)
@@ -167,22 +167,6 @@ class Store:
             partial = self.partial(stage, key)
             partial.mkdir(exist_ok=True)
             yield partial
-
-
-def newest_checkpoint(partial: Path) -> Path | None:
-    """The newest complete checkpoint below a partial folder; torn ones are deleted."""
-    complete: dict[int, Path] = {}
-    for folder in (partial / "checkpoints").glob("checkpoint-*"):
-        if (folder / CHECKPOINT_MARKER).is_file():
-            complete[int(folder.name.rpartition("-")[2])] = folder
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-    return complete[max(complete)] if complete else None
-
-
-def has_checkpoint(partial: Path) -> bool:
-    """Is there something to go on from?"""
-    return next((partial / "checkpoints").glob(f"checkpoint-*/{CHECKPOINT_MARKER}"), None) is not None
 
 
 def _read(folder: Path) -> Artifact | None:

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from posttrain_plugins.checkpoints import has_checkpoint, newest_checkpoint
 from posttrain_plugins.errors import (
     GateNotMet,
     HandoffError,
@@ -31,7 +32,7 @@ from posttrain_plugins.recipe.check.check import check
 from posttrain_plugins.recipe.check.compatibility import check_border
 from posttrain_plugins.recipe.plan import keys
 from posttrain_plugins.recipe.plan.plan import HASHES, Plan, PlannedStage, plan
-from posttrain_plugins.recipe.plan.store import Artifact, newest_checkpoint
+from posttrain_plugins.recipe.plan.store import Artifact
 from posttrain_plugins.recipe.plugin_schema import plugin_schema
 from posttrain_plugins.recipe.read import document
 from posttrain_plugins.recipe.run.inputs import Resolver
@@ -171,7 +172,7 @@ def _run_stage(
         if made_meanwhile is not None and not stage.is_forced:
             shutil.rmtree(partial)
             return made_meanwhile
-        checkpoint = newest_checkpoint(partial)
+        checkpoint = newest_checkpoint(partial, lambda message: observer.note(stage, message))
         observer.started(stage, checkpoint)
         began = time.perf_counter()
         try:
@@ -329,8 +330,8 @@ def _is_worth_keeping(partial: Path, error: BaseException) -> bool:
     if isinstance(error, NonFiniteLoss):
         return False
     if isinstance(error, InputError) and not isinstance(error, HandoffError):
-        return newest_checkpoint(partial) is not None or _has_answers(partial)
-    return newest_checkpoint(partial) is not None or any((partial / n).exists() for n in (REQUEST_LOG, "model"))
+        return has_checkpoint(partial) or _has_answers(partial)
+    return has_checkpoint(partial) or any((partial / n).exists() for n in (REQUEST_LOG, "model"))
 
 
 def _has_answers(partial: Path) -> bool:

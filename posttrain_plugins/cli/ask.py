@@ -1,4 +1,4 @@
-"""`posttrain ask`: questions from the command line, a file or stdin, answered by a model and a strategy."""
+"""Answers questions from the command line, a file or stdin with a model and a strategy (`posttrain ask`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from posttrain_plugins.cli.consoles import err, quiet
 from posttrain_plugins.cli.options import (
     RUNS,
     JsonOption,
@@ -23,6 +22,7 @@ from posttrain_plugins.cli.options import (
     TemperatureOption,
     read_budget,
 )
+from posttrain_plugins.cli.output import err, quiet
 from posttrain_plugins.errors import InputError, StageFailed
 
 if TYPE_CHECKING:
@@ -70,36 +70,38 @@ def ask(
     `posttrain ask http://localhost:8000/v1 "2+2=?" --served-model Qwen/Qwen3-0.6B`.
     """
     from posttrain_plugins import api
-    from posttrain_plugins.cli.bar import solving
+    from posttrain_plugins.cli.progress_bar import progress_bar
     from posttrain_plugins.engine.solve import solve
     from posttrain_plugins.plugins import registry
+    from posttrain_plugins.types import Problem, SamplingParams
 
+    # all that can be wrong in the user's words is found before a model is loaded, which may take minutes
     prompts = _prompts(question or [], file, system)
     options: dict[str, Any] = {"tools": [registry.import_object(target) for target in tool or ()]} if tool else {}
     if budget is not None:
         options["budget"] = read_budget(budget)
     console = err()
     quiet(console)
-    resolved = api.resolve_strategy(strategy, scorers=scorer or [], runs_dir=runs_dir)  # before a model is loaded
-    problems = _problems(prompts, max_tokens, temperature)
-    with solving(console) as tell:
-        policy = _opened(model, served_model, runs_dir)
-        options |= {"scorers": resolved.scorers, "seed": seed, "progress": tell}
+    resolved = api.resolve_strategy(strategy, scorers=scorer or [], runs_dir=runs_dir)
+    params = SamplingParams(temperature=temperature, max_tokens=max_tokens)
+    # the place in the list is the id: the same question twice is two problems, with answers of their own
+    problems = [Problem(prompt, params, id=str(i)) for i, prompt in enumerate(prompts)]
+    with progress_bar(console) as progress:
+        try:
+            policy = api.backend(model, model=served_model, runs_dir=runs_dir)
+        except (OSError, ValueError) as cause:  # what transformers raises for a model that is not there
+            raise InputError(f"model {model!r} cannot be loaded: {str(cause).partition(chr(10))[0]}") from cause
+        options |= {"scorers": resolved.scorers, "seed": seed, "progress": progress}
         with api.backends(policy, resolved.models, runs_dir=runs_dir) as by_role:
             results = solve(resolved.strategy, problems, backend=by_role, **options)
-    _show(prompts, results, as_json, trace, is_many=file is not None or len(prompts) > 1)
+    _print_results(prompts, results, as_json, trace, is_many=file is not None or len(prompts) > 1)
     if trace_html is not None:
         _write_pages(trace_html, results, prompts, model, strategy)
-    _check(results, strategy)
-
-
-def _opened(model: str, served_model: str | None, runs_dir: Path) -> Any:
-    from posttrain_plugins import api
-
-    try:
-        return api.backend(model, model=served_model, runs_dir=runs_dir)
-    except (OSError, ValueError) as cause:  # what transformers raises for a model that is not there
-        raise InputError(f"model {model!r} cannot be loaded: {str(cause).partition(chr(10))[0]}") from cause
+    # last: the answers that there are, and the traces that show why, are worth having all the same
+    errors = [result.error for result in results if result.error]
+    if errors:
+        some = f" on {len(errors)} of {len(results)} questions" if len(results) > 1 else ""
+        raise StageFailed(f"strategy '{strategy}' failed{some}: {errors[0]}")
 
 
 # --- questions -------------------------------------------------------------------------------------------------------
@@ -110,11 +112,13 @@ def _prompts(questions: Sequence[str], file: Path | None, system: str | None) ->
     found += _from_file(file) if file is not None else []
     if not found:
         raise InputError("no question is given", hint='posttrain ask MODEL "2+2=?", or --file questions.txt')
-    return [_with_system(prompt, system) for prompt in found]
+    # a question is a message, of which the backend makes text if the model has no chat template
+    prompts: list[Any] = [[{"role": "user", "content": p}] if isinstance(p, str) else list(p) for p in found]
+    return [[{"role": "system", "content": system}, *prompt] for prompt in prompts] if system is not None else prompts
 
 
 def _from_file(file: Path) -> list[Prompt]:
-    """One question a line, or JSONL with `prompt`, text or messages."""
+    """Read one question a line, or JSONL with `prompt`, text or messages."""
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -122,38 +126,28 @@ def _from_file(file: Path) -> list[Prompt]:
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if file.suffix != ".jsonl":
         return [line for _, line in lines]
-    return [_from_json(line, f"{file}:{number}") for number, line in lines]
-
-
-def _from_json(line: str, where: str) -> Prompt:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where}: not JSON: {error}", hint="each line is one JSON object with 'prompt'") from error
-    prompt = row.get("prompt") if isinstance(row, dict) else None
-    is_chat = isinstance(prompt, list) and prompt and all(isinstance(m, dict) and "role" in m for m in prompt)
-    if not (isinstance(prompt, str) or is_chat):
-        raise InputError(f"{where}: 'prompt' is {prompt!r}, expected text or messages")
-    return prompt  # type: ignore[return-value]
-
-
-def _with_system(prompt: Prompt, system: str | None) -> Prompt:
-    """A question is a message; what a file gives as messages stays as it is."""
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    return [{"role": "system", "content": system}, *messages] if system is not None else messages
-
-
-def _problems(prompts: Sequence[Prompt], max_tokens: int, temperature: float) -> list[Any]:
-    from posttrain_plugins.types import Problem, SamplingParams
-
-    params = SamplingParams(temperature=temperature, max_tokens=max_tokens)
-    return [Problem(prompt, params, id=str(i)) for i, prompt in enumerate(prompts)]
+    prompts: list[Any] = []
+    for number, line in lines:
+        where = f"{file}:{number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            hint = "each line is one JSON object with 'prompt'"
+            raise InputError(f"{where}: not JSON: {error}", hint=hint) from error
+        prompt = row.get("prompt") if isinstance(row, dict) else None
+        is_chat = isinstance(prompt, list) and prompt and all(isinstance(m, dict) and "role" in m for m in prompt)
+        if not (isinstance(prompt, str) or is_chat):
+            raise InputError(f"{where}: 'prompt' is {prompt!r}, expected text or messages")
+        prompts.append(prompt)
+    return prompts
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
-def _show(prompts: Sequence[Prompt], results: Sequence[Result], as_json: bool, trace: bool, is_many: bool) -> None:
+def _print_results(
+    prompts: Sequence[Prompt], results: Sequence[Result], as_json: bool, trace: bool, is_many: bool
+) -> None:
     from posttrain_plugins.text import last_user_text
 
     questions = [last_user_text(prompt) for prompt in prompts]
@@ -165,18 +159,19 @@ def _show(prompts: Sequence[Prompt], results: Sequence[Result], as_json: bool, t
             console.print(trace_tree(result, console.width))
     if as_json:
         rows = [{"question": text, **asdict(result)} for text, result in zip(questions, results, strict=True)]
+        # one question gives an object, a file a list even of one: a program knows beforehand which it gets
         print(json.dumps(rows if is_many else rows[0], indent=1, default=str))
         return
     for i, (question, result) in enumerate(zip(questions, results, strict=True)):
         if is_many:
             print(("\n" if i else "") + f"# {question}")
-        print(result.text)
+        print(result.text)  # not by rich, which would take brackets of a model for markup and wrap its lines
         if result.stopped_by:
             err().print(f"ended by the budget: {result.stopped_by}", style="yellow")
 
 
 def _write_pages(file: Path, results: Sequence[Result], prompts: Sequence[Prompt], model: str, strategy: str) -> None:
-    """`trace.html`, or `trace-0.html`, `trace-1.html` ... of several."""
+    """Write `trace.html`, or `trace-0.html`, `trace-1.html` ... of several."""
     from posttrain_plugins.cli.trace_page import trace_page
     from posttrain_plugins.text import last_user_text
 
@@ -185,14 +180,8 @@ def _write_pages(file: Path, results: Sequence[Result], prompts: Sequence[Prompt
         html = trace_page(result, title=last_user_text(prompt), model=model, strategy=strategy)
         try:
             page.parent.mkdir(parents=True, exist_ok=True)
+            # a byte-level model may leave half a character at the end of a completion
             page.write_text(html, encoding="utf-8", errors="replace")
         except OSError as error:
             raise InputError(f"the trace cannot be written: {page}: {error.strerror}") from error
         err().print(f"trace: {page}", style="dim", highlight=False, soft_wrap=True)
-
-
-def _check(results: Sequence[Result], strategy: str) -> None:
-    errors = [result.error for result in results if result.error]
-    if errors:
-        some = f" on {len(errors)} of {len(results)} questions" if len(results) > 1 else ""
-        raise StageFailed(f"strategy '{strategy}' failed{some}: {errors[0]}")

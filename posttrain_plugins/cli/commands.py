@@ -1,4 +1,4 @@
-"""`posttrain`: the commands. Each parses, calls one function of `api` or `recipe`, and prints.
+"""The commands of `posttrain`. Each parses, calls one function of `api` or `recipe`, and prints.
 
 Exit codes: 0 done, 1 the run failed, 2 your input is wrong, 3 a gate was not met, 130 stopped by you. Messages go to
 stderr, data to stdout; `--json` where a program reads.
@@ -13,13 +13,13 @@ from typing import Annotated, Any
 import typer
 
 from posttrain_plugins.cli.ask import ask
-from posttrain_plugins.cli.consoles import out, quiet, tell
 from posttrain_plugins.cli.doctor import doctor
 from posttrain_plugins.cli.evaluate import evaluate
 from posttrain_plugins.cli.options import RUNS, JsonOption, OverrideOption, RecipeArgument, RunsOption
+from posttrain_plugins.cli.output import out, print_error, quiet
 from posttrain_plugins.cli.plugins import plugins_app
 from posttrain_plugins.cli.rewards import rewards_app
-from posttrain_plugins.cli.runs import run_and_show, show
+from posttrain_plugins.cli.runs import print_results, run_and_show
 from posttrain_plugins.cli.schema import schema
 from posttrain_plugins.cli.serve import serve
 from posttrain_plugins.errors import PosttrainError
@@ -33,7 +33,7 @@ app = typer.Typer(
     "With --debug after any command an error shows its whole traceback.",
     no_args_is_help=True,
     add_completion=False,
-    pretty_exceptions_enable=False,
+    pretty_exceptions_enable=False,  # our own errors are one line; a bug's traceback belongs into a report whole
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -59,14 +59,17 @@ def _common(
 
 
 def main() -> None:
-    """The entry point: turns our errors into a message and an exit code."""
+    """Run the command line, and turn our errors into a message and an exit code."""
+    # taken out by hand, so that it may stand after any command without being an option of each
     is_debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
-        app(prog_name="posttrain")
+        app(
+            prog_name="posttrain"
+        )  # also for `python -m posttrain_plugins`, whose own name would be in every usage line
     except PosttrainError as error:
-        tell(error, is_debug)
-        raise SystemExit(error.exit_code) from None
+        print_error(error, is_debug)
+        raise SystemExit(error.exit_code) from None  # nothing but our errors: any other is a bug, and shows itself
 
 
 @app.command()
@@ -112,10 +115,10 @@ def validate(
             if not as_json:
                 ids = [stage.id for stage in checked.stages]
                 print(f"{name}: fine, {len(ids)} stage{'s' if len(ids) != 1 else ''}: {', '.join(ids)}")
-        except RecipeErrors as errors:
+        except RecipeErrors as errors:  # and goes on: all recipes that were named are checked in one call
             found += [vars(mistake) for mistake in errors.mistakes]
             if not as_json:
-                tell(errors, False)
+                print_error(errors, False)
     if as_json:
         print(json.dumps({"mistakes": found}, indent=1))
     if found:
@@ -142,7 +145,7 @@ def plan(
     chosen = api.plan(recipe, override or [], runs_dir=runs_dir)
     if masks:
         quiet()
-    shown = api.masks(chosen, rows) if masks else {}
+    shown = api.masks(chosen, rows) if masks else {}  # before anything is printed: it may refuse, and it takes seconds
     if as_json:
         found = [stage.to_json() | ({"masks": shown[stage.id]} if stage.id in shown else {}) for stage in chosen.stages]
         print(json.dumps(found, indent=1))
@@ -153,7 +156,7 @@ def plan(
     if any(stage.footing for stage in chosen.stages):
         out().print(footing_table(chosen))
     if shown:
-        from posttrain_plugins.cli.masks import print_masks
+        from posttrain_plugins.cli.loss_masks import print_masks
 
         print_masks(out(), shown)
     for warning in warnings_of(chosen):
@@ -178,7 +181,7 @@ def report(
     if not artifacts:
         known = sorted(p.parent.name for p in runs_dir.glob("*/latest"))
         raise InputError(f"no run '{name}' below {runs_dir}", hint=f"runs there: {', '.join(known) or 'none'}")
-    show(name, artifacts, as_json)
+    print_results(name, artifacts, as_json)
 
 
 app.command()(evaluate)

@@ -1,4 +1,4 @@
-"""`posttrain doctor`: what will not work here, and the command that mends it."""
+"""Prints what will not work here, and the command that mends it (`posttrain doctor`)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 
 import typer
 
-from posttrain_plugins.cli.consoles import err, out, quiet
 from posttrain_plugins.cli.options import RUNS, JsonOption, RunsOption
+from posttrain_plugins.cli.output import err, out, quiet
 
 __all__ = ["doctor"]
 
@@ -24,9 +24,9 @@ def doctor(runs_dir: RunsOption = RUNS, as_json: JsonOption = False) -> None:
     quiet(err())
     from posttrain_plugins.doctor import examine
 
-    findings = examine(runs_dir)
+    diagnoses = examine(runs_dir)
     if as_json:
-        print(json.dumps([vars(finding) for finding in findings], indent=1))
+        print(json.dumps([vars(one) for one in diagnoses], indent=1))
     else:
         from rich.table import Table
         from rich.text import Text
@@ -34,9 +34,9 @@ def doctor(runs_dir: RunsOption = RUNS, as_json: JsonOption = False) -> None:
         table = Table(header_style="bold")
         for name in ("", "what", "found", "mend it with"):
             table.add_column(name, overflow="fold")
-        for finding in findings:
-            word, style = MARKS[finding.status]
-            table.add_row(Text(word, style=style), Text(finding.what), Text(finding.found), Text(finding.hint))
+        for one in diagnoses:
+            word, style = MARKS[one.status]
+            table.add_row(Text(word, style=style), Text(one.what), Text(one.found), Text(one.hint))
         out().print(table)
-    if any(finding.status == "broken" for finding in findings):
+    if any(one.status == "broken" for one in diagnoses):
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""`posttrain evaluate`: strategies at several budgets on a data set, as one cached stage."""
+"""Measures strategies at several budgets on a data set, as one cached stage (`posttrain evaluate`)."""
 
 from __future__ import annotations
 

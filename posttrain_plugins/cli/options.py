@@ -1,4 +1,4 @@
-"""What several commands take, written the same way everywhere."""
+"""The options that several commands take, and how their values are read."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ SeedOption = Annotated[int, typer.Option(help="The same seed gives the same answ
 
 
 def read_budget(text: str) -> Budget:
-    """`tokens=500,seconds=10`.
+    """Read a budget: `tokens=500,seconds=10`.
 
     Raises:
         InputError: another limit, or no number above 0.
@@ -80,22 +80,17 @@ def read_budget(text: str) -> Budget:
         if name not in known:
             hint = f"limits: {', '.join(known)}; for instance tokens=500"
             raise InputError(f"the budget cannot be read: {part.strip()!r} in {text!r}", hint=hint)
-        limits[name] = _limit(name, value)
+        try:
+            limits[name] = float(value) if name == "seconds" else int(value)
+        except ValueError:
+            limits[name] = 0
+        if not 0 < limits[name] < math.inf:  # `float` reads "inf" and "nan" as well
+            raise InputError(f"the budget cannot be read: {name} is {value!r}", hint=f"{name} is a number above 0")
     return Budget(**limits)  # type: ignore[arg-type]
 
 
-def _limit(name: str, value: str) -> float:
-    try:
-        limit = float(value) if name == "seconds" else int(value)
-    except ValueError:
-        limit = 0
-    if not 0 < limit < math.inf:
-        raise InputError(f"the budget cannot be read: {name} is {value!r}", hint=f"{name} is a number above 0")
-    return limit
-
-
 def read_pairs(texts: Sequence[str] | None, what: str) -> dict[str, str]:
-    """`NAME=VALUE`, once for each name.
+    """Read `NAME=VALUE` options, one for each name.
 
     Raises:
         InputError: one without a name, or a name twice.

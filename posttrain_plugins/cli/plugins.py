@@ -1,4 +1,4 @@
-"""`posttrain plugins`: list, show, check, new."""
+"""Lists, shows, checks and writes plugins (`posttrain plugins`)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from posttrain_plugins.cli.consoles import err, out, quiet
 from posttrain_plugins.cli.options import JsonOption
+from posttrain_plugins.cli.output import err, out, quiet
 
 __all__ = ["plugins_app"]
 
@@ -77,12 +77,13 @@ def plugins_check(
 
     if (name is None) != all_of_them:
         raise InputError("which plugins? Give a name, or --all", hint="posttrain plugins check length")
-    quiet(err())
+    quiet(err())  # before the kit is imported: it loads torch, transformers and peft
     from posttrain_plugins.testing import run_checks
 
     chosen = catalogue.chosen(name, kind)
     found: list[dict[str, Any]] = []
     for plugin in chosen:
+        # as the user named it; of `--all` with its package, since two may give one name
         outcomes = run_checks(plugin.kind, name or f"{plugin.distribution}:{plugin.name}")
         found.append({"kind": plugin.kind, "name": plugin.name, "checks": [vars(outcome) for outcome in outcomes]})
     if as_json:

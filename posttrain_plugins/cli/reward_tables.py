@@ -1,7 +1,8 @@
-"""Tables of `posttrain rewards`: what a reward said of odd and of saved completions, and how two rewards went."""
+"""Tables of `posttrain rewards`: what a reward said of odd and of saved completions, and how two rewards compare."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,14 +19,14 @@ SHOWN_CHARS = 60
 
 
 def trial_table(rows: Sequence[TriedCompletion], title: str, is_compared: bool = True) -> Table:
-    """One row a completion; what is wrong stands last, in red.
+    """Return a row a completion; what is wrong stands last, in red.
 
     Args:
         rows: what was tried.
         title: above the table.
-        is_compared: False where there was nothing to compare the scores with, which the caption then says.
+        is_compared: False if there was nothing to compare the scores with, which the caption then says.
     """
-    table = _table(title)
+    table = _titled(title)
     has_names = any(tried.name for tried in rows)
     for name in ("what", "completion") if has_names else ("completion",):
         table.add_column(name, overflow="fold")
@@ -36,23 +37,25 @@ def trial_table(rows: Sequence[TriedCompletion], title: str, is_compared: bool =
         lead = [tried.name] if has_names else []
         verdict = Text(tried.problem, style="red") if tried.problem else Text("ok", style="green")
         expected = "-" if tried.expected is None else _number(tried.expected)
-        shown = (_number(tried.score), expected, f"{1000 * tried.seconds:.1f}")
-        table.add_row(*lead, Text(_short(tried.completion)), *shown, verdict)
-    problems = sum(bool(tried.problem) for tried in rows)
-    fine = f"{len(rows) - problems} of {len(rows)}"
+        # as Python writes it: control characters must not reach the terminal, and half of these texts are blank
+        text = repr(tried.completion)[1:-1]
+        if len(text) > SHOWN_CHARS:
+            text = f"{text[: SHOWN_CHARS - 24]} ... ({len(tried.completion)} characters)"
+        table.add_row(*lead, Text(text), _number(tried.score), expected, f"{1000 * tried.seconds:.1f}", verdict)
+    fine = f"{sum(not tried.problem for tried in rows)} of {len(rows)}"
     unasked = f"{fine} raise nothing; no examples: only that nothing raises was checked"
     table.caption = f"{fine} as they should be" if is_compared else unasked
     return table
 
 
 def replay_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """One row a stage and reward."""
-    table = _table("saved completions, scored again")
+    """Return a row a stage and reward."""
+    table = _titled("saved completions, scored again")
     table.add_column("rollouts")
     table.add_column("reward")
     for name in ("completions", "judged", "mean", "mean as saved", "changed"):
         table.add_column(name, justify="right")
-    for row in rows:
+    for row in rows:  # the last two are empty for a reward that the run did not have
         changed = "" if row["changed"] is None else str(row["changed"])
         counts = (str(row["completions"]), str(row["judged"]))
         before = "" if row["saved_mean"] is None else _number(row["saved_mean"])
@@ -61,13 +64,13 @@ def replay_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def audit_table(found: Audit, name: str) -> Table:
-    """One row a part of training, then what changed from the first to the last."""
-    table = _table(f"{name}: '{found.independent}' against '{found.trained}'")
+    """Return a row a part of training, then what changed from the first to the last."""
+    table = _titled(f"{name}: '{found.independent}' against '{found.trained}'")
     for column in ("steps", "completions", f"trained: {found.trained}", f"independent: {found.independent}"):
         table.add_column(column, justify="right")
     table.add_column("rank correlation", justify="right")
     for part in found.parts:
-        agreement = "" if part.agreement != part.agreement else f"{part.agreement:.2f}"
+        agreement = "" if math.isnan(part.agreement) else f"{part.agreement:.2f}"
         figures = (_interval(part.trained), _interval(part.independent), agreement)
         table.add_row(f"{part.first} to {part.last}", str(part.completions), *figures)
     table.add_section()
@@ -79,7 +82,7 @@ def audit_table(found: Audit, name: str) -> Table:
     return table
 
 
-def _table(title: str) -> Table:
+def _titled(title: str) -> Table:
     return Table(title=title, title_justify="left", title_style="bold", header_style="bold", caption_justify="left")
 
 
@@ -89,9 +92,3 @@ def _interval(value: Interval) -> str:
 
 def _number(value: float | str | None) -> str:
     return "none" if value is None else value if isinstance(value, str) else f"{value:.3g}"
-
-
-def _short(text: str) -> str:
-    """On one line, control characters visible, the middle left out."""
-    shown = repr(text)[1:-1]
-    return shown if len(shown) <= SHOWN_CHARS else f"{shown[: SHOWN_CHARS - 24]} ... ({len(text)} characters)"

@@ -1,4 +1,4 @@
-"""`posttrain rewards`: a reward tried, stressed, replayed on saved rollouts, audited; no model is loaded for any of it.
+"""Tries, stresses, replays and audits a reward (`posttrain rewards`), without the model that it trains.
 
 A reward that holds a model of its own (`RUN:STAGE`, a judge) loads that one.
 """
@@ -6,14 +6,15 @@ A reward that holds a model of its own (`RUN:STAGE`, a judge) loads that one.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from posttrain_plugins.cli.consoles import err, out, quiet
 from posttrain_plugins.cli.options import RUNS, JsonOption, RunsOption
+from posttrain_plugins.cli.output import err, out, quiet
 
 if TYPE_CHECKING:
     from posttrain_plugins.auditing.trial import TriedCompletion
@@ -63,6 +64,7 @@ def try_out(
     reward = api.reward(name, runs_dir=runs_dir)
     data = dataset or declared(reward.func, "dataset")
     found = {}
+    # a reward without examples may still be tried on data; without either, `on_examples` says what is missing
     if dataset is None or declared(reward.func, "examples"):
         found["its examples"] = trial.on_examples(reward)
     if isinstance(data, str):
@@ -103,10 +105,10 @@ def replay(
     from posttrain_plugins import api
     from posttrain_plugins.auditing import saved
     from posttrain_plugins.auditing.scoring import scores_of
-    from posttrain_plugins.cli.bar import solving
+    from posttrain_plugins.cli.progress_bar import progress_bar
 
     if to is not None:
-        saved.check_free(to)  # before anything is scored
+        saved.check_free(to)  # before anything is scored: a judge takes hours and money
     named = {name: api.reward(text, runs_dir=runs_dir) for name, text in map(_named, reward)}
     found = [saved.read(name, file) for name, file in saved.find(run, runs_dir.resolve()).items()]
     shown: list[dict[str, Any]] = []
@@ -114,9 +116,10 @@ def replay(
     for rollouts in found:
         scores = {}
         for name, resolved in named.items():
-            with solving(err()) as tell:
-                scores[name] = scores_of(resolved, rollouts.rows, tell)
+            with progress_bar(err()) as progress:
+                scores[name] = scores_of(resolved, rollouts.rows, progress)
         shown += [_replayed(rollouts.name, name, rollouts.rows, values) for name, values in scores.items()]
+        # beside the scores that the run saved: those of other rewards stay with the completion
         rows += [
             {**row, "rewards": {**(row.get("rewards") or {}), **{name: scores[name][i] for name in scores}}}
             for i, row in enumerate(rollouts.rows)
@@ -152,15 +155,15 @@ def audit(
     It tells what has happened to the completions that were sampled. It is no early warning of reward hacking.
     """
     from posttrain_plugins import api
-    from posttrain_plugins.auditing import saved
+    from posttrain_plugins.auditing import plot, saved
     from posttrain_plugins.auditing.audit import audit as compare
     from posttrain_plugins.auditing.scoring import scores_of
-    from posttrain_plugins.cli.bar import solving
+    from posttrain_plugins.cli.progress_bar import progress_bar
 
     name, text = _named(against)
     rollouts = saved.read_one(run, runs_dir.resolve())
-    with solving(err()) as tell:
-        scores = scores_of(api.reward(text, runs_dir=runs_dir), rollouts.rows, tell)
+    with progress_bar(err()) as progress:
+        scores = scores_of(api.reward(text, runs_dir=runs_dir), rollouts.rows, progress)
     found = compare(rollouts, scores, name, trained, parts)
     if as_json:
         print(json.dumps(found.to_json(), indent=1))
@@ -168,32 +171,26 @@ def audit(
     from posttrain_plugins.cli.reward_tables import audit_table
 
     out().print(audit_table(found, rollouts.name))
-    _draw(found, rollouts, to or (rollouts.file.parent.parent / "audit"))
-
-
-def _named(text: str) -> tuple[str, str]:
-    """`NAME=REWARD`, or a reward under its own name."""
-    name, equals, value = text.partition("=")
-    return (name, value) if equals and name.isidentifier() else (text, text)
-
-
-def _draw(found: Any, rollouts: Any, folder: Path) -> None:
-    import re
-
-    from posttrain_plugins.auditing import plot
-
     words = re.sub(r"[^A-Za-z0-9]+", "-", f"{Path(rollouts.name).stem} {found.independent}").strip("-")
+    folder = to or rollouts.file.parent.parent / "audit"  # in the run's folder, beside the stage's
     try:
         files = plot.draw(found, folder / words, rollouts.name)
-    except ImportError:
+    except ImportError:  # the table has been printed: the plot is an extra
         err().print("no plot: pip install 'posttrain-plugins[plot]'", style="dim", highlight=False)
         return
     for file in files:
         err().print(str(file), style="dim", highlight=False, soft_wrap=True)
 
 
+def _named(text: str) -> tuple[str, str]:
+    """Return name and reward of `NAME=REWARD`, or a reward under its own name."""
+    name, equals, value = text.partition("=")  # `regex(pattern='a=b')` has a `=` as well, and no name before it
+    return (name, value) if equals and name.isidentifier() else (text, text)
+
+
 def _replayed(run: str, name: str, rows: list[dict[str, Any]], scores: list[float | None]) -> dict[str, Any]:
     before = [(row.get("rewards") or {}).get(name) for row in rows]
+    # means over what was judged, as the run itself logs them
     known = [value for value in scores if value is not None]
     was = [value for value in before if value is not None]
     return {
@@ -208,15 +205,16 @@ def _replayed(run: str, name: str, rows: list[dict[str, Any]], scores: list[floa
 
 
 def _show(reward: ResolvedReward, found: dict[str, list[TriedCompletion]], as_json: bool) -> None:
-    problems = sum(bool(tried.problem) for rows in found.values() for tried in rows)
+    problems = sum(bool(one.problem) for rows in found.values() for one in rows)
     if as_json:
-        told = {name: [asdict(tried) for tried in rows] for name, rows in found.items()}
-        print(json.dumps({"reward": reward.name, "problems": problems, "tried": told}, indent=1))
+        tried = {name: [asdict(one) for one in rows] for name, rows in found.items()}
+        print(json.dumps({"reward": reward.name, "problems": problems, "tried": tried}, indent=1))
     else:
         from posttrain_plugins.cli.reward_tables import trial_table
         from posttrain_plugins.plugins.declarations import declared
 
         for name, rows in found.items():
+            # the bound of odd completions is the best example's score
             is_compared = name != ODD or bool(declared(reward.func, "examples"))
             out().print(trial_table(rows, f"{reward.name}: {name}", is_compared))
     if problems:

@@ -1,4 +1,4 @@
-"""Runs a plan before the user's eyes, and prints what it came to."""
+"""Runs a plan with its display, and prints the results."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from posttrain_plugins.cli.consoles import err, out, quiet
+from posttrain_plugins.cli.output import err, out, quiet
 from posttrain_plugins.errors import Interrupted
 
 if TYPE_CHECKING:
     from posttrain_plugins.recipe.plan.plan import Plan
     from posttrain_plugins.recipe.plan.store import Artifact
 
-__all__ = ["run_and_show", "show"]
+__all__ = ["print_results", "run_and_show"]
 
 
 def run_and_show(chosen: Plan, as_json: bool, measured: str | None = None) -> None:
@@ -24,29 +24,38 @@ def run_and_show(chosen: Plan, as_json: bool, measured: str | None = None) -> No
 
     Args:
         chosen: the plan.
-        as_json: no tables, nothing but JSON.
+        as_json: print JSON and nothing else.
         measured: the one model that the plan measures, as the user named it; then only the figures are shown.
     """
-    from posttrain_plugins.cli.display import RunDisplay
+    from posttrain_plugins.cli.run_display import RunDisplay
     from posttrain_plugins.recipe.run.run import run_plan
 
     display = RunDisplay(err(), is_quiet=as_json)
-    if any(stage.must_run for stage in chosen.stages):
+    if any(stage.must_run for stage in chosen.stages):  # if all is cached, no library is imported
         quiet(display.console)
     try:
-        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():  # rewards may print
+        # rewards and trainers may print, which would spoil the JSON
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             finished = run_plan(chosen, display)
     except Interrupted as stop:
         raise Interrupted(stop.message, hint=f"go on with the same command: {_command()}") from None
     finally:
         display.close()
-    show(chosen.recipe.name, finished.artifacts, as_json, measured)
-    if not as_json:
-        _tell_files(chosen, finished.artifacts)
+    print_results(chosen.recipe.name, finished.artifacts, as_json, measured)
+    if as_json:
+        return
+    from posttrain_plugins.recipe.run import report as reporting
+
+    console = err()
+    console.print(f"results: {chosen.store.folder}", highlight=False, style="dim", soft_wrap=True)
+    for artifact in reporting.evaluations(finished.artifacts):
+        for name in ("summary.json", "samples.jsonl", "accuracy_tokens.svg", "accuracy_tokens.png"):
+            if (artifact.folder / name).is_file():  # the plots need an extra, and one strategy makes none
+                console.print(f"  {artifact.folder / name}", highlight=False, style="dim", soft_wrap=True)
 
 
-def show(name: str, artifacts: Mapping[str, Artifact], as_json: bool, measured: str | None = None) -> None:
-    """The tables of a run, or the same as JSON."""
+def print_results(name: str, artifacts: Mapping[str, Artifact], as_json: bool, measured: str | None = None) -> None:
+    """Print the tables of a run, or the same as JSON."""
     from posttrain_plugins.recipe.run import report as reporting
 
     rows = reporting.rows(artifacts)
@@ -73,19 +82,8 @@ def show(name: str, artifacts: Mapping[str, Artifact], as_json: bool, measured: 
             console.print(at_k)
 
 
-def _tell_files(chosen: Plan, artifacts: Mapping[str, Artifact]) -> None:
-    from posttrain_plugins.recipe.run import report as reporting
-
-    console = err()
-    console.print(f"results: {chosen.store.folder}", highlight=False, style="dim", soft_wrap=True)
-    for artifact in reporting.evaluations(artifacts):
-        for name in ("summary.json", "samples.jsonl", "accuracy_tokens.svg", "accuracy_tokens.png"):
-            if (artifact.folder / name).is_file():
-                console.print(f"  {artifact.folder / name}", highlight=False, style="dim", soft_wrap=True)
-
-
 def _command() -> str:
-    """What goes on where this stopped: the same, without `--force`, which would begin again."""
+    """Return the command that goes on: the same, without `--force`, which would begin the stage again."""
     kept: list[str] = []
     given = iter(sys.argv[1:])
     for argument in given:

@@ -1,4 +1,4 @@
-"""`posttrain schema`: JSON Schema of recipes, for editors."""
+"""Prints the JSON Schema of recipes, for editors (`posttrain schema`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`posttrain serve`: models and strategies behind OpenAI's protocol."""
+"""Serves models and strategies behind OpenAI's protocol (`posttrain serve`)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from posttrain_plugins.cli.consoles import err, quiet
 from posttrain_plugins.cli.options import RUNS, RunsOption, ScorerOption, read_budget, read_pairs
+from posttrain_plugins.cli.output import err, quiet
 
 __all__ = ["serve"]
 

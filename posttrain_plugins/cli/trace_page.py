@@ -1,14 +1,14 @@
-"""A trace as one page of HTML: no script, no resource from anywhere, whatever a model wrote shown as text.
+"""Writes a trace as one page of HTML: no script, no resource from anywhere, whatever a model wrote shown as text.
 
 Two locks against what a model may write: every text is escaped, and the page's own policy forbids scripts and loading.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from html import escape
 
-from posttrain_plugins.cli.trace_view import View, chains, spent_by_role, view
+from posttrain_plugins.cli.trace_view import TraceView, chains, spent_by_role, view
 from posttrain_plugins.engine.trace import Node
 from posttrain_plugins.types import Result
 
@@ -56,7 +56,7 @@ li.chosen > details > summary .mark, li.chosen > div .mark { color: var(--chosen
 
 
 def trace_page(result: Result, *, title: str, model: str, strategy: str) -> str:
-    """A page that stands alone.
+    """Return a page that stands alone.
 
     Args:
         result: with its trace.
@@ -67,75 +67,61 @@ def trace_page(result: Result, *, title: str, model: str, strategy: str) -> str:
     Returns:
         HTML.
     """
-    return "\n".join(_page(result, view(result), title, model, strategy)) + "\n"
-
-
-def _page(result: Result, seen: View, title: str, model: str, strategy: str) -> Iterator[str]:
-    yield '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">'
-    yield f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-    yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    yield f"<title>{_cut(title)}</title>\n<style>\n{STYLE}\n</style>\n</head>\n<body>"
-    yield f"<h1>{escape(model)} <span class=note>answered by</span> {escape(strategy)}</h1>"
-    yield f"<pre>{escape(seen.root.text)}</pre>"
-    yield f"<pre class=answer>{escape(result.text) or '(no answer)'}</pre>"
+    seen = view(result)
+    lines = [
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{_cut(title)}</title>\n<style>\n{STYLE}\n</style>\n</head>\n<body>",
+        f"<h1>{escape(model)} <span class=note>answered by</span> {escape(strategy)}</h1>",
+        f"<pre>{escape(seen.root.text)}</pre>",
+        f"<pre class=answer>{escape(result.text) or '(no answer)'}</pre>",
+    ]
     if result.answer is not None:
-        yield f"<p>Answer: <span class=said>{escape(str(result.answer))}</span></p>"
-    for said in _endings(result):
-        yield f"<p class=ended>{escape(said)}</p>"
-    yield from _spent(result)
-    yield "<h2>What was asked, and what came back</h2>"
-    yield "<p class=legend>● on the path of the answer &nbsp; ○ beside it &nbsp; → the answer that a text gives</p>"
-    yield from _list(seen.root, seen, {seen.root.id}, 1)
-    yield "</body>\n</html>"
-
-
-def _endings(result: Result) -> Iterator[str]:
+        lines.append(f"<p>Answer: <span class=said>{escape(str(result.answer))}</span></p>")
     if result.stopped_by:
-        yield f"Ended by the budget: {result.stopped_by}"
+        lines.append(f"<p class=ended>{escape(f'Ended by the budget: {result.stopped_by}')}</p>")
     if result.error:
-        yield f"The strategy failed: {result.error}"
-
-
-def _spent(result: Result) -> Iterator[str]:
-    yield "<h2>What it took</h2>\n<table><tr><th>role<th>tokens read<th>tokens written<th>from the log<th>calls</tr>"
+        lines.append(f"<p class=ended>{escape(f'The strategy failed: {result.error}')}</p>")
+    head = "role<th>tokens read<th>tokens written<th>from the log<th>calls"
+    lines.append(f"<h2>What it took</h2>\n<table><tr><th>{head}</tr>")
     for role, spent, _ in spent_by_role(result.usage):
         figures = (spent.prompt_tokens, spent.completion_tokens, spent.cached_tokens, spent.calls)
-        yield f"<tr><td>{escape(role)}" + "".join(f"<td>{figure}" for figure in figures) + "</tr>"
-    yield "</table>"
+        lines.append(f"<tr><td>{escape(role)}" + "".join(f"<td>{figure}" for figure in figures) + "</tr>")
+    lines.append("</table>")
+    lines.append("<h2>What was asked, and what came back</h2>")
+    legend = "● on the path of the answer &nbsp; ○ beside it &nbsp; → the answer that a text gives"
+    lines.append(f"<p class=legend>{legend}</p>")
+    return "\n".join([*lines, *_list(seen.root, seen, {seen.root.id}, 1), "</body>\n</html>"]) + "\n"
 
 
-def _list(node: Node, seen: View, placed: set[int], level: int) -> Iterator[str]:
-    """The children, each straight line of them at one level."""
+def _list(node: Node, seen: TraceView, placed: set[int], level: int) -> Iterator[str]:
+    """Yield the children, each straight line of them at one level; a line opens if it has more to show."""
     lines = list(chains(node, placed))
     if not lines:
         return
     yield "<ul>"
-    for chain in lines:
-        for link in chain[:-1]:
-            yield from _item(link, seen, level, ())
-        yield from _item(chain[-1], seen, level, list(_list(chain[-1], seen, placed, level + 1)))
+    for link, is_last in ((link, link is chain[-1]) for chain in lines for link in chain):
+        # made before the item: one with nothing below it, and no more text than its line, does not open
+        below = list(_list(link, seen, placed, level + 1)) if is_last else []
+        is_chosen = link.id in seen.chosen
+        line = " ".join(_summary(link, seen, is_chosen))
+        inside = [] if _cut(link.text) == escape(link.text) else [f"<pre>{escape(link.text)}</pre>"]
+        if len(link.parents) > 1:
+            parents = ", ".join(f"<a href=#n{parent}>{parent}</a>" for parent in link.parents)
+            inside.append(f"<p class=note>made from {parents}</p>")
+        yield f"<li{' class=chosen' if is_chosen else ''} id=n{link.id}>"
+        if inside or below:
+            is_open = " open" if below and (level <= OPEN_LEVELS or is_chosen) else ""
+            yield f"<details{is_open}><summary>{line}</summary>"
+            yield from (*inside, *below)
+            yield "</details></li>"
+        else:
+            yield f"<div>{line}</div></li>"
     yield "</ul>"
 
 
-def _item(node: Node, seen: View, level: int, below: Sequence[str]) -> Iterator[str]:
-    """A line that opens; one that has nothing more to show does not."""
-    is_chosen = node.id in seen.chosen
-    line = " ".join(_summary(node, seen, is_chosen))
-    inside = [] if _cut(node.text) == escape(node.text) else [f"<pre>{escape(node.text)}</pre>"]
-    if len(node.parents) > 1:
-        links = ", ".join(f"<a href=#n{parent}>{parent}</a>" for parent in node.parents)
-        inside.append(f"<p class=note>made from {links}</p>")
-    yield f"<li{' class=chosen' if is_chosen else ''} id=n{node.id}>"
-    if inside or below:
-        is_open = " open" if below and (level <= OPEN_LEVELS or is_chosen) else ""
-        yield f"<details{is_open}><summary>{line}</summary>"
-        yield from (*inside, *below)
-        yield "</details></li>"
-    else:
-        yield f"<div>{line}</div></li>"
-
-
-def _summary(node: Node, seen: View, is_chosen: bool) -> Iterator[str]:
+def _summary(node: Node, seen: TraceView, is_chosen: bool) -> Iterator[str]:
     yield f"<span class=mark>{'●' if is_chosen else '○'} {node.id}</span>"
     yield f"<span class=kind>{escape(node.kind if node.kind != 'tool' else node.role + '()')}</span>"
     if node.kind != "tool" and node.role not in ("", "policy"):

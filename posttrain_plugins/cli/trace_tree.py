@@ -1,4 +1,4 @@
-"""A trace on the terminal: the tree with scores and tokens, the chosen path marked, long texts cut to the width."""
+"""Draws a trace on the terminal: a tree with scores and tokens, the chosen path marked, texts cut to the width."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
-from posttrain_plugins.cli.trace_view import View, chains, spent_by_role, view
+from posttrain_plugins.cli.trace_view import TraceView, chains, spent_by_role, view
 from posttrain_plugins.engine.trace import Node
 from posttrain_plugins.types import Result
 
@@ -17,7 +17,7 @@ MIN_TEXT_COLUMNS = 24
 
 
 def trace_tree(result: Result, width: int) -> RenderableType:
-    """Everything that a strategy asked, as a tree, and below it what each role spent.
+    """Return everything that a strategy asked as a tree, and below it what each role spent.
 
     Args:
         result: with its trace.
@@ -26,33 +26,33 @@ def trace_tree(result: Result, width: int) -> RenderableType:
     seen = view(result)
     if not seen.root.children:
         return Text("(nothing was asked)", style="dim")
-    trunk = Tree(_root(seen.root, width), guide_style="dim")
+    trunk = Tree(Text(_cut(seen.root.text, width - COLUMNS_PER_LEVEL), style="bold"), guide_style="dim")
     placed = {seen.root.id}
     waiting = [(trunk, seen.root, 1)]
     while waiting:
         branch, node, depth = waiting.pop()
         for chain in chains(node, placed):
+            # a chain of one child each stays at one level: a search of forty steps would leave the terminal
             room = max(MIN_TEXT_COLUMNS, width - COLUMNS_PER_LEVEL * (depth + 1))
             twig = branch
             for link in chain:
                 twig = branch.add(_line(link, seen, room))
             waiting.append((twig, chain[-1], depth + 1))
-    return Group(trunk, _spent(result))
+    lines = [f"{role}: {words}" for role, _, words in spent_by_role(result.usage)]
+    lines += [f"ended by the budget: {result.stopped_by}"] if result.stopped_by else []
+    return Group(trunk, Text("\n".join(lines), style="dim"))
 
 
-def _root(node: Node, width: int) -> Text:
-    return Text(_cut(node.text, width - COLUMNS_PER_LEVEL), style="bold")
-
-
-def _line(node: Node, seen: View, columns: int) -> Text:
-    """`● answer 0.93 12 tok → 7  3|7=4;...`"""
+def _line(node: Node, seen: TraceView, columns: int) -> Text:
+    """Return `● answer 0.93 12 tok → 7  3|7=4;...`."""
     is_chosen = node.id in seen.chosen
     head = Text("● " if is_chosen else "○ ", style="bold green" if is_chosen else "dim")
     head.append(node.kind if node.kind != "tool" else f"{node.role}()", style="cyan")
     if node.kind != "tool" and node.role not in ("", "policy"):
         head.append(f" by {node.role}", style="magenta")
     if node.score is not None:
-        head.append(f" {node.score:.3g}", style=_color(seen.share(node.score)))
+        share = seen.share(node.score)
+        head.append(f" {node.score:.3g}", style="green" if share >= 2 / 3 else "yellow" if share >= 1 / 3 else "red")
     if node.step_scores:
         head.append(" [" + " ".join(f"{score:.2g}" for score in node.step_scores) + "]", style="yellow")
     head.append(f" {node.tokens} tok" if node.tokens else "", style="dim")
@@ -64,16 +64,6 @@ def _line(node: Node, seen: View, columns: int) -> Text:
     head.append(_cut(node.text, max(8, columns - len(head))), style="green" if is_chosen else "")
     head.no_wrap = True
     return head
-
-
-def _spent(result: Result) -> Text:
-    lines = [f"{role}: {words}" for role, _, words in spent_by_role(result.usage)]
-    lines += [f"ended by the budget: {result.stopped_by}"] if result.stopped_by else []
-    return Text("\n".join(lines), style="dim")
-
-
-def _color(share: float) -> str:
-    return "green" if share >= 2 / 3 else "yellow" if share >= 1 / 3 else "red"
 
 
 def _cut(text: str, columns: int) -> str:

@@ -1,4 +1,4 @@
-"""A trace made ready for the eye: the path that the answer stands on, what each completion answered, what it cost."""
+"""Reads a trace for the tree and the page: the path that the answer stands on, what each completion answered, costs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from posttrain_plugins.engine.trace import Node, prefill_of, tree
 from posttrain_plugins.text.answers import extract
 from posttrain_plugins.types import Result, Usage
 
-__all__ = ["View", "chains", "spent_by_role", "view"]
+__all__ = ["TraceView", "chains", "spent_by_role", "view"]
 
 
 @dataclass(frozen=True)
-class View:
-    """What the tree of the terminal and the page both show.
+class TraceView:
+    """A trace as the tree of the terminal and the page both show it.
 
     Args:
         root: the tree.
@@ -32,23 +32,28 @@ class View:
     high: float
 
     def share(self, score: float) -> float:
-        """Where a score stands: as it is within 0 and 1, else between the lowest and the highest."""
+        """Return a score as it is if all lie within 0 and 1, else its place between the lowest and the highest."""
         if self.low >= 0 and self.high <= 1:
             return score
         return (score - self.low) / (self.high - self.low) if self.high > self.low else 1.0
 
 
-def view(result: Result) -> View:
-    """Reads a result's trace."""
+def view(result: Result) -> TraceView:
+    """Read a result's trace."""
     root = tree(result)
     nodes = {node.id: node for node in root.walk()}
     paths = dict(zip(sorted(nodes)[1:], _paths(result.trace), strict=True))
     end = _end(nodes, paths, result.text)
     scores = [s for node in nodes.values() for s in (node.score, *node.step_scores) if s is not None]
+    # of the whole path: a last step alone rarely says what it answers
     answers = {i: extract(paths[i][0]) for i, node in nodes.items() if i and node.kind in ("answer", "step")}
-    return View(
+    chosen, new = set[int](), {end} if end else set()
+    while new:  # a node may have several parents (a text made of others): the path is then no line
+        chosen |= new
+        new = {parent for i in new for parent in nodes[i].parents}
+    return TraceView(
         root=root,
-        chosen=frozenset(_above(nodes, end)) if end else frozenset(),
+        chosen=frozenset(chosen),
         answers={i: answer for i, answer in answers.items() if answer is not None},
         low=min(scores, default=0.0),
         high=max(scores, default=1.0),
@@ -56,7 +61,12 @@ def view(result: Result) -> View:
 
 
 def chains(node: Node, placed: set[int]) -> Iterator[list[Node]]:
-    """The node's children, each with what follows it in a straight line; what has several parents stands below one."""
+    """Yield the node's children, each with what follows it in a straight line.
+
+    Args:
+        node: the parent.
+        placed: ids of nodes that have their place already; what has several parents is placed once.
+    """
     for child in node.children:
         chain: list[Node] = []
         following: Node | None = child
@@ -70,26 +80,27 @@ def chains(node: Node, placed: set[int]) -> Iterator[list[Node]]:
 
 
 def spent_by_role(usage: Mapping[str, Usage]) -> Iterator[tuple[str, Usage, str]]:
-    """Role, what it spent, and that in words."""
+    """Yield each role, what it spent, and that in words."""
     for role, spent in usage.items():
         words = f"{spent.prompt_tokens} read, {spent.completion_tokens} written, {spent.calls} calls"
         yield role, spent, words + (f", {spent.cached_tokens} from the log" if spent.cached_tokens else "")
 
 
 def _paths(trace: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    """Of every node but the root the whole text so far, and that with the stop string which ended it."""
+    """Yield the whole text so far of every node but the root, and that with the stop string which ended it."""
     for event in trace:
         if event["kind"] == "generate":
             begun = prefill_of(event["prompt"])
             for drawn in event["completions"]:
                 path = begun + drawn["text"]
+                # a search goes on behind the stop string, which the engine has cut off
                 yield path, path + (drawn.get("stop_reason") or "")
         elif event["kind"] == "tool":
             yield str(event["answer"]), str(event["answer"])
 
 
 def _end(nodes: Mapping[int, Node], paths: Mapping[int, tuple[str, str]], text: str) -> int | None:
-    """The completion with which the answer's text ends: one that is this text, else the longest end of it."""
+    """Return the completion with which the answer's text ends: one that is this text, else the longest end of it."""
     if not text:
         return None
     able = [i for i in paths if nodes[i].kind != "tool"]
@@ -98,10 +109,3 @@ def _end(nodes: Mapping[int, Node], paths: Mapping[int, tuple[str, str]], text: 
         return same[0]
     ends = [i for i in able if nodes[i].text.strip() and text.rstrip().endswith(nodes[i].text.rstrip())]
     return max(ends, key=lambda i: len(nodes[i].text), default=None)
-
-
-def _above(nodes: Mapping[int, Node], end: int) -> Iterator[int]:
-    new = {end}
-    while new:
-        yield from new
-        new = {parent for i in new for parent in nodes[i].parents}

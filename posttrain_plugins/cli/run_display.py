@@ -1,4 +1,4 @@
-"""How a run looks while it runs: the plan as a table with a live line for the running stage, or plain lines.
+"""Shows a run while it runs: the plan as a table with a live line for the running stage, or plain lines.
 
 On a terminal the table is redrawn in place; into a file or a pipe each event is one line.
 """
@@ -19,16 +19,16 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from posttrain_plugins.cli.bar import figures_text
+from posttrain_plugins.cli.progress_bar import figures_text
 from posttrain_plugins.errors import Interrupted
 from posttrain_plugins.recipe.plan.plan import Plan, PlannedStage
 from posttrain_plugins.recipe.plan.store import Artifact
 
 __all__ = ["RunDisplay", "duration", "quiet_libraries"]
 
-PLAIN_SECONDS = 10.0
+PLAIN_SECONDS = 10.0  # between two lines of a stage, where the output is a file
+# the first three of these that a stage has: what a terminal has room for beside the bar
 SHOWN_FIGURES = ("reward", "loss", "rewards/accuracies", "accuracy", "kl", "eval_accuracy")
-SOLVING_FIGURES = ("completions", "tokens_per_s", "budget_spent")
 
 
 class RunDisplay:
@@ -36,20 +36,20 @@ class RunDisplay:
 
     Args:
         console: where to.
-        is_quiet: show errors only.
+        is_quiet: show nothing; errors are printed by others.
     """
 
     def __init__(self, console: Console, is_quiet: bool = False) -> None:
         self.console = console
         self.is_quiet = is_quiet
-        self.rows: dict[str, _Row] = {}
+        self.rows: dict[str, _StageRow] = {}
         self.live: Live | None = None
-        self.told: set[str] = set()
+        self.shown_notes: set[str] = set()
 
     # --- Observer ---------------------------------------------------------------------------------------------------
 
     def planned(self, plan: Plan) -> None:
-        self.rows = {stage.id: _Row(stage) for stage in plan.stages if stage.is_wanted}
+        self.rows = {stage.id: _StageRow(stage) for stage in plan.stages if stage.is_wanted}
         if self.is_quiet:
             return
         if self.console.is_terminal:
@@ -76,8 +76,8 @@ class RunDisplay:
             self._plain(f"{stage.id}: {row.place()} {row.text_figures()}")
 
     def note(self, stage: PlannedStage, message: str) -> None:
-        if message not in self.told:
-            self.told.add(message)
+        if message not in self.shown_notes:  # once a run: stages of a loop say the same
+            self.shown_notes.add(message)
             self._line(f"{stage.id}: {message}", style="yellow")
 
     def finished(self, stage: PlannedStage, artifact: Artifact, is_cached: bool) -> None:
@@ -90,7 +90,7 @@ class RunDisplay:
         self.close()
 
     def close(self) -> None:
-        """Leaves the last state of the table on the screen."""
+        """Leave the last state of the table on the screen."""
         if self.live is not None:
             self.live.stop()
             self.live = None
@@ -113,7 +113,7 @@ class RunDisplay:
         return table
 
 
-class _Row:
+class _StageRow:
     """One stage on the screen."""
 
     MARKS: ClassVar[dict[str, str]] = {
@@ -136,10 +136,10 @@ class _Row:
 
     def advance(self, done: int, total: int | None, unit: str, figures: Mapping[str, float]) -> None:
         if self.progress_began is None:
+            # the pace counts from here: loading the model, and the steps before a resume, are no measure of it
             self.progress_began, self.first_done = time.monotonic(), done
         self.done, self.total, self.unit = done, total or 0, unit
-        known = (*SHOWN_FIGURES, *SOLVING_FIGURES)
-        self.figures = {k: v for k, v in figures.items() if k in known or k.startswith("rewards/")}
+        self.figures = dict(figures)
 
     def place(self) -> str:
         left = self._left_s()
@@ -158,7 +158,7 @@ class _Row:
         return [mark, name, Text(spec.plugin.name, style="cyan"), self._bar(), self._status()]
 
     def _bar(self) -> Any:
-        if self.state != "runs" or not self.total:
+        if self.state != "runs" or not self.total:  # a stage that has not said how much there is has no bar
             return Text("")
         return ProgressBar(total=self.total, completed=self.done, width=24)
 
@@ -180,7 +180,7 @@ class _Row:
 
 
 def duration(seconds: float) -> str:
-    """`0.4s`, `12s`, `3m 05s`, `2h 10m`."""
+    """Write seconds as `0.4s`, `12s`, `3m 05s`, `2h 10m`."""
     if seconds < 10:
         return f"{seconds:.1f}s"
     if seconds < 60:
@@ -189,27 +189,28 @@ def duration(seconds: float) -> str:
     return f"{minutes}m {int(seconds % 60):02d}s" if minutes < 60 else f"{minutes // 60}h {minutes % 60:02d}m"
 
 
-class _Notes(logging.Handler):
-    """Shows each distinct warning of the libraries once, as one dim line that does not tear the table."""
+class _DimLines(logging.Handler):
+    """Shows each distinct warning of the libraries once, as one dim line above the table."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(logging.WARNING)
         self.console = console
-        self.told: set[str] = set()
+        self.shown: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage().strip().splitlines()[0] if record.getMessage().strip() else ""
-        if message and message not in self.told:
-            self.told.add(message)
+        message = next(iter(record.getMessage().strip().splitlines()), "")
+        if message and message not in self.shown:
+            self.shown.add(message)
+            # by the console of the table: written past it, a line would tear the table
             self.console.print(Text(f"{record.name.split('.')[0]}: {message}", style="dim"))
 
 
 def quiet_libraries(console: Console) -> None:
-    """One display instead of five libraries' own: their bars are off, their warnings become single lines."""
-    warnings.simplefilter("ignore")
-    handler = _Notes(console)
+    """Show one display in place of five: the libraries' warnings become single lines."""
+    warnings.simplefilter("ignore")  # those of Python, by the dozen at each import of torch and transformers
+    handler = _DimLines(console)
     for name in ("transformers", "trl", "peft", "accelerate", "datasets", "torch"):
         logger = logging.getLogger(name)
-        logger.handlers = [handler]
+        logger.handlers = [handler]  # in place of their own, which write to stderr at once
         logger.propagate = False
         logger.setLevel(logging.WARNING)

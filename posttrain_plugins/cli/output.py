@@ -12,42 +12,44 @@ from posttrain_plugins.errors import PosttrainError, StageFailed
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["err", "out", "quiet", "tell"]
+__all__ = ["err", "out", "print_error", "quiet"]
 
-PIPE_COLUMNS = 160
+PIPE_COLUMNS = 160  # rich takes 80 where it sees no terminal, and would break the rows of a table for `grep`
 
 
 def out() -> Console:
-    """For data."""
+    """Return the console for data."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS)
 
 
 def err() -> Console:
-    """For messages."""
+    """Return the console for messages."""
     from rich.console import Console
 
     return Console(stderr=True, width=None if sys.stderr.isatty() else PIPE_COLUMNS)
 
 
 def quiet(console: Console | None = None) -> None:
-    """Before torch and its like are imported: one display instead of five."""
+    """Keep torch and its like quiet, before they are imported: one display instead of five."""
+    # read at the import of these libraries; what the user has set wins
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from posttrain_plugins.cli.display import quiet_libraries
+    from posttrain_plugins.cli.run_display import quiet_libraries
 
     quiet_libraries(console or err())
 
 
-def tell(error: PosttrainError, is_debug: bool) -> None:
-    """The message and the hint; the whole traceback with --debug, and where a stage's own code failed."""
+def print_error(error: PosttrainError, is_debug: bool) -> None:
+    """Print message and hint, and with --debug, or if a stage's own code failed, a traceback."""
     cause = error.__cause__
     if is_debug:
         traceback.print_exception(error)
     elif isinstance(error, StageFailed) and error.hint is None and cause is not None:
+        # nobody foresaw this one, so that there is no hint: the author of the stage needs the place in the code
         traceback.print_exception(cause)
     print(f"error: {error.message}", file=sys.stderr)
     if error.hint:

@@ -70,10 +70,45 @@ def overrides(ours: type) -> Iterator[tuple[str, str, Any]]:
             yield f"{owner.__module__.split('.')[0]}:{owner.__name__}", name, value
 
 
-@pytest.mark.parametrize(("owner", "name"), [(o, name) for o, names in compat.OVERRIDDEN.items() for name in names])
-def test_an_overridden_method_takes_what_it_took(owner: str, name: str) -> None:
-    given = tuple(inspect.signature(getattr(import_object(owner), name)).parameters)[1:]
-    assert given == compat.OVERRIDDEN[owner][name]
+LOSS = ("model", "inputs", "return_outputs", "num_items_in_batch")
+DATASET = ("dataset", "processing_class", "args", "dataset_name")
+TAKES: dict[str, tuple[str, ...]] = {
+    "trl:GRPOTrainer._calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
+    "trl:GRPOTrainer._compute_loss": ("model", "inputs"),
+    "trl:GRPOTrainer._generate_and_score_completions": ("inputs",),
+    "trl:GRPOTrainer._get_per_token_logps_and_entropies": (
+        *("model", "input_ids", "attention_mask", "logits_to_keep"),
+        *("batch_size", "compute_entropy", "compute_aux_loss", *compat.FORWARD_EXTRAS),
+    ),
+    "trl:GRPOTrainer._load_optimizer_and_scheduler": ("checkpoint",),
+    "trl:GRPOTrainer._save_checkpoint": ("model", "trial"),
+    "trl:DPOTrainer._prepare_dataset": DATASET,
+    "trl:DPOTrainer._set_signature_columns_if_needed": (),
+    "trl:DPOTrainer.compute_loss": LOSS,
+    "trl:RewardTrainer._prepare_dataset": DATASET,
+    "trl:RewardTrainer._set_signature_columns_if_needed": (),
+    "trl:RewardTrainer.compute_loss": LOSS,
+    "trl:SFTTrainer.prediction_step": ("model", "inputs", "prediction_loss_only", "ignore_keys"),
+    "trl:SFTTrainer.training_step": ("args", "kwargs"),
+    "transformers:Trainer._load_best_model": (),
+    "transformers:Trainer._load_from_checkpoint": ("resume_from_checkpoint", "model"),
+    "transformers:Trainer._save": ("output_dir", "state_dict"),
+    "transformers:Trainer.create_optimizer": ("model",),
+    "transformers:Trainer.get_eval_dataloader": ("eval_dataset",),
+    "transformers:Trainer.get_train_dataloader": (),
+    "transformers:Trainer.train": ("resume_from_checkpoint", "trial", "ignore_keys_for_eval"),
+}
+"""Method that ours override -> its arguments, `self` aside."""
+
+
+def test_every_override_has_its_arguments() -> None:
+    assert set(TAKES) == {f"{owner}.{name}" for owner, names in compat.OVERRIDDEN.items() for name in names}
+
+
+@pytest.mark.parametrize("method", TAKES)
+def test_an_overridden_method_takes_what_it_took(method: str) -> None:
+    owner, _, name = method.rpartition(".")
+    assert tuple(inspect.signature(getattr(import_object(owner), name)).parameters)[1:] == TAKES[method]
 
 
 @pytest.mark.parametrize("ours", trainer_classes(), ids=lambda ours: ours.__name__)

@@ -64,45 +64,24 @@ FORWARD_EXTRAS = (
 CLASS_ATTRIBUTES = ("_name", "_paper", "_tag_names")
 """What TRL's trainers say of themselves in a model card; ours say it under the same names."""
 
-_LOSS = ("model", "inputs", "return_outputs", "num_items_in_batch")
-_DATASET = ("dataset", "processing_class", "args", "dataset_name")
-OVERRIDDEN: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "trl:GRPOTrainer": {
-        "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
-        "_compute_loss": ("model", "inputs"),
-        "_generate_and_score_completions": ("inputs",),
-        "_get_per_token_logps_and_entropies": (
-            *("model", "input_ids", "attention_mask", "logits_to_keep"),
-            *("batch_size", "compute_entropy", "compute_aux_loss", *FORWARD_EXTRAS),
-        ),
-        "_load_optimizer_and_scheduler": ("checkpoint",),
-        "_save_checkpoint": ("model", "trial"),
-    },
-    "trl:DPOTrainer": {
-        "_prepare_dataset": _DATASET,
-        "_set_signature_columns_if_needed": (),
-        "compute_loss": _LOSS,
-    },
-    "trl:RewardTrainer": {
-        "_prepare_dataset": _DATASET,
-        "_set_signature_columns_if_needed": (),
-        "compute_loss": _LOSS,
-    },
-    "trl:SFTTrainer": {
-        "prediction_step": ("model", "inputs", "prediction_loss_only", "ignore_keys"),
-        "training_step": ("args", "kwargs"),
-    },
-    "transformers:Trainer": {
-        "_load_best_model": (),
-        "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
-        "_save": ("output_dir", "state_dict"),
-        "create_optimizer": ("model",),
-        "get_eval_dataloader": ("eval_dataset",),
-        "get_train_dataloader": (),
-        "train": ("resume_from_checkpoint", "trial", "ignore_keys_for_eval"),
-    },
+OVERRIDDEN: Mapping[str, tuple[str, ...]] = {
+    "trl:GRPOTrainer": (
+        "_calculate_rewards",
+        "_compute_loss",
+        "_generate_and_score_completions",
+        "_get_per_token_logps_and_entropies",
+        "_load_optimizer_and_scheduler",
+        "_save_checkpoint",
+    ),
+    "trl:DPOTrainer": ("_prepare_dataset", "_set_signature_columns_if_needed", "compute_loss"),
+    "trl:RewardTrainer": ("_prepare_dataset", "_set_signature_columns_if_needed", "compute_loss"),
+    "trl:SFTTrainer": ("prediction_step", "training_step"),
+    "transformers:Trainer": (
+        *("_load_best_model", "_load_from_checkpoint", "_save", "create_optimizer"),
+        *("get_eval_dataloader", "get_train_dataloader", "train"),
+    ),
 }
-"""Class of theirs -> the methods of it that classes of ours override, with its arguments."""
+"""Class of theirs -> the methods of it that classes of ours override."""
 
 
 # --- any trainer -----------------------------------------------------------------------------------------------------

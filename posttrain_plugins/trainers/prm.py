@@ -10,8 +10,7 @@ Papers: Lightman et al., 2023 (https://huggingface.co/papers/2305.20050), sectio
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,11 +69,9 @@ class PRMTrainer(EncodedRows, RewardTrainer):  # type: ignore[misc]
     def __init__(self, model: Any, args: PRMConfig | None = None, **kwargs: Any) -> None:
         args = args or PRMConfig()
         if isinstance(model, str):
-            kwargs.setdefault("processing_class", None)
-            revision = (args.model_init_kwargs or {}).get("revision")
-            kwargs["processing_class"] = kwargs["processing_class"] or load_tokenizer(
-                model, {"model_revision": revision}
-            )
+            if kwargs.get("processing_class") is None:
+                revision = (args.model_init_kwargs or {}).get("revision")
+                kwargs["processing_class"] = load_tokenizer(model, {"model_revision": revision})
             model = _load(model, args, kwargs.pop("quantization_config", None))
             args.model_init_kwargs = None
         if kwargs.get("data_collator") is None:
@@ -156,25 +153,19 @@ def encode(tokenizer: Any, row: Mapping[str, Any], number: int, separator: str) 
 
 
 def _load(path: str, args: PRMConfig, quantization_config: Any) -> Any:
-    """As TRL loads a reward model: float32 unless told, and seeded before the new head."""
+    """Load a token classifier as TRL loads a reward model: float32 unless told, and seeded before the new head."""
     options: dict[str, Any] = {"dtype": "float32", **(args.model_init_kwargs or {}), "num_labels": 1}
     if quantization_config is not None:
         options |= {"quantization_config": quantization_config}
         options.setdefault("device_map", {"": args.device})
     set_seed(args.seed)
-    with _quiet():  # that the head is new is no news
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # that the head is new is no news
+    try:
         model, found = load_full(path, "TokenClassification", **options, output_loading_info=True)
+    finally:
+        logging.set_verbosity(verbosity)
     missing = sorted(name for name in found["missing_keys"] if not name.startswith("score."))
     if missing:
         raise InputError(f"{path} lacks weights: {', '.join(missing[:3])}", hint="name a causal language model")
     return model
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)

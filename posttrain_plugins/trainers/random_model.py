@@ -13,7 +13,7 @@ __all__ = ["save_random", "tokenizer_from"]
 
 
 def save_random(folder: Path, tokenizer: Any, fields: Mapping[str, Any], seed: int, dtype: str = "float32") -> None:
-    """Saves a causal language model and its tokenizer.
+    """Save a causal language model and its tokenizer.
 
     Args:
         folder: where to.
@@ -39,6 +39,7 @@ def save_random(folder: Path, tokenizer: Any, fields: Mapping[str, Any], seed: i
         raise InputError(f"a model cannot be built from 'config': {cause}") from cause
     set_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    # `generate` stops by these, and `from_config` does not take them over
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     tokenizer.save_pretrained(str(folder))
@@ -46,7 +47,7 @@ def save_random(folder: Path, tokenizer: Any, fields: Mapping[str, Any], seed: i
 
 
 def tokenizer_from(stage: str, given: Any) -> Any:
-    """A tokenizer from a folder, a Hub id, a function that makes one, or itself.
+    """Return a tokenizer from a folder, a Hub id, a function that makes one, or itself.
 
     Raises:
         InputError: nothing is given.

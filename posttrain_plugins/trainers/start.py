@@ -42,12 +42,12 @@ class Start:
     prepare: Callable[[Any], Mapping[str, Any] | None] | None = None
 
     def set_up(self, trainer: Any) -> None:
-        """Lets the adapter set up the trainer, once that stands; what it tells goes on to the next stage."""
+        """Let the adapter set up the trainer, once that stands; what it returns goes on to the next stage."""
         compat.keep_head_dtype(trainer.model)
         compat.match_vera_dtype(trainer.model)
-        told = self.prepare(trainer) if self.prepare is not None else None
-        if told:
-            self.handoff["adapter"] = {**self.handoff.get("adapter", {}), **told}
+        found = self.prepare(trainer) if self.prepare is not None else None
+        if found:
+            self.handoff["adapter"] = {**self.handoff.get("adapter", {}), **found}
 
 
 def start(context: StageContext, task_type: str = "CAUSAL_LM", artifact: ModelArtifact | None = None) -> Start:
@@ -66,6 +66,7 @@ def start(context: StageContext, task_type: str = "CAUSAL_LM", artifact: ModelAr
     quantization = options.pop("quantization_config", None)
     begin = Start(artifact.path, model_init_kwargs=options)
     mode = _mode(context, artifact, task_type) if artifact.is_adapter else None
+    # TRL takes quantization as an argument of the trainer and all else in its config: it has to know before it loads
     if quantization is not None:
         if peft_config is None and mode != "continue":
             raise InputError(
@@ -82,19 +83,21 @@ def start(context: StageContext, task_type: str = "CAUSAL_LM", artifact: ModelAr
         _start_from_adapter(begin, mode, artifact, context, task_type)
     template = context.inputs.get("chat_template") or artifact.chat_template
     if template is not None:
-        begin.kwargs["processing_class"] = _with_template(begin.model, artifact, template)
+        tokenizer = _tokenizer(artifact, begin.model if isinstance(begin.model, str) else "")
+        tokenizer.chat_template = template.read_text(encoding="utf-8") if isinstance(template, Path) else str(template)
+        begin.kwargs["processing_class"] = tokenizer
     return begin
 
 
 def has_accelerator() -> bool:
-    """Is there a GPU or the like?"""
+    """Tell whether there is a GPU or the like."""
     import torch
 
     return bool(torch.accelerator.is_available())
 
 
 def _for_task(peft_config: Any, task_type: str) -> Any:
-    """The adapter's config for the task; a classifier of sequences or tokens also trains its `score` head."""
+    """Return the adapter's config for the task; a classifier of sequences or tokens also trains its `score` head."""
     if peft_config is None or task_type == "CAUSAL_LM":
         return peft_config
     keep = list(getattr(peft_config, "modules_to_save", None) or [])
@@ -113,7 +116,7 @@ def _for_task(peft_config: Any, task_type: str) -> Any:
 
 
 def _mode(context: StageContext, artifact: ModelArtifact, task_type: str) -> AdapterMode:
-    """How the stage goes on from an adapter, checked against what it is given."""
+    """Choose how the stage goes on from an adapter, checked against what it is given."""
     adapter: Any = context.inputs.get("adapter")
     has_adapter = adapter is not None and adapter.config is not None
     before = artifact.handoff.get("adapter", {})
@@ -164,12 +167,13 @@ def _start_from_adapter(
             f"stage '{context.stage}' has use_vllm, but vLLM cannot load the adapters below the one that it trains",
             hint="adapter_mode: merge",
         )
+    # the model is loaded: TRL refuses to be told how beside it
     begin.kwargs.pop("quantization_config", None)
     begin.model_init_kwargs = {}
 
 
 def _options(begin: Start, context: StageContext, task_type: str) -> dict[str, Any]:
-    """How TRL would load the model, seeded as it would for a new head."""
+    """Return the options with which TRL would load the model, seeded as it would for a new head."""
     from accelerate.utils import set_seed
 
     options = {"dtype": "float32", **begin.model_init_kwargs, **(context.args.get("model_init_kwargs") or {})}
@@ -182,7 +186,7 @@ def _options(begin: Start, context: StageContext, task_type: str) -> dict[str, A
 
 
 def _trainable(begin: Start, artifact: ModelArtifact, context: StageContext, task_type: str) -> Any:
-    """The artifact's own adapter, to train on; for another task with the head that this has and it has not."""
+    """Load the artifact's own adapter to train on; for another task with the head that this has and it has not."""
     options, task = _options(begin, context, task_type), TASKS[task_type]
     if task_type == "CAUSAL_LM":
         return load_adapted(artifact.path, task, is_trainable=True, **options)
@@ -198,16 +202,10 @@ def _trainable(begin: Start, artifact: ModelArtifact, context: StageContext, tas
     config = _for_task(replace(PeftConfig.from_pretrained(artifact.path), inference_mode=False), task_type)
     model = get_peft_model(load_base(artifact.path, task, **options), config)
     weights = {**get_peft_model_state_dict(model), **load_peft_weights(artifact.path, device="cpu")}
-    set_peft_model_state_dict(model, weights)  # the head is new
+    set_peft_model_state_dict(model, weights)  # the head is new, the rest is the artifact's
     return model
 
 
 def _tokenizer(artifact: ModelArtifact, path: str = "") -> Any:
     """As TRL's trainers load it where prompts are padded and cut on the left; the others pad and cut by themselves."""
     return load_tokenizer(path or artifact.path, artifact.loading, padding_side="left", truncation_side="left")
-
-
-def _with_template(model: Any, artifact: ModelArtifact, template: Any) -> Any:
-    tokenizer = _tokenizer(artifact, model if isinstance(model, str) else "")
-    tokenizer.chat_template = template.read_text(encoding="utf-8") if isinstance(template, Path) else str(template)
-    return tokenizer

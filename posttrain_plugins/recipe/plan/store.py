@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,10 @@ from typing import Any
 from posttrain_plugins.errors import InputError, StageFailed
 from posttrain_plugins.types import EXPORT_MARKER
 
-__all__ = ["Artifact", "Store"]
+__all__ = ["Artifact", "Store", "settle_model"]
+
+FOLDER = "folder"
+"""The manifest's entry that says where the artifact was published, so that one that was moved is known."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,10 @@ class Store:
         """Writes the manifest last and renames; from here on the stage is done."""
         partial, final = self.partial(stage, key), self.path(stage, key)
         _relocate(partial, final)
-        manifest = _moved(manifest, str(partial), str(final))
+        manifest = {
+            **_replaced(manifest, lambda text: text.replace(str(partial), str(final))),
+            FOLDER: str(final.resolve()),
+        }
         _write_synced(partial / "manifest.json", json.dumps(manifest, indent=1, default=str) + "\n")
         old = final.with_name(f".{final.name}.old")
         shutil.rmtree(old, ignore_errors=True)
@@ -169,12 +175,54 @@ class Store:
             yield partial
 
 
+def settle_model(path: Path) -> None:
+    """Give a model that is named by its folder, in an artifact that was moved, the paths of where it stands."""
+    for folder in (path, path.parent):
+        if (folder / "manifest.json").is_file():
+            _read(folder)
+
+
 def _read(folder: Path) -> Artifact | None:
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return Artifact(folder.resolve(), manifest)
+    folder = folder.resolve()
+    if manifest.get(FOLDER) not in (None, str(folder)):
+        manifest = _settle(folder, manifest)
+    return Artifact(folder, manifest)
+
+
+def _settle(folder: Path, manifest: Mapping[str, Any]) -> Any:
+    """Give an artifact that was moved or copied the paths of the place where it stands.
+
+    An adapter names its base by an absolute path, since plain `PeftModel.from_pretrained` would look for a relative one
+    from the working directory. What stood in the artifact, beside it or below the same runs folder is taken from there
+    if it is there, also where the old place still stands: a copy must outlive what it was copied from.
+    """
+    old = Path(manifest[FOLDER])
+    places = [(old, folder), (old.parent, folder.parent), (old.parent.parent, folder.parent.parent)]
+
+    def here(text: str) -> str:
+        for before, now in places:
+            if text == str(before) or text.startswith(f"{before}{os.sep}"):
+                candidate = now / os.path.relpath(text, before)
+                if candidate.exists():
+                    return str(candidate)
+        return text
+
+    settled = {**_replaced(manifest, here), FOLDER: str(folder)}
+    with contextlib.suppress(
+        OSError
+    ):  # on a disk that is read-only, what is recorded is right for this process at least
+        for file in folder.glob("**/*config.json"):
+            values = json.loads(file.read_text(encoding="utf-8"))
+            if (new := _replaced(values, here)) != values:
+                _write_synced(file.with_suffix(".new"), json.dumps(new, indent=2) + "\n")
+                file.with_suffix(".new").replace(file)
+        _write_synced(folder / "manifest.new", json.dumps(settled, indent=1, default=str) + "\n")
+        (folder / "manifest.new").replace(folder / "manifest.json")
+    return settled
 
 
 def _stands(artifact: Artifact) -> bool:
@@ -193,17 +241,18 @@ def _relocate(partial: Path, final: Path) -> None:
     """Configs that name the partial folder (an adapter's base) name the final one."""
     for file in partial.glob("**/*config.json"):
         values = json.loads(file.read_text(encoding="utf-8"))
-        moved = _moved(values, str(partial), str(final))
+        moved = _replaced(values, lambda text: text.replace(str(partial), str(final)))
         if moved != values:
             file.write_text(json.dumps(moved, indent=2) + "\n", encoding="utf-8")
 
 
-def _moved(value: Any, partial: str, final: str) -> Any:
+def _replaced(value: Any, new: Callable[[str], str]) -> Any:
+    """A JSON value with every text in it replaced."""
     if isinstance(value, dict):
-        return {k: _moved(v, partial, final) for k, v in value.items()}
+        return {k: _replaced(v, new) for k, v in value.items()}
     if isinstance(value, list):
-        return [_moved(v, partial, final) for v in value]
-    return value.replace(partial, final) if isinstance(value, str) else value
+        return [_replaced(v, new) for v in value]
+    return new(value) if isinstance(value, str) else value
 
 
 def _write_synced(file: Path, text: str) -> None:

@@ -14,7 +14,7 @@ from posttrain_plugins.plugins import registry
 from posttrain_plugins.recipe import files, handoff
 from posttrain_plugins.recipe.build import assemble, build, construct
 from posttrain_plugins.recipe.lineage import identity
-from posttrain_plugins.recipe.plan.store import Artifact
+from posttrain_plugins.recipe.plan.store import Artifact, settle_model
 from posttrain_plugins.recipe.spec import (
     DataFile,
     External,
@@ -101,6 +101,7 @@ class Resolver:
     def model(self, source: Source, loading: Mapping[str, Any]) -> ModelArtifact:
         """A model that exists, with its record checked and its ancestors' prompts at hand."""
         if isinstance(source, External):
+            settle_model(Path(source.path))
             problem = files.model_problem(Path(source.path)) if Path(source.path).is_absolute() else None
             if problem:
                 raise InputError(problem, hint="save_pretrained() writes such a folder")

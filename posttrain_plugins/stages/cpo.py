@@ -37,10 +37,7 @@ class CPO:
     refuses: ClassVar[dict[str, str]] = {
         "embeds": "TRL's trainer lays the logits beside the text, and those of the learned tokens come first"
     }
-    requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
-        "dataset": (("chosen", "rejected"),),
-        "eval_dataset": (("chosen", "rejected"),),
-    }
+    requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(("dataset", "eval_dataset"), (("chosen", "rejected"),))
 
     def __call__(self, context: StageContext) -> StageResult:
         from posttrain_plugins.trainers.experimental import as_stable, load_experimental

@@ -40,10 +40,7 @@ class Distill:
     refuses: ClassVar[dict[str, str]] = {
         "is_prompt": "TRL's distillation passes its text to the layers directly, without the learned tokens before it"
     }
-    requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
-        "dataset": (("prompt",),),
-        "eval_dataset": (("prompt",),),
-    }
+    requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(("dataset", "eval_dataset"), (("prompt",),))
 
     def __call__(self, context: StageContext) -> StageResult:
         from trl import DistillationConfig, DistillationTrainer

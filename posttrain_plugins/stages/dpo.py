@@ -37,10 +37,7 @@ class DPO:
 
     produces: ClassVar[str] = "model"
     reference: ClassVar[str] = "model"
-    requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
-        "dataset": (("chosen", "rejected"),),
-        "eval_dataset": (("chosen", "rejected"),),
-    }
+    requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(("dataset", "eval_dataset"), (("chosen", "rejected"),))
 
     def __call__(self, context: StageContext) -> StageResult:
         from trl import DPOConfig, DPOTrainer

@@ -38,7 +38,6 @@ from posttrain_plugins.types import (
     ModelArtifact,
     ModelRef,
     Problem,
-    ResolvedReward,
     ResolvedStrategy,
     RewardRef,
     SamplingParams,
@@ -117,17 +116,22 @@ class Evaluate:
         rows = [dict(row) for row in context.inputs["dataset"]]
         problems, columns = problems_of(rows, SamplingParams(self.temperature, self.top_p, self.max_tokens))
         models: list[ModelArtifact] = context.inputs["models"]
-        shared = _shared(context)
-        verifiers = _verifiers(context) if self.num_generations else []
+        strategies: list[ResolvedStrategy] = context.inputs["strategies"]
+        # what chooses among the draws: the stage's own, and the strategies' scorers, each name once
+        named = {reward.name: reward for reward in context.inputs.get("verifiers", [])}
+        named |= {name: reward for strategy in strategies for name, reward in strategy.scorers.items()}
+        verifiers = list(named.values()) if self.num_generations else []
         measured: dict[str, list[Measure]] = {}
         with (
             RequestLog(context.folder / "log.jsonl") as log,
             (context.folder / "samples.jsonl").open("w", encoding="utf-8") as samples,
             ExitStack() as kept,
         ):
+            # Models that strategies name stay until the end. A measured one goes before the next is loaded, so that one
+            # at most is in memory beside them; one that is both is loaded once.
             backends: dict[str, AnyBackend] = {}
-            for name, artifact in shared.items():
-                backends[name] = kept.enter_context(opened(artifact))
+            for role, artifact in {role: a for one in strategies for role, a in one.models.items()}.items():
+                backends[role] = kept.enter_context(opened(artifact))
             for number, artifact in enumerate(models):
                 with ExitStack() as own:
                     policy = backends.get(artifact.name) or own.enter_context(opened(artifact))
@@ -137,7 +141,9 @@ class Evaluate:
                     bench = Bench(problems, columns, rewards, roles, log, *options)
                     measured[artifact.name] = list(self._measure(bench, context, number))
                 mark_pareto(measured[artifact.name])
-                _write_samples(samples, artifact.name, measured[artifact.name])
+                # at once, model by model: what an evaluation that is killed has drawn by then can be read
+                made = ({"model": artifact.name, **row} for one in measured[artifact.name] for row in one.samples)
+                samples.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in made)
         return self._report(context, models, problems, measured)
 
     def _measure(self, bench: Bench, context: StageContext, number: int) -> Iterator[Measure]:
@@ -146,6 +152,7 @@ class Evaluate:
         per_model = len(runs) + bool(self.num_generations)
         total = per_model * len(context.inputs["models"])
         tell = [_shifted(context.reporter.progress, per_model * number + i, total) for i in range(per_model)]
+        # the draws first: strategies that ask for the same find them in the log, and pay nothing for them
         if self.num_generations:
             yield from bench.measure_draws(self.num_generations, tell.pop(0))
         for strategy, budget in runs:
@@ -166,6 +173,7 @@ class Evaluate:
         metric = context.inputs["rewards"][0].name
         metrics = flat_figures(metric, summaries, gained)
         last = measured[models[-1].name]
+        # `accuracy`: the last model's by the first strategy, which stands behind the two measures of the draws
         headline = last[2 if self.num_generations else 0] if context.inputs["strategies"] else last[0]
         metrics |= {} if isnan(headline.interval.mean) else {"accuracy": headline.interval.mean}
         details = {
@@ -186,31 +194,22 @@ class Evaluate:
         text = json.dumps({"metrics": metrics, **details}, indent=2, ensure_ascii=False)
         (context.folder / "summary.json").write_text(text + "\n", encoding="utf-8")
         if self.plot:
-            _draw(context, details)
+            try:
+                draw(details, context.folder / "accuracy_tokens")
+            except ImportError:
+                hint = "pip install 'posttrain-plugins[plot]', or plot: false"
+                context.reporter.note(f"accuracy_tokens.svg is not drawn, matplotlib is not installed: {hint}")
         return StageResult(metrics=metrics, details=details)
 
 
 def _shifted(progress: Progress, done_before: int, passes: int) -> Progress:
-    """Progress of one pass over the problems as progress of the whole stage."""
+    """Return what tells the progress of one pass over the problems as that of the whole stage."""
 
     def tell(done: int, total: int | None, unit: str, figures: Mapping[str, float]) -> None:
         count = total or 0
         progress(done_before * count + done, passes * count, unit, figures)
 
     return tell
-
-
-def _shared(context: StageContext) -> dict[str, ModelArtifact]:
-    """The models that strategies name, by role."""
-    strategies: list[ResolvedStrategy] = context.inputs["strategies"]
-    return {role: artifact for strategy in strategies for role, artifact in strategy.models.items()}
-
-
-def _verifiers(context: StageContext) -> list[ResolvedReward]:
-    """The stage's own, and the strategies' scorers, each name once."""
-    strategies: list[ResolvedStrategy] = context.inputs["strategies"]
-    own = {reward.name: reward for reward in context.inputs.get("verifiers", [])}
-    return list({**own, **{name: r for strategy in strategies for name, r in strategy.scorers.items()}}.values())
 
 
 def _check_budget(budget: Mapping[str, float]) -> None:
@@ -224,16 +223,8 @@ def _check_budget(budget: Mapping[str, float]) -> None:
             )
 
 
-def _draw(context: StageContext, details: Mapping[str, Any]) -> None:
-    try:
-        draw(details, context.folder / "accuracy_tokens")
-    except ImportError:
-        hint = "pip install 'posttrain-plugins[plot]', or plot: false"
-        context.reporter.note(f"accuracy_tokens.svg is not drawn, matplotlib is not installed: {hint}")
-
-
 def _overlap(artifact: ModelArtifact, problems: Sequence[Problem], context: StageContext) -> int:
-    """How many of the problems the model or an ancestor was trained on."""
+    """Count the problems that the model or an ancestor was trained on."""
     seen = {line for path in artifact.seen for line in Path(path).read_text(encoding="utf-8").split()}
     count = sum(fingerprint(problem.prompt) in seen for problem in problems)
     if count:
@@ -249,8 +240,3 @@ def _unmet(require: Mapping[str, str], metrics: Mapping[str, float]) -> Iterator
             yield f"{figure}: no such figure, expected one of: {', '.join(sorted(metrics))}"
         elif not _COMPARISONS[match[1]](metrics[figure], float(match[2])):
             yield f"{figure}: {metrics[figure]:.4g}, expected {gate.strip()}"
-
-
-def _write_samples(file: Any, model: str, measures: Sequence[Measure]) -> None:
-    rows = ({"model": model, **row} for measure in measures for row in measure.samples)
-    file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)

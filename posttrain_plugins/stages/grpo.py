@@ -61,10 +61,7 @@ class GRPO:
 
     produces: ClassVar[str] = "model"
     reference: ClassVar[str] = "beta"
-    requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
-        "dataset": (("prompt",),),
-        "eval_dataset": (("prompt",),),
-    }
+    requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(("dataset", "eval_dataset"), (("prompt",),))
 
     def concerns(self, outlook: Outlook) -> Iterator[Concern]:
         """Process rewards that cannot judge steps, and arguments that a strategy leaves no meaning."""

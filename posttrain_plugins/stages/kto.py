@@ -34,10 +34,9 @@ class KTO:
 
     produces: ClassVar[str] = "model"
     reference: ClassVar[str] = "model"
-    requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
-        "dataset": (("prompt", "completion", "label"), ("chosen", "rejected")),
-        "eval_dataset": (("prompt", "completion", "label"), ("chosen", "rejected")),
-    }
+    requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(
+        ("dataset", "eval_dataset"), (("prompt", "completion", "label"), ("chosen", "rejected"))
+    )
 
     def __call__(self, context: StageContext) -> StageResult:
         from trl import KTOConfig, KTOTrainer

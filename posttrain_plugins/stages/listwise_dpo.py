@@ -36,10 +36,9 @@ class ListwiseDPO:
 
     produces: ClassVar[str] = "model"
     reference: ClassVar[str] = "model"
-    requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
-        "dataset": (("prompt", "completions"),),
-        "eval_dataset": (("prompt", "completions"),),
-    }
+    requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(
+        ("dataset", "eval_dataset"), (("prompt", "completions"),)
+    )
 
     def __call__(self, context: StageContext) -> StageResult:
         from trl import DPOConfig

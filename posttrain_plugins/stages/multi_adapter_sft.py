@@ -46,10 +46,9 @@ class MultiAdapterSFT:
         "dataset": [{"task": task, "prompt": f"{i}{task}{i}=", "completion": str(i)} for task in "mn" for i in range(8)]
     }
     refuses: ClassVar[dict[str, str]] = {"is_prompt": "its virtual tokens cannot be switched batch by batch"}
-    requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
-        "dataset": (("task", "messages"), ("task", "prompt", "completion"), ("task", "text")),
-        "eval_dataset": (("task", "messages"), ("task", "prompt", "completion"), ("task", "text")),
-    }
+    requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(
+        ("dataset", "eval_dataset"), (("task", "messages"), ("task", "prompt", "completion"), ("task", "text"))
+    )
 
     def __post_init__(self) -> None:
         if self.args.get("packing"):

@@ -42,10 +42,7 @@ class OnlineDPO:
         "embeds": "TRL's trainer lays the logits beside the text, and those of the learned tokens come first"
     }
     reference: ClassVar[str] = "model"
-    requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
-        "dataset": (("prompt",),),
-        "eval_dataset": (("prompt",),),
-    }
+    requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(("dataset", "eval_dataset"), (("prompt",),))
 
     def __call__(self, context: StageContext) -> StageResult:
         from posttrain_plugins.trainers.experimental import as_stable, load_experimental

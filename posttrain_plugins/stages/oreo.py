@@ -54,10 +54,9 @@ class OREO:
 
     produces: ClassVar[str] = "model"
     reference: ClassVar[str] = "model"
-    requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
-        "dataset": (("prompt", "completion", "reward"), ("prompt", "completion", "label")),
-        "eval_dataset": (("prompt", "completion", "reward"), ("prompt", "completion", "label")),
-    }
+    requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(
+        ("dataset", "eval_dataset"), (("prompt", "completion", "reward"), ("prompt", "completion", "label"))
+    )
 
     def concerns(self, outlook: Outlook) -> Iterator[Concern]:
         """A critic that cannot be had, or for which there is no memory."""

@@ -63,10 +63,7 @@ class PPO:
 
     produces: ClassVar[str] = "model"
     reference: ClassVar[str] = "kl_coef"
-    requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
-        "dataset": (("prompt",),),
-        "eval_dataset": (("prompt",),),
-    }
+    requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(("dataset", "eval_dataset"), (("prompt",),))
 
     def concerns(self, outlook: Outlook) -> Iterator[Concern]:
         """What PPO cannot do with these settings, and a critic for which there is no memory."""

@@ -46,10 +46,7 @@ class Pretrain:
 
     produces: ClassVar[str] = "model"
     example_params: ClassVar[dict[str, Any]] = {"model": "tiny"}
-    requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
-        "dataset": (("text",),),
-        "eval_dataset": (("text",),),
-    }
+    requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(("dataset", "eval_dataset"), (("text",),))
 
     def __call__(self, context: StageContext) -> StageResult:
         from trl import SFTConfig, SFTTrainer

@@ -43,10 +43,9 @@ class PRM:
         "embeds": "the scores of the learned tokens would stand where those of the text are looked for"
     }
     reward_plugin: ClassVar[str] = "process_reward_model"
-    requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
-        "dataset": (("prompt", "completions", "labels"),),
-        "eval_dataset": (("prompt", "completions", "labels"),),
-    }
+    requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(
+        ("dataset", "eval_dataset"), (("prompt", "completions", "labels"),)
+    )
 
     def __call__(self, context: StageContext) -> StageResult:
         from posttrain_plugins.trainers.prm import PRMConfig, PRMTrainer

@@ -44,10 +44,9 @@ class RankingModel:
     refuses: ClassVar[dict[str, str]] = {
         "embeds": "without token ids a classifier does not see where the padding starts, and would score that"
     }
-    requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
-        "dataset": (("prompt", "completions"),),
-        "eval_dataset": (("prompt", "completions"),),
-    }
+    requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(
+        ("dataset", "eval_dataset"), (("prompt", "completions"),)
+    )
 
     def __call__(self, context: StageContext) -> StageResult:
         from posttrain_plugins.trainers.ranking import RankingConfig, RankingTrainer, pairs_of

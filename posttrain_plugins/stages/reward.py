@@ -43,10 +43,7 @@ class RewardModeling:
     refuses: ClassVar[dict[str, str]] = {
         "embeds": "without token ids a classifier does not see where the padding starts, and would score that"
     }
-    requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
-        "dataset": (("chosen", "rejected"),),
-        "eval_dataset": (("chosen", "rejected"),),
-    }
+    requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(("dataset", "eval_dataset"), (("chosen", "rejected"),))
 
     def __call__(self, context: StageContext) -> StageResult:
         from trl import RewardConfig, RewardTrainer

@@ -36,10 +36,7 @@ class RLOO:
 
     produces: ClassVar[str] = "model"
     reference: ClassVar[str] = "beta"
-    requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
-        "dataset": (("prompt",),),
-        "eval_dataset": (("prompt",),),
-    }
+    requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(("dataset", "eval_dataset"), (("prompt",),))
 
     def __call__(self, context: StageContext) -> StageResult:
         from trl import RLOOConfig, RLOOTrainer

@@ -38,7 +38,6 @@ from posttrain_plugins.types import (
     ModelRef,
     Problem,
     ResolvedReward,
-    Result,
     RewardRef,
     SamplingParams,
     StageContext,
@@ -126,12 +125,12 @@ class Sample:
 
     @property
     def is_offline(self) -> bool:
-        """Whether the data set's own completions are taken."""
+        """Are the data set's own completions taken?"""
         return self.model is None or (self.num_generations == 0 and self.strategy is None)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of the data set that this makes, before those that it hands through."""
+        """The columns of the data set that it makes, before those that it hands through."""
         return COLUMNS[self.keep]
 
     @property
@@ -139,9 +138,9 @@ class Sample:
         """Of the data set: prompts, and what stands in for model and rewards where there are none."""
         if not self.is_offline:
             return {"dataset": (("prompt",),)}
-        told = [()] if self.rewards else [("reward",), ("rewards",), ("scores",)]
+        verdicts = [()] if self.rewards else [("reward",), ("rewards",), ("scores",)]
         texts = ("completion", "completions")
-        return {"dataset": tuple(("prompt", text, *reward) for text in texts for reward in told)}
+        return {"dataset": tuple(("prompt", text, *verdict) for text in texts for verdict in verdicts)}
 
     def __call__(self, context: StageContext) -> StageResult:
         rows = [dict(row) for row in context.inputs["dataset"]]
@@ -150,15 +149,18 @@ class Sample:
         params = SamplingParams(self.temperature, self.top_p, self.max_tokens)
         problems, columns = problems_of(rows, params)
         rewards: list[ResolvedReward] = context.inputs["rewards"]
-        _check_rewards(rewards, self.keep == "steps" and self.labels == "rules")
+        if self.keep == "steps" and self.labels == "rules" and not hasattr(rewards[0].func, "step_scores"):
+            message = f"reward {rewards[0].name!r} cannot label steps: it has no step_scores"
+            raise InputError(message, hint="name another first, or labels: rollouts")  # before anything is drawn
         with RequestLog(context.folder / "log.jsonl") as log, self._backends(context) as backends:
             options = {"log": log, "seed": context.seed, "should_stop": context.should_stop, "backend": backends}
             options |= {"progress": context.reporter.progress}
             if saved is not None and not rewards:
-                judged = [one.judged() for one in saved]
+                judged = [one.judged() for one in saved]  # by the verdicts that were saved with them
             else:
                 made = [s.completions for s in saved] if saved else self._drawn(context, problems, columns, options)
                 texts = [[to_text(completion) for completion in of_problem] for of_problem in made]
+                # one call a reward for all problems: a model that judges fills its batches, a guard its workers
                 scores = [score_texts(reward, problems, columns, texts, log) for reward in rewards]
                 judged = [
                     judge(made[i], row["prompt"], rewards, [of_reward[i] for of_reward in scores])
@@ -174,12 +176,14 @@ class Sample:
         columns: Mapping[str, Sequence[Any]],
         options: Mapping[str, Any],
     ) -> list[list[str]]:
+        """Return each problem's completions: all that a strategy finished, or its answer where it names none."""
         strategy = context.inputs.get("strategy")
         if strategy is None:
             results = sample(problems, self.num_generations, **options)
         else:
             results = solve(strategy.strategy, problems, scorers=strategy.scorers, columns=columns, **options)
-        return [_texts(result) for result in results]
+        found = [[candidate.text for candidate in result.candidates] for result in results]
+        return [texts or ([one.text] if one.text else []) for texts, one in zip(found, results, strict=True)]
 
     def _kept(
         self,
@@ -189,7 +193,7 @@ class Sample:
         judged: list[list[Judged]],
         options: Mapping[str, Any],
     ) -> list[list[dict[str, Any]]]:
-        """For each problem, the new columns of each row that is kept."""
+        """Return for each problem the new columns of each row that is kept."""
         if self.keep != "steps":
             keeping = self._keeping(context.seed)
             return [keeping.rows(of_problem, i) for i, of_problem in enumerate(judged)]
@@ -203,32 +207,29 @@ class Sample:
             self.share_threshold,
             self.stop_at_first_error,
         )
-        among = [distinct(of_problem) for of_problem in judged]
+        among = [distinct(of_problem) for of_problem in judged]  # before they are labelled, which costs rollouts
         if self.labels == "rules":
             labels = labelling.by_rules(problems, columns, among, options["log"])
         else:
             labels = labelling.by_rollouts(problems, columns, among, **options)
         lost = sum(of_one is None for of_problem in labels for of_one in of_problem)
         if lost:
-            count = sum(map(len, labels))
-            context.reporter.note(f"{lost} of {count} completions have no labels: {self._why_lost(context)}")
+            why = "they are empty, or every rollout from one of their steps failed"
+            if self.labels == "rules":
+                name = context.inputs["rewards"][0].name
+                why = f"reward '{name}' sees other steps in them than separator {self.separator!r} makes"
+            context.reporter.note(f"{lost} of {sum(map(len, labels))} completions have no labels: {why}")
         return [
             [labelling.row(item, of_one) for item, of_one in zip(items, found, strict=True) if of_one is not None]
             for items, found in zip(among, labels, strict=True)
         ]
-
-    def _why_lost(self, context: StageContext) -> str:
-        if self.labels == "rollouts":
-            return "they are empty, or every rollout from one of their steps failed"
-        name = context.inputs["rewards"][0].name
-        return f"reward '{name}' sees other steps in them than separator {self.separator!r} makes"
 
     def _keeping(self, seed: int) -> Keeping:
         return Keeping(self.keep, self.top_k, self.threshold, self.max_pairs_per_prompt, seed)
 
     @contextmanager
     def _backends(self, context: StageContext) -> Iterator[dict[str, AnyBackend]]:
-        """The model's and those that the strategy names, each loaded once; none where nothing is to be drawn."""
+        """Load the model and those that the strategy names, each once; none where nothing is to be drawn."""
         policy: ModelArtifact | None = context.inputs.get("model")
         needs_model = not self.is_offline or (self.keep == "steps" and self.labels == "rollouts")
         with ExitStack() as stack:
@@ -248,6 +249,7 @@ class Sample:
         judged: list[list[Judged]],
         kept: list[list[dict[str, Any]]],
     ) -> StageResult:
+        # the row's own columns go on, so that the next stage's rewards find theirs, but for texts that were judged here
         made = [without_texts(row) | part for row, parts in zip(rows, kept, strict=True) for part in parts]
         if not made:
             raise StageFailed(
@@ -273,14 +275,3 @@ class Sample:
             labels = [float(label) for row in made for label in row["labels"]]
             figures |= {"steps": len(labels), "right_steps_share": sum(labels) / max(len(labels), 1)}
         return {name: value for name, value in figures.items() if isfinite(value)}
-
-
-def _texts(result: Result) -> list[str]:
-    return [candidate.text for candidate in result.candidates] or ([result.text] if result.text else [])
-
-
-def _check_rewards(rewards: Sequence[ResolvedReward], needs_steps: bool) -> None:
-    """Before anything is drawn."""
-    if needs_steps and not hasattr(rewards[0].func, "step_scores"):
-        message = f"reward {rewards[0].name!r} cannot label steps: it has no step_scores"
-        raise InputError(message, hint="name another first, or labels: rollouts")

@@ -33,10 +33,9 @@ class SFT:
     args: Annotated[dict[str, Any], ConfigOf("trl:SFTConfig")] = field(default_factory=dict)
 
     produces: ClassVar[str] = "model"
-    requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
-        "dataset": (("messages",), ("prompt", "completion"), ("text",)),
-        "eval_dataset": (("messages",), ("prompt", "completion"), ("text",)),
-    }
+    requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(
+        ("dataset", "eval_dataset"), (("messages",), ("prompt", "completion"), ("text",))
+    )
 
     def __call__(self, context: StageContext) -> StageResult:
         from trl import SFTConfig, SFTTrainer

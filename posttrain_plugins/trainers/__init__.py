@@ -1,1 +1,26 @@
-"""How a TRL trainer is started, watched and ended, and the one place that touches TRL's private names (`compat`)."""
+"""How a training stage runs one of TRL's trainers, and the trainers that TRL lacks.
+
+A stage calls `training.train`. That asks `start` for model, adapter, quantization and tokenizer as TRL takes them,
+builds the config and the trainer as a plain script would, lets the adapter set it up, puts a `watch` on it, trains from
+the newest checkpoint, and saves what the next stage reads. Trainers of our own subclass TRL's and copy no method; what
+they touch below TRL's, PEFT's and transformers' public names stands in `compat`.
+
+| file                                          | holds                                                           |
+|-----------------------------------------------|-----------------------------------------------------------------|
+| `training.py`                                 | one call that builds, trains, saves and reports                 |
+| `start.py`                                    | where a stage starts: model, adapter, quantization, template    |
+| `watch.py`                                    | figures, NaN, the wish to stop, and checkpoints, step by step   |
+| `compat.py`                                   | every private name of TRL, PEFT and transformers that we touch  |
+| `experimental.py`                             | TRL's experimental trainers, called like its stable ones        |
+| `loss_masks.py`                               | which tokens a stage learns from, seen before it runs           |
+| `saved_rollouts.py`, `strategy_rollouts.py`   | what an RL stage sampled, as a data set; rollouts by a strategy |
+| `ppo/`                                        | PPO, REINFORCE, REINFORCE++ and ReMax on `GRPOTrainer`          |
+| `process_grpo.py`                             | GRPO whose advantages are of steps                              |
+| `oreo.py`                                     | policy and value function from saved trajectories               |
+| `prm.py`                                      | process reward models                                           |
+| `ranking.py`, `listwise_dpo.py`               | reward models and DPO on rankings                               |
+| `encoded_rows.py`                             | what the four before share: rows as tokens, padding             |
+| `multi_adapter.py`                            | several adapters on one base, each on its task's rows           |
+| `random_model.py`                             | a new model with random weights                                 |
+| `model_card.py`                               | the card of an exported model                                   |
+"""

@@ -15,7 +15,7 @@ from unittest import SkipTest
 
 from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.testing import tiny
-from posttrain_plugins.testing.subject import subject
+from posttrain_plugins.testing.subject import fail_on_error, skip_on_error, subject
 
 __all__ = ["CHECKS", "AdapterUnderTest"]
 
@@ -70,12 +70,8 @@ class AdapterUnderTest:
         import torch
         from peft import get_peft_model_state_dict
 
-        try:
+        with skip_on_error("it does not attach"):
             model = self.attached()
-        except SkipTest:
-            raise
-        except Exception as cause:
-            raise SkipTest("it does not attach") from cause
         # many types start where they do nothing (LoRA's B is zero): unmoved, they would pass every comparison
         saved = get_peft_model_state_dict(model).values() if is_trained else ()
         own = {value.data_ptr() for value in saved if value.is_floating_point()}
@@ -145,14 +141,11 @@ def check_config_round_trips(adapter: Any) -> None:
         raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
     config = AdapterUnderTest(adapter).config()
-    try:
+    with fail_on_error("its config cannot be read back:"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         written = _as_json(config, default=refuse)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # PEFT's own version is in the file and is no parameter of the class
-            again = PeftConfig.from_peft_type(**{k: v for k, v in written.items() if k != "peft_version"})
-    except Exception as cause:
-        raise AssertionError(f"its config cannot be read back: {type(cause).__name__}: {cause}") from cause
+        written.pop("peft_version", None)  # in the file, and no parameter of the class
+        again = PeftConfig.from_peft_type(**written)
     before, after = _as_json(config), _as_json(again)
     lost = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
     assert not lost, f"lost on the way through JSON: {', '.join(lost)}"
@@ -163,12 +156,8 @@ def check_attaches(adapter: Any) -> None:
 
     Names of modules that a model does not have are the usual mistake, and it shows after the model was downloaded.
     """
-    try:
+    with fail_on_error("it does not attach:"):
         AdapterUnderTest(adapter).attached()
-    except SkipTest:
-        raise
-    except Exception as cause:
-        raise AssertionError(f"it does not attach: {type(cause).__name__}: {cause}") from cause
 
 
 def check_only_its_weights_train(adapter: Any) -> None:
@@ -218,10 +207,8 @@ def check_saves_and_reloads(adapter: Any) -> None:
     before = _logits(model)
     with tempfile.TemporaryDirectory() as where:
         model.save_pretrained(where)
-        try:
+        with fail_on_error("it cannot be loaded again:"):
             again = PeftModel.from_pretrained(tiny.bare_model(), where).eval()
-        except Exception as cause:
-            raise AssertionError(f"it cannot be loaded again: {type(cause).__name__}: {cause}") from cause
         difference = float((before - _logits(again)).abs().max())
     assert torch.isfinite(before).all(), "its logits are not finite"
     # no tolerance: the same weights in the same code on the same machine give the same bits

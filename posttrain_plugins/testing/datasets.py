@@ -10,7 +10,7 @@ from unittest import SkipTest
 
 from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.testing.noise import assert_untouched
-from posttrain_plugins.testing.subject import subject
+from posttrain_plugins.testing.subject import UNMADE, skip_on_error, subject
 from posttrain_plugins.text import is_conversational
 
 __all__ = ["CHECKS", "FORMATS"]
@@ -72,10 +72,8 @@ def check_columns_as_declared(dataset: Any) -> None:
     tried = subject("dataset", dataset)
     declaring = tried.definition
     if isinstance(declaring, type):
-        try:
+        with skip_on_error(UNMADE):
             declaring = declaring(**tried.params)  # its parameters may decide, then `columns` is a property
-        except Exception as cause:
-            raise SkipTest("it cannot be made: check_can_be_made says why") from cause
     columns = declared(declaring, "columns")
     if columns is None:
         raise SkipTest("it declares no columns")

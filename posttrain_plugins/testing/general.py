@@ -11,7 +11,7 @@ from unittest import SkipTest
 
 from posttrain_plugins.plugins.registry import FILE_MODULE
 from posttrain_plugins.plugins.schema import REWARD_ARGUMENTS
-from posttrain_plugins.testing.subject import Subject, subject
+from posttrain_plugins.testing.subject import Subject, skip_on_error, subject
 
 __all__ = [
     "CHECKS",
@@ -85,10 +85,8 @@ def check_is_light_to_import(plugin: Any) -> None:
 
 def _loaded(plugin: Any) -> Subject:
     tried = subject(None, plugin)
-    try:
+    with skip_on_error("it cannot be imported: check_can_be_made says why"):
         tried.source  # noqa: B018 (imports it)
-    except Exception as cause:
-        raise SkipTest("it cannot be imported: check_can_be_made says why") from cause
     return tried
 
 

@@ -17,7 +17,7 @@ from unittest import SkipTest
 from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.plugins.signature import reward_columns
 from posttrain_plugins.testing.noise import assert_untouched
-from posttrain_plugins.testing.subject import subject
+from posttrain_plugins.testing.subject import fail_on_error, skip_on_error, subject
 
 __all__ = ["CHECKS", "SPAM", "RewardUnderTest"]
 
@@ -218,10 +218,8 @@ def check_unknown_columns_are_ignored(reward: Any) -> None:
     tried.scores(tried.rows)
     count = len(tried.rows)
     more = {"completion_ids": [[1]] * count, "trainer_state": None, "a_column_that_nobody_knows": ["x"] * count}
-    try:
+    with fail_on_error("with further columns it raised"):
         _result(tried.subject.make(), {**tried.arguments(tried.rows), **more}, is_filtered=False)
-    except Exception as cause:
-        raise AssertionError(f"with further columns it raised {type(cause).__name__}: {cause}") from cause
 
 
 def check_required_columns_suffice(reward: Any) -> None:
@@ -233,11 +231,8 @@ def check_required_columns_suffice(reward: Any) -> None:
     tried = RewardUnderTest(reward)
     tried.scores(tried.rows)
     needed = {"prompt", "completion", *tried.columns}
-    try:
+    with fail_on_error(f"with the declared columns ({', '.join(sorted(tried.columns)) or 'none'}) it raised"):
         tried.call([{k: v for k, v in row.items() if k in needed} for row in tried.rows])
-    except Exception as cause:
-        known = f"with the declared columns ({', '.join(sorted(tried.columns)) or 'none'})"
-        raise AssertionError(f"{known} it raised {type(cause).__name__}: {cause}") from cause
 
 
 def check_both_formats(reward: Any) -> None:
@@ -250,10 +245,8 @@ def check_both_formats(reward: Any) -> None:
     if set(tried.subject.declares("formats")) != {"plain", "conversational"}:
         raise SkipTest(f"it declares formats = {tried.subject.declares('formats')!r}")
     plain = tried.scores(tried.rows)
-    try:
+    with fail_on_error("with chat messages it raised"):
         chat = list(tried.call(tried.rows, form="conversational"))
-    except Exception as cause:
-        raise AssertionError(f"with chat messages it raised {type(cause).__name__}: {cause}") from cause
     tried.assert_equal(plain, chat, "as plain text", "as a message")
 
 
@@ -264,10 +257,8 @@ def check_empty_batch(reward: Any) -> None:
     """
     tried = RewardUnderTest(reward)
     tried.scores(tried.rows)
-    try:
+    with fail_on_error("without completions it raised"):
         found = tried.call([])
-    except Exception as cause:
-        raise AssertionError(f"without completions it raised {type(cause).__name__}: {cause}") from cause
     assert len(found) == 0, f"without completions it returned {found!r}"
 
 
@@ -322,10 +313,8 @@ def check_inputs_unchanged(reward: Any) -> None:
     for form in tried.subject.declares("formats"):
         given = tried.arguments(tried.rows, form)
         before = copy.deepcopy(given)
-        try:
+        with skip_on_error(f"it raises on {form} completions"):
             _result(tried.subject.make(), given)
-        except Exception as cause:
-            raise SkipTest(f"it raises on {form} completions") from cause
         changed = [name for name in before if before[name] != given[name]]
         assert not changed, f"it changed {', '.join(changed)}"
 
@@ -354,11 +343,8 @@ def check_odd_text_survived(reward: Any) -> None:
     made = tried.subject.make()
     tried.scores(tried.rows)
     for row in tried.odd_rows():
-        try:
+        with fail_on_error(f"{_short(row['completion'])}: it raised"):
             tried.call([row], made)
-        except Exception as cause:
-            text = _short(row["completion"])
-            raise AssertionError(f"{text}: it raised {type(cause).__name__}: {cause}") from cause
 
 
 def check_examples_get_their_scores(reward: Any) -> None:
@@ -417,10 +403,8 @@ def check_picklable(reward: Any) -> None:
     tried = RewardUnderTest(reward)
     made = tried.subject.make()
     tried.scores(tried.rows)
-    try:
+    with fail_on_error("it cannot be pickled:"):
         again = pickle.loads(pickle.dumps(made))
-    except Exception as cause:
-        raise AssertionError(f"it cannot be pickled: {type(cause).__name__}: {cause}") from cause
     if tried.subject.declares("is_deterministic"):
         first, second = (list(tried.call(tried.rows, one)) for one in (made, again))
         tried.assert_equal(first, second, "before", "after pickling")

@@ -25,7 +25,7 @@ from posttrain_plugins.plugins.source import of_config
 from posttrain_plugins.recipe.check.loops import PRODUCTS
 from posttrain_plugins.recipe.check.references import is_list
 from posttrain_plugins.testing import tiny
-from posttrain_plugins.testing.subject import Subject, subject
+from posttrain_plugins.testing.subject import Subject, fail_on_error, skip_on_error, subject
 from posttrain_plugins.text import to_text
 from posttrain_plugins.types import (
     Generate,
@@ -109,10 +109,8 @@ class StageUnderTest:
         fields, given = self.subject.schema.fields, self.subject.params
         small: dict[str, Any] = {k: v for k, v in OWN_SMALL.items() if k in fields and k not in given}
         for name, config in ((name, one.config) for name, one in fields.items() if one.config is not None):
-            try:
+            with skip_on_error("its args have no class"):  # `check_args_have_a_class` tells it
                 known = of_config(config.target).fields
-            except LookupError as cause:
-                raise SkipTest("its args have no class") from cause
             small[name] = {**{k: v for k, v in SMALL.items() if k in known}, **given.get(name, {})}
         return self.subject.make(**small)
 
@@ -194,10 +192,8 @@ def check_picklable(stage: Any) -> None:
     Launched on several GPUs or in a process of its own, it is made there again.
     """
     made = StageUnderTest(stage).made()
-    try:
+    with fail_on_error("it cannot be pickled:"):
         pickle.loads(pickle.dumps(made))
-    except Exception as cause:
-        raise AssertionError(f"it cannot be pickled: {type(cause).__name__}: {cause}") from cause
 
 
 def check_runs_one_step(stage: Any) -> None:

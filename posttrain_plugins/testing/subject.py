@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from unittest import SkipTest
 
@@ -17,7 +19,9 @@ from posttrain_plugins.recipe.check.references import is_list
 from posttrain_plugins.testing import tiny
 from posttrain_plugins.types import KINDS, Kind
 
-__all__ = ["Subject", "subject"]
+__all__ = ["Subject", "fail_on_error", "skip_on_error", "subject"]
+
+UNMADE = "it cannot be made: check_can_be_made says why"
 
 
 class Subject:
@@ -69,10 +73,8 @@ class Subject:
 
     def declares(self, name: str) -> Any:
         """Return what the object, or else its class, declares under one of `DECLARATIONS`."""
-        try:
+        with skip_on_error("it cannot be imported: check_can_be_made says why"):
             return declared(self.definition, name)
-        except Exception as cause:
-            raise SkipTest("it cannot be imported: check_can_be_made says why") from cause
 
     def make(self, **more: Any) -> Any:
         """Return a reward, strategy or stage ready to call, or what calling an adapter or data set gives.
@@ -83,10 +85,8 @@ class Subject:
         Raises:
             SkipTest: it cannot be made, which `check_can_be_made` tells.
         """
-        try:
+        with skip_on_error(UNMADE):
             return self.try_to_make(**more)
-        except Exception as cause:
-            raise SkipTest("it cannot be made: check_can_be_made says why") from cause
 
     def try_to_make(self, **more: Any) -> Any:
         """Do as `make` does, but raise what the plugin raises."""
@@ -117,3 +117,25 @@ def subject(kind: Kind | None, plugin: Any) -> Subject:
     if kind is None:
         raise TypeError(f"{plugin!r}: which kind of plugin? Give Subject(kind, plugin), kind one of {', '.join(KINDS)}")
     return Subject(kind, plugin)
+
+
+@contextmanager
+def fail_on_error(what: str) -> Iterator[None]:
+    """Turn an exception into a failure that begins with `what`; a check that is skipped stays skipped."""
+    try:
+        yield
+    except SkipTest:
+        raise
+    except Exception as cause:
+        raise AssertionError(f"{what} {type(cause).__name__}: {cause}") from cause
+
+
+@contextmanager
+def skip_on_error(why: str) -> Iterator[None]:
+    """Skip the check on an exception, of which another check tells: one fault fails one check."""
+    try:
+        yield
+    except SkipTest:
+        raise
+    except Exception as cause:
+        raise SkipTest(why) from cause

@@ -54,7 +54,7 @@ class AdapterUnderTest:
 
         config = copy.deepcopy(self.config())  # PEFT writes into the config that it is given
         with torch.random.fork_rng(devices=[]):  # the same random initial weights each time
-            torch.manual_seed(1)
+            torch.manual_seed(1)  # not the base's seed, or both would draw the same numbers
             model = get_peft_model(tiny.bare_model(), config).eval()
         rows, *_, width = _logits(model).shape
         expected = (len(_ids()), model.config.vocab_size)
@@ -115,6 +115,7 @@ def check_gives_a_peft_config(adapter: Any) -> None:
     from peft import PeftConfig
 
     made = subject("adapter", adapter).make()
+    # such as `freeze`: no config, for TRL trains all parameters and `prepare` switches some off
     is_prepared = declared(made, "is_full") and callable(declared(made, "prepare"))
     assert made is None or is_prepared or isinstance(made, PeftConfig), f"it gives {type(made).__name__}"
 
@@ -189,7 +190,7 @@ def check_only_its_weights_train(adapter: Any) -> None:
         with torch.no_grad():
             for parameter in trained:
                 if parameter.grad is not None:
-                    parameter -= 0.1 * parameter.grad
+                    parameter -= 0.1 * parameter.grad  # plain: weight decay would move what the loss does not
     assert any(not torch.equal(a, b) for a, b in zip(before, trained, strict=True)), "after two steps nothing changed"
     moved = [name for name, value in base_weights().items() if not torch.equal(value, base[name])]
     assert not moved, f"weights of the base were trained: {', '.join(moved[:3])}"
@@ -224,6 +225,7 @@ def check_disabled_gives_the_base(adapter: Any) -> None:
     tried = AdapterUnderTest(adapter)
     if not tried.subject.declares("keeps_base"):
         raise SkipTest("it declares keeps_base = False")
+    # a fresh base: one that the adapter has changed would agree with itself
     plain = _logits(tiny.bare_model())
     model = tried.model(is_trained=True)
     with model.disable_adapter():
@@ -250,13 +252,5 @@ def check_merges_or_says_so(adapter: Any) -> None:
     assert difference <= MERGED_WITHIN, f"merged, its logits differ by {difference:.3g}"
 
 
-CHECKS: tuple[Callable[[Any], None], ...] = (
-    check_gives_a_peft_config,
-    check_same_config_twice,
-    check_config_round_trips,
-    check_attaches,
-    check_only_its_weights_train,
-    check_saves_and_reloads,
-    check_disabled_gives_the_base,
-    check_merges_or_says_so,
-)
+# in the order of this file, in which they run; found by name, so that none is forgotten
+CHECKS: tuple[Callable[[Any], None], ...] = tuple(one for name, one in globals().items() if name.startswith("check_"))

@@ -21,7 +21,7 @@ __all__ = [
     "check_parameters_are_typed",
 ]
 
-HEAVY = ("torch", "transformers", "trl", "peft", "datasets")
+HEAVY = ("torch", "transformers", "trl", "peft", "datasets")  # slow to import
 
 
 def check_can_be_made(plugin: Any) -> None:
@@ -77,6 +77,7 @@ def check_is_light_to_import(plugin: Any) -> None:
     source = _loaded(plugin).source
     if source.__module__.startswith(FILE_MODULE):
         raise SkipTest("it is a file, not a package: validate reads it and does not import it")
+    # a notebook, a script, or a module that was made by hand
     if getattr(sys.modules.get(source.__module__), "__spec__", None) is None or source.__module__ == "__main__":
         raise SkipTest("its module is no importable file")
     found = _heavy_imports(source.__module__)

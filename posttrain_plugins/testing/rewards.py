@@ -21,6 +21,7 @@ from posttrain_plugins.testing.subject import fail_on_error, skip_on_error, subj
 
 __all__ = ["CHECKS", "SPAM", "RewardUnderTest"]
 
+# an answer alone, in a sentence and in tags, and a completion without one
 TEXTS = (
     "4",
     "The answer is 4.",
@@ -34,8 +35,9 @@ SPAM = {
     "100k characters": "a" * 100_000,
     "half a box": r"\boxed{\frac{1}{",
     "half a tag": "<think><answer>",
+    # outside of the basic plane, right to left, NUL, the last code point before the surrogates, a byte order mark
     "unicode": "\U0001f600\u202e\u0000\ud7ff é 答案是四 \ufeff",
-    "a bracket tower": "(" * 300,
+    "a bracket tower": "(" * 300,  # a recursive parser runs out of stack
 }
 """What a policy writes early in training, and what it finds out later."""
 
@@ -112,6 +114,7 @@ class RewardUnderTest:
         if not (_is_number(one) and _is_number(other)):
             return bool(one is other or one == other)
         within = abs(one - other) <= max(least, self.subject.declares("tolerance"))
+        # NaN as often as you like is one fault, and `check_finite` tells it
         return bool(one == other or within or (math.isnan(one) and math.isnan(other)))
 
     def assert_equal(self, one: Sequence[Any], other: Sequence[Any], first: str, second: str) -> None:
@@ -147,6 +150,7 @@ def _result(function: Any, arguments: Mapping[str, Any], *, is_filtered: bool = 
 
 
 def _is_number(value: Any) -> bool:
+    # True is an int to Python: a score of that kind is a condition that somebody forgot to weigh
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
@@ -165,6 +169,7 @@ def check_one_value_per_completion(reward: Any) -> None:
     """
     tried = RewardUnderTest(reward)
     found = tried.call(tried.rows)
+    # an array or a tensor has a length too: `check_float_or_none` looks at what is in it
     assert isinstance(found, Sequence) or hasattr(found, "__len__"), f"it returned {type(found).__name__}, not a list"
     assert len(found) == len(tried.rows), f"{len(found)} values for {len(tried.rows)} completions"
 
@@ -449,6 +454,7 @@ def check_step_scores(reward: Any) -> None:
     if declared(made, "step_scores") is None:
         raise SkipTest("it has no step_scores")
     tried.scores(tried.rows)
+    # the empty one has no step, and needs a list all the same
     rows = [*tried.rows, {**tried.rows[0], "completion": ""}]
     found = _result(made.step_scores, tried.arguments(rows))
     assert len(found) == len(rows), f"step_scores gave {len(found)} lists for {len(rows)} completions"
@@ -457,25 +463,5 @@ def check_step_scores(reward: Any) -> None:
         assert is_list, f"the steps of {_short(row['completion'])} score {scores!r}, expected a list of floats"
 
 
-CHECKS: tuple[Callable[[Any], None], ...] = (
-    check_one_value_per_completion,
-    check_float_or_none,
-    check_finite,
-    check_within_bounds,
-    check_unknown_columns_are_ignored,
-    check_required_columns_suffice,
-    check_both_formats,
-    check_empty_batch,
-    check_order_does_not_matter,
-    check_batch_of_one_agrees,
-    check_same_twice,
-    check_inputs_unchanged,
-    check_global_rng_untouched,
-    check_odd_text_survived,
-    check_examples_get_their_scores,
-    check_not_fooled_by_spam,
-    check_picklable,
-    check_has_a_log_name,
-    check_async_is_visible,
-    check_step_scores,
-)
+# in the order of this file, in which they run; found by name, so that none is forgotten
+CHECKS: tuple[Callable[[Any], None], ...] = tuple(one for name, one in globals().items() if name.startswith("check_"))

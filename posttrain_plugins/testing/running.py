@@ -132,6 +132,7 @@ def parametrize_with_checks(
     for plugin in plugins:
         tried = subject(kind, plugin)
         expected = expected_failures_of(tried, expected_failures)
+        # a test each, so that pytest names the check that fails
         for check in CHECKS[kind]:
             reason = expected.get(check.__name__)
             marks = [pytest.mark.xfail(reason=reason, strict=True)] if reason else []

@@ -13,7 +13,7 @@ from posttrain_plugins.types import Completion, Generate, Usage
 
 __all__ = ["CASES", "HashScorer", "ScriptedModel"]
 
-STEPS = 3  # before the answer
+STEPS = 3  # before the answer; more would only make searches longer
 
 
 def _digit(*parts: Any) -> int:

@@ -80,6 +80,7 @@ class StageRun:
 
     def absolute(self, path: Path | None) -> Path | None:
         """Return a path of its result as an absolute one."""
+        # resolved, as `folder` is: a temporary folder may lie behind a symbolic link
         return None if path is None else (self.folder / path).resolve()
 
 
@@ -139,6 +140,7 @@ def check_references_are_annotated(stage: Any) -> None:
     source = subject("stage", stage).source
     assert dataclasses.is_dataclass(source), "it is no dataclass"
     fields = subject("stage", stage).schema.fields
+    # by the names that all stages of ours use: nothing else tells `model: str` from a parameter
     for name, kind in NAMES.items():
         ref = fields[name].ref if name in fields else None
         assert name not in fields or (ref is not None and ref.kind == kind), f"'{name}' is no reference to a {kind}"
@@ -217,10 +219,12 @@ def check_makes_what_it_says(stage: Any) -> None:
     made = tried.subject.declares("produces")
     if made in ("model", "reward"):
         path = ran.absolute(result.model_path)
+        # `config.json` of a model, `adapter_config.json` of an adapter
         has_model = path is not None and any(path.glob("*config.json"))
         assert has_model, f"it produces a {made}, but model_path is {result.model_path} and holds none"
     if made == "dataset":
         path = ran.absolute(result.data_path)
+        # no `splitlines`: it cuts at U+2028 too, which JSON leaves as it is within a completion
         lines = path.read_text(encoding="utf-8").split("\n") if path is not None and path.is_file() else None
         assert lines is not None, f"it produces a dataset, but data_path is {result.data_path}"
         rows = [json.loads(line) for line in lines if line.strip()]
@@ -257,17 +261,8 @@ def check_figures_are_numbers(stage: Any) -> None:
         raise AssertionError(f"details are no JSON: {cause}") from cause
 
 
-CHECKS: tuple[Callable[[Any], None], ...] = (
-    check_references_are_annotated,
-    check_says_what_it_produces,
-    check_args_have_a_class,
-    check_columns_belong_to_its_data,
-    check_picklable,
-    check_runs_one_step,
-    check_makes_what_it_says,
-    check_writes_into_its_folder,
-    check_figures_are_numbers,
-)
+# in the order of this file, in which they run; found by name, so that none is forgotten
+CHECKS: tuple[Callable[[Any], None], ...] = tuple(one for name, one in globals().items() if name.startswith("check_"))
 
 RUNNING = (check_runs_one_step, check_makes_what_it_says, check_writes_into_its_folder, check_figures_are_numbers)
 """Those that run the stage; the run is shared."""
@@ -299,6 +294,7 @@ class OneAnswer:
 
 def text_length(completions: list[Any], **columns: Any) -> list[float]:
     """Score each completion by its length: the reward that stages are tried with."""
+    # it tells most completions apart: where all of a group are equal, GRPO and RLOO have no gradient
     return [float(len(to_text(completion))) for completion in completions]
 
 
@@ -319,7 +315,7 @@ def _run(tried: Subject) -> StageRun:
                     _input(made, name, given.ref.kind, one) for one in (value if is_list(given.type) else [value])
                 ]
                 inputs[name] = values if is_list(given.type) else values[0]
-        args = getattr(made, "args", {})
+        args = getattr(made, "args", {})  # as the recipe gives them, no config yet
         result = made(StageContext("tiny", own, 0, inputs, None, QuietReporter(), lambda: False, args))
     except Exception as cause:  # the plugin boundary
         result = cause
@@ -335,12 +331,13 @@ def _input(made: Any, name: str, kind: str, value: Any) -> Any:
     match kind:
         case "model":
             path = value if Path(value).is_dir() else str(tiny.model())  # `tiny:adapter` is a folder
-            return ModelArtifact("tiny", path, {"dtype": "float32"})
+            return ModelArtifact("tiny", path, {"dtype": "float32"})  # as it was saved
         case "dataset" if isinstance(value, list):  # rows of `example_params`
             from datasets import Dataset
 
             return Dataset.from_list(value)
         case "dataset":
+            # any of the groups will do; the first of which the kit has rows is as good as another
             groups = (declared(made, "requires_columns") or {}).get(name, (("prompt",),))
             found = next((rows for group in groups if (rows := tiny.data(group)) is not None), None)
             if found is None:

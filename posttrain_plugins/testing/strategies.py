@@ -23,7 +23,7 @@ from posttrain_plugins.types import Budget, Problem, ResolvedStrategy, Result, S
 __all__ = ["CHECKS", "StrategyUnderTest"]
 
 REFERENCE = "reference-7f3a"  # stands in no text but the reference column
-PARAMS = SamplingParams(temperature=0.7, max_tokens=64)
+PARAMS = SamplingParams(temperature=0.7, max_tokens=64)  # above 0, so that each seed has a completion of its own
 MOST_ROUNDS = 2000
 
 
@@ -90,6 +90,7 @@ def check_returns_a_result(strategy: Any) -> None:
     tried = StrategyUnderTest(strategy, works=False)
     made = tried.made()
     steps = made.strategy(ordinary_problems()[0])
+    # what is driven like a generator is as good as one, to the engine; `check_composes` asks for more
     assert inspect.isgenerator(steps) or hasattr(steps, "send"), f"calling it gives {type(steps).__name__}"
     for result in tried.solve(made=made):
         assert result.error is None, result.error
@@ -133,6 +134,7 @@ def check_never_sees_the_reference(strategy: Any) -> None:
     tried = StrategyUnderTest(strategy)
     script, problems = ScriptedModel(), ordinary_problems()
     results = tried.solve(script, problems, columns={"solution": [REFERENCE] * len(problems)})
+    # by its text in all that left the strategy, whatever way it found to look
     seen = [repr(request) for request in script.asked] + [repr(result) for result in results]
     assert not any(REFERENCE in text for text in seen), "the column `solution` was in a request or a result"
 
@@ -183,7 +185,7 @@ def check_problems_stay_apart(strategy: Any) -> None:
     tried = StrategyUnderTest(strategy, is_deterministic=True)
     if tried.subject.declares("is_stateful"):
         raise SkipTest("it declares is_stateful = True")
-    together = tried.answers()
+    together = tried.answers()  # the engine takes a step of each problem in turn
     alone = [answer for problem in ordinary_problems() for answer in tried.answers([problem])]
     assert together == alone, f"among others {together}, alone {alone}"
 
@@ -245,22 +247,8 @@ def check_composes(strategy: Any) -> None:
         assert found == expected, "inside another strategy it answers otherwise"
 
 
-CHECKS: tuple[Callable[[Any], None], ...] = (
-    check_returns_a_result,
-    check_both_prompt_formats,
-    check_budget_kept,
-    check_never_sees_the_reference,
-    check_same_seed_same_answer,
-    check_global_rng_untouched,
-    check_problem_unchanged,
-    check_problems_stay_apart,
-    check_empty_completions_survived,
-    check_identical_completions_survived,
-    check_cut_off_completions_survived,
-    check_failed_completions_survived,
-    check_odd_completions_survived,
-    check_composes,
-)
+# in the order of this file, in which they run; found by name, so that none is forgotten
+CHECKS: tuple[Callable[[Any], None], ...] = tuple(one for name, one in globals().items() if name.startswith("check_"))
 
 
 @dataclass

@@ -51,6 +51,7 @@ class Subject:
         """Return the class or function, or the object itself if it was made already."""
         if isinstance(self.plugin, str):
             return registry.load(self.kind, self.plugin)
+        # a recipe binds a function's parameters; what it declares stands on the function
         return self.plugin.func if isinstance(self.plugin, functools.partial) else self.plugin
 
     @property

@@ -18,8 +18,8 @@ from posttrain_plugins.tiny_world import evaluate, make_expression
 
 __all__ = ["MODELS", "data", "folder", "model", "resolve"]
 
-ROWS = 8
-HIDDEN = 32
+ROWS = 8  # a few batches of two
+HIDDEN = 32  # small, and yet every code path is the one of a real model
 MODELS = ("model", "classifier", "tokens", "adapter", "critic")
 
 
@@ -127,6 +127,7 @@ def data(columns: Sequence[str]) -> Any:
 def _row(expression: str) -> dict[str, Any]:
     answer = evaluate(expression)
     prompt = [{"role": "user", "content": expression}]
+    # wrong for every answer, and a digit as well: only its truth tells it from the right one
     right, wrong = ([{"role": "assistant", "content": f"<answer>{a}</answer>"}] for a in (answer, (answer + 3) % 10))
     return {
         "prompt": prompt,
@@ -136,6 +137,7 @@ def _row(expression: str) -> dict[str, Any]:
         "rejected": wrong,
         "messages": [*prompt, *right],
         "text": f"<eos>{expression}\n{answer}<eos>",
+        # two kinds of rows, for a stage that trains an adapter on each
         "task": "largest" if answer > 4 else "smallest",
         "labels": [True, False],
         "completions": [right[0]["content"], wrong[0]["content"]],

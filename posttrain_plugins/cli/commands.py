@@ -32,7 +32,7 @@ app = typer.Typer(
     "Start with:  posttrain run quickstart\n\n"
     "With --debug after any command an error shows its whole traceback.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=False,  # two options more in every --help, for what few install
     pretty_exceptions_enable=False,  # our own errors are one line; a bug's traceback belongs into a report whole
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -43,6 +43,7 @@ app.add_typer(rewards_app, name="rewards")
 
 def _print_version(is_asked: bool) -> None:
     if is_asked:
+        # from the metadata: the package itself has no version to import
         from importlib.metadata import version
 
         print(f"posttrain-plugins {version('posttrain-plugins')}")
@@ -64,9 +65,7 @@ def main() -> None:
     is_debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
-        app(
-            prog_name="posttrain"
-        )  # also for `python -m posttrain_plugins`, whose own name would be in every usage line
+        app(prog_name="posttrain")  # for `python -m posttrain_plugins` too, whose usage lines would name a file
     except PosttrainError as error:
         print_error(error, is_debug)
         raise SystemExit(error.exit_code) from None  # nothing but our errors: any other is a bug, and shows itself

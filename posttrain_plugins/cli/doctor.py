@@ -21,7 +21,7 @@ def doctor(runs_dir: RunsOption = RUNS, as_json: JsonOption = False) -> None:
 
     `posttrain doctor --json > doctor.json` for a bug report. Nothing is downloaded.
     """
-    quiet(err())
+    quiet(err())  # it imports torch and bitsandbytes, whose greetings would stand above the table
     from posttrain_plugins.doctor import examine
 
     diagnoses = examine(runs_dir)

@@ -60,6 +60,7 @@ def evaluate(
         "temperature": temperature,
     }
     if budget:
+        # as a recipe writes them: a limit that is not set is not named
         limits = [asdict(read_budget(text)) for text in budget]
         settings["budgets"] = [{k: v for k, v in one.items() if v is not None} for one in limits]
     chosen = api.plan_evaluation(

@@ -30,7 +30,7 @@ __all__ = [
     "read_pairs",
 ]
 
-RUNS = Path("runs")
+RUNS = Path("runs")  # relative: a run belongs to the project in whose folder it was started
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="A recipe file, or the name of a packaged one such as `quickstart`.")
@@ -73,6 +73,7 @@ def read_budget(text: str) -> Budget:
 
     from posttrain_plugins.types import Budget  # not at the top: it is a tenth of the time that --help takes
 
+    # the limits are the fields of `Budget`, one list for Python, recipes and the command line
     known = [field.name for field in fields(Budget)]
     limits: dict[str, float] = {}
     for part in text.split(","):
@@ -98,6 +99,7 @@ def read_pairs(texts: Sequence[str] | None, what: str) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for text in texts or ():
         name, equals, value = text.partition("=")
+        # an identifier, since strategies name scorers by it: `best_of_n(scorer=rm)`
         if not (equals and name.isidentifier() and value):
             raise InputError(f"{what} {text!r} cannot be read", hint="write NAME=VALUE, for instance rm=quickstart:rm")
         if name in pairs:

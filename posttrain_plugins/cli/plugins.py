@@ -80,7 +80,7 @@ def plugins_check(
     quiet(err())  # before the kit is imported: it loads torch, transformers and peft
     from posttrain_plugins.testing import run_checks
 
-    chosen = catalogue.chosen(name, kind)
+    chosen = catalogue.chosen(name, kind)  # several where kinds share a name
     found: list[dict[str, Any]] = []
     for plugin in chosen:
         # as the user named it; of `--all` with its package, since two may give one name
@@ -112,7 +112,7 @@ def plugins_new(
     from posttrain_plugins.plugins.scaffold import new_plugin
 
     written = new_plugin(kind, name, into)
-    for file in written:
+    for file in written:  # to stdout, for a program; what comes next is for people
         print(file)
     folder = written[0].parent
     steps = (f"pip install -e {folder}", f"posttrain plugins check {name}", f"posttrain run {name}")

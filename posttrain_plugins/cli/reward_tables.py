@@ -15,7 +15,7 @@ from posttrain_plugins.evaluation.figures import Interval
 
 __all__ = ["audit_table", "replay_table", "trial_table"]
 
-SHOWN_CHARS = 60
+SHOWN_CHARS = 60  # of a completion; the beginning tells which it is, the length the rest
 
 
 def trial_table(rows: Sequence[TriedCompletion], title: str, is_compared: bool = True) -> Table:

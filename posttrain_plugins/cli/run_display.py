@@ -53,6 +53,7 @@ class RunDisplay:
         if self.is_quiet:
             return
         if self.console.is_terminal:
+            # gone at the end, when `close` prints the last state: nothing is left of what was drawn before it
             self.live = Live(get_renderable=self._table, console=self.console, refresh_per_second=8, transient=True)
             self.live.start()
         else:
@@ -82,6 +83,7 @@ class RunDisplay:
 
     def finished(self, stage: PlannedStage, artifact: Artifact, is_cached: bool) -> None:
         row = self.rows[stage.id]
+        # the manifest's: of a cached stage what it took when it ran
         row.state, row.seconds = ("cached" if is_cached else "done"), float(artifact.manifest["seconds"])
         self._plain(f"{stage.id}: " + ("cached" if is_cached else f"done in {duration(row.seconds)}"))
 
@@ -142,9 +144,11 @@ class _StageRow:
         self.figures = dict(figures)
 
     def place(self) -> str:
-        left = self._left_s()
-        eta = f", {duration(left)} left" if left is not None else ""
-        return f"{self.unit} {self.done}/{self.total or '?'}{eta}"
+        left = ""
+        if self.progress_began is not None and self.first_done < self.done < self.total:
+            pace = (time.monotonic() - self.progress_began) / (self.done - self.first_done)
+            left = f", {duration(pace * (self.total - self.done))} left"
+        return f"{self.unit} {self.done}/{self.total or '?'}{left}"
 
     def text_figures(self) -> str:
         shown = [f"{name} {self.figures[name]:.3g}" for name in SHOWN_FIGURES if name in self.figures][:3]
@@ -155,12 +159,10 @@ class _StageRow:
         mark: Any = Spinner("dots") if self.state == "runs" else Text.from_markup(self.MARKS[self.state])
         origin = " ← " + ", ".join(spec.parents()) if spec.parents() else ""
         name = Text.assemble((spec.id, "bold" if self.state == "runs" else ""), (origin, "dim"))
-        return [mark, name, Text(spec.plugin.name, style="cyan"), self._bar(), self._status()]
-
-    def _bar(self) -> Any:
-        if self.state != "runs" or not self.total:  # a stage that has not said how much there is has no bar
-            return Text("")
-        return ProgressBar(total=self.total, completed=self.done, width=24)
+        # a stage that has not said how much there is has no bar
+        has_bar = self.state == "runs" and self.total
+        bar = ProgressBar(total=self.total, completed=self.done, width=24) if has_bar else Text("")
+        return [mark, name, Text(spec.plugin.name, style="cyan"), bar, self._status()]
 
     def _status(self) -> Text:
         if self.state == "runs":
@@ -171,12 +173,6 @@ class _StageRow:
         if self.state == "done":
             return Text(f"{duration(self.seconds)}  {self.text_figures()}")
         return Text(self.state, style="dim")
-
-    def _left_s(self) -> float | None:
-        if self.progress_began is None or not self.first_done < self.done < self.total:
-            return None
-        pace = (time.monotonic() - self.progress_began) / (self.done - self.first_done)
-        return pace * (self.total - self.done)
 
 
 def duration(seconds: float) -> str:

@@ -37,7 +37,7 @@ def run_and_show(chosen: Plan, as_json: bool, measured: str | None = None) -> No
         # rewards and trainers may print, which would spoil the JSON
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             finished = run_plan(chosen, display)
-    except Interrupted as stop:
+    except Interrupted as stop:  # the checkpoint is saved: only the command that goes on is missing from the message
         raise Interrupted(stop.message, hint=f"go on with the same command: {_command()}") from None
     finally:
         display.close()
@@ -71,7 +71,7 @@ def print_results(name: str, artifacts: Mapping[str, Artifact], as_json: bool, m
     from posttrain_plugins.cli.tables import at_k_table, evaluation_table, result_table
 
     console = out()
-    if measured is None:
+    if measured is None:  # `evaluate` has one stage, of which the table of results says less than its own
         console.print(result_table(rows, name))
     for artifact in reporting.evaluations(artifacts):
         details = artifact.details
@@ -84,7 +84,7 @@ def print_results(name: str, artifacts: Mapping[str, Artifact], as_json: bool, m
 
 def _command() -> str:
     """Return the command that goes on: the same, without `--force`, which would begin the stage again."""
-    kept: list[str] = []
+    kept: list[str] = []  # by hand: what is parsed has lost how it was written
     given = iter(sys.argv[1:])
     for argument in given:
         if argument == "--force":

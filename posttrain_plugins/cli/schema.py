@@ -33,4 +33,5 @@ def schema(
         print(text, end="")
         return
     out.write_text(text, encoding="utf-8")
+    # to stderr, as every message: stdout is for data
     print(f"{out}: put this first into a recipe:  # yaml-language-server: $schema={out}", file=sys.stderr)

@@ -53,10 +53,11 @@ def serve(
     of one base share it in memory. Needs `pip install 'posttrain-plugins[serve]'`.
     """
     console = err()
-    quiet(console)
+    quiet(console)  # before the server is imported, and torch with it
     from posttrain_plugins.serve import serve as run_server
     from posttrain_plugins.serve.protocol import Limits
 
+    # only what was given: a model's own dtype holds otherwise
     loading = {name: value for name, value in (("dtype", dtype), ("load_in_4bit", load_in_4bit)) if value}
     has_ended = run_server(
         model,
@@ -74,4 +75,5 @@ def serve(
     )
     if not has_ended:
         sys.stderr.flush()
-        os._exit(0)  # a daemon thread inside torch may abort the interpreter's own end
+        # requests are at work still: a daemon thread inside torch may abort the interpreter's own end
+        os._exit(0)

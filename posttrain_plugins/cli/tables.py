@@ -152,7 +152,7 @@ def plan_table(plan: Plan) -> Table:
             stage.id,
             stage.spec.plugin.name,
             ", ".join(stage.spec.parents()),
-            stage.key[:12],
+            stage.key[:12],  # as in the name of its folder
             Text("cached", style="green") if stage.artifact else Text(state, style="yellow"),
             "; ".join(stage.reasons),
         )
@@ -180,7 +180,7 @@ def warnings_of(plan: Plan) -> list[str]:
 def print_plugins(console: Console, rows: Sequence[Mapping[str, str]]) -> None:
     """Print a table with one row a plugin, a broken one with its cause; two lines each on a narrow console."""
     table = Table(header_style="bold")
-    for name in ("kind", "name", "distribution", "version", "status"):
+    for name in ("kind", "name", "distribution", "version", "status"):  # to be copied: never broken
         table.add_column(name, no_wrap=True)
     table.add_column("what", overflow="fold")
     longest = max((len(row["name"]) for row in rows), default=0)

@@ -14,8 +14,9 @@ from posttrain_plugins.types import Result
 
 __all__ = ["trace_page"]
 
-PREVIEW_CHARS = 110
-OPEN_LEVELS = 2
+PREVIEW_CHARS = 110  # one line on a wide screen
+OPEN_LEVELS = 2  # deeper ones are opened by a click, except on the path of the answer
+# no script, no image, no request: even a text that got past `escape` could do nothing
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 STYLE = """
@@ -106,6 +107,7 @@ def _list(node: Node, seen: TraceView, placed: set[int], level: int) -> Iterator
         below = list(_list(link, seen, placed, level + 1)) if is_last else []
         is_chosen = link.id in seen.chosen
         line = " ".join(_summary(link, seen, is_chosen))
+        # opened, it shows the text whole, unless the line has it already
         inside = [] if _cut(link.text) == escape(link.text) else [f"<pre>{escape(link.text)}</pre>"]
         if len(link.parents) > 1:
             parents = ", ".join(f"<a href=#n{parent}>{parent}</a>" for parent in link.parents)
@@ -141,6 +143,7 @@ def _summary(node: Node, seen: TraceView, is_chosen: bool) -> Iterator[str]:
 
 
 def _bar(share: float, title: str = "", is_upright: bool = False) -> str:
+    # thirds and no finer: what a score of 0.6 is worth, only its reward knows
     color = "good" if share >= 2 / 3 else "fair" if share >= 1 / 3 else "poor"
     percent = f"{100 * min(1.0, max(0.0, share)):.0f}%"
     size = f"height:{percent};margin-top:calc(.8rem - .8rem * {share:.2f})" if is_upright else f"width:{percent}"

@@ -12,8 +12,8 @@ from posttrain_plugins.types import Result
 
 __all__ = ["trace_tree"]
 
-COLUMNS_PER_LEVEL = 4
-MIN_TEXT_COLUMNS = 24
+COLUMNS_PER_LEVEL = 4  # that rich draws
+MIN_TEXT_COLUMNS = 24  # in a deep tree a line grows past the terminal before it is empty
 
 
 def trace_tree(result: Result, width: int) -> RenderableType:
@@ -62,7 +62,7 @@ def _line(node: Node, seen: TraceView, columns: int) -> Text:
         head.append(f" → {_cut(seen.answers[node.id], 24)}", style="bold")
     head.append("  ")
     head.append(_cut(node.text, max(8, columns - len(head))), style="green" if is_chosen else "")
-    head.no_wrap = True
+    head.no_wrap = True  # a node is a line: two would tear the guides of the tree
     return head
 
 

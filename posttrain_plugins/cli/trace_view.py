@@ -43,6 +43,7 @@ def view(result: Result) -> TraceView:
     root = tree(result)
     nodes = {node.id: node for node in root.walk()}
     paths = dict(zip(sorted(nodes)[1:], _paths(result.trace), strict=True))
+    # by text: a result says what it answers, and not which request it came from
     end = _end(nodes, paths, result.text)
     scores = [s for node in nodes.values() for s in (node.score, *node.step_scores) if s is not None]
     # of the whole path: a last step alone rarely says what it answers
@@ -73,6 +74,7 @@ def chains(node: Node, placed: set[int]) -> Iterator[list[Node]]:
         while following is not None and following.id not in placed:
             placed.add(following.id)
             chain.append(following)
+            # one that is placed already belongs to another line, and is no fork of this one
             after = [new for new in following.children if new.id not in placed]
             following = after[0] if len(after) == 1 else None
         if chain:
@@ -105,7 +107,8 @@ def _end(nodes: Mapping[int, Node], paths: Mapping[int, tuple[str, str]], text: 
         return None
     able = [i for i in paths if nodes[i].kind != "tool"]
     same = [i for i in able if text in (*paths[i], nodes[i].text)]
-    if same:
+    if same:  # the first of equal ones: which of them a strategy meant makes no difference to its text
         return same[0]
+    # a strategy may put text of its own before the completion that it ends with
     ends = [i for i in able if nodes[i].text.strip() and text.rstrip().endswith(nodes[i].text.rstrip())]
     return max(ends, key=lambda i: len(nodes[i].text), default=None)

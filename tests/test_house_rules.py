@@ -21,14 +21,14 @@ PACKAGE = Path(posttrain_plugins.__file__).parent
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 
-MOST_JUMPING = 0.18
+MOST_JUMPING = 0.11
 """Share of public functions that need more than `MOST_JUMPS` private functions of their file to be read; goal 0.08."""
 MOST_JUMPS = 2
-LEAST_COMMENTED = 0.0115
+LEAST_COMMENTED = 0.022
 """Share of lines with a comment that says something; goal 0.04."""
-MOST_NOUNS = 0.60
+MOST_NOUNS = 0.42
 """Share of functions' docstrings that begin with a noun phrase and not with a verb."""
-MOST_OLD_LINKS = 51
+MOST_OLD_LINKS = 31
 """Papers that are named by `arXiv:` or arxiv.org; goal 0."""
 
 MOST_TEST_LINES = 700
@@ -153,7 +153,7 @@ def test_a_noun_phrase_is_told_from_a_verb() -> None:
     assert list(noun_docstrings(text)) == [(1, False), (3, True)]
 
 
-OLD_LINK = re.compile(r"arxiv:|arxiv\.org", re.IGNORECASE)
+OLD_LINK = re.compile(r"(?<!eprint = \{)arxiv:|arxiv\.org", re.IGNORECASE)  # BibTeX has a form of its own
 
 
 def test_papers_are_linked_in_one_form() -> None:

@@ -1,4 +1,7 @@
-"""`attention_lora`: LoRA on the projections of attention only (Hu et al., 2021, arXiv:2106.09685, section 4.2)."""
+"""`attention_lora`: LoRA on the projections of attention only.
+
+Paper: Hu et al., 2021 (https://huggingface.co/papers/2106.09685), section 4.2.
+"""
 
 from typing import Any
 

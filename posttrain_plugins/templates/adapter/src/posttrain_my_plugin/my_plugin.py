@@ -4,7 +4,9 @@ from typing import Any
 
 
 def my_plugin(r: int = 8, lora_alpha: int = 16) -> Any:
-    """LoRA on every linear layer, scaled by the square root of its rank (rsLoRA, arXiv:2312.03732).
+    """Put LoRA on every linear layer, scaled by the square root of its rank.
+
+    rsLoRA: https://huggingface.co/papers/2312.03732.
 
     Args:
         r: the rank.

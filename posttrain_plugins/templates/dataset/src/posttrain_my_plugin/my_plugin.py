@@ -7,12 +7,12 @@ from typing import Any, ClassVar, Literal
 
 @dataclass
 class MyPlugin:
-    """Sums of two digits, as prompt and completion.
+    """Makes sums of two digits, as prompt and completion.
 
     Args:
         split: `train` or `test`; no problem is in both.
-        size: rows.
-        seed: which of them, in which order.
+        size: how many rows.
+        seed: chooses the rows and their order.
     """
 
     split: Literal["train", "test"] = "train"
@@ -23,7 +23,7 @@ class MyPlugin:
     example_params: ClassVar[dict[str, Any]] = {"size": 8}
 
     def __call__(self) -> Any:
-        """A `datasets.Dataset` in one of TRL's formats."""
+        """Return a `datasets.Dataset` in one of TRL's formats."""
         import datasets  # inside the call: `posttrain validate` imports this module
 
         held_out = self.split == "test"

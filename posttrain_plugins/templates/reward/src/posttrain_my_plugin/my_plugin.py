@@ -8,10 +8,10 @@ from posttrain_plugins.text import to_text
 
 @dataclass
 class MyPlugin:
-    """1.0 up to `max_chars` characters, then falling in a straight line to 0.0 at twice that.
+    """Scores 1.0 up to `max_chars` characters, then less in a straight line to 0.0 at twice that.
 
     Args:
-        max_chars: what is short enough.
+        max_chars: the length that is short enough.
     """
 
     max_chars: int = 48
@@ -24,7 +24,7 @@ class MyPlugin:
     )
 
     def __call__(self, completions: list[Any], **columns: Any) -> list[float | None]:
-        """One score for each completion; None where it cannot judge."""
+        """Return one score for each completion; None if it cannot judge one."""
         return [self.score(to_text(completion)) for completion in completions]
 
     def score(self, text: str) -> float:

@@ -13,7 +13,7 @@ class MyPlugin:
 
     Args:
         dataset: `prompt` and `completion`, and the columns that the reward needs.
-        reward: what judges them.
+        reward: the reward that judges them.
         threshold: the lowest score that is kept.
     """
 
@@ -25,7 +25,7 @@ class MyPlugin:
     requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"dataset": (("prompt", "completion"),)}
 
     def __call__(self, context: StageContext) -> StageResult:
-        """Writes into `context.folder`, which becomes the artifact."""
+        """Write into `context.folder`, which becomes the artifact."""
         rows = [dict(row) for row in context.inputs["dataset"]]
         columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("prompt", "completion")}
         scores = context.inputs["reward"].func(

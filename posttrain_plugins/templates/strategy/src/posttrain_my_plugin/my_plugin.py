@@ -10,7 +10,7 @@ from posttrain_plugins.types import Generate, Problem, Result
 
 @dataclass
 class MyPlugin:
-    """The answer that most of `n` completions give; of equal votes the one seen first.
+    """Takes the answer that most of `n` completions give; of equal votes the one seen first.
 
     Args:
         n: completions per problem.
@@ -19,7 +19,7 @@ class MyPlugin:
     n: int = 4
 
     def __call__(self, problem: Problem) -> Generator[Any, Any, Result]:
-        """Yields requests, is sent their answers, returns a result; it never sees the reference answer."""
+        """Yield requests, be sent their answers, and return a result; the reference answer is never seen."""
         completions = yield Generate(problem.prompt, n=self.n, params=problem.params)
         among = candidates(completions)  # those that did not fail, with their answers
         return choose(among, majority([candidate.answer for candidate in among]))

@@ -61,6 +61,7 @@ class Combine:
             raise InputError(
                 f"combine has {len(self.weights)} weights, expected {len(self.models)}, one for each model"
             )
+        # PEFT ignores a density that its method does not use, and fails deep inside without one that it needs
         prunes = self.combination_type.startswith(("ties", "dare", "magnitude"))
         if prunes != (self.density is not None):
             found = f"density: {self.density}"
@@ -78,6 +79,7 @@ class Combine:
         names = [f"model_{i}" for i in range(len(artifacts))]
         first = artifacts[0]
         revision = {"revision": r} if (r := first.loading.get("model_revision")) else {}
+        # in float32 and not as the recipe loads it: sums of small numbers, and SVD has no half precision
         peft = PeftModel.from_pretrained(load_base(first.path, dtype="float32", **revision), first.path, names[0])
         for name, artifact in zip(names[1:], artifacts[1:], strict=True):
             peft.load_adapter(artifact.path, name)
@@ -85,10 +87,11 @@ class Combine:
         self._add(peft, names)
         folder = context.folder / "model"
         peft.save_pretrained(str(folder), selected_adapters=["default"])
-        (folder / "README.md").unlink(missing_ok=True)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's card says nothing of how it was made
         load_tokenizer(first.path, first.loading).save_pretrained(str(folder))
         if below := adapters_in(first.path)[:-1]:
             copy_below(below, folder)
+        # what any of them was trained on, so that an evaluation can tell what is not held out
         seen = sorted({line for artifact in artifacts for file in artifact.seen for line in file.read_text().split()})
         (context.folder / "seen.txt").write_text("".join(f"{line}\n" for line in seen), encoding="utf-8")
         return StageResult(model_path=folder, metrics={"rank": float(peft.peft_config["default"].r)})
@@ -103,16 +106,17 @@ class Combine:
 
 
 def _check(artifacts: list[ModelArtifact]) -> None:
-    """Refuses what is not the same for all, with both values, before anything is loaded."""
+    """Refuse what is not the same for all, with both values, before anything is loaded."""
     first, *others = artifacts
     for artifact in artifacts:
         kind = adapter_config(artifact.path).get("peft_type")
         if kind != "LORA":
             found = kind or "a full model"
             raise InputError(f"'{artifact.name}' cannot be combined: {found}, expected LORA", hint="train it with lora")
-        whole = [n for n in ("modules_to_save", "trainable_token_indices") if adapter_config(artifact.path).get(n)]
-        if whole:
-            raise InputError(f"'{artifact.name}' cannot be combined: it has {whole[0]}", hint="merge it instead")
+        # PEFT combines low-rank factors alone
+        full = [n for n in ("modules_to_save", "trainable_token_indices") if adapter_config(artifact.path).get(n)]
+        if full:
+            raise InputError(f"'{artifact.name}' cannot be combined: it has {full[0]}", hint="merge it instead")
     for other in others:
         for what, was, found in _differences(first, other):
             message = f"'{other.name}' and '{first.name}' cannot be combined: {what} is {found}, expected {was}"

@@ -43,4 +43,5 @@ class CPO:
         from posttrain_plugins.trainers.experimental import as_stable, load_experimental
 
         cpo = load_experimental("cpo")
+        # experimental, so it takes no `quantization_config` and would load the model in another dtype
         return training.train(context, as_stable(cpo.CPOTrainer), cpo.CPOConfig, self.args)

@@ -36,7 +36,7 @@ class Distill:
     args: Annotated[dict[str, Any], ConfigOf("trl:DistillationConfig")] = field(default_factory=dict)
 
     produces: ClassVar[str] = "model"
-    shares_tokenizer: ClassVar[tuple[str, ...]] = ("teacher",)
+    shares_tokenizer: ClassVar[tuple[str, ...]] = ("teacher",)  # its logits are compared token id by token id
     refuses: ClassVar[dict[str, str]] = {
         "is_prompt": "TRL's distillation passes its text to the layers directly, without the learned tokens before it"
     }

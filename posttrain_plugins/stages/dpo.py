@@ -36,7 +36,7 @@ class DPO:
     args: Annotated[dict[str, Any], ConfigOf("trl:DPOConfig")] = field(default_factory=dict)
 
     produces: ClassVar[str] = "model"
-    reference: ClassVar[str] = "model"
+    reference: ClassVar[str] = "model"  # in every case: no argument of DPO's does without one
     requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(("dataset", "eval_dataset"), (("chosen", "rejected"),))
 
     def __call__(self, context: StageContext) -> StageResult:

@@ -134,6 +134,7 @@ class Evaluate:
                 backends[role] = kept.enter_context(opened(artifact))
             for number, artifact in enumerate(models):
                 with ExitStack() as own:
+                    # a model may be measured by a strategy that names it as judge: then they are one
                     policy = backends.get(artifact.name) or own.enter_context(opened(artifact))
                     roles = {**backends, "policy": policy}
                     rewards = context.inputs["rewards"]
@@ -147,6 +148,7 @@ class Evaluate:
         return self._report(context, models, problems, measured)
 
     def _measure(self, bench: Bench, context: StageContext, number: int) -> Iterator[Measure]:
+        # no budget is one run without limits, not no run
         budgets: list[Any] = [Budget(**limits) for limits in map(dict[str, Any], self.budgets)] or [None]
         runs = [(strategy, budget) for strategy in context.inputs["strategies"] for budget in budgets]
         per_model = len(runs) + bool(self.num_generations)
@@ -157,7 +159,7 @@ class Evaluate:
             yield from bench.measure_draws(self.num_generations, tell.pop(0))
         for strategy, budget in runs:
             measure = bench.measure_strategy(strategy, budget, tell.pop(0))
-            if measure.errors:
+            if measure.errors:  # said while it runs: they count as wrong, and a low figure would not tell why
                 context.reporter.note(f"{measure.name}: {len(measure.errors)} problems failed, {measure.errors[0]}")
             yield measure
 
@@ -175,6 +177,7 @@ class Evaluate:
         last = measured[models[-1].name]
         # `accuracy`: the last model's by the first strategy, which stands behind the two measures of the draws
         headline = last[2 if self.num_generations else 0] if context.inputs["strategies"] else last[0]
+        # no figure rather than NaN, which JSON has not: all problems without a judgement
         metrics |= {} if isnan(headline.interval.mean) else {"accuracy": headline.interval.mean}
         details = {
             "metric": metric,
@@ -189,7 +192,7 @@ class Evaluate:
             },
             "overlap": {artifact.name: _overlap(artifact, problems, context) for artifact in models},
             "pareto": {name: [m.name for m in measures if m.is_pareto] for name, measures in measured.items()},
-            "unmet": list(_unmet(self.require, metrics)),
+            "unmet": list(_unmet(self.require, metrics)),  # the run's exit code is made of it, not an exception here
         }
         text = json.dumps({"metrics": metrics, **details}, indent=2, ensure_ascii=False)
         (context.folder / "summary.json").write_text(text + "\n", encoding="utf-8")
@@ -205,6 +208,7 @@ class Evaluate:
 def _shifted(progress: Progress, done_before: int, passes: int) -> Progress:
     """Return what tells the progress of one pass over the problems as that of the whole stage."""
 
+    # every pass has as many problems as the others, so passes can be counted in problems
     def tell(done: int, total: int | None, unit: str, figures: Mapping[str, float]) -> None:
         count = total or 0
         progress(done_before * count + done, passes * count, unit, figures)
@@ -225,6 +229,7 @@ def _check_budget(budget: Mapping[str, float]) -> None:
 
 def _overlap(artifact: ModelArtifact, problems: Sequence[Problem], context: StageContext) -> int:
     """Count the problems that the model or an ancestor was trained on."""
+    # fingerprints that each training stage wrote, for the model and all that it was made from
     seen = {line for path in artifact.seen for line in Path(path).read_text(encoding="utf-8").split()}
     count = sum(fingerprint(problem.prompt) in seen for problem in problems)
     if count:
@@ -236,7 +241,7 @@ def _unmet(require: Mapping[str, str], metrics: Mapping[str, float]) -> Iterator
     for figure, gate in require.items():
         match = _GATE.fullmatch(gate)
         assert match is not None
-        if figure not in metrics:
+        if figure not in metrics:  # a gate that names nothing must not be passed
             yield f"{figure}: no such figure, expected one of: {', '.join(sorted(metrics))}"
         elif not _COMPARISONS[match[1]](metrics[figure], float(match[2])):
             yield f"{figure}: {metrics[figure]:.4g}, expected {gate.strip()}"

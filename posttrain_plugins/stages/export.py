@@ -69,17 +69,18 @@ class Export:
             raise InputError("export of a critic takes the 'model' of a ppo stage", hint="model: STAGE")
         if self.quantization and not (self.quantization.get("load_in_4bit") or self.quantization.get("load_in_8bit")):
             raise InputError("quantization says nothing of bits", hint="quantization: {load_in_4bit: true}")
-        _check_free(Path(self.to))
+        _check_free(Path(self.to))  # while the recipe is checked: not after hours of training
 
     def __call__(self, context: StageContext) -> StageResult:
         artifact = self._artifact(context)
         target = Path(self.to).absolute()
-        _check_free(target, _owner(context))
+        _check_free(target, _owner(context))  # and again: another stage may have exported to it since
         plain, tokenizer = self._plain(artifact, context.seed)
-        scratch = context.folder / "export"
+        scratch = context.folder / "export"  # left by a killed run
         shutil.rmtree(scratch, ignore_errors=True)
         merge.save_plain(plain.model, tokenizer, scratch, max_shard_size=self.max_shard_size)
         if self.quantization:
+            # in two steps: adapters are merged into plain weights, and bitsandbytes packs as it loads
             fields = {"dtype": str(plain.model.dtype).removeprefix("torch."), **self.quantization}
             merge.quantize_saved(scratch, options_of(fields), max_shard_size=self.max_shard_size)
         card = model_card(artifact, target.name, type(plain.model).__name__, plain.metrics, self.quantization)
@@ -95,6 +96,7 @@ class Export:
         if self.model is not None:
             found: ModelArtifact = context.inputs["model"]
             return found
+        # the plugin that stands for a reward-model stage knows its folder, and how it is loaded
         reward = context.inputs["reward"]
         path = getattr(reward.func, "model_name_or_path", None)
         if path is None:
@@ -105,27 +107,29 @@ class Export:
         return ModelArtifact(reward.name, path, loading)
 
     def _plain(self, artifact: ModelArtifact, seed: int) -> tuple[merge.Merged, Any]:
-        """The model to write, and its tokenizer."""
+        """Load the model to write, with adapters merged, and its tokenizer."""
         merge.check_mergeable(artifact.name, artifact.path)
         tokenizer = load_tokenizer(artifact.path, artifact.loading, artifact.chat_template)
         if self.critic:
             return merge.Merged(critic_as_classifier(artifact, self.dtype), {}), tokenizer
+        # a few texts on which the logits before and after merging are compared, for the card
         ids = merge.random_ids(tokenizer, 8, seed) if artifact.is_adapter else ()
         return merge.load_plain(artifact.path, artifact.loading, dtype=self.dtype, ids=ids), tokenizer
 
 
 def _owner(context: StageContext) -> str:
-    """`recipe/stage-key12`, as the artifact will be called."""
+    """Return `recipe/stage-key12`, as the artifact will be called."""
     folder = context.folder
     return f"{folder.parent.name}/{folder.name.removeprefix('.').removesuffix('.partial')}"
 
 
 def _check_free(target: Path, owner: str | None = None) -> None:
-    """Refuses a folder with anything in it that this stage did not write; which stage that was, only a run knows."""
+    """Refuse a folder with anything in it that this stage did not write; which stage that was, only a run knows."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     marker = target / EXPORT_MARKER
     found = json.loads(marker.read_text(encoding="utf-8"))["made_by"] if marker.is_file() else None
+    # without the key: the same stage of the same recipe, run with other arguments, replaces what it wrote
     if found is not None and (owner is None or found.rpartition("-")[0] == owner.rpartition("-")[0]):
         return
     holds = "files that no export wrote" if found is None else f"what {found} exported"
@@ -135,7 +139,8 @@ def _check_free(target: Path, owner: str | None = None) -> None:
 
 
 def _replace(made: Path, target: Path) -> None:
-    """Moves a folder to where another may stand; what bears the name is whole at any moment."""
+    """Move a folder to where another may stand; what bears the name is complete at any moment."""
+    # first beside the target: the run's folder may be on another disk, from which a move is a copy
     beside, old = (target.with_name(f".{target.name}.{end}") for end in ("partial", "old"))
     target.parent.mkdir(parents=True, exist_ok=True)
     for folder in (beside, old):

@@ -60,7 +60,7 @@ class GRPO:
     args: Annotated[dict[str, Any], ConfigOf("trl:GRPOConfig")] = field(default_factory=dict)
 
     produces: ClassVar[str] = "model"
-    reference: ClassVar[str] = "beta"
+    reference: ClassVar[str] = "beta"  # at TRL's default, 0, there is none
     requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(("dataset", "eval_dataset"), (("prompt",),))
 
     def concerns(self, outlook: Outlook) -> Iterator[Concern]:
@@ -75,11 +75,12 @@ class GRPO:
         from trl import GRPOConfig, GRPOTrainer
 
         made_by = strategy_rollouts.hook(context)
-        if not self.process_rewards:
+        if not self.process_rewards:  # TRL's own class, so that the numbers are those of a plain script
             return training.train_with_rewards(context, GRPOTrainer, GRPOConfig, self.args, **made_by)
         from posttrain_plugins.trainers.ppo import process_rewards
         from posttrain_plugins.trainers.process_grpo import ProcessGRPOTrainer
 
+        # the plan has asked the classes; the objects are asked before a model is loaded
         process_rewards.check_names({r.name: r.func for r in context.inputs["rewards"]}, self.process_rewards)
         by_steps = {"process_rewards": self.process_rewards, "step_separator": self.separator}
         return training.train_with_rewards(context, ProcessGRPOTrainer, GRPOConfig, self.args, **by_steps, **made_by)

@@ -33,7 +33,7 @@ class KTO:
     args: Annotated[dict[str, Any], ConfigOf("trl:KTOConfig")] = field(default_factory=dict)
 
     produces: ClassVar[str] = "model"
-    reference: ClassVar[str] = "model"
+    reference: ClassVar[str] = "model"  # KTO's KL is estimated against it, whatever `beta` is
     requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(
         ("dataset", "eval_dataset"), (("prompt", "completion", "label"), ("chosen", "rejected"))
     )

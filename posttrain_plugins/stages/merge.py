@@ -48,12 +48,13 @@ class Merge:
                 f"stage '{context.stage}' has nothing to merge: '{artifact.name}' is no adapter",
                 hint="use the model itself, or {use: export} to write it elsewhere",
             )
-        merge.check_mergeable(artifact.name, artifact.path)
+        merge.check_mergeable(artifact.name, artifact.path)  # by its type, before anything is loaded
         tokenizer = load_tokenizer(artifact.path, artifact.loading, artifact.chat_template)
         ids = self._prompts(context, tokenizer)
         plain = merge.load_plain(artifact.path, artifact.loading, dtype=self.dtype, ids=ids)
         folder = context.folder / "model"
         merge.save_plain(plain.model, tokenizer, folder)
+        # the weights are plain, whatever the recipe's `model` says of the base
         return StageResult(metrics=plain.metrics, model_path=folder, handoff={"quantization": None})
 
     def _prompts(self, context: StageContext, tokenizer: Any) -> list[list[int]]:

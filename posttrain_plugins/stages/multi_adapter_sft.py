@@ -41,7 +41,7 @@ class MultiAdapterSFT:
     args: Annotated[dict[str, Any], ConfigOf("trl:SFTConfig")] = field(default_factory=dict)
 
     produces: ClassVar[str] = "model"
-    several: ClassVar[bool] = True
+    several: ClassVar[bool] = True  # so the recipe's check wants `STAGE+TASK` where it is named
     example_params: ClassVar[dict[str, Any]] = {
         "dataset": [{"task": task, "prompt": f"{i}{task}{i}=", "completion": str(i)} for task in "mn" for i in range(8)]
     }
@@ -60,6 +60,7 @@ class MultiAdapterSFT:
         from posttrain_plugins.trainers.multi_adapter import MultiAdapterSFTTrainer
 
         tasks = _tasks(context)
+        # TRL's columns would be all that is left: `task` has to reach the batches
         args = {**self.args, "remove_unused_columns": False}
         result = training.train(context, MultiAdapterSFTTrainer, SFTConfig, args)
         assert result.model_path is not None
@@ -68,9 +69,10 @@ class MultiAdapterSFT:
 
 
 def _tasks(context: StageContext) -> list[str]:
-    """The names of the adapters, which become folders."""
+    """Return the names of the adapters, which become folders."""
     tasks = sorted(set(map(str, context.inputs["dataset"]["task"])))
     for task in tasks:
+        # PEFT's first adapter is called `default`, and `stack/` holds the adapters below
         if not NAME.fullmatch(task) or task in ("default", "stack"):
             raise InputError(f"task {task!r} cannot name an adapter", hint="letters, digits, '_', '-' and '.'")
     more = set(context.inputs["eval_dataset"]["task"]) - set(tasks) if context.inputs.get("eval_dataset") else set()
@@ -82,7 +84,8 @@ def _tasks(context: StageContext) -> list[str]:
 
 
 def _complete(folder: Path, tasks: list[str]) -> None:
-    """Makes each adapter's folder a model of its own, with its tokenizer and what lies below it."""
+    """Make each adapter's folder a model of its own, with its tokenizer and what lies below it."""
+    # whatever reads models then reads one of these like any adapter, knowing nothing of several
     for task in tasks:
         for file in folder.iterdir():
             if file.is_file():

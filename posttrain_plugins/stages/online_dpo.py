@@ -48,6 +48,7 @@ class OnlineDPO:
         from posttrain_plugins.trainers.experimental import as_stable, load_experimental
 
         online_dpo = load_experimental("online_dpo")
+        # experimental: asynchronous rewards, which it calls as if they were not, are waited for
         return training.train_with_rewards(
             context, as_stable(online_dpo.OnlineDPOTrainer), online_dpo.OnlineDPOConfig, self.args
         )

@@ -59,7 +59,7 @@ class OREO:
     )
 
     def concerns(self, outlook: Outlook) -> Iterator[Concern]:
-        """A critic that cannot be had, or for which there is no memory."""
+        """Yield why the critic cannot be had, or warn that there is no memory for it."""
         yield from rules.critic_concerns(outlook, has_config=self.critic is not None)
 
     def __call__(self, context: StageContext) -> StageResult:
@@ -67,6 +67,7 @@ class OREO:
 
         critic = context.inputs.get("critic")
         rules.check_critic(context.stage, critic)
+        # `critic: {use: full}` names an adapter that is none: a critic that trains all of its own copy
         args = {"critic": "separate", **self.args} if critic and critic.config is None else self.args
         config = critic.config if critic else None
         return training.train(context, OREOTrainer, OREOConfig, args, critic_config=config)

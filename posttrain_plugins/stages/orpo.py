@@ -42,4 +42,5 @@ class ORPO:
         from posttrain_plugins.trainers.experimental import as_stable, load_experimental
 
         orpo = load_experimental("orpo")
+        # experimental, so it takes no `quantization_config` and would load the model in another dtype
         return training.train(context, as_stable(orpo.ORPOTrainer), orpo.ORPOConfig, self.args)

@@ -62,11 +62,11 @@ class PPO:
     )
 
     produces: ClassVar[str] = "model"
-    reference: ClassVar[str] = "kl_coef"
+    reference: ClassVar[str] = "kl_coef"  # not `beta`, which follows it
     requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(("dataset", "eval_dataset"), (("prompt",),))
 
     def concerns(self, outlook: Outlook) -> Iterator[Concern]:
-        """What PPO cannot do with these settings, and a critic for which there is no memory."""
+        """Yield what PPO cannot do with these settings, and warn of a critic for which there is no memory."""
         yield from rules.config_concerns(outlook.args)
         yield from rules.critic_concerns(outlook, has_config=self.critic is not None)
         yield from rules.step_concerns(outlook.args.process_rewards, outlook.judges_steps, "args.process_rewards")
@@ -78,9 +78,11 @@ class PPO:
         from posttrain_plugins.trainers.ppo.trainer import PPOConfig, PPOTrainer
 
         rewards = context.inputs["rewards"]
+        # the plan has asked the classes; the objects are asked before a model is loaded
         process_rewards.check_names({r.name: r.func for r in rewards}, self.args.get("process_rewards", ()))
         critic = context.inputs.get("critic")
         rules.check_critic(context.stage, critic)
+        # `critic: {use: full}` names an adapter that is none: a critic that trains all of its own copy
         args = {"critic": "separate", **self.args} if critic and critic.config is None else self.args
         return training.train_with_rewards(
             context,

@@ -55,8 +55,10 @@ class Pretrain:
         return training.train(context, SFTTrainer, SFTConfig, self.args, artifact=artifact)
 
     def _new_model(self, context: StageContext) -> ModelArtifact:
-        """Random weights from the stage's seed, saved to a folder that TRL loads; made once, by one rename."""
+        """Save random weights from the stage's seed to a folder that TRL loads."""
         folder = context.folder / "initial"
+        # A run that goes on from a checkpoint finds it there. By one rename: what a killed run had half written is not
+        # taken for a model.
         if not folder.is_dir():
             scratch = folder.with_name("initial.tmp")
             tokenizer = tokenizer_from(context.stage, context.inputs.get("tokenizer"))

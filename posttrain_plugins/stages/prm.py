@@ -42,7 +42,7 @@ class PRM:
     refuses: ClassVar[dict[str, str]] = {
         "embeds": "the scores of the learned tokens would stand where those of the text are looked for"
     }
-    reward_plugin: ClassVar[str] = "process_reward_model"
+    reward_plugin: ClassVar[str] = "process_reward_model"  # what the stage's name stands for among rewards
     requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(
         ("dataset", "eval_dataset"), (("prompt", "completions", "labels"),)
     )
@@ -50,6 +50,7 @@ class PRM:
     def __call__(self, context: StageContext) -> StageResult:
         from posttrain_plugins.trainers.prm import PRMConfig, PRMTrainer
 
+        # one separator for training and for use: a model that is asked at other places than it was trained at guesses
         args = {"step_separator": self.separator, **self.args}
         result = training.train(context, PRMTrainer, PRMConfig, args, task_type="TOKEN_CLS")
         result.handoff["reward"] = {"separator": self.separator, "aggregate": self.aggregate}

@@ -34,5 +34,6 @@ class RandomInit:
     def __call__(self, context: StageContext) -> StageResult:
         folder = context.folder / "model"
         tokenizer = tokenizer_from(context.stage, context.inputs["tokenizer"])
+        # nothing is loaded or trained, so a model of any size costs its file alone
         save_random(folder, tokenizer, self.config, context.seed, self.dtype)
         return StageResult(model_path=folder)

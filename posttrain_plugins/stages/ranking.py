@@ -52,6 +52,7 @@ class RankingModel:
         from posttrain_plugins.trainers.ranking import RankingConfig, RankingTrainer, pairs_of
 
         result = training.train(context, RankingTrainer, RankingConfig, self.args, task_type="SEQ_CLS")
+        # as pairs, so that its figures can be laid beside those of a reward model on pairs
         rankings = context.inputs.get("eval_dataset")
         if rankings is not None:
             calibrate(context, result, [pair for row in rankings for pair in pairs_of(row)])

@@ -49,6 +49,7 @@ class RewardModeling:
         from trl import RewardConfig, RewardTrainer
 
         result = training.train(context, RewardTrainer, RewardConfig, self.args, task_type="SEQ_CLS")
+        # held-out pairs alone: on those that it was trained on, a reward model is sure and right
         pairs = context.inputs.get("eval_dataset")
         if pairs is not None:
             calibrate(context, result, [dict(row) for row in pairs])

@@ -144,6 +144,7 @@ class Sample:
 
     def __call__(self, context: StageContext) -> StageResult:
         rows = [dict(row) for row in context.inputs["dataset"]]
+        # rows with one prompt become one problem, as if the completions had been drawn together
         saved = read_saved(rows, needs_rewards=not self.rewards) if self.is_offline else None
         rows = [one.row for one in saved] if saved is not None else rows
         params = SamplingParams(self.temperature, self.top_p, self.max_tokens)
@@ -166,6 +167,7 @@ class Sample:
                     judge(made[i], row["prompt"], rewards, [of_reward[i] for of_reward in scores])
                     for i, row in enumerate(rows)
                 ]
+            # still within: labels by rollouts draw from the same backends, into the same log
             kept = self._kept(context, problems, columns, judged, options)
         return self._write(context, rows, judged, kept)
 
@@ -178,7 +180,7 @@ class Sample:
     ) -> list[list[str]]:
         """Return each problem's completions: all that a strategy finished, or its answer where it names none."""
         strategy = context.inputs.get("strategy")
-        if strategy is None:
+        if strategy is None:  # plain draws, all problems and all completions in one go
             results = sample(problems, self.num_generations, **options)
         else:
             results = solve(strategy.strategy, problems, scorers=strategy.scorers, columns=columns, **options)
@@ -212,6 +214,7 @@ class Sample:
             labels = labelling.by_rules(problems, columns, among, options["log"])
         else:
             labels = labelling.by_rollouts(problems, columns, among, **options)
+        # no label is no wrong step: such a completion is left out, and told of
         lost = sum(of_one is None for of_problem in labels for of_one in of_problem)
         if lost:
             why = "they are empty, or every rollout from one of their steps failed"
@@ -238,6 +241,7 @@ class Sample:
                 backends["policy"] = stack.enter_context(opened(policy))
             strategy = context.inputs.get("strategy")
             for role, artifact in strategy.models.items() if strategy else ():
+                # a strategy may name the sampling model itself, as judge of its own drafts: it is loaded once
                 is_policy = policy is not None and artifact.name == policy.name
                 backends[role] = backends["policy"] if is_policy else stack.enter_context(opened(artifact))
             yield backends
@@ -251,7 +255,7 @@ class Sample:
     ) -> StageResult:
         # the row's own columns go on, so that the next stage's rewards find theirs, but for texts that were judged here
         made = [without_texts(row) | part for row, parts in zip(rows, kept, strict=True) for part in parts]
-        if not made:
+        if not made:  # an empty data set would fail in the next stage, without a word of why
             raise StageFailed(
                 f"stage {context.stage!r} kept nothing of {sum(map(len, judged))} completions",
                 hint="lower threshold, raise num_generations, or look at log.jsonl for what the model writes",
@@ -263,7 +267,7 @@ class Sample:
 
     def _metrics(self, judged: list[list[Judged]], made: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         rewards = [item.reward for row in judged for item in row if item.reward is not None]
-        is_right = self._keeping(0).is_right
+        is_right = self._keeping(0).is_right  # right does not depend on the seed
         figures = {
             "problems": len(judged),
             "completions": sum(map(len, judged)),
@@ -274,4 +278,4 @@ class Sample:
         if self.keep == "steps":
             labels = [float(label) for row in made for label in row["labels"]]
             figures |= {"steps": len(labels), "right_steps_share": sum(labels) / max(len(labels), 1)}
-        return {name: value for name, value in figures.items() if isfinite(value)}
+        return {name: value for name, value in figures.items() if isfinite(value)}  # rewards may be infinite

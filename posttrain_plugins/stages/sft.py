@@ -32,12 +32,13 @@ class SFT:
     eval_dataset: DataRef | None = None
     args: Annotated[dict[str, Any], ConfigOf("trl:SFTConfig")] = field(default_factory=dict)
 
-    produces: ClassVar[str] = "model"
+    produces: ClassVar[str] = "model"  # so its name may stand wherever a recipe names a model
+    # groups of columns, of which one has to be there: TRL's three forms of demonstrations
     requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(
         ("dataset", "eval_dataset"), (("messages",), ("prompt", "completion"), ("text",))
     )
 
     def __call__(self, context: StageContext) -> StageResult:
-        from trl import SFTConfig, SFTTrainer
+        from trl import SFTConfig, SFTTrainer  # here, as in every stage: `validate` and `plan` import this module
 
         return training.train(context, SFTTrainer, SFTConfig, self.args)

@@ -103,7 +103,7 @@ def masks(trainer: Any, rows: Any, writes: bool) -> dict[str, Any]:
     is_drawn = not is_tokenized or "completion_ids" in batch
     texts = [(part, [tokenizer.decode([token]) for token in ids], learned) for part, ids, learned in found]
     return {
-        "rows": [{"part": part, "tokens": list(zip(words, on, strict=True))} for part, words, on in texts],
+        "rows": [{"part": part, "tokens": list(zip(tokens, on, strict=True))} for part, tokens, on in texts],
         "is_drawn": is_drawn,
         "warnings": [] if is_drawn else list(_warnings(trainer.args, tokenizer, found, rows, writes)),
     }
@@ -138,7 +138,7 @@ def _padded_rows(batch: Mapping[str, Any]) -> Iterator[MaskedRow]:
 
 
 def _learned(batch: Mapping[str, Any], prefix: str) -> Any:
-    """(B, T): where the loss looks; a judge of whole texts reads the last token."""
+    """Tell where the loss looks, (B, T); a judge of whole texts reads the last token."""
     import torch
 
     if f"{prefix}labels" in batch:
@@ -158,7 +158,7 @@ def _prompt_ids(tokenizer: Any, prompt: Any) -> list[int]:
 
 
 def _warnings(args: Any, tokenizer: Any, found: list[MaskedRow], rows: Any, writes: bool) -> Iterator[str]:
-    """EOS that nothing teaches, rows and turns without loss."""
+    """Warn of EOS that nothing teaches, and of rows and turns without loss."""
     empty = sum(not any(learned) for _, _, learned in found)
     if empty:
         yield f"{empty} of {len(found)} rows have no token with loss: cut by max_length, or not marked by the template"

@@ -112,12 +112,12 @@ def soft_bellman_losses(
 
 
 def _to_go(x: Tensor) -> Tensor:
-    """The sum from each place to the end."""
+    """Sum from each place to the end."""
     return x.flip(1).cumsum(1).flip(1)
 
 
 def _mean(x: Tensor, mask: Tensor) -> Tensor:
-    """(B,), over what the mask has."""
+    """Average over what the mask has, (B,)."""
     return (x * mask).sum(1) / mask.sum(1)
 
 

@@ -81,7 +81,7 @@ class ProcessGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         return output
 
     def _by_outcome(self, rewards: Tensor, steps: process_rewards.StepScores, count: int) -> Tensor:
-        """GRPO's own advantage, (B,), from the rewards that judge the whole; 0 where none does."""
+        """Return GRPO's own advantage, (B,), from the rewards that judge whole completions; 0 where none does."""
         # what pays by its steps is logged with their sum, which must not count a second time for the whole
         outcome = [i for i in range(rewards.size(1)) if i not in steps]
         own = slice(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
@@ -93,7 +93,7 @@ class ProcessGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         return advantages.group_normalized(scores, self._group_size(), self.scale_rewards)[own]
 
     def _by_steps(self, steps: process_rewards.StepScores, ids: Sequence[Sequence[int]], mask: Tensor) -> Tensor:
-        """(B, T), the weighted sum over the process rewards."""
+        """Return the weighted sum over the process rewards, (B, T)."""
         start = self.accelerator.process_index * len(ids)
         normal = {}
         # each reward by itself, before they are weighed: one of large scores would drown the others in the deviation

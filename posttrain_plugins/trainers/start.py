@@ -167,7 +167,7 @@ def _start_from_adapter(
             f"stage '{context.stage}' has use_vllm, but vLLM cannot load the adapters below the one that it trains",
             hint="adapter_mode: merge",
         )
-    # the model is loaded: TRL refuses to be told how beside it
+    # TRL refuses options of loading beside a model that is loaded
     begin.kwargs.pop("quantization_config", None)
     begin.model_init_kwargs = {}
 
@@ -207,5 +207,5 @@ def _trainable(begin: Start, artifact: ModelArtifact, context: StageContext, tas
 
 
 def _tokenizer(artifact: ModelArtifact, path: str = "") -> Any:
-    """As TRL's trainers load it where prompts are padded and cut on the left; the others pad and cut by themselves."""
+    """Load it as TRL's trainers do that pad and cut prompts on the left; the others pad and cut by themselves."""
     return load_tokenizer(path or artifact.path, artifact.loading, padding_side="left", truncation_side="left")

@@ -141,7 +141,7 @@ class StrategyRollouts:
         )
 
     def _tokens(self, tokenizer: Any, result: Result, max_tokens: int) -> list[int]:
-        """The answer's tokens, with EOS where it is finished; an empty answer is EOS alone."""
+        """Return the answer's tokens, with EOS where it is finished; an empty answer is EOS alone."""
         ids = list(tokenizer(result.text, add_special_tokens=False)["input_ids"])[:max_tokens]
         reasons = {candidate.text: candidate.finish_reason for candidate in result.candidates}
         is_finished = reasons.get(result.text, "stop") == "stop" and len(ids) < max_tokens

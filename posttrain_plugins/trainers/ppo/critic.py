@@ -178,8 +178,8 @@ class Critic:
         if config is None:
             config = self.model.peft_config[self.model.active_adapter]
             # its own low-rank weights, but no copies of whole modules or tokens, which the policy has already
-            whole = ("modules_to_save", "trainable_token_indices")
-            changes: dict[str, Any] = {name: None for name in whole if getattr(config, name, None)}
+            copies = ("modules_to_save", "trainable_token_indices")
+            changes: dict[str, Any] = {name: None for name in copies if getattr(config, name, None)}
             if moves_base(vars(config)):
                 changes["init_lora_weights"] = True  # the base has given to the policy's what it should
             config = replace(copy.deepcopy(config), **changes, inference_mode=False)

@@ -96,7 +96,7 @@ def log_ratio(trainer: Any, logps: Tensor, inputs: Mapping[str, Any]) -> None:
 
 
 def _score(trainer: Any, scored: ScoredRollout, mask: Tensor) -> tuple[Tensor, Tensor | None]:
-    """What this process's completions earn at their end, (B,), NaN where nobody can judge; and at steps, (B, T)."""
+    """Return what this process's completions earn at their end, (B,), NaN where nobody can judge; at steps, (B, T)."""
     args = trainer.args
     rewards = scored.rewards[_own_rows(trainer, len(scored.ids))]  # (B, F)
     weights = trainer.reward_weights.to(rewards.device)
@@ -117,7 +117,7 @@ def _score(trainer: Any, scored: ScoredRollout, mask: Tensor) -> tuple[Tensor, T
 
 
 def _kl(trainer: Any, output: Mapping[str, Any], mask: Tensor) -> Tensor | None:
-    """(B, T), KL of each token against the reference; None where none is asked for."""
+    """Return the KL of each token against the reference, (B, T); None where none is asked for."""
     if "ref_per_token_logps" not in output:
         return None
     # GRPO takes these itself only where a rollout is used for more than one step; else our own pass has them
@@ -142,7 +142,10 @@ def _steer_kl(trainer: Any, kl: Tensor) -> None:
 
 
 def _less_baseline(trainer: Any, inputs: Any, returns: Tensor, mask: Tensor, episode: Tensor) -> Tensor:
-    """(B, T), the returns less what the estimator expected; `episode` (B,) is what each completion earned in all."""
+    """Return the returns less what the estimator expected, (B, T).
+
+    `episode` (B,) is what each completion earned in all.
+    """
     match trainer.args.advantage_estimator:
         case "reinforce":
             mean = float(advantages.masked_mean(returns[:, 0], mask[:, 0], _total(trainer)))
@@ -158,7 +161,7 @@ def _less_baseline(trainer: Any, inputs: Any, returns: Tensor, mask: Tensor, epi
 
 
 def _mean_return(trainer: Any, of_batch: float) -> float:
-    """The batch's own mean, or that of the batches before; the first batch has none before it."""
+    """Return the batch's own mean, or that of the batches before; the first batch has none before it."""
     if trainer.args.baseline == "batch":
         return of_batch
     before = of_batch if trainer.mean_return is None else float(trainer.mean_return)
@@ -170,7 +173,7 @@ def _mean_return(trainer: Any, of_batch: float) -> float:
 
 
 def _greedy_scores(trainer: Any, inputs: Any, mask: Tensor) -> Tensor:
-    """(B,), the score of a greedy completion of each prompt: ReMax's baseline."""
+    """Return the score of a greedy completion of each prompt, (B,): ReMax's baseline."""
     sampled = trainer.scored
     with compat.without_side_effects(trainer):
         completions, ids = compat.rollout_greedily(trainer, list(sampled.prompts))
@@ -185,7 +188,7 @@ def _greedy_scores(trainer: Any, inputs: Any, mask: Tensor) -> Tensor:
 
 
 def _total(trainer: Any) -> advantages.Total:
-    """The sum of a tensor over all processes."""
+    """Return a function that sums a tensor over all processes."""
 
     def total(x: Tensor) -> Tensor:
         return trainer.accelerator.reduce(x, reduction="sum")  # type: ignore[no-any-return]
@@ -194,6 +197,6 @@ def _total(trainer: Any) -> advantages.Total:
 
 
 def _own_rows(trainer: Any, count: int) -> slice:
-    """This process's rows of what was gathered from all."""
+    """Pick this process's rows of what was gathered from all."""
     start = trainer.accelerator.process_index * count
     return slice(start, start + count)

@@ -82,7 +82,7 @@ class PPOTrainer(WithCritic, GRPOTrainer):  # type: ignore[misc]
                 title  = {{Proximal Policy Optimization Algorithms}},
                 author = {John Schulman and Filip Wolski and Prafulla Dhariwal and Alec Radford and Oleg Klimov},
                 year   = 2017,
-                eprint = {arXiv:1707.06347},
+                eprint = {1707.06347},
             }"""),
     }
 

@@ -200,11 +200,11 @@ class Careful:
 
     def concerns(self, outlook):
         assert self.model == "base"
-        if stage_validation.args.learning_rate > 1:
+        if outlook.args.learning_rate > 1:
             yield Concern("learning_rate is above 1", "lower it", "args.learning_rate")
-        if stage_validation.args.max_steps == 13:
-            yield Concern(f"13 steps, all parameters: {stage_validation.trains_all}", is_warning=True)
-        if stage_validation.args.seed == 13:
+        if outlook.args.max_steps == 13:
+            yield Concern(f"13 steps, all parameters: {outlook.trains_all}", is_warning=True)
+        if outlook.args.seed == 13:
             raise KeyError("its own fault")
 
     def __call__(self, context): ...

@@ -15,7 +15,7 @@ import typer
 from posttrain_plugins.cli.ask import ask
 from posttrain_plugins.cli.doctor import doctor
 from posttrain_plugins.cli.evaluate import evaluate
-from posttrain_plugins.cli.options import RUNS, JsonOption, OverrideOption, RecipeArgument, RunsOption
+from posttrain_plugins.cli.options import RUNS, CommandGroup, JsonOption, OverrideOption, RecipeArgument, RunsOption
 from posttrain_plugins.cli.output import out, print_error, quiet
 from posttrain_plugins.cli.plugins import plugins_app
 from posttrain_plugins.cli.rewards import rewards_app
@@ -28,6 +28,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="posttrain",
+    cls=CommandGroup,
     help="Post-train language models by recipe: SFT, reward models, DPO, GRPO and test-time strategies, on TRL.\n\n"
     "Start with:  posttrain run quickstart\n\n"
     "With --debug after any command an error shows its whole traceback.",

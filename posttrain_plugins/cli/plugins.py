@@ -8,12 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from posttrain_plugins.cli.options import JsonOption
+from posttrain_plugins.cli.options import CommandGroup, JsonOption
 from posttrain_plugins.cli.output import err, out, quiet
 
 __all__ = ["plugins_app"]
 
 plugins_app = typer.Typer(
+    cls=CommandGroup,
     help="The installed plugins: rewards, adapters, strategies, data sets, stages.\n\n"
     "A first one of your own:  posttrain plugins new reward short_answers",
     no_args_is_help=True,

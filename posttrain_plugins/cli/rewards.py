@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from posttrain_plugins.cli.options import RUNS, JsonOption, RunsOption
+from posttrain_plugins.cli.options import RUNS, CommandGroup, JsonOption, RunsOption
 from posttrain_plugins.cli.output import err, out, quiet
 
 if TYPE_CHECKING:
@@ -25,8 +25,9 @@ __all__ = ["rewards_app"]
 ODD = "odd completions"
 
 rewards_app = typer.Typer(
+    cls=CommandGroup,
     help="Try a reward before it trains, and look at what it did afterwards.\n\n"
-    "Before: `test`, `stress`. After: `replay`, `audit`, on the rollouts that grpo, rloo and ppo save.",
+    "Before: test, stress. After: replay, audit, on the rollouts that grpo, rloo and ppo save.",
     no_args_is_help=True,
 )
 

@@ -24,10 +24,10 @@ from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.declarations import DECLARATIONS
 from posttrain_plugins.plugins.registry import Plugin
 from posttrain_plugins.plugins.schema import type_name
-from posttrain_plugins.recipe import catalogue
 from posttrain_plugins.recipe.check.local_paths import FILE_OPTIONS
 from posttrain_plugins.recipe.check.references import RESERVED, SAID
-from posttrain_plugins.recipe.json_schema import argument_docs
+from posttrain_plugins.recipe.describe import catalogue
+from posttrain_plugins.recipe.describe.json_schema import argument_docs
 from posttrain_plugins.types import KINDS
 
 __all__ = ["PARTS", "render"]

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.plugins import registry
-from posttrain_plugins.recipe.ad_hoc import Outside, dataset_named, is_url
 from posttrain_plugins.recipe.build import build
 from posttrain_plugins.recipe.check.check import check
 from posttrain_plugins.recipe.plan import plan as planning
@@ -18,6 +17,7 @@ from posttrain_plugins.recipe.plugin_schema import parse_call
 from posttrain_plugins.recipe.read import document
 from posttrain_plugins.recipe.read.packaged import find_recipe
 from posttrain_plugins.recipe.run import run as running
+from posttrain_plugins.recipe.run.ad_hoc import Outside, dataset_named, is_url
 from posttrain_plugins.recipe.run.inputs import dataset_of
 from posttrain_plugins.recipe.run.run import Observer, Run
 from posttrain_plugins.recipe.spec import Recipe, Use

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.recipe import catalogue
+from posttrain_plugins.recipe.describe import catalogue
 from posttrain_plugins.sandbox import run as sandbox
 
 __all__ = ["Diagnosis", "examine"]

@@ -22,7 +22,8 @@ HEAVY = ("torch", "transformers", "trl", "peft", "datasets")
 NOUNS = {"errors", "types", "text", "answers", "steps", "nested_rewards"}
 PLUGINS = {"plugins"}
 INFERENCE = {"engine", "backends", "evaluation", "training_data"}
-CORE = {"plugins", "recipe"}
+PIPELINE = {"recipe.read", "recipe.check", "recipe.plan", "recipe.run", "recipe.describe"}
+CORE = {"plugins", "recipe", *PIPELINE}
 ALLOWED = {
     "errors": set(),
     "processes": set(),
@@ -39,6 +40,11 @@ ALLOWED = {
     "tiny_world": NOUNS,
     "guard": NOUNS | PLUGINS | {"processes"},
     "recipe": NOUNS | PLUGINS | {"guard", "models", "rows", "checkpoints"},
+    "recipe.read": NOUNS | PLUGINS | {"recipe"},
+    "recipe.check": NOUNS | PLUGINS | {"guard", "models", "rows", "recipe", "recipe.read"},
+    "recipe.plan": NOUNS | PLUGINS | {"models", "checkpoints", "recipe"},
+    "recipe.describe": NOUNS | PLUGINS | {"recipe", "recipe.check"},
+    "recipe.run": NOUNS | PLUGINS | {"guard", "models", "rows", "checkpoints", "recipe", *PIPELINE},
     "engine": NOUNS | PLUGINS | {"backends"},
     "backends": NOUNS | PLUGINS | {"models"},
     "evaluation": NOUNS | PLUGINS | {"engine", "backends", "models"},
@@ -67,7 +73,11 @@ WITHIN_LEAVES = {"posttrain_plugins.stages.training"}
 
 
 def _room(module: str) -> str:
-    return module.split(".")[1] if "." in module else ""
+    """The folder or file below the package; of the recipe's pipeline, its room."""
+    parts = module.split(".")
+    if ".".join(parts[1:3]) in PIPELINE:
+        return ".".join(parts[1:3])
+    return parts[1] if len(parts) > 1 else ""
 
 
 def _module(file: Path, package: Path) -> str:
@@ -127,8 +137,17 @@ def test_no_arrow_leads_to_a_plugin(room: str) -> None:
     ("file", "text", "message"),
     [
         ("plugins/registry.py", "from posttrain_plugins.rewards.length import Length\n", "plugins may not import"),
-        ("recipe/run/run.py", "def f():\n    import posttrain_plugins.stages.sft\n", "recipe may not import"),
-        ("recipe/plan/plan.py", "from ...stages import sft\n", "recipe may not import posttrain_plugins.stages.sft"),
+        ("recipe/run/run.py", "def f():\n    import posttrain_plugins.stages.sft\n", "recipe.run may not import"),
+        ("recipe/check/a.py", "from posttrain_plugins.recipe.run import inputs\n", "recipe.check may not import"),
+        ("recipe/check/a.py", "import posttrain_plugins.recipe.plan.keys\n", "recipe.check may not import"),
+        ("recipe/read/a.py", "from posttrain_plugins.recipe.check.check import check\n", "recipe.read may not import"),
+        ("recipe/plan/a.py", "from posttrain_plugins.recipe.run.run import run\n", "recipe.plan may not import"),
+        ("recipe/spec.py", "from posttrain_plugins.recipe.read import document\n", "recipe may not import"),
+        (
+            "recipe/plan/plan.py",
+            "from ...stages import sft\n",
+            "may not import posttrain_plugins.stages.sft",
+        ),
         ("rewards/a.py", "from posttrain_plugins import registry\n", "rewards may not import"),
         ("rewards/a.py", "from .b import helper\n", "rewards may not import posttrain_plugins.rewards.b"),
         ("strategies/a.py", "from posttrain_plugins.engine.solve import solve\n", "strategies may not import"),

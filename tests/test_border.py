@@ -208,7 +208,7 @@ PINNED: list[dict[str, str]] = [{"model_revision": "v1"}, {}]
 def test_the_base_of_an_adapter_is_told_apart_by_the_pinned_revision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from posttrain_plugins.recipe.run.run import run
+    from posttrain_plugins.recipe.run import run
 
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     references = tmp_path / "hub/models--org--name/refs"
@@ -230,7 +230,7 @@ def test_a_language_model_is_no_judge(told: Callable[..., list[Any]], tmp_path: 
 
 
 def test_an_editor_knows_the_words_of_a_stage() -> None:
-    from posttrain_plugins.recipe.json_schema import recipe_schema
+    from posttrain_plugins.recipe.describe.json_schema import recipe_schema
 
     known = recipe_schema()["$defs"]
     assert {"adapter_mode", "chat_template"} <= set(known["stage.dpo"]["properties"])

@@ -106,7 +106,7 @@ def test_plugins_list_breaks_no_name_at_any_width(width: int) -> None:
     from rich.console import Console
 
     from posttrain_plugins.cli.tables import print_plugins
-    from posttrain_plugins.recipe import catalogue
+    from posttrain_plugins.recipe.describe import catalogue
 
     rows = catalogue.listing()
     console = Console(file=io.StringIO(), width=width)

@@ -16,7 +16,7 @@ from posttrain_plugins.cli.commands import app
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.schema import accepts
 from posttrain_plugins.recipe.check.check import TOP_LEVEL
-from posttrain_plugins.recipe.json_schema import recipe_schema, schema_of
+from posttrain_plugins.recipe.describe.json_schema import recipe_schema, schema_of
 from posttrain_plugins.recipe.read import document
 from posttrain_plugins.recipe.read.packaged import packaged_recipes
 from posttrain_plugins.types import KINDS

@@ -13,6 +13,7 @@ import pytest
 
 import posttrain_plugins
 from posttrain_plugins.errors import InputError
+from posttrain_plugins.recipe import source_hash
 from posttrain_plugins.recipe.check.check import check
 from posttrain_plugins.recipe.plan import keys
 from posttrain_plugins.recipe.plan.plan import Plan, plan
@@ -286,8 +287,8 @@ def test_files_are_hashed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def _source(file: Path, package: str = "") -> str:
-    keys._package_hash.cache_clear()
-    return keys.source_hash(file, package)
+    source_hash._package_hash.cache_clear()
+    return source_hash.source_hash(file, package)
 
 
 def test_what_a_package_imports_from_itself_counts(tmp_path: Path) -> None:

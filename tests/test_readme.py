@@ -63,7 +63,7 @@ def test_the_bare_trl_block_gives_trl_what_it_takes() -> None:
 
 
 def test_the_plugins_that_it_shows_and_checks_exist() -> None:
-    from posttrain_plugins.recipe import catalogue
+    from posttrain_plugins.recipe.describe import catalogue
 
     names = re.findall(r"posttrain plugins (?:show|check) (\w+)", README)
     assert len(names) >= 2

@@ -163,7 +163,7 @@ def test_list_tells_status_and_cause(tmp_path: Path, install: Any) -> None:
 
 
 def test_list_tells_a_name_that_two_packages_give(monkeypatch: pytest.MonkeyPatch) -> None:
-    from posttrain_plugins.recipe import catalogue
+    from posttrain_plugins.recipe.describe import catalogue
 
     rows = registry._entry_points()
     target = "posttrain_plugins.rewards.length:Length"

@@ -29,7 +29,7 @@ def plugins_list(kind: KindOption = None, as_json: JsonOption = False) -> None:
 
     `posttrain plugins list --kind strategy`
     """
-    from posttrain_plugins.recipe import catalogue
+    from posttrain_plugins.recipe.describe import catalogue
 
     rows = catalogue.listing(kind)
     if as_json:
@@ -46,7 +46,7 @@ def plugins_show(name: NameArgument, kind: KindOption = None, as_json: JsonOptio
 
     `posttrain plugins show best_of_n`
     """
-    from posttrain_plugins.recipe import catalogue
+    from posttrain_plugins.recipe.describe import catalogue
 
     found = catalogue.show(name, kind)
     if as_json:
@@ -74,7 +74,7 @@ def plugins_check(
     plugin with a reason, `expected_failures = {"check_both_formats": "..."}`.
     """
     from posttrain_plugins.errors import InputError
-    from posttrain_plugins.recipe import catalogue
+    from posttrain_plugins.recipe.describe import catalogue
 
     if (name is None) != all_of_them:
         raise InputError("which plugins? Give a name, or --all", hint="posttrain plugins check length")

@@ -26,7 +26,7 @@ def schema(
 
     Make it again after you install a plugin. `posttrain validate` checks more: references, columns, values.
     """
-    from posttrain_plugins.recipe.json_schema import recipe_schema
+    from posttrain_plugins.recipe.describe.json_schema import recipe_schema
 
     text = json.dumps(recipe_schema(), indent=1) + "\n"
     if out is None:

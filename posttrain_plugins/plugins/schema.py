@@ -147,3 +147,11 @@ def type_name(annotation: Any) -> str:
         inner = ", ".join("..." if a is Ellipsis else type_name(a) for a in arguments)
         return f"{getattr(origin, '__name__', origin)}[{inner}]"
     return getattr(annotation, "__name__", str(annotation))
+
+
+def is_list(annotation: Any) -> bool:
+    """Does a reference field hold several? `list[RewardRef]`, `list[ModelRef] | None`."""
+    origin = typing.get_origin(annotation)
+    if origin is list:
+        return True
+    return any(is_list(a) for a in typing.get_args(annotation)) if origin is not typing.Annotated else False

@@ -14,8 +14,8 @@ from typing import Any
 from posttrain_plugins.models.folder import adapter_config, adapters_in
 from posttrain_plugins.models.stack import choose_mode
 from posttrain_plugins.plugins.source import of_config
-from posttrain_plugins.recipe.plan.keys import sha256_of
 from posttrain_plugins.recipe.plugin_schema import plugin_schema
+from posttrain_plugins.recipe.source_hash import sha256_of
 from posttrain_plugins.recipe.spec import External, FromStage, Input, Recipe, StageSpec, Use
 from posttrain_plugins.types import AdapterMode
 

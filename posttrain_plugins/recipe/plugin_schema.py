@@ -12,6 +12,8 @@ from posttrain_plugins.plugins.registry import Plugin
 from posttrain_plugins.plugins.schema import Schema
 from posttrain_plugins.plugins.signature import of_object, reward_columns
 from posttrain_plugins.plugins.source import of_source
+from posttrain_plugins.recipe.build import construct
+from posttrain_plugins.recipe.spec import StageSpec
 
 __all__ = ["declared_columns", "needed_columns", "parse_call", "plugin_schema"]
 
@@ -86,3 +88,10 @@ def declared_columns(plugin: Plugin, params: Mapping[str, Any]) -> tuple[str, ..
     except Exception:  # the plugin boundary; `Sheet.check_built` tells it
         return None
     return tuple(columns) if isinstance(columns, list | tuple) else None
+
+
+def required_columns(spec: StageSpec, declared: Any) -> Mapping[str, Any]:
+    """A stage's `requires_columns`: a mapping, or a property of the configured stage where its parameters decide."""
+    if isinstance(declared, property):
+        declared = construct(spec.plugin.load(), {**spec.names(), **spec.params}).requires_columns
+    return declared if isinstance(declared, Mapping) else {}

@@ -25,6 +25,19 @@ __all__ = [
 ]
 
 
+REWARD_PLUGIN = "reward_model"
+"""What a stage that makes a reward is used through, unless its class says `reward_plugin`."""
+REWARD_LOADING = (  # fields of TRL's `ModelConfig` that the plugins `reward_model` and `process_reward_model` take too
+    "dtype",
+    "load_in_4bit",
+    "load_in_8bit",
+    "bnb_4bit_quant_type",
+    "use_bnb_nested_quant",
+    "attn_implementation",
+    "model_revision",
+)
+
+
 @dataclass(frozen=True)
 class Use:
     """A plugin with its parameters; `refs` are those that are references themselves, such as a strategy's scorer."""

@@ -25,7 +25,7 @@ from posttrain_plugins.models.adapter_types import moves_base
 from posttrain_plugins.models.critic import shared_critic_in
 from posttrain_plugins.models.folder import adapter_config, adapters_in, base_of
 from posttrain_plugins.recipe import handoff
-from posttrain_plugins.recipe.ad_hoc import Outside, is_url
+from posttrain_plugins.recipe.run.ad_hoc import Outside, is_url
 from posttrain_plugins.types import Completion, Generate
 
 __all__ = ["Served", "open_models", "parse_models"]

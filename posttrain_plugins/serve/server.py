@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.recipe.ad_hoc import Outside
+from posttrain_plugins.recipe.run.ad_hoc import Outside
 from posttrain_plugins.serve.models import open_models, parse_models
 from posttrain_plugins.serve.protocol import Limits
 from posttrain_plugins.serve.service import Service

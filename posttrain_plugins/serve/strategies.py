@@ -18,12 +18,12 @@ from posttrain_plugins.errors import InputError
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.registry import suggest
 from posttrain_plugins.plugins.signature import reward_columns
-from posttrain_plugins.recipe.ad_hoc import Outside
 from posttrain_plugins.recipe.build import assemble
 from posttrain_plugins.recipe.check.diagnostics import Sheet, listed
 from posttrain_plugins.recipe.plan.store import Store
 from posttrain_plugins.recipe.plugin_schema import parse_call, plugin_schema
 from posttrain_plugins.recipe.read.document import Document
+from posttrain_plugins.recipe.run.ad_hoc import Outside
 from posttrain_plugins.recipe.spec import Use
 from posttrain_plugins.serve.queued import queued
 from posttrain_plugins.serve.worker import Worker

@@ -21,9 +21,9 @@ from unittest import SkipTest
 
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.declarations import declared
+from posttrain_plugins.plugins.schema import is_list
 from posttrain_plugins.plugins.source import of_config
 from posttrain_plugins.recipe.check.loops import PRODUCTS
-from posttrain_plugins.recipe.check.references import is_list
 from posttrain_plugins.testing import tiny
 from posttrain_plugins.testing.subject import Subject, fail_on_error, skip_on_error, subject
 from posttrain_plugins.text import to_text

@@ -11,11 +11,10 @@ from unittest import SkipTest
 
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.declarations import declared
-from posttrain_plugins.plugins.schema import Schema
+from posttrain_plugins.plugins.schema import Schema, is_list
 from posttrain_plugins.plugins.signature import of_object
-from posttrain_plugins.recipe.ad_hoc import Outside
 from posttrain_plugins.recipe.build import construct
-from posttrain_plugins.recipe.check.references import is_list
+from posttrain_plugins.recipe.run.ad_hoc import Outside
 from posttrain_plugins.testing import tiny
 from posttrain_plugins.types import KINDS, Kind
 

@@ -11,7 +11,7 @@ Plugins need no base class and no decorator. The protocols below are for readers
 | stage    | a dataclass whose annotated fields are its references and parameters |
 """
 
-from posttrain_plugins.types.plugins import KINDS, Adapter, Concern, Dataset, Kind, Outlook, Reward, Stage, Strategy
+from posttrain_plugins.types.plugins import KINDS, Adapter, Dataset, Kind, Reward, Strategy
 from posttrain_plugins.types.references import (
     AdapterMode,
     AdapterRef,
@@ -43,11 +43,14 @@ from posttrain_plugins.types.requests import (
 from posttrain_plugins.types.stage import (
     CHECKPOINT_MARKER,
     EXPORT_MARKER,
+    Concern,
     ModelArtifact,
+    Outlook,
     Reporter,
     ResolvedAdapter,
     ResolvedReward,
     ResolvedStrategy,
+    Stage,
     StageContext,
     StageResult,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from posttrain_plugins.types.plugins import Strategy
 from posttrain_plugins.types.references import AdapterMode
@@ -13,11 +13,14 @@ from posttrain_plugins.types.references import AdapterMode
 __all__ = [
     "CHECKPOINT_MARKER",
     "EXPORT_MARKER",
+    "Concern",
     "ModelArtifact",
+    "Outlook",
     "Reporter",
     "ResolvedAdapter",
     "ResolvedReward",
     "ResolvedStrategy",
+    "Stage",
     "StageContext",
     "StageResult",
 ]
@@ -175,3 +178,57 @@ class StageResult:
     data_path: Path | None = None
     handoff: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """How to update, or to measure? Called once with its context.
+
+    A stage's class may have a method `concerns(outlook: Outlook) -> Iterable[Concern]`: what is wrong, or unwise, with
+    its settings. A recipe's check asks it of the stage whose reference fields hold names, so it must import nothing
+    heavy; mistakes are told with all others of the recipe, warnings by `plan` and `run`. A stage in a file of the
+    user's, which is never imported by the check, is not asked.
+    """
+
+    def __call__(self, context: StageContext) -> StageResult: ...
+
+
+@dataclass(frozen=True)
+class Concern:
+    """What a stage says of its settings before anything is loaded.
+
+    Args:
+        message: `<what>: <found>, expected <what>`.
+        hint: one action.
+        field: the stage's field that it is about, such as `adapter` or `args.kl_coef`.
+        is_warning: it may work none the less.
+    """
+
+    message: str
+    hint: str | None = None
+    field: str = ""
+    is_warning: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.message} (hint: {self.hint})" if self.hint else self.message
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is known of a stage before anything is loaded.
+
+    Args:
+        args: the fields of its config class, as the recipe or else the class sets them.
+        trains_all: does it train all parameters, and no adapter?
+        parameters: how many the model has that it starts from; None where it cannot be told.
+        loading: TRL `ModelConfig` fields for loading it.
+        judges_steps: the stage's rewards by name, and whether each has `step_scores`.
+        memory_bytes: asks for the memory of the first GPU, else of the machine.
+    """
+
+    args: Any
+    trains_all: bool
+    parameters: int | None
+    loading: Mapping[str, Any]
+    judges_steps: Mapping[str, bool]
+    memory_bytes: Callable[[], int]

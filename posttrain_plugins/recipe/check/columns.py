@@ -9,9 +9,8 @@ from posttrain_plugins.plugins.registry import suggest
 from posttrain_plugins.recipe import files
 from posttrain_plugins.recipe.check.diagnostics import Sheet, listed
 from posttrain_plugins.recipe.check.loops import RawStages
-from posttrain_plugins.recipe.plugin_schema import declared_columns, needed_columns
+from posttrain_plugins.recipe.plugin_schema import declared_columns, needed_columns, required_columns
 from posttrain_plugins.recipe.read.document import Keys
-from posttrain_plugins.recipe.run.inputs import required_columns
 from posttrain_plugins.recipe.spec import DataFile, FromStage, Input, StageSpec, Use, flat
 
 __all__ = ["check_columns"]

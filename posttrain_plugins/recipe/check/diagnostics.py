@@ -11,9 +11,9 @@ from posttrain_plugins.errors import InputError, Mistake, PosttrainError
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.registry import Plugin, suggest, with_article
 from posttrain_plugins.plugins.schema import Field, Schema, accepts, type_name
+from posttrain_plugins.recipe.build import construct
 from posttrain_plugins.recipe.plugin_schema import plugin_schema
 from posttrain_plugins.recipe.read.document import Document, Keys, anchored
-from posttrain_plugins.recipe.run.inputs import construct
 from posttrain_plugins.types import Kind
 
 __all__ = ["Sheet", "listed"]

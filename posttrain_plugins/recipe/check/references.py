@@ -17,7 +17,7 @@ from posttrain_plugins.guard.settings import KEYS as GUARD_KEYS
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.plugins.registry import suggest, with_article
-from posttrain_plugins.plugins.schema import Field, Schema
+from posttrain_plugins.plugins.schema import Field, Schema, is_list
 from posttrain_plugins.recipe.check.adapters import with_named_fields
 from posttrain_plugins.recipe.check.diagnostics import Sheet, listed
 from posttrain_plugins.recipe.check.local_paths import (
@@ -31,11 +31,20 @@ from posttrain_plugins.recipe.check.loops import RawStages
 from posttrain_plugins.recipe.check.model import Model
 from posttrain_plugins.recipe.plugin_schema import parse_call
 from posttrain_plugins.recipe.read.document import Keys
-from posttrain_plugins.recipe.run.inputs import REWARD_PLUGIN
-from posttrain_plugins.recipe.spec import External, FromStage, Input, Policy, Source, StageSpec, Use, flat
+from posttrain_plugins.recipe.spec import (
+    REWARD_PLUGIN,
+    External,
+    FromStage,
+    Input,
+    Policy,
+    Source,
+    StageSpec,
+    Use,
+    flat,
+)
 from posttrain_plugins.types import AdapterMode, Kind
 
-__all__ = ["RESERVED", "SAID", "SECTIONS", "References", "check_names", "is_list", "printed"]
+__all__ = ["RESERVED", "SAID", "SECTIONS", "References", "check_names", "printed"]
 
 SECTIONS: dict[str, Kind] = {"adapters": "adapter", "datasets": "dataset", "rewards": "reward"}
 REFERRED = {"reward": "rewards", "strategy": "strategies"}  # kinds of which a stage may have several
@@ -276,14 +285,6 @@ def _holds_model(refs: Mapping[str, Input]) -> bool:
             if holds is True or _holds_model(source.refs):
                 return True
     return False
-
-
-def is_list(annotation: Any) -> bool:
-    """Does a reference field hold several? `list[RewardRef]`, `list[ModelRef] | None`."""
-    origin = typing.get_origin(annotation)
-    if origin is list:
-        return True
-    return any(is_list(a) for a in typing.get_args(annotation)) if origin is not typing.Annotated else False
 
 
 def printed(kind: str, value: Any) -> Any:

@@ -6,23 +6,21 @@ docstrings, and with what it imports from its own package (or from the recipe's 
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.models.folder import adapters_in
 from posttrain_plugins.plugins import registry
-from posttrain_plugins.plugins.registry import Plugin
+from posttrain_plugins.recipe.source_hash import module_file, plugin_hash, sha256_of, source_hash
 from posttrain_plugins.recipe.spec import DataFile, External, FromStage, Object, Policy, Source, StageSpec, Use, flat
 
-__all__ = ["HashCache", "parts_of", "sha256_of", "source_hash", "weights_identity"]
+__all__ = ["HashCache", "parts_of", "version", "weights_identity"]
 
 VERSIONS = ("trl", "transformers", "peft", "torch")
 IRRELEVANT = (
@@ -46,13 +44,7 @@ IRRELEVANT = (
     "ddp_timeout",
 )
 HOW_FAST = ("num_workers",)  # reserved keys of a reward that change no score
-CORE = ("errors.py", "types", "plugins", "__init__.py", "recipe", "cli", "testing")
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
-
-
-def sha256_of(value: Any) -> str:
-    """The hash of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 class HashCache:
@@ -264,101 +256,3 @@ def _object_identity(target: str, hashes: HashCache) -> str:
     file = Path(head) if head.endswith(".py") else module_file(head)
     package = "" if head.endswith(".py") else head.partition(".")[0]
     return f"{attr}@{source_hash(file, package) if file else 'unknown'}"
-
-
-# --- source ----------------------------------------------------------------------------------------------------------
-
-
-def plugin_hash(plugin: Plugin) -> str:
-    """The source of a plugin's module and of what it imports from its own package."""
-    if plugin.file is not None:
-        return source_hash(plugin.file)
-    file = module_file(plugin.target.partition(":")[0])
-    if file is None:
-        return f"{plugin.distribution} {plugin.version}"
-    return source_hash(file, package=plugin.target.partition(":")[0].partition(".")[0])
-
-
-def module_file(name: str) -> Path | None:
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        return None
-    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
-
-
-def source_hash(file: Path, package: str = "") -> str:
-    """The hash of a file and of what it imports from its own package or folder, comments and docstrings left out.
-
-    A process reads a package once, as it imports it once; a file that is named in place is read again.
-
-    Args:
-        file: a module's source.
-        package: the module's top-level package; empty for a file that is named in place, which has its folder.
-    """
-    return _package_hash(file.resolve(), package) if package else _hash_from(file.resolve(), file.resolve().parent, "")
-
-
-@cache
-def _package_hash(file: Path, package: str) -> str:
-    return _hash_from(file, _package_folder(file, package), package)
-
-
-def _hash_from(file: Path, root: Path, package: str) -> str:
-    pending, found = [file], dict[str, str]()
-    while pending:
-        current = pending.pop()
-        name = os.path.relpath(current, root)
-        if name in found:
-            continue
-        tree = ast.parse(current.read_bytes())
-        pending.extend(path for path in _own_imports(tree, current, root, package) if not _is_core(path, root))
-        found[name] = hashlib.sha256(ast.unparse(_without_docstrings(tree)).encode()).hexdigest()
-    return sha256_of(found)
-
-
-def _package_folder(file: Path, package: str) -> Path:
-    """The folder of the top-level package; of a module without one, the module's own file, which holds nothing else."""
-    return next((folder for folder in file.parents if folder.name == package), file)
-
-
-def _is_core(path: Path, root: Path) -> bool:
-    return root.name == "posttrain_plugins" and path.relative_to(root).parts[0] in CORE
-
-
-def _own_imports(tree: ast.Module, file: Path, root: Path, package: str) -> Iterator[Path]:
-    for level, module, name in _imports(tree):
-        parts = module.split(".") if module else []
-        if level:
-            folder = file.parents[level - 1]
-        elif not package:
-            folder = root
-        elif parts[0] == package:
-            folder, parts = root, parts[1:]
-        else:
-            continue
-        found = _candidates(folder.joinpath(*parts), name)
-        yield from (path for path in found if path.is_file() and path.is_relative_to(root))
-
-
-def _imports(tree: ast.Module) -> Iterator[tuple[int, str, str]]:
-    """Level, module and name of every import, also inside functions."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((0, alias.name, "") for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield from ((node.level, node.module or "", alias.name) for alias in node.names)
-
-
-def _candidates(path: Path, name: str) -> list[Path]:
-    inner = [path / f"{name}.py", path / name / "__init__.py"] if name else []
-    return [*inner, path.with_suffix(".py"), path / "__init__.py"]
-
-
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            body = node.body
-            if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-                node.body = body[1:] or [ast.Pass()]
-    return tree

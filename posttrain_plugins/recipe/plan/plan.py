@@ -13,6 +13,7 @@ from posttrain_plugins.plugins.registry import suggest
 from posttrain_plugins.recipe.lineage import Footing, footing
 from posttrain_plugins.recipe.plan import keys
 from posttrain_plugins.recipe.plan.store import Artifact, Store
+from posttrain_plugins.recipe.source_hash import sha256_of
 from posttrain_plugins.recipe.spec import Recipe, StageSpec
 
 __all__ = ["HASHES", "Plan", "PlannedStage", "plan"]
@@ -117,7 +118,7 @@ def plan(
     done: dict[str, PlannedStage] = {}
     for spec in recipe.stages:
         parts = keys.parts_of(spec, recipe.seed, {id: stage.key for id, stage in done.items()}, hashes)
-        key = keys.sha256_of(parts)
+        key = sha256_of(parts)
         reruns = [parent for parent in spec.parents() if done[parent].artifact is None and done[parent].is_wanted]
         artifact = None if spec.id in forced or reruns else store.get(spec.id, key)
         reasons = () if artifact else _reasons(store, spec, parts, reruns, spec.id in forced)

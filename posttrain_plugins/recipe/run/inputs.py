@@ -12,10 +12,13 @@ from posttrain_plugins.guard.settings import KEYS, GuardSettings
 from posttrain_plugins.models.folder import choose_adapter
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.recipe import files, handoff
-from posttrain_plugins.recipe.build import assemble, build, construct
+from posttrain_plugins.recipe.build import assemble, build
 from posttrain_plugins.recipe.lineage import identity
 from posttrain_plugins.recipe.plan.store import Artifact, settle_model
+from posttrain_plugins.recipe.plugin_schema import required_columns
 from posttrain_plugins.recipe.spec import (
+    REWARD_LOADING,
+    REWARD_PLUGIN,
     DataFile,
     External,
     FromStage,
@@ -35,28 +38,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Resolver",
-    "build",
-    "construct",
     "dataset_of",
     "load_data_file",
     "object_of",
     "read_jsonl",
-    "required_columns",
     "template_of",
 ]
 
-REWARD_PLUGIN = (
-    "reward_model"  # what a stage that makes a reward is used through, unless its class says `reward_plugin`
-)
-REWARD_LOADING = (  # fields of TRL's `ModelConfig` that the plugins `reward_model` and `process_reward_model` take too
-    "dtype",
-    "load_in_4bit",
-    "load_in_8bit",
-    "bnb_4bit_quant_type",
-    "use_bnb_nested_quant",
-    "attn_implementation",
-    "model_revision",
-)
 LOADERS = {
     ".jsonl": "json",
     ".json": "json",
@@ -183,13 +171,6 @@ class Resolver:
         # TRL reads a folder as a plain classifier: an adapter would silently lose its trained head, a PRM its steps
         is_classifier = source.reward_plugin == REWARD_PLUGIN and not model.is_adapter
         return ResolvedReward(source.stage, reward, 1.0, model.path if is_classifier else None)
-
-
-def required_columns(spec: StageSpec, declared: Any) -> Mapping[str, Any]:
-    """A stage's `requires_columns`: a mapping, or a property of the configured stage where its parameters decide."""
-    if isinstance(declared, property):
-        declared = construct(spec.plugin.load(), {**spec.names(), **spec.params}).requires_columns
-    return declared if isinstance(declared, Mapping) else {}
 
 
 def read_jsonl(file: Path) -> Dataset:

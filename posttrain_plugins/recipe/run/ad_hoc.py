@@ -19,18 +19,17 @@ from posttrain_plugins.models.folder import choose_adapter, named_adapters
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.plugins.registry import suggest, with_article
-from posttrain_plugins.plugins.schema import Field, Schema
+from posttrain_plugins.plugins.schema import Field, Schema, is_list
 from posttrain_plugins.plugins.signature import of_object
 from posttrain_plugins.recipe.build import assemble, build, gather
 from posttrain_plugins.recipe.check.diagnostics import Sheet
 from posttrain_plugins.recipe.check.loops import RawStages
 from posttrain_plugins.recipe.check.model import Model
-from posttrain_plugins.recipe.check.references import References, is_list, printed
+from posttrain_plugins.recipe.check.references import References, printed
 from posttrain_plugins.recipe.plan.store import Artifact, Store
 from posttrain_plugins.recipe.plugin_schema import parse_call, plugin_schema
 from posttrain_plugins.recipe.read.document import Document
-from posttrain_plugins.recipe.run.inputs import REWARD_LOADING
-from posttrain_plugins.recipe.spec import DataFile, Policy, Use
+from posttrain_plugins.recipe.spec import REWARD_LOADING, DataFile, Policy, Use
 from posttrain_plugins.types import KINDS, Kind, ModelArtifact, ResolvedReward, ResolvedStrategy
 
 __all__ = ["Outside", "dataset_named", "is_url"]

@@ -8,11 +8,10 @@ from typing import Any
 from posttrain_plugins.errors import InputError, PluginBroken, PluginNotFound
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.registry import Plugin
-from posttrain_plugins.plugins.schema import Field, type_name
+from posttrain_plugins.plugins.schema import Field, is_list, type_name
 from posttrain_plugins.plugins.signature import reward_columns
-from posttrain_plugins.recipe.check.references import is_list
-from posttrain_plugins.recipe.plan.keys import module_file
 from posttrain_plugins.recipe.plugin_schema import plugin_schema
+from posttrain_plugins.recipe.source_hash import module_file
 from posttrain_plugins.types import KINDS, Kind
 
 __all__ = ["chosen", "listing", "show"]

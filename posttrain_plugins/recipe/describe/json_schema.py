@@ -18,11 +18,11 @@ from typing import Annotated, Any, Literal, Union
 from posttrain_plugins.errors import PluginBroken
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.registry import Plugin
-from posttrain_plugins.plugins.schema import Field, Schema
+from posttrain_plugins.plugins.schema import Field, Schema, is_list
 from posttrain_plugins.plugins.source import of_config
 from posttrain_plugins.recipe.check.local_paths import FILE_OPTIONS
 from posttrain_plugins.recipe.check.model import MODEL_CONFIG, PEFT_IN_MODEL
-from posttrain_plugins.recipe.check.references import RESERVED, SAID, is_list
+from posttrain_plugins.recipe.check.references import RESERVED, SAID
 from posttrain_plugins.recipe.check.stages import OURS_IN_ARGS, reserved_words
 from posttrain_plugins.recipe.plugin_schema import plugin_schema
 from posttrain_plugins.types import KINDS, Kind

@@ -17,7 +17,7 @@ from posttrain_plugins.recipe.plugin_schema import parse_call
 from posttrain_plugins.recipe.read import document
 from posttrain_plugins.recipe.read.packaged import find_recipe
 from posttrain_plugins.recipe.run import run as running
-from posttrain_plugins.recipe.run.ad_hoc import Outside, dataset_named, is_url
+from posttrain_plugins.recipe.run.ad_hoc import NameResolver, dataset_named, is_url
 from posttrain_plugins.recipe.run.inputs import dataset_of
 from posttrain_plugins.recipe.run.run import Observer, Run
 from posttrain_plugins.recipe.spec import Recipe, Use
@@ -141,7 +141,7 @@ def resolve_strategy(spec: Any, *, scorers: Scorers = (), runs_dir: str | Path =
         >>> resolved.strategy.n, list(resolved.scorers)
         (4, ['digit_chain_steps'])
     """
-    outside = Outside.with_scorers(Path(runs_dir).resolve(), scorers)
+    outside = NameResolver.with_scorers(Path(runs_dir).resolve(), scorers)
     found = outside.strategy(spec)
     return ResolvedStrategy(found.label, found.strategy, {**outside.scorers, **found.scorers}, found.models)
 
@@ -156,7 +156,7 @@ def reward(spec: str | Mapping[str, Any], *, runs_dir: str | Path = "runs") -> R
     Raises:
         InputError: it, or what it names, is not there, or refuses its parameters.
     """
-    return Outside(Path(runs_dir).resolve()).reward(spec)
+    return NameResolver(Path(runs_dir).resolve()).reward(spec)
 
 
 def rows(dataset: str, limit: int | None = None) -> list[dict[str, Any]]:
@@ -206,7 +206,7 @@ def backend(
         if not (model or name):
             raise InputError(f"no model is named for the server {url}", hint=f"model=..., or {url}#MODEL")
         return OpenAIBackend(model or name, url, api_key=api_key, **(options or {}))
-    found = Outside(Path(runs_dir).resolve()).model(str(where))
+    found = NameResolver(Path(runs_dir).resolve()).model(str(where))
     loading = {**found.loading, **loading}
     if engine == "vllm":
         from posttrain_plugins.backends.vllm import VLLMBackend
@@ -289,7 +289,7 @@ def plan_evaluation(
         runs_dir: where results go, and where `RUN:STAGE` is looked up.
         **settings: further fields of the stage: `num_generations`, `budgets` ...
     """
-    outside = Outside(Path(runs_dir).resolve())
+    outside = NameResolver(Path(runs_dir).resolve())
     stage = {
         "use": "evaluate",
         "models": ["base"],
@@ -352,4 +352,4 @@ def model_path(model: str, runs_dir: str | Path = "runs") -> str:
     Raises:
         InputError: that run has no such stage, or it made no model.
     """
-    return Outside(Path(runs_dir).resolve()).model(model).path
+    return NameResolver(Path(runs_dir).resolve()).model(model).path

@@ -295,7 +295,7 @@ def test_the_plan_says_what_trains_and_what_the_reference_is(
     if bits == "4-bit":
         stages = stages.replace("  full: {use: kto, model: grpo, dataset: pairs}\n", "")
     file = write_recipe(RECIPE + stages, model=tiny_model, data=tiny_data, loading=_loading(bits))
-    planned = {stage.id: stage.to_json().get("footing") for stage in pp.plan(file, runs_dir=tmp_path).stages}
+    planned = {stage.id: stage.to_json().get("starting_point") for stage in pp.plan(file, runs_dir=tmp_path).stages}
     found = planned["dpo"]
     assert found["base"] == "base" + (" (4-bit nf4)" if bits == "4-bit" else "")
     told = [found["merged"], found["frozen"], found["trains"], found["reference"]]
@@ -319,7 +319,7 @@ def test_no_reference_where_beta_is_0(
 ) -> None:
     stages = CHAIN % ("first", "continue", "first", "continue", 0.0)
     file = write_recipe(RECIPE + stages, model=tiny_model, data=tiny_data, loading="")
-    assert pp.plan(file, runs_dir=tmp_path)["grpo"].footing.reference == "none (beta is 0)"  # type: ignore[union-attr]
+    assert pp.plan(file, runs_dir=tmp_path)["grpo"].starting_point.reference == "none (beta is 0)"  # type: ignore[union-attr]
 
 
 # --- from stage to stage ---------------------------------------------------------------------------------------------

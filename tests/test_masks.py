@@ -179,4 +179,4 @@ def test_the_command_marks_what_is_learned(
     assert "all parameters" in done.output
     found = json.loads(CliRunner().invoke(app, [*options, "--json"]).stdout)
     assert found[0]["masks"]["rows"][0]["tokens"][0] == ["<|user|>", False]
-    assert found[0]["footing"]["trains"] == "all parameters"
+    assert found[0]["starting_point"]["trains"] == "all parameters"

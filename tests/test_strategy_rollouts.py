@@ -18,7 +18,7 @@ from posttrain_plugins.errors import InputError, StageFailed
 from posttrain_plugins.recipe.run.run import run
 from posttrain_plugins.strategies.best_of_n import BestOfN
 from posttrain_plugins.strategies.react import ReAct
-from posttrain_plugins.trainers.strategy_rollouts import StrategyRollouts, concerns, hook
+from posttrain_plugins.trainers.strategy_rollouts import StrategyRollouts, hook, issues
 from posttrain_plugins.types import Candidate, Problem, ResolvedReward, ResolvedStrategy, Result, StageContext
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("3|7>2", "3|7>2", "9<1", "9<1")]
@@ -139,7 +139,7 @@ def test_sharded_weights_are_refused(trainer: Any, monkeypatch: pytest.MonkeyPat
     [({"use_vllm": True}, "args has use_vllm"), ({"advantage_estimator": "remax"}, "greedy completion")],
 )
 def test_arguments_without_a_meaning_are_refused(args: dict[str, Any], told: str) -> None:
-    (found,) = concerns(SimpleNamespace(**args))
+    (found,) = issues(SimpleNamespace(**args))
     assert told in found.message
     assert not found.is_warning
 

@@ -153,7 +153,7 @@ def plan(
     from posttrain_plugins.cli.tables import footing_table, plan_table, warnings_of
 
     out().print(plan_table(chosen))
-    if any(stage.footing for stage in chosen.stages):
+    if any(stage.starting_point for stage in chosen.stages):
         out().print(footing_table(chosen))
     if shown:
         from posttrain_plugins.cli.loss_masks import print_masks

@@ -165,7 +165,7 @@ def footing_table(plan: Plan) -> Table:
     for name in ("stage", "base", "merged first", "frozen", "trains", "reference"):
         table.add_column(name, overflow="fold")
     for stage in plan.stages:
-        found = stage.footing
+        found = stage.starting_point
         if found is not None:
             reference = found.reference or ""
             table.add_row(stage.id, found.base, found.merged, found.frozen, found.trains, reference)

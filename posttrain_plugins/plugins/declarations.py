@@ -119,7 +119,7 @@ _LISTED = (
                 "True if it makes several adapters, named `STAGE+TASK`."),
     Declaration("reward_plugin", ("stage",), ("core",), "str", "reward_model",
                 'The reward plugin that the model of a stage with `produces = "reward"` is used through.'),
-    Declaration("concerns", ("stage",), ("core",), "method(outlook) -> Iterable[Concern]", None,
+    Declaration("issues", ("stage",), ("core",), "method(facts) -> Iterable[Issue]", None,
                 "Says before anything is loaded what is wrong or unwise with its settings."),
 )  # fmt: skip
 

@@ -40,14 +40,14 @@ def record(folder: Path, loading: Mapping[str, Any], *, whole: bool = True) -> d
     adapter = adapter_config(folder)
     base = Path(adapter["base_model_name_or_path"] or "") if adapter else folder
     config, generation = _json(base / "config.json"), _json(base / "generation_config.json")
-    words = folder if (folder / "tokenizer_config.json").is_file() else base
-    vocabulary = _vocabulary(words) if whole else {}
+    tokenizer_folder = folder if (folder / "tokenizer_config.json").is_file() else base
+    vocabulary = _vocabulary(tokenizer_folder) if whole else {}
     return {
-        "tokenizer": _tokenizer_hash(words) if whole else None,
+        "tokenizer": _tokenizer_hash(tokenizer_folder) if whole else None,
         "vocabulary": _hash(json.dumps(vocabulary, sort_keys=True)) if vocabulary else None,
         "tokens": len(vocabulary) or None,
-        "chat_template": _template_hash(words),
-        "eos_token": _token(_json(words / "tokenizer_config.json").get("eos_token")),
+        "chat_template": _template_hash(tokenizer_folder),
+        "eos_token": _token(_json(tokenizer_folder / "tokenizer_config.json").get("eos_token")),
         "eos_token_id": generation.get("eos_token_id", config.get("eos_token_id")),
         "pad_token_id": generation.get("pad_token_id", config.get("pad_token_id")),
         "architecture": (config.get("architectures") or [None])[0],

@@ -19,7 +19,7 @@ from posttrain_plugins.recipe.source_hash import sha256_of
 from posttrain_plugins.recipe.spec import External, FromStage, Input, Recipe, StageSpec, Use
 from posttrain_plugins.types import AdapterMode
 
-__all__ = ["Footing", "Layers", "footing", "identity", "is_full", "layers"]
+__all__ = ["Layers", "StartingPoint", "identity", "is_full", "layers", "starting_point"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Layers:
 
 
 @dataclass(frozen=True)
-class Footing:
+class StartingPoint:
     """What a training stage stands on, in words.
 
     Args:
@@ -84,7 +84,7 @@ def layers(recipe: Recipe, source: Input) -> Layers:
     return Layers("")
 
 
-def footing(recipe: Recipe, spec: StageSpec) -> Footing | None:
+def starting_point(recipe: Recipe, spec: StageSpec) -> StartingPoint | None:
     """What a stage with a trainer's config stands on; None for one that trains nothing."""
     if not spec.configs or spec.produces not in ("model", "reward"):
         return None
@@ -99,7 +99,7 @@ def footing(recipe: Recipe, spec: StageSpec) -> Footing | None:
         trains = f"a new adapter{named}" if named else "all parameters"
     head = " and a new head" if spec.produces == "reward" else ""
     frozen = ["the base", *(f"adapter of {name}" for name in kept)] if named or mode == "continue" else []
-    return Footing(
+    return StartingPoint(
         base + _quantized(spec.loading),
         ", ".join(f"adapter of {name}" for name in start.adapters) if mode == "merge" else "nothing",
         " + ".join(frozen) or "nothing",

@@ -85,7 +85,7 @@ def declared_columns(plugin: Plugin, params: Mapping[str, Any]) -> tuple[str, ..
     loaded = plugin.load()
     try:
         columns = getattr(loaded(**params) if isinstance(loaded, type) else loaded, "columns", None)
-    except Exception:  # the plugin boundary; `Sheet.check_built` tells it
+    except Exception:  # the plugin boundary; `Checker.check_built` tells it
         return None
     return tuple(columns) if isinstance(columns, list | tuple) else None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from posttrain_plugins.plugins.registry import Plugin
-from posttrain_plugins.types import AdapterMode, Concern, Kind
+from posttrain_plugins.types import AdapterMode, Issue, Kind
 
 __all__ = [
     "DataFile",
@@ -142,7 +142,7 @@ class StageSpec:
     configs: Mapping[str, str] = field(default_factory=dict)
     loading: Mapping[str, Any] = field(default_factory=dict)
     adapter_mode: AdapterMode | None = None
-    warnings: tuple[Concern, ...] = ()
+    warnings: tuple[Issue, ...] = ()
     reserved: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
 

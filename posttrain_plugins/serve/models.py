@@ -25,7 +25,7 @@ from posttrain_plugins.models.adapter_types import moves_base
 from posttrain_plugins.models.critic import shared_critic_in
 from posttrain_plugins.models.folder import adapter_config, adapters_in, base_of
 from posttrain_plugins.recipe import handoff
-from posttrain_plugins.recipe.run.ad_hoc import Outside, is_url
+from posttrain_plugins.recipe.run.ad_hoc import NameResolver, is_url
 from posttrain_plugins.types import Completion, Generate
 
 __all__ = ["Served", "open_models", "parse_models"]
@@ -101,7 +101,7 @@ def open_models(models: Mapping[str, str], runs_dir: Path, loading: Mapping[str,
         runs_dir: where `RUN:STAGE` is looked up.
         loading: TRL `ModelConfig` fields for all of them; a stage's model is loaded as in its recipe otherwise.
     """
-    outside = Outside(runs_dir.resolve())
+    outside = NameResolver(runs_dir.resolve())
     models = {n: one for name, model in models.items() for n, one in outside.each(name, model).items()}
     sources = [_Source(name, model, runs_dir, loading) for name, model in models.items()]
     shared: dict[Hashable, _SharedBase] = {}
@@ -126,7 +126,7 @@ class _Source:
         self.model = model
         self.runs_dir = runs_dir
         self.given = loading
-        found = Outside(runs_dir.resolve()).model(model)
+        found = NameResolver(runs_dir.resolve()).model(model)
         self.path = found.path
         self.loading = {**found.loading, **loading}
         self.config = adapter_config(self.path)

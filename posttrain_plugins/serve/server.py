@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.recipe.run.ad_hoc import Outside
+from posttrain_plugins.recipe.run.ad_hoc import NameResolver
 from posttrain_plugins.serve.models import open_models, parse_models
 from posttrain_plugins.serve.protocol import Limits
 from posttrain_plugins.serve.service import Service
@@ -65,7 +65,7 @@ def serve(
     """
     _check_installed()
     named = parse_models(models)
-    outside = Outside.with_scorers(runs_dir.resolve(), scorers or {})
+    outside = NameResolver.with_scorers(runs_dir.resolve(), scorers or {})
     with _listening(host, port) as listener:
         worker = Worker()
         known = Strategies(list(named), worker, dict(outside.scorers), strategies or {}, runs_dir)

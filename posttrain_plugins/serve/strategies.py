@@ -19,11 +19,11 @@ from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.registry import suggest
 from posttrain_plugins.plugins.signature import reward_columns
 from posttrain_plugins.recipe.build import assemble
-from posttrain_plugins.recipe.check.diagnostics import Sheet, listed
+from posttrain_plugins.recipe.check.diagnostics import Checker, listed
 from posttrain_plugins.recipe.plan.store import Store
 from posttrain_plugins.recipe.plugin_schema import parse_call, plugin_schema
 from posttrain_plugins.recipe.read.document import Document
-from posttrain_plugins.recipe.run.ad_hoc import Outside
+from posttrain_plugins.recipe.run.ad_hoc import NameResolver
 from posttrain_plugins.recipe.spec import Use
 from posttrain_plugins.serve.queued import queued
 from posttrain_plugins.serve.worker import Worker
@@ -78,9 +78,9 @@ class Strategies:
         name, params = parse_call(spec)
         plugin = registry.find("strategy", name) if is_trusted else self._installed(name)
         schema = plugin_schema(plugin)
-        sheet = Sheet(Document(Path(spec)))
+        checker = Checker(Document(Path(spec)))
         what = f"strategy '{name}'"
-        sheet.check_keys((), params, schema, what)
+        checker.check_keys((), params, schema, what)
         parts: dict[str, Any] = {}
         for key, known in schema.fields.items():
             value = params.get(key, None if known.is_required else known.default)
@@ -89,8 +89,8 @@ class Strategies:
             elif key in params and FILE.search(key) and not is_trusted:
                 raise InputError(f"{what}: a client may not give '{key}'", hint="start the server with --strategy")
             elif key in params:
-                sheet.check_field((key,), known, params[key])
-        for mistake in sheet.mistakes:
+                checker.check_field((key,), known, params[key])
+        for mistake in checker.mistakes:
             raise InputError(f"{what}: {mistake.message}", hint=mistake.hint)
         plain = {key: value for key, value in params.items() if key not in parts}
         return assemble(Use("strategy", spec, plugin, plain), parts)
@@ -137,7 +137,7 @@ class Strategies:
         if not self._is_of_run(name):  # the form alone is not enough: `os:system` has it, too
             known = listed(self.scorers, "known: ") if self.scorers else "start the server with --scorer"
             raise InputError(f"no scorer {name!r}", hint=f"{known}, or name a reward model as RUN:STAGE")
-        reward = Outside(self.runs_dir.resolve()).reward(name)
+        reward = NameResolver(self.runs_dir.resolve()).reward(name)
         _check_columns(reward)
         return reward
 

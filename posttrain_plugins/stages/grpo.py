@@ -14,13 +14,13 @@ from posttrain_plugins.trainers import strategy_rollouts, training
 from posttrain_plugins.trainers.ppo import rules
 from posttrain_plugins.types import (
     AdapterRef,
-    Concern,
     ConfigOf,
     DataRef,
+    Issue,
     ModelRef,
-    Outlook,
     RewardRef,
     StageContext,
+    StageFacts,
     StageResult,
     StrategyRef,
 )
@@ -63,13 +63,13 @@ class GRPO:
     reference: ClassVar[str] = "beta"  # at TRL's default, 0, there is none
     requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(("dataset", "eval_dataset"), (("prompt",),))
 
-    def concerns(self, outlook: Outlook) -> Iterator[Concern]:
+    def issues(self, facts: StageFacts) -> Iterator[Issue]:
         """Process rewards that cannot judge steps, and arguments that a strategy leaves no meaning."""
-        yield from rules.step_concerns(self.process_rewards, outlook.judges_steps, "process_rewards")
+        yield from rules.step_concerns(self.process_rewards, facts.judges_steps, "process_rewards")
         if self.process_rewards:
-            yield from rules.aggregation_concerns(outlook.args)
+            yield from rules.aggregation_concerns(facts.args)
         if self.strategy is not None:
-            yield from strategy_rollouts.concerns(outlook.args)
+            yield from strategy_rollouts.issues(facts.args)
 
     def __call__(self, context: StageContext) -> StageResult:
         from trl import GRPOConfig, GRPOTrainer

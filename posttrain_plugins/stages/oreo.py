@@ -14,12 +14,12 @@ from posttrain_plugins.trainers import training
 from posttrain_plugins.trainers.ppo import rules
 from posttrain_plugins.types import (
     AdapterRef,
-    Concern,
     ConfigOf,
     DataRef,
+    Issue,
     ModelRef,
-    Outlook,
     StageContext,
+    StageFacts,
     StageResult,
 )
 
@@ -58,9 +58,9 @@ class OREO:
         ("dataset", "eval_dataset"), (("prompt", "completion", "reward"), ("prompt", "completion", "label"))
     )
 
-    def concerns(self, outlook: Outlook) -> Iterator[Concern]:
+    def issues(self, facts: StageFacts) -> Iterator[Issue]:
         """Yield why the critic cannot be had, or warn that there is no memory for it."""
-        yield from rules.critic_concerns(outlook, has_config=self.critic is not None)
+        yield from rules.critic_concerns(facts, has_config=self.critic is not None)
 
     def __call__(self, context: StageContext) -> StageResult:
         from posttrain_plugins.trainers.oreo import OREOConfig, OREOTrainer

@@ -13,13 +13,13 @@ from posttrain_plugins.trainers import strategy_rollouts, training
 from posttrain_plugins.trainers.ppo import rules
 from posttrain_plugins.types import (
     AdapterRef,
-    Concern,
     ConfigOf,
     DataRef,
+    Issue,
     ModelRef,
-    Outlook,
     RewardRef,
     StageContext,
+    StageFacts,
     StageResult,
     StrategyRef,
 )
@@ -65,13 +65,13 @@ class PPO:
     reference: ClassVar[str] = "kl_coef"  # not `beta`, which follows it
     requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(("dataset", "eval_dataset"), (("prompt",),))
 
-    def concerns(self, outlook: Outlook) -> Iterator[Concern]:
+    def issues(self, facts: StageFacts) -> Iterator[Issue]:
         """Yield what PPO cannot do with these settings, and warn of a critic for which there is no memory."""
-        yield from rules.config_concerns(outlook.args)
-        yield from rules.critic_concerns(outlook, has_config=self.critic is not None)
-        yield from rules.step_concerns(outlook.args.process_rewards, outlook.judges_steps, "args.process_rewards")
+        yield from rules.config_concerns(facts.args)
+        yield from rules.critic_concerns(facts, has_config=self.critic is not None)
+        yield from rules.step_concerns(facts.args.process_rewards, facts.judges_steps, "args.process_rewards")
         if self.strategy is not None:
-            yield from strategy_rollouts.concerns(outlook.args)
+            yield from strategy_rollouts.issues(facts.args)
 
     def __call__(self, context: StageContext) -> StageResult:
         from posttrain_plugins.trainers.ppo import process_rewards

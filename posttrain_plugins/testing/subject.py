@@ -14,7 +14,7 @@ from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.plugins.schema import Schema, is_list
 from posttrain_plugins.plugins.signature import of_object
 from posttrain_plugins.recipe.build import construct
-from posttrain_plugins.recipe.run.ad_hoc import Outside
+from posttrain_plugins.recipe.run.ad_hoc import NameResolver
 from posttrain_plugins.testing import tiny
 from posttrain_plugins.types import KINDS, Kind
 
@@ -105,7 +105,7 @@ class Subject:
         elif self.kind == "reward" and refs and "<locals>" not in definition.__qualname__:
             # rewards within a reward are objects by the time it is made: a recipe's own way finds them
             use = f"{definition.__module__}:{definition.__qualname__}"
-            return Outside(tiny.folder()).reward({"use": use, **params}).func
+            return NameResolver(tiny.folder()).reward({"use": use, **params}).func
         made = construct(definition, params)
         return made() if makes_something else made
 

@@ -129,7 +129,7 @@ class _Algebra:
 
         warnings.simplefilter("ignore")
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (1, 2):  # what a library prints of a text it cannot parse is nobody's concern
+        for stream in (1, 2):  # what a library prints of a text it cannot parse is nobody's issue
             os.dup2(nowhere, stream)
         with contextlib.suppress(ValueError, OSError):  # a lower limit is set already
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY_GIB << 30, MEMORY_GIB << 30))

@@ -32,22 +32,22 @@ from typing import Any
 from posttrain_plugins.backends.transformers.backend import TransformersBackend, render
 from posttrain_plugins.engine.solve import solve
 from posttrain_plugins.errors import InputError, StageFailed
-from posttrain_plugins.types import Concern, Problem, Prompt, ResolvedStrategy, Result, SamplingParams, StageContext
+from posttrain_plugins.types import Issue, Problem, Prompt, ResolvedStrategy, Result, SamplingParams, StageContext
 
-__all__ = ["StrategyRollouts", "concerns", "hook"]
+__all__ = ["StrategyRollouts", "hook", "issues"]
 
 SAMPLERS = ("use_vllm", "use_transformers_continuous_batching")
 
 
-def concerns(args: Any) -> Iterator[Concern]:
+def issues(args: Any) -> Iterator[Issue]:
     """Yield fields of a trainer's config that have no meaning beside a strategy."""
     for name in SAMPLERS:
         if getattr(args, name, False):
             found = f"strategy makes the rollouts in process, but args has {name}"
-            yield Concern(found, f"remove {name}", f"args.{name}")
+            yield Issue(found, f"remove {name}", f"args.{name}")
     if getattr(args, "advantage_estimator", None) == "remax":
         found = "remax compares with a greedy completion, and a strategy would take its place too"
-        yield Concern(found, "use another estimator, or no strategy", "args.advantage_estimator")
+        yield Issue(found, "use another estimator, or no strategy", "args.advantage_estimator")
 
 
 def hook(context: StageContext) -> dict[str, Any]:

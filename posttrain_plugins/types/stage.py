@@ -13,15 +13,15 @@ from posttrain_plugins.types.references import AdapterMode
 __all__ = [
     "CHECKPOINT_MARKER",
     "EXPORT_MARKER",
-    "Concern",
+    "Issue",
     "ModelArtifact",
-    "Outlook",
     "Reporter",
     "ResolvedAdapter",
     "ResolvedReward",
     "ResolvedStrategy",
     "Stage",
     "StageContext",
+    "StageFacts",
     "StageResult",
 ]
 
@@ -184,7 +184,7 @@ class StageResult:
 class Stage(Protocol):
     """How to update, or to measure? Called once with its context.
 
-    A stage's class may have a method `concerns(outlook: Outlook) -> Iterable[Concern]`: what is wrong, or unwise, with
+    A stage's class may have a method `issues(facts: StageFacts) -> Iterable[Issue]`: what is wrong, or unwise, with
     its settings. A recipe's check asks it of the stage whose reference fields hold names, so it must import nothing
     heavy; mistakes are told with all others of the recipe, warnings by `plan` and `run`. A stage in a file of the
     user's, which is never imported by the check, is not asked.
@@ -194,7 +194,7 @@ class Stage(Protocol):
 
 
 @dataclass(frozen=True)
-class Concern:
+class Issue:
     """What a stage says of its settings before anything is loaded.
 
     Args:
@@ -214,7 +214,7 @@ class Concern:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class StageFacts:
     """What is known of a stage before anything is loaded.
 
     Args:

@@ -11,7 +11,7 @@ from posttrain_plugins.models import adapter_compatibility
 from posttrain_plugins.models.adapter_types import PeftTypeAbilities, abilities, config_class
 from posttrain_plugins.plugins.schema import Schema
 from posttrain_plugins.plugins.source import of_config
-from posttrain_plugins.recipe.check.diagnostics import Sheet
+from posttrain_plugins.recipe.check.diagnostics import Checker
 from posttrain_plugins.recipe.check.loops import RawStages
 from posttrain_plugins.recipe.read.document import Keys
 from posttrain_plugins.recipe.spec import FromStage, StageSpec, Use
@@ -19,18 +19,18 @@ from posttrain_plugins.recipe.spec import FromStage, StageSpec, Use
 __all__ = ["check_adapters", "check_merges", "with_named_fields"]
 
 
-def check_adapters(sheet: Sheet, path: Keys, spec: StageSpec, found: Schema) -> None:
+def check_adapters(checker: Checker, path: Keys, spec: StageSpec, found: Schema) -> None:
     """Tells what cannot work, before anything is loaded."""
     args = _arguments(spec)
     for role, use in _adapters(spec, found):
-        schema = sheet.schemas.get(use.plugin)
+        schema = checker.schemas.get(use.plugin)
         if schema is not None and schema.declares("is_full"):
             if role == "critic" and schema.declares("prepare"):
                 message = f"stage '{path[-1]}': {adapter_compatibility.no_set_up(use.name)}"
-                sheet.wrong((*path, role), message, adapter_compatibility.PLAIN_CRITIC)
-            _check_full(sheet, (*path, role), spec)
+                checker.error((*path, role), message, adapter_compatibility.PLAIN_CRITIC)
+            _check_full(checker, (*path, role), spec)
             continue
-        peft = _abilities(sheet, use)
+        peft = _abilities(checker, use)
         if peft is None:
             continue
         situation = adapter_compatibility.Use(
@@ -46,30 +46,32 @@ def check_adapters(sheet: Sheet, path: Keys, spec: StageSpec, found: Schema) -> 
             field, _, name = refusal.where.partition(".")
             where = (*path, field, name) if name in spec.params.get(field, {}) else (*path, field)
             message = f"adapter '{use.name}' in stage '{path[-1]}': {refusal.message}"
-            sheet.wrong(where if sheet.document.get(where) is not None else path, message, refusal.hint)
+            checker.error(where if checker.document.get(where) is not None else path, message, refusal.hint)
     if "adapter" in found.fields and spec.inputs.get("adapter") is None:
-        _check_full(sheet, (*path, "adapter"), spec)
+        _check_full(checker, (*path, "adapter"), spec)
 
 
-def check_merges(sheet: Sheet, stages: RawStages, specs: Mapping[str, StageSpec]) -> None:
+def check_merges(checker: Checker, stages: RawStages, specs: Mapping[str, StageSpec]) -> None:
     """A stage that `merges` needs a model whose adapter can be merged."""
     for id, spec in specs.items():
-        found = sheet.schemas[spec.plugin]
+        found = checker.schemas[spec.plugin]
         source = spec.inputs.get("model") or spec.inputs.get("reward")
         maker = specs.get(source.stage) if isinstance(source, FromStage) else None
         adapter = maker.inputs.get("adapter") if maker is not None else None
         if found is None or not found.declares("merges") or not isinstance(adapter, Use):
             continue
-        peft = _abilities(sheet, adapter)
+        peft = _abilities(checker, adapter)
         if peft is not None and not peft.merges:
             assert isinstance(source, FromStage)
             message = f"the adapter '{adapter.name}' of stage '{source.stage}' cannot be merged: {peft.name}"
-            sheet.wrong(stages.by_id[id].path, message, f"train '{source.stage}' with lora, or load its folder by PEFT")
+            checker.error(
+                stages.by_id[id].path, message, f"train '{source.stage}' with lora, or load its folder by PEFT"
+            )
 
 
-def _abilities(sheet: Sheet, use: Use) -> PeftTypeAbilities | None:
+def _abilities(checker: Checker, use: Use) -> PeftTypeAbilities | None:
     """What the type of an adapter can; None where its plugin does not say its type."""
-    schema = sheet.schemas.get(use.plugin)
+    schema = checker.schemas.get(use.plugin)
     target = schema.declares("params_of") if schema is not None else ""
     try:
         return abilities(_class_of(target.format(**use.params))) if target else None
@@ -77,7 +79,7 @@ def _abilities(sheet: Sheet, use: Use) -> PeftTypeAbilities | None:
         return None
 
 
-def with_named_fields(sheet: Sheet, found: Schema, given: Mapping[str, Any], path: Keys) -> Schema | None:
+def with_named_fields(checker: Checker, found: Schema, given: Mapping[str, Any], path: Keys) -> Schema | None:
     """`params_of = "peft:{peft_type}"`: a parameter names the type whose fields the other parameters are.
 
     Returns:
@@ -90,7 +92,7 @@ def with_named_fields(sheet: Sheet, found: Schema, given: Mapping[str, Any], pat
     try:
         fields = of_config(_class_of(target.format(**given))).fields
     except LookupError as cause:
-        sheet.wrong((*path, names[0]), str(cause))
+        checker.error((*path, names[0]), str(cause))
         return None
     return replace(found, fields={**fields, **found.fields}, is_open=False)
 
@@ -122,11 +124,11 @@ def _arguments(spec: StageSpec) -> Mapping[str, Any]:
     return arguments
 
 
-def _check_full(sheet: Sheet, path: Keys, spec: StageSpec) -> None:
+def _check_full(checker: Checker, path: Keys, spec: StageSpec) -> None:
     """The weights of a quantized model cannot be trained; an adapter on it can."""
     if spec.adapter_mode == "continue":
         return
     quantized = next((name for name in adapter_compatibility.QUANTIZED if spec.loading.get(name) is True), None)
     if quantized and path[-1] == "adapter" and spec.inputs.get("model") and spec.produces in ("model", "reward"):
         message = f"stage '{path[-2]}' trains all parameters, but the model has {quantized}"
-        sheet.wrong(path, message, f"adapter: {{use: lora}}, or remove {quantized}")
+        checker.error(path, message, f"adapter: {{use: lora}}, or remove {quantized}")

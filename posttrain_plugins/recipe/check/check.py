@@ -12,13 +12,13 @@ from typing import Any
 from posttrain_plugins.errors import RecipeErrors
 from posttrain_plugins.recipe.check.adapters import check_merges
 from posttrain_plugins.recipe.check.columns import check_columns
-from posttrain_plugins.recipe.check.compatibility import check_borders
-from posttrain_plugins.recipe.check.diagnostics import Sheet
+from posttrain_plugins.recipe.check.compatibility import check_handoffs
+from posttrain_plugins.recipe.check.diagnostics import Checker
 from posttrain_plugins.recipe.check.loops import unroll
 from posttrain_plugins.recipe.check.model import Model, read_model
 from posttrain_plugins.recipe.check.order import in_order
 from posttrain_plugins.recipe.check.references import SECTIONS, References, check_names
-from posttrain_plugins.recipe.check.stage_validation import with_concerns
+from posttrain_plugins.recipe.check.stage_validation import with_issues
 from posttrain_plugins.recipe.check.stages import read_stage
 from posttrain_plugins.recipe.read.document import Document
 from posttrain_plugins.recipe.spec import External, Recipe
@@ -37,39 +37,41 @@ def check(document: Document) -> Recipe:
     Raises:
         RecipeErrors: with every mistake found, each with its place.
     """
-    sheet = Sheet(document)
-    name, seed = _head(sheet)
-    stages = unroll(sheet)
-    model = read_model(sheet, stages)
-    references = References(sheet, stages, model)
+    checker = Checker(document)
+    name, seed = _head(checker)
+    stages = unroll(checker)
+    model = read_model(checker, stages)
+    references = References(checker, stages, model)
     for section in SECTIONS:
         references.define(section)
-    specs = {id: read_stage(sheet, raw, references) for id, raw in stages.by_id.items() if id in stages.produces}
-    specs = with_concerns(sheet, stages, specs)
-    ordered = in_order(sheet, stages, specs)
-    check_names(sheet, stages, specs)
-    check_merges(sheet, stages, specs)
-    check_columns(sheet, stages, specs)
-    check_borders(sheet, stages, ordered)
-    if sheet.mistakes:
-        raise RecipeErrors(sheet.mistakes)
-    return Recipe(name, seed, document.file, ordered, _resolved(sheet, name, seed, model))
+    specs = {id: read_stage(checker, raw, references) for id, raw in stages.by_id.items() if id in stages.produces}
+    specs = with_issues(checker, stages, specs)
+    ordered = in_order(checker, stages, specs)
+    check_names(checker, stages, specs)
+    check_merges(checker, stages, specs)
+    check_columns(checker, stages, specs)
+    check_handoffs(checker, stages, ordered)
+    if checker.mistakes:
+        raise RecipeErrors(checker.mistakes)
+    return Recipe(name, seed, document.file, ordered, _resolved(checker, name, seed, model))
 
 
-def _head(sheet: Sheet) -> tuple[str, int]:
+def _head(checker: Checker) -> tuple[str, int]:
     """The recipe's name, by default its file's, and its seed."""
-    data = sheet.document.data
-    for name in sheet.document.shared - set(TOP_LEVEL):  # written once, under a name of its own, to be merged elsewhere
+    data = checker.document.data
+    for name in checker.document.shared - set(
+        TOP_LEVEL
+    ):  # written once, under a name of its own, to be merged elsewhere
         data.pop(name, None)
-    sheet.unknown_keys((), data, TOP_LEVEL)
-    name = sheet.typed(("name",), str, sheet.document.file.stem)
-    sheet.check_name(("name",), str(name), "recipe", allowed=".")
-    return name, sheet.typed(("seed",), int, 0)
+    checker.unknown_keys((), data, TOP_LEVEL)
+    name = checker.typed(("name",), str, checker.document.file.stem)
+    checker.check_name(("name",), str(name), "recipe", allowed=".")
+    return name, checker.typed(("seed",), int, 0)
 
 
-def _resolved(sheet: Sheet, name: str, seed: int, model: Model) -> dict[str, Any]:
+def _resolved(checker: Checker, name: str, seed: int, model: Model) -> dict[str, Any]:
     """The plain values with every path made absolute, so that they give the same run from any folder."""
-    data: dict[str, Any] = {"name": name, "seed": seed, **sheet.document.data}
+    data: dict[str, Any] = {"name": name, "seed": seed, **checker.document.data}
     written = data.get("model")
     if isinstance(model.source, External) and Path(model.source.path).is_absolute():
         data["model"] = {**(written if isinstance(written, dict) else {}), "model_name_or_path": model.source.path}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from posttrain_plugins.plugins.registry import suggest
 from posttrain_plugins.recipe import files
-from posttrain_plugins.recipe.check.diagnostics import Sheet, listed
+from posttrain_plugins.recipe.check.diagnostics import Checker, listed
 from posttrain_plugins.recipe.check.loops import RawStages
 from posttrain_plugins.recipe.plugin_schema import declared_columns, needed_columns, required_columns
 from posttrain_plugins.recipe.read.document import Keys
@@ -16,7 +16,7 @@ from posttrain_plugins.recipe.spec import DataFile, FromStage, Input, StageSpec,
 __all__ = ["check_columns"]
 
 
-def check_columns(sheet: Sheet, stages: RawStages, specs: Mapping[str, StageSpec]) -> None:
+def check_columns(checker: Checker, stages: RawStages, specs: Mapping[str, StageSpec]) -> None:
     """Checks every stage, as far as columns can be known without loading data.
 
     Not of one whose references are wrong, which is told: what it needs may depend on them, as `sample`'s on its model.
@@ -25,40 +25,40 @@ def check_columns(sheet: Sheet, stages: RawStages, specs: Mapping[str, StageSpec
         if not all(source for _, source in flat(spec.inputs)):
             continue
         path = stages.by_id[id].path
-        _check_inputs(sheet, path, spec, specs)
-        _check_rewards(sheet, path, spec, specs)
+        _check_inputs(checker, path, spec, specs)
+        _check_rewards(checker, path, spec, specs)
 
 
-def _check_inputs(sheet: Sheet, path: Keys, spec: StageSpec, specs: Mapping[str, StageSpec]) -> None:
+def _check_inputs(checker: Checker, path: Keys, spec: StageSpec, specs: Mapping[str, StageSpec]) -> None:
     """Against the plugin's `requires_columns`: for each field, groups of columns one of which must be there."""
-    found = sheet.schemas[spec.plugin]
+    found = checker.schemas[spec.plugin]
     try:
         required = required_columns(spec, found.declares("requires_columns") if found else None)
-    except Exception:  # the plugin boundary; `Sheet.check_built` tells it
+    except Exception:  # the plugin boundary; `Checker.check_built` tells it
         return
     for name, alternatives in required.items():
         columns = _columns_of(spec.inputs.get(name), specs)
         if columns == ():
             message = f"data set {getattr(spec.inputs[name], 'path', name)} is empty"
-            sheet.wrong((*path, name), message, "each line is one JSON object")
+            checker.error((*path, name), message, "each line is one JSON object")
         elif columns is not None and not any(set(group) <= set(columns) for group in alternatives):
             wanted = " or ".join(" + ".join(f"'{c}'" for c in group) for group in alternatives)
             message = f"missing column: stage '{path[-1]}' needs {wanted}, the data has {listed(columns)}"
-            sheet.wrong((*path, name), message, "rename: {old: new} on the data set")
+            checker.error((*path, name), message, "rename: {old: new} on the data set")
 
 
-def _check_rewards(sheet: Sheet, path: Keys, spec: StageSpec, specs: Mapping[str, StageSpec]) -> None:
+def _check_rewards(checker: Checker, path: Keys, spec: StageSpec, specs: Mapping[str, StageSpec]) -> None:
     columns = _columns_of(spec.inputs.get("dataset"), specs)
     if not columns:
         return  # unknown, or empty, which is told already
     for _, source in spec.sources():
         if not isinstance(source, Use) or source.kind != "reward":
             continue
-        missing = [c for c in needed_columns(source.plugin, sheet.schemas[source.plugin]) if c not in columns]
+        missing = [c for c in needed_columns(source.plugin, checker.schemas[source.plugin]) if c not in columns]
         if missing:
             what = f"reward '{source.name}' needs {listed(missing)}, the data has {listed(columns)}"
             hint = suggest(missing[0], columns) or "rename: {old: new} on the data set"
-            sheet.wrong((*path, "dataset"), f"missing column: {what}", hint)
+            checker.error((*path, "dataset"), f"missing column: {what}", hint)
 
 
 def _columns_of(source: Input, specs: Mapping[str, StageSpec]) -> tuple[str, ...] | None:

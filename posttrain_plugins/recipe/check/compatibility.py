@@ -16,13 +16,13 @@ from typing import Any
 from posttrain_plugins.errors import HandoffError
 from posttrain_plugins.plugins.schema import Schema
 from posttrain_plugins.recipe import handoff
-from posttrain_plugins.recipe.check.diagnostics import Sheet
+from posttrain_plugins.recipe.check.diagnostics import Checker
 from posttrain_plugins.recipe.check.loops import RawStages
 from posttrain_plugins.recipe.check.template import template_text
 from posttrain_plugins.recipe.spec import DataFile, External, FromStage, Object, Source, StageSpec
 from posttrain_plugins.types import ModelArtifact
 
-__all__ = ["check_border", "check_borders", "record_of"]
+__all__ = ["check_handoff", "check_handoffs", "record_of"]
 
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 GIVE = "chat_template: NAME, a Jinja file or package.module:attr, on the stage or under 'model:'"
@@ -37,25 +37,25 @@ class Found:
     is_ours: bool = False
 
 
-def check_borders(sheet: Sheet, stages: RawStages, ordered: tuple[StageSpec, ...]) -> None:
+def check_handoffs(checker: Checker, stages: RawStages, ordered: tuple[StageSpec, ...]) -> None:
     """Follows what each stage hands on through a recipe, from the files that are there."""
     known: dict[str, Found] = {}
-    whole = any(_shared(sheet.schemas[spec.plugin]) or "tokenizer" in spec.inputs for spec in ordered)
+    whole = any(_shared(checker.schemas[spec.plugin]) or "tokenizer" in spec.inputs for spec in ordered)
     for spec in ordered:
-        schema = sheet.schemas[spec.plugin]
+        schema = checker.schemas[spec.plugin]
         path = stages.by_id[spec.id].path
         single = {name: source for name, source in spec.inputs.items() if not isinstance(source, tuple)}
         models = {name: _known(source, known, whole) for name, source in single.items()}
         found = {name: model for name, model in models.items() if model is not None}
-        talks = _is_conversation(spec.inputs.get("dataset"))
-        for field, message, hint in _problems(spec, schema, found, talks):
-            sheet.wrong((*path, field), message, hint)
+        is_conversational = _is_conversation(spec.inputs.get("dataset"))
+        for field, message, hint in _problems(spec, schema, found, is_conversational):
+            checker.error((*path, field), message, hint)
         if spec.produces == "model" and spec.configs:
             start = found.get("model", Found(spec.id, {}))
             known[spec.id] = Found(spec.id, {**start.record, **_asked(spec)}, is_ours=True)
 
 
-def check_border(spec: StageSpec, schema: Schema, inputs: Mapping[str, Any]) -> None:
+def check_handoff(spec: StageSpec, schema: Schema, inputs: Mapping[str, Any]) -> None:
     """The same for one stage with what it is really given.
 
     Raises:
@@ -66,7 +66,7 @@ def check_border(spec: StageSpec, schema: Schema, inputs: Mapping[str, Any]) -> 
         for name, model in inputs.items()
         if isinstance(model, ModelArtifact) and spec.configs
     }
-    for _, message, hint in _problems(spec, schema, found, _talks(inputs.get("dataset"))):
+    for _, message, hint in _problems(spec, schema, found, _rows_are_conversational(inputs.get("dataset"))):
         raise HandoffError(message, hint=hint)
 
 
@@ -128,7 +128,7 @@ def _asked(spec: StageSpec) -> dict[str, Any]:
 
 
 def _problems(
-    spec: StageSpec, schema: Schema | None, found: Mapping[str, Found], talks: bool
+    spec: StageSpec, schema: Schema | None, found: Mapping[str, Found], is_conversational: bool
 ) -> Iterator[tuple[str, str, str | None]]:
     """Field, message and hint of everything that does not fit."""
     for name, model in found.items():
@@ -142,7 +142,11 @@ def _problems(
     asked = _asked(spec)
     yield from _changes(spec, start, asked)
     yield from _vocabularies(spec, start, found, _shared(schema))
-    if talks and "tokenizer" in start.record and not (asked.get("chat_template") or start.record.get("chat_template")):
+    if (
+        is_conversational
+        and "tokenizer" in start.record
+        and not (asked.get("chat_template") or start.record.get("chat_template"))
+    ):
         yield "dataset", f"stage '{spec.id}' has messages to learn from, but '{start.name}' has no chat template", GIVE
 
 
@@ -186,7 +190,7 @@ def _is_conversation(source: Any) -> bool:
         return False
 
 
-def _talks(dataset: Any) -> bool:
+def _rows_are_conversational(dataset: Any) -> bool:
     return dataset is not None and hasattr(dataset, "column_names") and len(dataset) > 0 and _holds_messages(dataset[0])
 
 

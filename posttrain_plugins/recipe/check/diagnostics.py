@@ -16,16 +16,16 @@ from posttrain_plugins.recipe.plugin_schema import plugin_schema
 from posttrain_plugins.recipe.read.document import Document, Keys, anchored
 from posttrain_plugins.types import Kind
 
-__all__ = ["Sheet", "listed"]
+__all__ = ["Checker", "listed"]
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 
-class Sheet:
+class Checker:
     """A document under check. Its checks tell what is wrong and go on, so that all mistakes are found at once.
 
     Args:
-        document: as it was read; the sheet's own has absolute paths.
+        document: as it was read; the checker's own has absolute paths.
     """
 
     def __init__(self, document: Document) -> None:
@@ -34,7 +34,7 @@ class Sheet:
         self.mistakes: list[Mistake] = list(document.mistakes)
         self.schemas: dict[Plugin, Schema | None] = {}  # None: it cannot be read, which is told already
 
-    def wrong(self, path: Keys, message: str, hint: str | None = None, of_key: bool = False) -> None:
+    def error(self, path: Keys, message: str, hint: str | None = None, of_key: bool = False) -> None:
         """Notes a mistake in the value at a path, or in its key."""
         self.mistakes.append(self.document.place(path, of_key).mistake(message, hint))
 
@@ -54,13 +54,13 @@ class Sheet:
         if value is None:
             return {}
         if not isinstance(value, Mapping):
-            self.wrong(path, f"'{path[-1]}' is {value!r}, expected a mapping")
+            self.error(path, f"'{path[-1]}' is {value!r}, expected a mapping")
             return {}
         return value
 
     def check_type(self, path: Keys, kind: Any, value: Any) -> None:
         if not accepts(kind, value):
-            self.wrong(path, f"'{path[-1]}' is {value!r}, expected {type_name(kind)}")
+            self.error(path, f"'{path[-1]}' is {value!r}, expected {type_name(kind)}")
 
     def check_field(self, path: Keys, field: Field, value: Any) -> None:
         """Also an annotation that forgets its default None."""
@@ -73,7 +73,7 @@ class Sheet:
         if name in known:
             self.check_field(path, known[name], value)
         else:
-            self.wrong(path, f"unknown key '{name}' in {what}", suggest(name, known), True)
+            self.error(path, f"unknown key '{name}' in {what}", suggest(name, known), True)
 
     # --- names and keys -------------------------------------------------------------------------------------------
 
@@ -81,7 +81,7 @@ class Sheet:
         """Names become folders, and a loop's stages are told apart by dots."""
         if not NAME.fullmatch("".join(c for c in name if c not in allowed)):
             message = f"{what} name '{name}' has other characters than letters, digits, '_' and '-'"
-            self.wrong(path, message, "rename it", of_key=what == "stage")
+            self.error(path, message, "rename it", of_key=what == "stage")
 
     def check_keys(
         self, path: Keys, given: Mapping[str, Any], found: Schema, what: str, also: Iterable[str] = ()
@@ -91,16 +91,16 @@ class Sheet:
             for key in given:
                 if key not in found.fields:
                     hint = suggest(key, [*found.fields, *also]) or listed(found.fields, "it takes ")
-                    self.wrong((*path, key), f"unknown key '{key}' in {what}", hint, True)
+                    self.error((*path, key), f"unknown key '{key}' in {what}", hint, True)
         for name, field in found.fields.items():
             if field.is_required and name not in given:
-                self.wrong(path, f"{what} needs '{name}' ({type_name(field.type)})")
+                self.error(path, f"{what} needs '{name}' ({type_name(field.type)})")
 
     def unknown_keys(self, path: Keys, given: Mapping[str, Any], known: Iterable[str]) -> None:
         known = list(known)
         for key in given:
             if key not in known:
-                self.wrong((*path, key), f"unknown key '{key}'", suggest(key, known) or listed(known, "known: "), True)
+                self.error((*path, key), f"unknown key '{key}'", suggest(key, known) or listed(known, "known: "), True)
 
     # --- plugins --------------------------------------------------------------------------------------------------
 
@@ -108,12 +108,12 @@ class Sheet:
         """The plugin that `use` names, and what it takes."""
         if not isinstance(use, str):
             message = f"{with_article(kind)} needs 'use', the name of a plugin"
-            self.wrong(path, message, f"posttrain plugins list --kind {kind}")
+            self.error(path, message, f"posttrain plugins list --kind {kind}")
             return None
         try:
             plugin = registry.find(kind, use, self.folder)
         except InputError as error:
-            self.wrong((*path, "use"), error.message, error.hint)
+            self.error((*path, "use"), error.message, error.hint)
             return None
         found = self.schema(plugin, path)
         return (plugin, found) if found is not None else None
@@ -125,12 +125,12 @@ class Sheet:
             try:
                 self.schemas[plugin] = plugin_schema(plugin)
             except PosttrainError as error:
-                self.wrong((*path, "use"), error.message, error.hint)
+                self.error((*path, "use"), error.message, error.hint)
             except (LookupError, SyntaxError, ValueError) as error:
-                self.wrong((*path, "use"), f"{plugin.kind} '{plugin.name}' cannot be read: {error}")
+                self.error((*path, "use"), f"{plugin.kind} '{plugin.name}' cannot be read: {error}")
             except Exception as error:  # the plugin boundary: importable, but something else than a plugin
                 cause = f"{type(error).__name__}: {error}"
-                self.wrong((*path, "use"), f"'{plugin.target}' is no {plugin.kind} plugin: {cause}")
+                self.error((*path, "use"), f"'{plugin.target}' is no {plugin.kind} plugin: {cause}")
         return self.schemas[plugin]
 
     def check_built(self, plugin: Plugin, params: Mapping[str, Any], path: Keys) -> None:
@@ -141,9 +141,9 @@ class Sheet:
         try:
             construct(loaded, params)
         except PosttrainError as error:
-            self.wrong(path, error.message, error.hint)
+            self.error(path, error.message, error.hint)
         except Exception as cause:  # the plugin boundary
-            self.wrong(path, f"{plugin.kind} '{plugin.name}' refuses its parameters: {type(cause).__name__}: {cause}")
+            self.error(path, f"{plugin.kind} '{plugin.name}' refuses its parameters: {type(cause).__name__}: {cause}")
 
 
 def listed(names: Iterable[str], lead: str = "") -> str:

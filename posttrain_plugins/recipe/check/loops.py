@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from posttrain_plugins.recipe.check.diagnostics import Sheet, listed
+from posttrain_plugins.recipe.check.diagnostics import Checker, listed
 from posttrain_plugins.recipe.read.document import PREV, Keys
 
 __all__ = ["RawStage", "RawStages", "unroll"]
@@ -54,39 +54,39 @@ class RawStages:
         return self.aliases.get(name, name)
 
 
-def unroll(sheet: Sheet) -> RawStages:
+def unroll(checker: Checker) -> RawStages:
     """Collects the section `stages`."""
     stages = RawStages()
-    for name, body in sheet.mapping(("stages",)).items():
+    for name, body in checker.mapping(("stages",)).items():
         path: Keys = ("stages", name)
-        sheet.check_name(path, name, "stage")
+        checker.check_name(path, name, "stage")
         if name == "base":
-            sheet.wrong(path, "'base' is reserved: it is the recipe's model", "rename the stage", True)
+            checker.error(path, "'base' is reserved: it is the recipe's model", "rename the stage", True)
         elif not isinstance(body, Mapping):
-            sheet.wrong(path, f"a stage is a mapping with 'use', found {body!r}", f"{name}: {{use: ...}}")
+            checker.error(path, f"a stage is a mapping with 'use', found {body!r}", f"{name}: {{use: ...}}")
         elif "repeat" in body or "stages" in body:
-            for raw in _turns(sheet, name, path, body):
-                _add(sheet, stages, raw)
+            for raw in _turns(checker, name, path, body):
+                _add(checker, stages, raw)
                 stages.aliases[name] = raw.id
         else:
-            _add(sheet, stages, RawStage(name, path, body, {}))
-    if not stages.by_id and not sheet.mistakes:
-        sheet.wrong((), "the recipe has no 'stages'", "stages: {sft: {use: sft, ...}}")
+            _add(checker, stages, RawStage(name, path, body, {}))
+    if not stages.by_id and not checker.mistakes:
+        checker.error((), "the recipe has no 'stages'", "stages: {sft: {use: sft, ...}}")
     return stages
 
 
-def _turns(sheet: Sheet, name: str, path: Keys, body: Mapping[str, Any]) -> Iterator[RawStage]:
+def _turns(checker: Checker, name: str, path: Keys, body: Mapping[str, Any]) -> Iterator[RawStage]:
     """A loop is unrolled: turn 2's stage `t` is `loop.2.t`, and `${prev}` is the turn before (first: `init`)."""
-    sheet.unknown_keys(path, body, ("repeat", "init", "stages"))
+    checker.unknown_keys(path, body, ("repeat", "init", "stages"))
     inner, repeat = body.get("stages"), body.get("repeat", 1)
     if not isinstance(inner, Mapping) or not inner or not all(isinstance(b, Mapping) for b in inner.values()):
-        sheet.wrong(path, f"loop '{name}' needs 'stages', a mapping of stages")
+        checker.error(path, f"loop '{name}' needs 'stages', a mapping of stages")
         return
     if not isinstance(repeat, int) or isinstance(repeat, bool) or repeat < 1:
-        sheet.wrong((*path, "repeat"), f"'repeat' is {repeat!r}, expected a number of 1 or more")
+        checker.error((*path, "repeat"), f"'repeat' is {repeat!r}, expected a number of 1 or more")
         return
     if repeat > MAX_TURNS:
-        sheet.wrong(
+        checker.error(
             (*path, "repeat"), f"'repeat' is {repeat}, expected at most {MAX_TURNS}", "each turn is stages of its own"
         )
         return
@@ -94,14 +94,14 @@ def _turns(sheet: Sheet, name: str, path: Keys, body: Mapping[str, Any]) -> Iter
     for turn in range(1, repeat + 1):
         scope = {inner_name: f"{name}.{turn}.{inner_name}" for inner_name in inner} | {PREV: str(previous)}
         for inner_name, inner_body in inner.items():
-            sheet.check_name((*path, "stages", inner_name), inner_name, "stage")
+            checker.check_name((*path, "stages", inner_name), inner_name, "stage")
             yield RawStage(f"{name}.{turn}.{inner_name}", (*path, "stages", inner_name), inner_body, scope)
         previous = f"{name}.{turn}.{list(inner)[-1]}"
 
 
-def _add(sheet: Sheet, stages: RawStages, raw: RawStage) -> None:
+def _add(checker: Checker, stages: RawStages, raw: RawStage) -> None:
     stages.by_id[raw.id] = raw
-    looked_up = sheet.plugin("stage", raw.body.get("use"), raw.path)
+    looked_up = checker.plugin("stage", raw.body.get("use"), raw.path)
     if looked_up is None:
         return
     _, found = looked_up
@@ -110,4 +110,4 @@ def _add(sheet: Sheet, stages: RawStages, raw: RawStage) -> None:
         stages.produces[raw.id] = produces
         return
     message = f"stage plugin '{raw.body['use']}' produces {produces!r}, expected one of {listed(PRODUCTS)}"
-    sheet.wrong((*raw.path, "use"), message)
+    checker.error((*raw.path, "use"), message)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from posttrain_plugins.plugins.source import of_config
-from posttrain_plugins.recipe.check.diagnostics import Sheet
+from posttrain_plugins.recipe.check.diagnostics import Checker
 from posttrain_plugins.recipe.check.local_paths import existing_model
 from posttrain_plugins.recipe.check.loops import RawStage, RawStages
 from posttrain_plugins.recipe.check.template import read_template
@@ -28,51 +28,51 @@ class Model:
     loading: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_model(sheet: Sheet, stages: RawStages) -> Model:
+def read_model(checker: Checker, stages: RawStages) -> Model:
     """Reads the section `model`; a model that a plugin makes becomes the first stage."""
     path: Keys = ("model",)
-    value = sheet.document.get(path)
+    value = checker.document.get(path)
     if isinstance(value, str):
         value = {"model_name_or_path": value}
     if not isinstance(value, Mapping):
         if value is not None:
-            sheet.wrong(path, f"'model' is a folder, a Hub id or a mapping, found {value!r}")
+            checker.error(path, f"'model' is a folder, a Hub id or a mapping, found {value!r}")
         return Model()
     if "use" in value:
-        return _made(sheet, stages, value, path)
+        return _made(checker, stages, value, path)
     loading = {k: v for k, v in value.items() if k not in ("model_name_or_path", "chat_template")}
-    _check_loading(sheet, path, loading)
+    _check_loading(checker, path, loading)
     target = value.get("model_name_or_path")
     if not isinstance(target, str):
-        sheet.wrong(path, "'model' needs 'model_name_or_path'", "a folder, a Hub id, or {use: pretrain, ...}")
+        checker.error(path, "'model' needs 'model_name_or_path'", "a folder, a Hub id, or {use: pretrain, ...}")
         return Model(None, loading)
-    found = existing_model(sheet, "base", target, (*path, "model_name_or_path"), loading)
+    found = existing_model(checker, "base", target, (*path, "model_name_or_path"), loading)
     if value.get("chat_template") is not None:
-        template = read_template(sheet, value["chat_template"], (*path, "chat_template"))
+        template = read_template(checker, value["chat_template"], (*path, "chat_template"))
         found = replace(found, template=template if isinstance(template, Object) else None)
     return Model(found, loading)
 
 
-def _made(sheet: Sheet, stages: RawStages, value: Mapping[str, Any], path: Keys) -> Model:
+def _made(checker: Checker, stages: RawStages, value: Mapping[str, Any], path: Keys) -> Model:
     """What is no parameter of the plugin but a field of `ModelConfig` says how the model is loaded."""
-    looked_up = sheet.plugin("stage", value["use"], path)
+    looked_up = checker.plugin("stage", value["use"], path)
     own = looked_up[1].fields if looked_up is not None else value
     known = of_config(MODEL_CONFIG).fields
     loading = {k: v for k, v in value.items() if k in known and k not in own}
-    _check_loading(sheet, path, loading)
+    _check_loading(checker, path, loading)
     body = {k: v for k, v in value.items() if k not in loading}
     made = looked_up[1].declares("produces") if looked_up is not None else None
     if looked_up is not None and made != "model":
-        sheet.wrong((*path, "use"), f"stage plugin '{value['use']}' makes {made}, expected a model", "use: pretrain")
+        checker.error((*path, "use"), f"stage plugin '{value['use']}' makes {made}, expected a model", "use: pretrain")
     stages.put_first(RawStage("base", path, body, {}), "model" if made == "model" else None)
     return Model(FromStage("base", "model"), loading)
 
 
-def _check_loading(sheet: Sheet, path: Keys, loading: Mapping[str, Any]) -> None:
+def _check_loading(checker: Checker, path: Keys, loading: Mapping[str, Any]) -> None:
     known = of_config(MODEL_CONFIG).fields
     for name, value in loading.items():
         if name.startswith(PEFT_IN_MODEL):
             message = f"'{name}' does not belong to 'model'"
-            sheet.wrong((*path, name), message, "name an adapter under 'adapters:'", True)
+            checker.error((*path, name), message, "name an adapter under 'adapters:'", True)
         else:
-            sheet.check_option((*path, name), value, known, "'model'")
+            checker.check_option((*path, name), value, known, "'model'")

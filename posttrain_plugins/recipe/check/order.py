@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from posttrain_plugins.recipe.check.diagnostics import Sheet
+from posttrain_plugins.recipe.check.diagnostics import Checker
 from posttrain_plugins.recipe.check.loops import RawStages
 from posttrain_plugins.recipe.read.document import Keys
 from posttrain_plugins.recipe.spec import FromStage, StageSpec
@@ -12,7 +12,7 @@ from posttrain_plugins.recipe.spec import FromStage, StageSpec
 __all__ = ["in_order"]
 
 
-def in_order(sheet: Sheet, stages: RawStages, specs: Mapping[str, StageSpec]) -> tuple[StageSpec, ...]:
+def in_order(checker: Checker, stages: RawStages, specs: Mapping[str, StageSpec]) -> tuple[StageSpec, ...]:
     """Depth first, from the top of the recipe; a circle is told at the field that closes it."""
     order: list[str] = []
     state: dict[str, str] = {}
@@ -23,7 +23,7 @@ def in_order(sheet: Sheet, stages: RawStages, specs: Mapping[str, StageSpec]) ->
             if state.get(parent) == "open":
                 circle = [*trail[trail.index(parent) :], parent] if parent in trail else [id, parent]
                 path = _edge(stages, specs[id], parent)
-                sheet.wrong(path, f"cycle: {' -> '.join(circle)}", "a stage cannot need itself")
+                checker.error(path, f"cycle: {' -> '.join(circle)}", "a stage cannot need itself")
             elif parent in specs and parent not in state:
                 visit(parent, (*trail, parent))
         state[id] = "done"

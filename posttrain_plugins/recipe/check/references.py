@@ -19,7 +19,7 @@ from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.plugins.registry import suggest, with_article
 from posttrain_plugins.plugins.schema import Field, Schema, is_list
 from posttrain_plugins.recipe.check.adapters import with_named_fields
-from posttrain_plugins.recipe.check.diagnostics import Sheet, listed
+from posttrain_plugins.recipe.check.diagnostics import Checker, listed
 from posttrain_plugins.recipe.check.local_paths import (
     DATA_OPTIONS,
     existing_data,
@@ -85,13 +85,13 @@ class References:
     """What the names of a recipe refer to.
 
     Args:
-        sheet: the recipe.
+        checker: the recipe.
         stages: its stages.
         model: its `base`.
     """
 
-    def __init__(self, sheet: Sheet, stages: RawStages, model: Model) -> None:
-        self.sheet = sheet
+    def __init__(self, checker: Checker, stages: RawStages, model: Model) -> None:
+        self.checker = checker
         self.stages = stages
         self.model = model
         self.named: dict[str, dict[str, Source]] = {section: {} for section in SECTIONS}
@@ -99,10 +99,10 @@ class References:
 
     def define(self, section: str) -> None:
         """Reads the named entries of a section; they may refer to stages and to the entries before them."""
-        for name, value in self.sheet.mapping((section,)).items():
+        for name, value in self.checker.mapping((section,)).items():
             path: Keys = (section, name)
             if name in self.stages.by_id or name in self.stages.aliases:
-                self.sheet.wrong(path, f"duplicate id '{name}': it is a stage too", "rename one of them", True)
+                self.checker.error(path, f"duplicate id '{name}': it is a stage too", "rename one of them", True)
             self.named[section][name] = self._in_place(SECTIONS[section], value, path, name, {})
 
     def input(self, field: Field, value: Any, path: Keys, scope: Mapping[str, str], asker: Kind = "stage") -> Input:
@@ -112,14 +112,14 @@ class References:
         if not is_list(field.type):
             return self.source(kind, value, path, scope, asker)
         if not isinstance(value, list | tuple):
-            self.sheet.wrong(path, f"'{path[-1]}' is {value!r}, expected a list", f"{path[-1]}: [{value}]")
+            self.checker.error(path, f"'{path[-1]}' is {value!r}, expected a list", f"{path[-1]}: [{value}]")
             return ()
         return tuple(self.source(kind, item, (*path, i), scope, asker) for i, item in enumerate(value))
 
     def source(self, kind: str, value: Any, path: Keys, scope: Mapping[str, str], asker: Kind = "stage") -> Source:
         """The source that a written value stands for, or None after telling what is wrong."""
         if kind == "object":
-            return existing_object(self.sheet, value, path)
+            return existing_object(self.checker, value, path)
         if kind == "model" and asker == "strategy" and value == POLICY.name:
             return POLICY
         if isinstance(value, str):
@@ -133,7 +133,7 @@ class References:
             if name in self.named.get(f"{kind}s", {}):
                 return self.named[f"{kind}s"][name]
         if kind == "model" or not isinstance(value, str | Mapping):
-            self.sheet.wrong(path, f"'{value}' is no reference to {with_article(kind)}")
+            self.checker.error(path, f"'{value}' is no reference to {with_article(kind)}")
             return None
         return self._in_place(typing.cast(Kind, kind), value, path, None, scope)
 
@@ -146,50 +146,50 @@ class References:
         if kind != made:
             known = self.stages.making(kind)
             message = f"stage '{name}' makes {with_article(made)}, expected {with_article(kind)}"
-            self.sheet.wrong(path, message, suggest(name, known) or listed(known))
+            self.checker.error(path, message, suggest(name, known) or listed(known))
             return None
         if made == "model" and bool(adapter) != self._makes_several(name):
             message = f"stage '{name}' makes {'one model' if adapter else 'several adapters, expected one of them'}"
-            self.sheet.wrong(path, message, name if adapter else f"{name}+TASK, a value of its data's column 'task'")
+            self.checker.error(path, message, name if adapter else f"{name}+TASK, a value of its data's column 'task'")
             return None
         return FromStage(name, made, self._reward_plugin(name) if made == "reward" else "", adapter)
 
     def _makes_several(self, stage: str) -> bool:
-        plugin = registry.find("stage", str(self.stages.by_id[stage].body["use"]), self.sheet.folder)
-        found = self.sheet.schemas[plugin]
+        plugin = registry.find("stage", str(self.stages.by_id[stage].body["use"]), self.checker.folder)
+        found = self.checker.schemas[plugin]
         return bool(found is not None and found.declares("several"))
 
     def _reward_plugin(self, stage: str) -> str:
-        plugin = registry.find("stage", str(self.stages.by_id[stage].body["use"]), self.sheet.folder)
-        found = self.sheet.schemas[plugin]
+        plugin = registry.find("stage", str(self.stages.by_id[stage].body["use"]), self.checker.folder)
+        found = self.checker.schemas[plugin]
         return str(found.declares("reward_plugin")) if found is not None else REWARD_PLUGIN
 
     def _model(self, name: str, path: Keys, asker: Kind) -> Source:
         if name == "base":
-            if self.sheet.document.get(("model",)) is None:
+            if self.checker.document.get(("model",)) is None:
                 message, hint = "the recipe has no 'model'", "model: a folder, a Hub id, or {use: pretrain, ...}"
-                self.sheet.wrong(path, message, hint)
+                self.checker.error(path, message, hint)
             return self.model.source
         if name.startswith(("http://", "https://")) and not name.partition("#")[2]:
-            self.sheet.wrong(path, f"no model is named for the server {name}", f"{name}#MODEL")
+            self.checker.error(path, f"no model is named for the server {name}", f"{name}#MODEL")
             return None
         if "/" in name or name.startswith("."):
             short = Path(name).name if name.startswith("/") else name
-            return self._foreign(existing_model(self.sheet, short, name, path, self.model.loading), path)
+            return self._foreign(existing_model(self.checker, short, name, path, self.model.loading), path)
         known = ["base", *self.stages.making("model"), *self.stages.aliases]
         known += [POLICY.name] if asker == "strategy" else []
-        self.sheet.wrong(path, f"unknown model '{name}'", suggest(name, known) or listed(known))
+        self.checker.error(path, f"unknown model '{name}'", suggest(name, known) or listed(known))
         return None
 
     def _foreign(self, source: External, path: Keys) -> Source:
         """Figures, gains and the noise of completions know a model by its name alone, so it has to be its own."""
         name = source.name
         if name in self.stages.by_id or name in self.stages.aliases:
-            self.sheet.wrong(path, f"the model {source.path} has the name of stage '{name}'", "rename the folder")
+            self.checker.error(path, f"the model {source.path} has the name of stage '{name}'", "rename the folder")
         elif (known := self.models.setdefault(name, source)) != source:
             what = "the recipe's base" if name == "base" else getattr(known, "path", known)
             message = f"two models are named '{name}': {source.path} and {what}"
-            self.sheet.wrong(path, message, "rename one folder")
+            self.checker.error(path, message, "rename one folder")
         return source
 
     # --- written in place, or in a section --------------------------------------------------------------------------
@@ -200,20 +200,20 @@ class References:
             value = self._as_mapping(kind, value, path, is_named=name is not None)
         if not isinstance(value, Mapping):
             if value is not None:
-                self.sheet.wrong(path, f"{with_article(kind)} is a mapping with 'use', found {value!r}")
+                self.checker.error(path, f"{with_article(kind)} is a mapping with 'use', found {value!r}")
             return None
         if kind == "dataset" and "path" in value and "use" not in value:
-            return existing_data(self.sheet, value, path, name or str(value["path"]))
+            return existing_data(self.checker, value, path, name or str(value["path"]))
         return self._use(kind, value, path, name, scope)
 
     def _as_mapping(self, kind: Kind, text: str, path: Keys, is_named: bool) -> dict[str, Any] | None:
         """`exact_answer`, `self_consistency(n=8)` or data, as a mapping; None after telling what is wrong."""
         try:
             name, params = parse_call(text)
-            registry.find(kind, name, self.sheet.folder)
+            registry.find(kind, name, self.checker.folder)
             return {"use": name, **params}
         except InputError as error:
-            if kind == "dataset" and ".py:" not in text and is_data(self.sheet, text):
+            if kind == "dataset" and ".py:" not in text and is_data(self.checker, text):
                 return {"path": text}
             known = [*self.named.get(f"{kind}s", {}), *self.stages.making(kind)]
             near = suggest(text, known) if not is_named else None
@@ -221,28 +221,28 @@ class References:
             is_reference = isinstance(error, PluginNotFound) and not (is_named or "(" in text or ":" in text)
             message = f"unknown {kind} '{text}'" if is_reference else error.message
             hint = (near or suggest(text, plugins)) if isinstance(error, PluginNotFound) else None
-            self.sheet.wrong(path, message, hint or error.hint)
+            self.checker.error(path, message, hint or error.hint)
             return None
 
     def _use(
         self, kind: Kind, value: Mapping[str, Any], path: Keys, name: str | None, scope: Mapping[str, str]
     ) -> Source:
         """A plugin with its parameters; reserved words beside them are ours, unless the plugin has one of that name."""
-        looked_up = self.sheet.plugin(kind, value.get("use"), path)
+        looked_up = self.checker.plugin(kind, value.get("use"), path)
         if looked_up is None:
             return None
         plugin, found = looked_up
-        named = with_named_fields(self.sheet, found, value, path)
+        named = with_named_fields(self.checker, found, value, path)
         if named is None:
             return None
         found = named
-        told = len(self.sheet.mistakes)
+        errors_before = len(self.checker.mistakes)
         reserved_types = {k: t for k, t in RESERVED.get(kind, {}).items() if k not in found.fields}
         given = {k: v for k, v in value.items() if k != "use" and k not in reserved_types}
         reserved = {k: v for k, v in value.items() if k in reserved_types}
         for key, item in reserved.items():
-            self.sheet.check_type((*path, key), reserved_types[key], item)
-        self.sheet.check_keys(path, given, found, f"{kind} '{value['use']}'", reserved_types)
+            self.checker.check_type((*path, key), reserved_types[key], item)
+        self.checker.check_keys(path, given, found, f"{kind} '{value['use']}'", reserved_types)
         refs: dict[str, Input] = {}
         shown = dict(given)
         for key, field in found.fields.items():
@@ -251,11 +251,11 @@ class References:
                 refs[key] = self.input(field, item, (*path, key), scope, kind)
                 shown |= {key: printed(field.ref.kind, item)} if key in given else {}
             elif key in given:
-                self.sheet.check_field((*path, key), field, item)
-        if kind == "reward" and len(self.sheet.mistakes) == told:
+                self.checker.check_field((*path, key), field, item)
+        if kind == "reward" and len(self.checker.mistakes) == errors_before:
             self._check_guard(reserved, found, refs, path)
-        if len(self.sheet.mistakes) == told:
-            self.sheet.check_built(plugin, shown, path)
+        if len(self.checker.mistakes) == errors_before:
+            self.checker.check_built(plugin, shown, path)
         params = {k: v for k, v in given.items() if k not in refs}
         written = {"use": value["use"], **shown, **reserved}
         return Use(kind, name or _label({k: written[k] for k in value}), plugin, params, reserved, refs)
@@ -267,12 +267,12 @@ class References:
             GuardSettings(**asked)
         except InputError as error:
             wrong = next(key for key in asked if f"{key}: " in error.message)
-            self.sheet.wrong((*path, wrong), error.message, error.hint)
+            self.checker.error((*path, wrong), error.message, error.hint)
             return
         isolating = next((key for key in ISOLATING if key in asked), None)
         if isolating and (found.declares("holds_model") is True or _holds_model(refs)):
             refused = refusal(str(path[-1]))
-            self.sheet.wrong((*path, isolating), refused.message, refused.hint)
+            self.checker.error((*path, isolating), refused.message, refused.hint)
 
 
 def _holds_model(refs: Mapping[str, Input]) -> bool:
@@ -311,7 +311,7 @@ def _inner(value: Any) -> str:
     return f"[{', '.join(map(_inner, value))}]" if isinstance(value, list | tuple) else str(value)
 
 
-def check_names(sheet: Sheet, stages: RawStages, specs: Mapping[str, StageSpec]) -> None:
+def check_names(checker: Checker, stages: RawStages, specs: Mapping[str, StageSpec]) -> None:
     """Figures and the log of a stage know rewards and strategies by their names alone, so two must not share one."""
     for id, spec in specs.items():
         known: dict[tuple[str, str], Source] = {}
@@ -321,7 +321,7 @@ def check_names(sheet: Sheet, stages: RawStages, specs: Mapping[str, StageSpec])
                 kind, name = named
                 hint = "name them under 'rewards:'" if kind == "reward" else "name their scorers under 'rewards:'"
                 path = (*stages.by_id[id].path, field.partition(".")[0])
-                sheet.wrong(path, f"two different {REFERRED[kind]} are named '{name}'", f"{hint}, or rename one file")
+                checker.error(path, f"two different {REFERRED[kind]} are named '{name}'", f"{hint}, or rename one file")
 
 
 def _kind_and_name(source: Source) -> tuple[str, str] | None:

@@ -1,4 +1,4 @@
-"""What a stage says of its own settings before anything is loaded: its class's `concerns`, asked by the check.
+"""What a stage says of its own settings before anything is loaded: its class's `issues`, asked by the check.
 
 The size of a model comes from the headers of its safetensors, else from its config; the memory is that of the first
 GPU as `nvidia-smi` tells it, else the machine's. No paper.
@@ -23,49 +23,49 @@ from posttrain_plugins.models.folder import adapter_config
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.source import of_config
 from posttrain_plugins.recipe.build import construct
-from posttrain_plugins.recipe.check.diagnostics import Sheet
+from posttrain_plugins.recipe.check.diagnostics import Checker
 from posttrain_plugins.recipe.check.loops import RawStages
 from posttrain_plugins.recipe.lineage import is_full
 from posttrain_plugins.recipe.read.document import Keys
 from posttrain_plugins.recipe.spec import External, FromStage, Input, Source, StageSpec, Use, flat
-from posttrain_plugins.types import Outlook
+from posttrain_plugins.types import StageFacts
 
-__all__ = ["memory_bytes", "parameters_in", "with_concerns"]
-
-
-def with_concerns(sheet: Sheet, stages: RawStages, specs: Mapping[str, StageSpec]) -> dict[str, StageSpec]:
-    """Asks every stage; what it calls a mistake goes onto the sheet, what it warns of into its spec."""
-    return {id: _asked(sheet, stages.by_id[id].path, spec, specs) for id, spec in specs.items()}
+__all__ = ["memory_bytes", "parameters_in", "with_issues"]
 
 
-def _asked(sheet: Sheet, path: Keys, spec: StageSpec, specs: Mapping[str, StageSpec]) -> StageSpec:
+def with_issues(checker: Checker, stages: RawStages, specs: Mapping[str, StageSpec]) -> dict[str, StageSpec]:
+    """Asks every stage; what it calls a mistake goes onto the checker, what it warns of into its spec."""
+    return {id: _asked(checker, stages.by_id[id].path, spec, specs) for id, spec in specs.items()}
+
+
+def _asked(checker: Checker, path: Keys, spec: StageSpec, specs: Mapping[str, StageSpec]) -> StageSpec:
     loaded = None if spec.plugin.file is not None else spec.plugin.load()
-    if not isinstance(loaded, type) or not hasattr(loaded, "concerns") or not all(_sources(spec)):
+    if not isinstance(loaded, type) or not hasattr(loaded, "issues") or not all(_sources(spec)):
         return spec  # a source that is None is told already
-    told = len(sheet.mistakes)
+    errors_before = len(checker.mistakes)
     try:
         stage = construct(loaded, {**spec.params, **spec.names()})
-        concerns = list(stage.concerns(_outlook(spec, specs)))
+        issues = list(stage.issues(_facts_of(spec, specs)))
     except Exception as cause:  # the plugin boundary; a value of the wrong type is told already
-        if not told:
-            sheet.wrong(path, f"stage '{path[-1]}' cannot be looked through: {type(cause).__name__}: {cause}")
+        if not errors_before:
+            checker.error(path, f"stage '{path[-1]}' cannot be looked through: {type(cause).__name__}: {cause}")
         return spec
-    for concern in concerns:
-        if not concern.is_warning:
-            place = tuple(concern.field.split(".")) if concern.field else ()
-            sheet.wrong((*path, *place), f"stage '{path[-1]}': {concern.message}", concern.hint)
-    return replace(spec, warnings=tuple(concern for concern in concerns if concern.is_warning))
+    for issue in issues:
+        if not issue.is_warning:
+            place = tuple(issue.field.split(".")) if issue.field else ()
+            checker.error((*path, *place), f"stage '{path[-1]}': {issue.message}", issue.hint)
+    return replace(spec, warnings=tuple(issue for issue in issues if issue.is_warning))
 
 
 def _sources(spec: StageSpec) -> Iterator[Source]:
     return (source for _, source in flat(spec.inputs))
 
 
-def _outlook(spec: StageSpec, specs: Mapping[str, StageSpec]) -> Outlook:
+def _facts_of(spec: StageSpec, specs: Mapping[str, StageSpec]) -> StageFacts:
     name, target = next(iter(spec.configs.items()), ("", ""))
     defaults = {key: field.default for key, field in of_config(target).fields.items()} if target else {}
     args = SimpleNamespace(**{**defaults, **(spec.params.get(name) or {})})
-    return Outlook(
+    return StageFacts(
         args=args,
         trains_all=spec.adapter_mode != "continue" and is_full(spec.inputs.get("adapter")),
         parameters=_parameters(spec.inputs.get("model"), specs),

@@ -11,7 +11,7 @@ from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.registry import suggest
 from posttrain_plugins.plugins.source import package_file
 from posttrain_plugins.recipe import files
-from posttrain_plugins.recipe.check.diagnostics import Sheet
+from posttrain_plugins.recipe.check.diagnostics import Checker
 from posttrain_plugins.recipe.check.local_paths import existing_object
 from posttrain_plugins.recipe.read.document import Keys
 from posttrain_plugins.recipe.spec import Object, Source
@@ -28,16 +28,16 @@ def templates() -> dict[str, str]:
     return {**OURS, **{file.stem: str(file) for file in sorted(folder.glob("*.jinja"))}}
 
 
-def read_template(sheet: Sheet, value: Any, path: Keys) -> Source:
+def read_template(checker: Checker, value: Any, path: Keys) -> Source:
     """The template that a recipe names, or None after telling what is wrong."""
-    if isinstance(value, str) and NAME.fullmatch(value) and not files.exists(sheet.folder / value):
+    if isinstance(value, str) and NAME.fullmatch(value) and not files.exists(checker.folder / value):
         known = templates()
         if value in known:
             return Object(known[value])
         hint = suggest(value, known) or "tiny_world, qwen3, llama3 ...; a Jinja file, or package.module:attr"
-        sheet.wrong(path, f"no chat template is named '{value}'", hint)
+        checker.error(path, f"no chat template is named '{value}'", hint)
         return None
-    return existing_object(sheet, value, path)
+    return existing_object(checker, value, path)
 
 
 def template_text(template: Source) -> str | None:

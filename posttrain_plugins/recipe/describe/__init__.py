@@ -1,1 +1,7 @@
-"""What can be written in a recipe, told to people (`plugins list|show`) and to editors (`posttrain schema`)."""
+"""Describe what can be written in a recipe.
+
+| file | holds |
+|---|---|
+| `catalogue.py` | every plugin and one in full, for `plugins list` and `plugins show` |
+| `json_schema.py` | JSON Schema of recipes with all installed plugins, for editors |
+"""

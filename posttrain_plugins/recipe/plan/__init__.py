@@ -1,1 +1,8 @@
-"""A recipe -> which stages must run: keys, the store of artifacts, the plan."""
+"""Plan a recipe: which stages are done already, which must run, and why.
+
+| file | holds |
+|---|---|
+| `keys.py` | what a stage's result depends on, as named parts; file hashes, remembered beside the runs |
+| `store.py` | `runs/<recipe>/<stage>-<key>`: locked while it is made, published by one rename, found again by key |
+| `plan.py` | the plan: each stage's key, its artifact if there is one, and the reasons if it must run |
+"""

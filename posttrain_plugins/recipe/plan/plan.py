@@ -10,7 +10,7 @@ from typing import Any
 from posttrain_plugins.checkpoints import has_checkpoint
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.plugins.registry import suggest
-from posttrain_plugins.recipe.lineage import Footing, footing
+from posttrain_plugins.recipe.lineage import StartingPoint, starting_point
 from posttrain_plugins.recipe.plan import keys
 from posttrain_plugins.recipe.plan.store import Artifact, Store
 from posttrain_plugins.recipe.source_hash import sha256_of
@@ -35,7 +35,7 @@ class PlannedStage:
         is_wanted: False where `--until` or `--only` leaves it out.
         can_resume: a complete checkpoint stands.
         is_forced: it, or what it is made from, is to be made again although it stands.
-        footing: what a training stage stands on and trains; None for other stages.
+        starting_point: what a training stage stands on and trains; None for other stages.
     """
 
     spec: StageSpec
@@ -46,7 +46,7 @@ class PlannedStage:
     is_wanted: bool
     can_resume: bool
     is_forced: bool = False
-    footing: Footing | None = None
+    starting_point: StartingPoint | None = None
 
     @property
     def id(self) -> str:
@@ -68,7 +68,7 @@ class PlannedStage:
             "resumes": self.can_resume,
             "reasons": list(self.reasons),
             "warnings": list(map(str, self.spec.warnings)),
-            **({"footing": asdict(self.footing)} if self.footing else {}),
+            **({"starting_point": asdict(self.starting_point)} if self.starting_point else {}),
         }
 
 
@@ -124,7 +124,7 @@ def plan(
         reasons = () if artifact else _reasons(store, spec, parts, reruns, spec.id in forced)
         is_forced = spec.id in forced or any(done[parent].is_forced for parent in reruns)
         resumes = artifact is None and not is_forced and has_checkpoint(store.partial(spec.id, key))
-        stands_on = footing(recipe, spec)
+        stands_on = starting_point(recipe, spec)
         done[spec.id] = PlannedStage(
             spec, key, parts, artifact, reasons, spec.id in wanted, resumes, is_forced, stands_on
         )

@@ -1,1 +1,10 @@
-"""A plan -> artifacts: inputs resolved, stages called, results published and reported."""
+"""Run a plan: stage after stage, each given its inputs, called, and published.
+
+| file | holds |
+|---|---|
+| `inputs.py` | what a stage's references stand for -> the objects that it is given |
+| `run.py` | the loop over stages: lock, resume, call, record, publish, or keep what cost something |
+| `report.py` | the figures of the latest artifacts as tables |
+| `preview.py` | which tokens carry loss, by TRL's own trainers on a stand-in model |
+| `ad_hoc.py` | models, rewards, data sets and strategies named outside any recipe |
+"""

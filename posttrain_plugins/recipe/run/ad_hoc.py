@@ -22,7 +22,7 @@ from posttrain_plugins.plugins.registry import suggest, with_article
 from posttrain_plugins.plugins.schema import Field, Schema, is_list
 from posttrain_plugins.plugins.signature import of_object
 from posttrain_plugins.recipe.build import assemble, build, gather
-from posttrain_plugins.recipe.check.diagnostics import Sheet
+from posttrain_plugins.recipe.check.diagnostics import Checker
 from posttrain_plugins.recipe.check.loops import RawStages
 from posttrain_plugins.recipe.check.model import Model
 from posttrain_plugins.recipe.check.references import References, printed
@@ -32,7 +32,7 @@ from posttrain_plugins.recipe.read.document import Document
 from posttrain_plugins.recipe.spec import REWARD_LOADING, DataFile, Policy, Use
 from posttrain_plugins.types import KINDS, Kind, ModelArtifact, ResolvedReward, ResolvedStrategy
 
-__all__ = ["Outside", "dataset_named", "is_url"]
+__all__ = ["NameResolver", "dataset_named", "is_url"]
 
 Scorers: TypeAlias = Mapping[str, Any] | Sequence[str]
 
@@ -47,17 +47,17 @@ def dataset_named(text: str) -> DataFile | Use:
     Raises:
         InputError: there is none of that name, or it refuses its parameters.
     """
-    sheet = Sheet(Document(Path("command line")))
-    found = References(sheet, RawStages(), Model()).source("dataset", text, (), {})
-    if sheet.mistakes:
-        told = "; ".join(mistake.message for mistake in sheet.mistakes)
-        raise InputError(told, hint=next((mistake.hint for mistake in sheet.mistakes if mistake.hint), None))
+    checker = Checker(Document(Path("command line")))
+    found = References(checker, RawStages(), Model()).source("dataset", text, (), {})
+    if checker.mistakes:
+        told = "; ".join(mistake.message for mistake in checker.mistakes)
+        raise InputError(told, hint=next((mistake.hint for mistake in checker.mistakes if mistake.hint), None))
     assert isinstance(found, DataFile | Use)
     return found
 
 
 @dataclasses.dataclass(frozen=True)
-class Outside:
+class NameResolver:
     """Looks names up.
 
     Args:
@@ -69,7 +69,7 @@ class Outside:
     scorers: Mapping[str, ResolvedReward] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def with_scorers(cls, runs_dir: Path, scorers: Scorers) -> Outside:
+    def with_scorers(cls, runs_dir: Path, scorers: Scorers) -> NameResolver:
         """`{"rm": reward}`, `["rm=quickstart:rm"]` or `["length(max_chars=9)"]` have their names already."""
         if not isinstance(scorers, Mapping):
             scorers = dict(

@@ -27,7 +27,7 @@ def preview(plan: Plan, rows: int = 2, only: Collection[str] = ()) -> dict[str, 
     rows = max(rows, 2)  # KTO takes no less
     shown = {}
     for stage in plan.stages:
-        if stage.footing is None or (only and stage.id not in only):
+        if stage.starting_point is None or (only and stage.id not in only):
             continue
         try:
             shown[stage.id] = _shown(plan, stage, rows)

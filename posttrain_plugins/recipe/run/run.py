@@ -29,7 +29,7 @@ from posttrain_plugins.errors import (
 )
 from posttrain_plugins.recipe import handoff
 from posttrain_plugins.recipe.check.check import check
-from posttrain_plugins.recipe.check.compatibility import check_border
+from posttrain_plugins.recipe.check.compatibility import check_handoff
 from posttrain_plugins.recipe.plan import keys
 from posttrain_plugins.recipe.plan.plan import HASHES, Plan, PlannedStage, plan
 from posttrain_plugins.recipe.plan.store import Artifact
@@ -201,7 +201,7 @@ def _context(
     schema = plugin_schema(stage.spec.plugin)
     resolver = Resolver(chosen.recipe, artifacts, _weights_of(chosen, stage))
     inputs = resolver.inputs(stage.spec, schema.declares("requires_columns") or {})
-    check_border(stage.spec, schema, inputs)
+    check_handoff(stage.spec, schema, inputs)
     args = next((dict(stage.spec.params.get(name) or {}) for name in stage.spec.configs), {})
     seed = int(args.get("seed", chosen.recipe.seed))
     reporter = _StageReporter(stage, observer)

@@ -16,7 +16,7 @@ from posttrain_plugins.errors import InputError
 from posttrain_plugins.models import adapter_compatibility
 from posttrain_plugins.models.adapter_types import shares_base
 from posttrain_plugins.trainers import compat
-from posttrain_plugins.types import Concern, Outlook, ResolvedAdapter
+from posttrain_plugins.types import Issue, ResolvedAdapter, StageFacts
 
 __all__ = [
     "Baseline",
@@ -76,56 +76,56 @@ BYTES = {"bfloat16": 2, "float16": 2, "half": 2}
 COPIES_IN_TRAINING = 4  # weights, gradients, and the two moments of Adam
 
 
-def refuse(concerns: Iterable[Concern], who: str = "") -> None:
-    """Raise the first of some concerns, if there is one.
+def refuse(issues: Iterable[Issue], who: str = "") -> None:
+    """Raise the first of some issues, if there is one.
 
     Raises:
         InputError: with its message, behind `who`.
     """
-    for concern in concerns:
-        raise InputError(who + concern.message, hint=concern.hint)
+    for issue in issues:
+        raise InputError(who + issue.message, hint=issue.hint)
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
-def choice_concerns(args: Any, choices: Mapping[str, tuple[Any, ...]]) -> Iterator[Concern]:
+def choice_concerns(args: Any, choices: Mapping[str, tuple[Any, ...]]) -> Iterator[Issue]:
     """Yield every field of a config whose value is none of its choices."""
     for name, allowed in choices.items():
         if getattr(args, name) not in allowed:
             expected = f"{', '.join(map(str, allowed[:-1]))} or {allowed[-1]}"
-            yield Concern(f"{name} is {getattr(args, name)!r}, expected {expected}", field=f"args.{name}")
+            yield Issue(f"{name} is {getattr(args, name)!r}, expected {expected}", field=f"args.{name}")
 
 
-def config_concerns(args: Any) -> Iterator[Concern]:
+def config_concerns(args: Any) -> Iterator[Issue]:
     """Yield what cannot work, whatever the model; `args` is a `PPOConfig`, or has its fields."""
     yield from choice_concerns(args, CHOICES)
     if args.beta not in (0.0, args.kl_coef):
-        yield Concern(f"beta is {args.beta}, but PPO's KL stands in the reward", "set kl_coef instead", "args.beta")
+        yield Issue(f"beta is {args.beta}, but PPO's KL stands in the reward", "set kl_coef instead", "args.beta")
     for name, (allowed, reason, hint) in UNUSED_OF_GRPO.items():
         if getattr(args, name) not in allowed:
-            yield Concern(f"{name} is {getattr(args, name)!r}, but {reason}", hint, f"args.{name}")
+            yield Issue(f"{name} is {getattr(args, name)!r}, but {reason}", hint, f"args.{name}")
     for expected, names in RANGES:
         for name in names:
             value = getattr(args, name)
             is_above = value is None or (value > 0 if expected == "more than 0" else value >= 0)
             if not is_above or (expected == "0 to 1" and value > 1):
-                yield Concern(f"{name} is {value}, expected {expected}", field=f"args.{name}")
+                yield Issue(f"{name} is {value}, expected {expected}", field=f"args.{name}")
     if args.step_separator == "":
-        yield Concern("step_separator is , expected some characters", field="args.step_separator")
+        yield Issue("step_separator is , expected some characters", field="args.step_separator")
     if args.kl_target is not None and args.kl_coef == 0:
         hint = "set kl_coef to where it should start"
-        yield Concern("kl_target adapts kl_coef, which is 0", hint, "args.kl_target")
+        yield Issue("kl_target adapts kl_coef, which is 0", hint, "args.kl_target")
     if args.advantage_estimator == "reinforce_pp_baseline" and (args.num_generations or 0) < 2:
         found = "reinforce_pp_baseline compares the completions of a prompt, but num_generations is 1"
-        yield Concern(found, "set num_generations to 2 or more", "args.advantage_estimator")
+        yield Issue(found, "set num_generations to 2 or more", "args.advantage_estimator")
     unused = [name for name in OF_THE_CRITIC if getattr(args, name)]
     if unused and args.advantage_estimator != "gae":
         found = f"{unused[0]} is set, but {args.advantage_estimator} has no critic"
-        yield Concern(found, f"remove {unused[0]}", f"args.{unused[0]}")
+        yield Issue(found, f"remove {unused[0]}", f"args.{unused[0]}")
 
 
-def aggregation_concerns(args: Any) -> Iterator[Concern]:
+def aggregation_concerns(args: Any) -> Iterator[Issue]:
     """Yield an aggregation of rewards that process supervision has no place for.
 
     It normalises each process reward by itself and adds all by their weights, whatever is asked for.
@@ -135,24 +135,24 @@ def aggregation_concerns(args: Any) -> Iterator[Concern]:
             f"multi_objective_aggregation is '{args.multi_objective_aggregation}', but process_rewards leave no choice"
         )
         hint = "remove it: each process reward is normalised by itself, the others are added first"
-        yield Concern(found, hint, "args.multi_objective_aggregation")
+        yield Issue(found, hint, "args.multi_objective_aggregation")
 
 
-def step_concerns(names: Iterable[str] | None, judges_steps: Mapping[str, bool], field: str = "") -> Iterator[Concern]:
+def step_concerns(names: Iterable[str] | None, judges_steps: Mapping[str, bool], field: str = "") -> Iterator[Issue]:
     """Yield process rewards that are no reward of the stage, or cannot judge steps."""
     for name in names or ():
         if name not in judges_steps:
             known = ", ".join(judges_steps)
-            yield Concern(f"process_rewards names no reward: '{name}', expected one of {known}", field=field)
+            yield Issue(f"process_rewards names no reward: '{name}', expected one of {known}", field=field)
         elif not judges_steps[name]:
             found = f"reward '{name}' is in process_rewards, but it has no step_scores"
-            yield Concern(found, "use one that judges steps, such as process_reward_model", field)
+            yield Issue(found, "use one that judges steps, such as process_reward_model", field)
 
 
 # --- the critic ------------------------------------------------------------------------------------------------------
 
 
-def kind_concerns(kind: CriticKind, trained: str | None, has_config: bool, is_quantized: bool) -> Iterator[Concern]:
+def kind_concerns(kind: CriticKind, trained: str | None, has_config: bool, is_quantized: bool) -> Iterator[Issue]:
     """Yield why a policy cannot have a critic of that kind.
 
     Args:
@@ -163,12 +163,12 @@ def kind_concerns(kind: CriticKind, trained: str | None, has_config: bool, is_qu
     """
     if kind == "adapter" and trained is not None:
         found = f"critic 'adapter' is a second adapter beside the policy's, but the policy trains {trained}"
-        yield Concern(found, "give the policy a LoRA adapter, or set critic to separate or shared", "args.critic")
+        yield Issue(found, "give the policy a LoRA adapter, or set critic to separate or shared", "args.critic")
     if kind == "shared" and has_config:
-        yield Concern("critic 'shared' is a head on the policy, it has no adapter", "remove the critic's", "critic")
+        yield Issue("critic 'shared' is a head on the policy, it has no adapter", "remove the critic's", "critic")
     if kind == "separate" and is_quantized:
         found = "critic 'separate' trains a copy of the model, but it is quantized"
-        yield Concern(found, "set critic to adapter", "args.critic")
+        yield Issue(found, "set critic to adapter", "args.critic")
 
 
 def choose_kind(kind: CriticKind | None, policy_config: Any, critic_config: Any, is_quantized: bool) -> CriticKind:
@@ -197,37 +197,37 @@ def choose_kind(kind: CriticKind | None, policy_config: Any, critic_config: Any,
     return chosen
 
 
-def critic_concerns(outlook: Outlook, has_config: bool) -> Iterator[Concern]:
+def critic_concerns(facts: StageFacts, has_config: bool) -> Iterator[Issue]:
     """Yield why the policy cannot have its critic, and warn of one for which there is no memory.
 
     Args:
-        outlook: of a stage `ppo` or `oreo`.
+        facts: of a stage `ppo` or `oreo`.
         has_config: has the critic an adapter of its own?
     """
-    args, loading = outlook.args, outlook.loading
+    args, loading = facts.args, facts.loading
     if getattr(args, "advantage_estimator", "gae") != "gae":
         if has_config:
-            yield Concern(f"critic is given, but {args.advantage_estimator} has no critic", "remove critic", "critic")
+            yield Issue(f"critic is given, but {args.advantage_estimator} has no critic", "remove critic", "critic")
         return
-    kind: CriticKind = args.critic or ("separate" if outlook.trains_all else "adapter")
+    kind: CriticKind = args.critic or ("separate" if facts.trains_all else "adapter")
     is_quantized = bool(loading.get("load_in_4bit") or loading.get("load_in_8bit"))
-    yield from kind_concerns(kind, "all parameters" if outlook.trains_all else None, has_config, is_quantized)
-    if not (outlook.trains_all and outlook.parameters):
+    yield from kind_concerns(kind, "all parameters" if facts.trains_all else None, has_config, is_quantized)
+    if not (facts.trains_all and facts.parameters):
         return
     # policy and critic that train whole, and the reference; activations and caches come on top
-    size = outlook.parameters * BYTES.get(str(loading.get("dtype")), 4)
+    size = facts.parameters * BYTES.get(str(loading.get("dtype")), 4)
     critic = 0 if kind == "shared" else size if has_config else size * COPIES_IN_TRAINING
     has_reference = getattr(args, "kl_coef", True)  # OREO always has one
     needed = size * COPIES_IN_TRAINING + critic + (size if has_reference else 0)
-    there = outlook.memory_bytes()
+    there = facts.memory_bytes()
     if needed > there:
         what = f"policy, critic '{kind}'" + (" and reference" if has_reference else "")
         message = (
-            f"full fine-tuning of {outlook.parameters / 1e9:.2f}e9 parameters holds {what} with gradients and Adam: "
+            f"full fine-tuning of {facts.parameters / 1e9:.2f}e9 parameters holds {what} with gradients and Adam: "
             f"{needed / 2**30:.1f} GiB before activations, but a device here has {there / 2**30:.1f} GiB"
         )
         hint = "adapter: {use: lora} keeps one base for all roles, args: {critic: shared} needs no second model"
-        yield Concern(message, hint, "adapter", is_warning=True)
+        yield Issue(message, hint, "adapter", is_warning=True)
 
 
 def check_critic(stage: str, critic: ResolvedAdapter | None) -> None:

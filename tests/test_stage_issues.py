@@ -21,7 +21,7 @@ HIDDEN, LAYERS, INNER, VOCABULARY = 4096, 32, 12288, 150_000
 BILLIONS = (LAYERS * (4 * HIDDEN * HIDDEN + 3 * HIDDEN * INNER) + 2 * VOCABULARY * HIDDEN) / 1e9
 
 RECIPE = """
-    name: outlook
+    name: facts
     model: {model_name_or_path: ./base, dtype: bfloat16}
     adapters:
       policy: {use: lora, r: 8}
@@ -189,7 +189,7 @@ def test_a_real_models_size(tiny_model: Path) -> None:
 STRANGER = """
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
-from posttrain_plugins.types import AdapterRef, Concern, ConfigOf, ModelRef
+from posttrain_plugins.types import AdapterRef, Issue, ConfigOf, ModelRef
 
 @dataclass
 class Careful:
@@ -198,13 +198,13 @@ class Careful:
     args: Annotated[dict[str, Any], ConfigOf("trl:SFTConfig")] = field(default_factory=dict)
     produces: ClassVar[str] = "model"
 
-    def concerns(self, outlook):
+    def issues(self, facts):
         assert self.model == "base"
-        if outlook.args.learning_rate > 1:
-            yield Concern("learning_rate is above 1", "lower it", "args.learning_rate")
-        if outlook.args.max_steps == 13:
-            yield Concern(f"13 steps, all parameters: {outlook.trains_all}", is_warning=True)
-        if outlook.args.seed == 13:
+        if facts.args.learning_rate > 1:
+            yield Issue("learning_rate is above 1", "lower it", "args.learning_rate")
+        if facts.args.max_steps == 13:
+            yield Issue(f"13 steps, all parameters: {facts.trains_all}", is_warning=True)
+        if facts.args.seed == 13:
             raise KeyError("its own fault")
 
     def __call__(self, context): ...

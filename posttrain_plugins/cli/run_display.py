@@ -20,11 +20,12 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain_plugins.cli.progress_bar import figures_text
+from posttrain_plugins.cli.tables import duration
 from posttrain_plugins.errors import Interrupted
 from posttrain_plugins.recipe.plan.plan import Plan, PlannedStage
 from posttrain_plugins.recipe.plan.store import Artifact
 
-__all__ = ["RunDisplay", "duration", "quiet_libraries"]
+__all__ = ["RunDisplay", "quiet_libraries"]
 
 PLAIN_SECONDS = 10.0  # between two lines of a stage, where the output is a file
 # the first three of these that a stage has: what a terminal has room for beside the bar
@@ -173,16 +174,6 @@ class _StageRow:
         if self.state == "done":
             return Text(f"{duration(self.seconds)}  {self.text_figures()}")
         return Text(self.state, style="dim")
-
-
-def duration(seconds: float) -> str:
-    """Write seconds as `0.4s`, `12s`, `3m 05s`, `2h 10m`."""
-    if seconds < 10:
-        return f"{seconds:.1f}s"
-    if seconds < 60:
-        return f"{seconds:.0f}s"
-    minutes = int(seconds // 60)
-    return f"{minutes}m {int(seconds % 60):02d}s" if minutes < 60 else f"{minutes // 60}h {minutes % 60:02d}m"
 
 
 class _DimLines(logging.Handler):

@@ -5,19 +5,20 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from posttrain_plugins.cli.run_display import duration
-from posttrain_plugins.recipe.plan.plan import Plan
-from posttrain_plugins.recipe.run.report import Row
+if TYPE_CHECKING:  # `plugins list` needs neither a plan nor a run
+    from posttrain_plugins.recipe.plan.plan import Plan
+    from posttrain_plugins.recipe.run.report import Row
 
 __all__ = [
     "at_k_table",
+    "duration",
     "evaluation_table",
     "footing_table",
     "plan_table",
@@ -29,6 +30,16 @@ __all__ = [
 ]
 
 PLUGIN_COLUMNS = 120  # narrower than that, a table of plugins would break every summary into many lines
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as `0.4s`, `12s`, `3m 05s`, `2h 10m`."""
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    if seconds < 60:
+        return f"{seconds:.0f}s"
+    minutes = int(seconds // 60)
+    return f"{minutes}m {int(seconds % 60):02d}s" if minutes < 60 else f"{minutes // 60}h {minutes % 60:02d}m"
 
 
 def result_table(rows: Sequence[Row], title: str) -> Table:

@@ -53,7 +53,7 @@ def main() -> int:
 
 
 def fill(file: Path, is_check: bool) -> bool:
-    """Writes a page's parts; False where `is_check` and one is stale."""
+    """Write a page's parts; return False if `is_check` and one is stale."""
     text = file.read_text(encoding="utf-8")
     rendered = render(text)
     if rendered != text and not is_check:
@@ -62,7 +62,7 @@ def fill(file: Path, is_check: bool) -> bool:
 
 
 def render(text: str) -> str:
-    """The text with every part as the source gives it."""
+    """Return the text with every part as the source gives it."""
     return BLOCK.sub(lambda found: f"{found[1]}\n{PARTS[found['name']]().strip()}\n\n{found[4]}", text)
 
 
@@ -70,7 +70,7 @@ def render(text: str) -> str:
 
 
 def plugins_of(kind: Any) -> str:
-    """A section for every plugin of a kind that is our own."""
+    """Return a section for every plugin of a kind that is our own."""
     ours = [plugin for plugin in registry.installed(kind) if plugin.distribution == DISTRIBUTION]
     return "\n\n".join("\n".join(_plugin(plugin)) for plugin in ours)
 
@@ -95,19 +95,19 @@ def _plugin(plugin: Plugin) -> Iterator[str]:
 
 
 def _about(source: Path, doc: str) -> str:
-    """The module's first paragraphs, which name the paper, and the plugin's first."""
+    """Return the plugin's first paragraphs, and the module's, which name the paper."""
     module = (ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or "").partition("\n\n1. ")[0]
     own = doc.strip().partition("\n\nArgs:")[0].partition("\n\nRaises:")[0].partition("\n\nExample:")[0]
     return f"{_joined(own)}\n\n{_joined(module)}"
 
 
 def _joined(text: str) -> str:
-    """Paragraphs, each on one line."""
+    """Return paragraphs, each on one line."""
     return "\n\n".join(" ".join(part.split()) for part in text.partition("\n\n|")[0].split("\n\n"))
 
 
 def _own(plugin: Plugin, names: list[str]) -> set[str]:
-    """The parameters that it names itself; those of a class that it borrows from are PEFT's."""
+    """Return the parameters that it names itself; those of a class that it borrows from are PEFT's."""
     loaded = plugin.load()
     return set(names) if isinstance(loaded, type) else set(inspect.signature(loaded).parameters) & set(names)
 
@@ -133,7 +133,7 @@ def _columns(needed: Any) -> str:
 
 
 def stage_columns() -> str:
-    """Columns -> the stages of ours that need them of their `dataset`, as far as their classes say it."""
+    """Return a table of columns and the stages of ours that need them of their `dataset`, as their classes say it."""
     stages: dict[str, list[str]] = {}
     for plugin in registry.installed("stage"):
         columns = catalogue.show(plugin.name, "stage")["columns"] if plugin.distribution == DISTRIBUTION else None
@@ -209,7 +209,7 @@ def own_stage() -> str:
 
 
 def checks() -> str:
-    """Every check of the kit with its reason."""
+    """Return every check of the kit with its reason."""
     from posttrain_plugins.testing import CHECKS, general
 
     parts = [("every kind", general.CHECKS)]
@@ -228,7 +228,7 @@ def _checks(title: str, found: Any) -> str:
 
 
 def reserved() -> str:
-    """The words beside a plugin's own parameters, with their types."""
+    """Return a table of the words beside a plugin's own parameters, with their types."""
     said = {**SAID, "reward": {**SAID["reward"], **argument_docs(inspect.getdoc(GuardSettings) or "")}}
     words = {**RESERVED, "dataset": FILE_OPTIONS, "loop": LOOP}
     lines = ["| on | word | type | |", "|---|---|---|---|"]
@@ -239,7 +239,7 @@ def reserved() -> str:
 
 
 def commands() -> str:
-    """Every command with its first line and its example."""
+    """Return a table of every command with its first paragraph."""
     import typer
 
     from posttrain_plugins.cli.commands import app

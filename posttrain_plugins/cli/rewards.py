@@ -172,10 +172,10 @@ def audit(
     from posttrain_plugins.cli.reward_tables import audit_table
 
     out().print(audit_table(found, rollouts.name))
-    words = re.sub(r"[^A-Za-z0-9]+", "-", f"{Path(rollouts.name).stem} {found.independent}").strip("-")
+    stem = re.sub(r"[^A-Za-z0-9]+", "-", f"{Path(rollouts.name).stem} {found.independent}").strip("-")
     folder = to or rollouts.file.parent.parent / "audit"  # in the run's folder, beside the stage's
     try:
-        files = plot.draw(found, folder / words, rollouts.name)
+        files = plot.draw(found, folder / stem, rollouts.name)
     except ImportError:  # the table has been printed: the plot is an extra
         err().print("no plot: pip install 'posttrain-plugins[plot]'", style="dim", highlight=False)
         return

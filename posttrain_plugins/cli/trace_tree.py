@@ -38,7 +38,7 @@ def trace_tree(result: Result, width: int) -> RenderableType:
             for link in chain:
                 twig = branch.add(_line(link, seen, room))
             waiting.append((twig, chain[-1], depth + 1))
-    lines = [f"{role}: {words}" for role, _, words in spent_by_role(result.usage)]
+    lines = [f"{role}: {text}" for role, _, text in spent_by_role(result.usage)]
     lines += [f"ended by the budget: {result.stopped_by}"] if result.stopped_by else []
     return Group(trunk, Text("\n".join(lines), style="dim"))
 

@@ -84,8 +84,8 @@ def chains(node: Node, placed: set[int]) -> Iterator[list[Node]]:
 def spent_by_role(usage: Mapping[str, Usage]) -> Iterator[tuple[str, Usage, str]]:
     """Yield each role, what it spent, and that in words."""
     for role, spent in usage.items():
-        words = f"{spent.prompt_tokens} read, {spent.completion_tokens} written, {spent.calls} calls"
-        yield role, spent, words + (f", {spent.cached_tokens} from the log" if spent.cached_tokens else "")
+        text = f"{spent.prompt_tokens} read, {spent.completion_tokens} written, {spent.calls} calls"
+        yield role, spent, text + (f", {spent.cached_tokens} from the log" if spent.cached_tokens else "")
 
 
 def _paths(trace: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:

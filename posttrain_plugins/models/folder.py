@@ -80,7 +80,7 @@ def base_of(model: str | Path, revision: str | None = None) -> BaseWeights:
     config = adapter_config(model)
     if not config:
         return BaseWeights(str(model), revision)
-    return BaseWeights(str(config["base_model_name_or_path"]), revision or config.get("revision"))
+    return BaseWeights(str(config.get("base_model_name_or_path") or ""), revision or config.get("revision"))
 
 
 def adapters_in(folder: str | Path) -> list[Path]:

@@ -30,9 +30,9 @@ def record(folder: Path, loading: Mapping[str, Any], *, whole: bool = True) -> d
 
     Returns:
         `tokenizer`, `vocabulary` and `chat_template` (hashes), `tokens` (their number), `eos_token`, `eos_token_id`,
-        `pad_token_id`, `architecture`, `heads` (`score`, `value`), `quantization`, `base`, and `adapters`, the stack
-        from the base up, each with `type` and `weights` (a hash). Of a model that holds several adapters, the record
-        of each in `several`.
+        `pad_token_id`, `architecture`, `heads` (`score`, `value`), `quantization`, `base`, the
+        `base_revision` that an adapter records, and `adapters`, the stack from the base up, each with `type` and
+        `weights` (a hash). Of a model that holds several adapters, the record of each in `several`.
     """
     several = {name: record(folder / name, loading) for name in named_adapters(folder)}
     if several:  # over one base, with one tokenizer
@@ -55,11 +55,12 @@ def record(folder: Path, loading: Mapping[str, Any], *, whole: bool = True) -> d
         "quantization": {k: v for k, v in loading.items() if k.startswith(("load_in_", "bnb_", "use_bnb"))} or None,
         "adapters": [_adapter(one, whole) for one in adapters_in(folder)],
         "base": str(base) if adapter else None,
+        "base_revision": adapter.get("revision"),
     }
 
 
 def check_unchanged(
-    name: str, folder: Path, recorded: Mapping[str, Any], weights_of: Callable[[str], str] | None = None
+    name: str, folder: Path, recorded: Mapping[str, Any], weights_of: Callable[..., str] | None = None
 ) -> None:
     """Refuses a model whose files no longer are what its maker recorded.
 
@@ -67,7 +68,8 @@ def check_unchanged(
         name: of the model.
         folder: the model.
         recorded: by its maker.
-        weights_of: the identity of the base's weights, by its path; of an adapter they have to be those that it is on.
+        weights_of: the identity of the base's weights, by its path and the revision that the adapter records; of an
+            adapter they have to be those that it is on.
 
     Raises:
         HandoffError: names the field and both values.
@@ -77,9 +79,10 @@ def check_unchanged(
         raise HandoffError(
             f"model '{name}' is an adapter, and its base is gone: {base}", hint=f"posttrain run RECIPE --force {name}"
         )
-    if base and weights_of and recorded.get("base_weights") not in (None, weights_of(base)):
+    weights = weights_of(base, recorded.get("base_revision")) if base and weights_of else ""
+    if weights and recorded.get("base_weights") not in (None, weights):
         raise HandoffError(
-            f"model '{name}' is an adapter, and its base changed: {base} is {_short(weights_of(base))}, "
+            f"model '{name}' is an adapter, and its base changed: {base} is {_short(weights)}, "
             f"expected {_short(recorded['base_weights'])}",
             hint=f"put the base back, or make it again: posttrain run RECIPE --force {name}",
         )

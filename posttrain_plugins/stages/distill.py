@@ -52,7 +52,10 @@ class Distill:
 
 def teacher_arguments(teacher: ModelArtifact, args: dict[str, Any]) -> dict[str, Any]:
     """TRL's `teacher_model_init_kwargs`, as the recipe loads its models; what `args` says goes before."""
+    from posttrain_plugins.models.folder import base_of
     from posttrain_plugins.models.load import options_of
 
-    kwargs = {**options_of(teacher.loading), **(args.get("teacher_model_init_kwargs") or {})}
+    base = base_of(teacher.path, teacher.loading.get("model_revision"))  # of an adapter, which may record it
+    revision = {"revision": base.revision} if base.revision else {}
+    kwargs = {**options_of(teacher.loading), **revision, **(args.get("teacher_model_init_kwargs") or {})}
     return {**args, "teacher_model_init_kwargs": kwargs} if kwargs else args

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.adapter_types import ensure_registered
-from posttrain_plugins.models.folder import TASKS, adapter_config, adapters_in
+from posttrain_plugins.models.folder import TASKS, adapter_config, adapters_in, base_of
 from posttrain_plugins.models.load import load_adapted, load_base, load_tokenizer, options_of
 from posttrain_plugins.models.merge import merged
 from posttrain_plugins.models.quantization import is_quantized
@@ -81,12 +82,24 @@ def start(context: StageContext, task_type: str = "CAUSAL_LM", artifact: ModelAr
         begin.kwargs["peft_config"] = peft_config
     if mode is not None:
         _start_from_adapter(begin, mode, artifact, context, task_type)
+    base = base_of(artifact.path, artifact.loading.get("model_revision"))
+    if base.revision and mode != "merge" and not Path(base.path).exists():
+        _record_revision(begin, base.revision)
     template = context.inputs.get("chat_template") or artifact.chat_template
     if template is not None:
         tokenizer = _tokenizer(artifact, begin.model if isinstance(begin.model, str) else "")
         tokenizer.chat_template = template.read_text(encoding="utf-8") if isinstance(template, Path) else str(template)
         begin.kwargs["processing_class"] = tokenizer
     return begin
+
+
+def _record_revision(begin: Start, revision: str) -> None:
+    """Lets PEFT write the revision of the base beside its id, so that whoever loads the adapter takes those weights."""
+    if "peft_config" in begin.kwargs:
+        begin.kwargs["peft_config"] = copy.copy(begin.kwargs["peft_config"])  # the recipe's own stays as it is
+    for config in (begin.kwargs.get("peft_config"), *getattr(begin.model, "peft_config", {}).values()):
+        if config is not None:
+            config.revision = revision
 
 
 def has_accelerator() -> bool:

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from posttrain_plugins.models.folder import adapters_in
+from posttrain_plugins.models.folder import adapters_in, base_of
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.recipe.source_hash import module_file, plugin_hash, sha256_of, source_hash
 from posttrain_plugins.recipe.spec import DataFile, External, FromStage, Object, Policy, Source, StageSpec, Use, flat
@@ -80,17 +80,20 @@ class HashCache:
         is_model = any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
         return self.of_model(path) if is_model else self.of_path(path)
 
-    def of_model(self, path: Path) -> str:
-        """A model folder's weights, configs and tokenizer; an adapter's with those of its base."""
+    def of_model(self, path: Path, revision: str | None = None) -> str:
+        """A model folder's weights, configs and tokenizer; an adapter's with those of its base, in this revision."""
         files = sorted({file for pattern in WEIGHT_FILES for file in path.glob(pattern)})
         content = {file.name: self.of_file(file) for file in files if file.name != "adapter_config.json"}
         if not (path / "adapter_config.json").is_file():
             return sha256_of(content)
         adapter = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-        base = Path(str(adapter.pop("base_model_name_or_path", "")))
+        adapter.pop("base_model_name_or_path", None)
+        base, revision = base_of(path, revision)
         weights = [sorted(one.glob("adapter_model*")) for one in adapters_in(path)[:-1]]
         below = [self.of_file(file) for files in weights for file in files]
-        return sha256_of([content, adapter, self.of_model(base) if base.is_dir() else str(base), *below])
+        is_local = not base or Path(base).is_absolute() or Path(base).is_dir()
+        weights_of = self.of_model(Path(base)) if is_local else _hub_identity("model", base, revision or "main")
+        return sha256_of([content, adapter, weights_of, *below])
 
     def save(self) -> None:
         """Best effort: a folder that cannot be written costs time, not the run."""
@@ -216,7 +219,7 @@ def _matches(pattern: Path) -> list[Path]:
 def _model_identity(source: External, hashes: HashCache) -> str:
     path = Path(source.path)
     if path.is_absolute():
-        return hashes.of_model(path)
+        return hashes.of_model(path, source.loading.get("model_revision"))
     if source.path.startswith(("http://", "https://")):  # a server: what runs behind it nobody can tell
         return source.path
     revision = str(source.loading.get("model_revision", "main"))

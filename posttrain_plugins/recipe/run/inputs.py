@@ -60,7 +60,7 @@ class Resolver:
     """Resolves the inputs of a recipe's stages from the artifacts that stand so far."""
 
     def __init__(
-        self, recipe: Recipe, artifacts: Mapping[str, Artifact], weights_of: Callable[[str], str] | None = None
+        self, recipe: Recipe, artifacts: Mapping[str, Artifact], weights_of: Callable[..., str] | None = None
     ) -> None:
         self.recipe = recipe
         self.artifacts = artifacts

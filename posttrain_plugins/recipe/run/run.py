@@ -244,13 +244,16 @@ def _place_of(cause: BaseException) -> str:
     return f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}"
 
 
-def _weights_of(chosen: Plan, stage: PlannedStage) -> Callable[[str], str]:
-    """The identity of a base's weights, in the stage's revision; files are read once and remembered beside the runs."""
-    revision = stage.spec.loading.get("model_revision")
+def _weights_of(chosen: Plan, stage: PlannedStage) -> Callable[..., str]:
+    """The identity of a base's weights, in the stage's revision or else the one that is given.
 
-    def identity(model: str) -> str:
+    Files are read once and remembered beside the runs.
+    """
+    asked = stage.spec.loading.get("model_revision")
+
+    def identity(model: str, revision: str | None = None) -> str:
         hashes = keys.HashCache(chosen.store.root / HASHES)
-        found = keys.weights_identity(model, hashes, revision)
+        found = keys.weights_identity(model, hashes, asked or revision)
         hashes.save()
         return found
 
@@ -261,7 +264,8 @@ def _handoff(chosen: Plan, stage: PlannedStage, result: StageResult, context: St
     if result.model_path is None:
         return {}
     recorded = handoff.record(context.folder / result.model_path, stage.spec.loading)
-    recorded["base_weights"] = _weights_of(chosen, stage)(recorded["base"]) if recorded["base"] else None
+    base = recorded["base"]
+    recorded["base_weights"] = _weights_of(chosen, stage)(base, recorded["base_revision"]) if base else None
     parent = context.inputs.get("model")
     if isinstance(parent, ModelArtifact) and stage.spec.produces == "model":  # one of ours: a foreign one has no record
         handoff.check_kept(stage.id, parent.handoff, recorded, context.inputs.get("chat_template") is not None)

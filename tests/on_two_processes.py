@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from posttrain_plugins.stages.grpo import GRPO
 from posttrain_plugins.stages.ppo import PPO
+from posttrain_plugins.stages.prm import PRM
 from posttrain_plugins.stages.sft import SFT
 from posttrain_plugins.trainers import training
 from posttrain_plugins.types import ModelArtifact, ResolvedAdapter, ResolvedReward, StageContext
@@ -39,8 +40,12 @@ CHECKPOINTED: dict[str, Any] = {**ONE, "gradient_checkpointing": True}
 SAVED: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
 GROUPED: dict[str, Any] = {"advantage_estimator": "reinforce_pp_baseline", "num_generations": 2}
 
+STEPS: dict[str, Any] = {**PLAIN, "step_separator": ";", "optim": "sgd", "max_grad_norm": 0.0}
+
 CASES: dict[str, tuple[type, bool, dict[str, Any]]] = {  # the stage, is there an adapter, its args
     "sft": (SFT, False, PLAIN),
+    "prm": (PRM, False, {**STEPS, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}),
+    "prm_alone": (PRM, False, {**STEPS, "per_device_train_batch_size": 8}),  # the same rows in one process
     "grpo": (GRPO, True, {**PLAIN, **SAMPLED, "num_generations": 4, "beta": 0.05}),
     "adapter": (PPO, True, {**ONE, "critic": "adapter", "gradient_accumulation_steps": 2}),
     "adapter_checkpointed": (PPO, True, {**CHECKPOINTED, "critic": "adapter", "gradient_accumulation_steps": 2}),
@@ -52,6 +57,18 @@ CASES: dict[str, tuple[type, bool, dict[str, Any]]] = {  # the stage, is there a
     "remax": (PPO, True, {**ONE, "advantage_estimator": "remax"}),
     "reinforce_pp_baseline": (PPO, True, {**ONE, **GROUPED}),
 }
+
+
+def uneven_steps() -> Any:
+    """Stepwise data of one to four steps a row, so that processes and micro-batches end a different number of them."""
+    from datasets import Dataset
+
+    counts = [1, 2, 3, 4, 4, 1, 2, 2] * 2
+    rows = [
+        {"prompt": f"{i}:", "completions": [f"{i % 10};"] * n, "labels": [bool(i % 3)] * n}
+        for i, n in enumerate(counts)
+    ]
+    return Dataset.from_list(rows)
 
 
 def digits(completions: list[Any], **columns: Any) -> list[float]:
@@ -148,14 +165,15 @@ def call(case: str, model: str, data: dict[str, Any], out: Path, zero: int, chec
     lora = LoraConfig(r=4, target_modules="all-linear") if has_adapter else None
     inputs: dict[str, Any] = {
         "model": ModelArtifact("base", model),
-        "dataset": data["demos" if stage is SFT else "problems"],
+        "dataset": uneven_steps() if stage is PRM else data["demos" if stage is SFT else "problems"],
         "rewards": [ResolvedReward("digits", digits)],
         "adapter": ResolvedAdapter("policy", lora),
     }
     folder = out / case
     folder.mkdir(parents=True, exist_ok=True)
     context = StageContext(case, folder, 5, inputs, checkpoint, Quiet(), lambda: False, args)
-    return stage(model="base", dataset="data", args=args, **({} if stage is SFT else {"rewards": ["digits"]}))(context)
+    rewards = {} if stage in (SFT, PRM) else {"rewards": ["digits"]}
+    return stage(model="base", dataset="data", args=args, **rewards)(context)
 
 
 def main() -> None:

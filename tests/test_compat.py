@@ -94,6 +94,7 @@ TAKES: dict[str, tuple[str, ...]] = {
     "transformers:Trainer._load_from_checkpoint": ("resume_from_checkpoint", "model"),
     "transformers:Trainer._save": ("output_dir", "state_dict"),
     "transformers:Trainer.create_optimizer": ("model",),
+    "transformers:Trainer.get_batch_samples": ("epoch_iterator", "num_batches", "device"),
     "transformers:Trainer.get_eval_dataloader": ("eval_dataset",),
     "transformers:Trainer.get_train_dataloader": (),
     "transformers:Trainer.train": ("resume_from_checkpoint", "trial", "ignore_keys_for_eval"),

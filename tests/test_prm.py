@@ -115,6 +115,29 @@ def test_the_loss_is_the_mean_cross_entropy_over_step_ends(tiny_model: Path, tmp
     assert float(loss.detach()) == pytest.approx(sum(term.item() for term in by_hand) / 4, abs=1e-6)
 
 
+UNEVEN = [
+    {"prompt": PROMPT, "completions": [f"{i};"] * (1 + i % 4), "labels": [bool(i % 3)] * (1 + i % 4)} for i in range(8)
+]
+"""Rows of one to four steps, so that micro-batches end a different number of them."""
+
+
+def test_the_loss_does_not_depend_on_how_a_step_is_cut_up(tiny_model: Path, tmp_path: Path) -> None:
+    """Once a batch of four, once four of one: the same loss, the same weights. A mean of means would be another."""
+    found = []
+    for accumulation in (1, 4):
+        options = {"per_device_train_batch_size": 4 // accumulation, "gradient_accumulation_steps": accumulation}
+        still = {"optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0, "logging_steps": 1}
+        args = PRMConfig(str(tmp_path / str(accumulation)), **{**ARGS, **options, **still})
+        trainer = PRMTrainer(str(tiny_model), args, train_dataset=Dataset.from_list(UNEVEN))
+        trainer.train()
+        losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+        found.append((losses, {name: p.detach().clone() for name, p in trainer.model.named_parameters()}))
+    (one, weights), (several, others) = found
+    assert len(one) == 2
+    assert several == pytest.approx(one, abs=1e-6)
+    assert all(torch.allclose(weights[name], others[name], atol=1e-6) for name in weights)
+
+
 def test_longer_rows_are_left_out_and_none_left_is_told(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="max_length=4"):
         PRMTrainer(

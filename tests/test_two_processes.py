@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 WORKER = Path(__file__).with_name("on_two_processes.py")
 DDP = (
     "sft",
+    "prm",
     "grpo",
     "adapter",
     "adapter_checkpointed",
@@ -57,6 +58,21 @@ def test_ddp(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
     for kind in KINDS:
         assert digests[kind] == digests[f"{kind}_checkpointed"], kind
     assert len(set(digests.values())) == len(DDP) - len(KINDS)
+
+
+def test_a_process_reward_model_is_the_same_as_on_one(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path, load_script: Callable[[Path], Any]
+) -> None:
+    """Rows of uneven steps: the loss is over all ends of an optimizer step, not a mean of processes' means."""
+    import torch
+    from safetensors.torch import load_file
+
+    (two, _) = on_two(tiny_model, tiny_data, tmp_path, ["prm"])["prm"]
+    load_script(WORKER).call("prm_alone", str(tiny_model), {}, tmp_path, zero=0)
+    log = [json.loads(line) for line in (tmp_path / "prm_alone/log.jsonl").read_text("utf-8").splitlines()]
+    assert two["losses"] == pytest.approx([row["loss"] for row in log if "loss" in row], abs=1e-6)
+    one, both = (load_file(tmp_path / case / "model/model.safetensors") for case in ("prm_alone", "prm"))
+    assert all(torch.allclose(value, both[name], atol=1e-6) for name, value in one.items())
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="pip install --no-build-isolation deepspeed")

@@ -78,7 +78,7 @@ OVERRIDDEN: Mapping[str, tuple[str, ...]] = {
     "trl:SFTTrainer": ("prediction_step", "training_step"),
     "transformers:Trainer": (
         *("_load_best_model", "_load_from_checkpoint", "_save", "create_optimizer"),
-        *("get_eval_dataloader", "get_train_dataloader", "train"),
+        *("get_batch_samples", "get_eval_dataloader", "get_train_dataloader", "train"),
     ),
 }
 """Class of theirs -> the methods of it that classes of ours override."""

@@ -6,6 +6,8 @@ Papers: Lightman et al., 2023 (https://huggingface.co/papers/2305.20050), sectio
 1. One logit and a sigmoid instead of two logits and a softmax, so that labels may be shares of right rollouts, and so
    that `trl.RewardTrainer`, which this extends, takes care of loading, PEFT, quantization and logging.
 2. A text is tokenised as a whole, as at inference; a step's label stands on the token that holds its last character.
+3. The loss is the mean over the ends of steps of an optimizer step, however they are spread over processes and
+   micro-batches; TRL's was the mean of the micro-batches' means, in which a step among few weighs more.
 """
 
 from __future__ import annotations
@@ -65,6 +67,7 @@ class PRMTrainer(EncodedRows, RewardTrainer):  # type: ignore[misc]
     _tag_names = ("trl", "prm")
     _name = "PRM"
     columns = ("input_ids", "step_labels")
+    loss_is_scaled_for_ga = True  # `compute_loss` divides by what `get_batch_samples` counts, transformers by nothing
 
     def __init__(self, model: Any, args: PRMConfig | None = None, **kwargs: Any) -> None:
         args = args or PRMConfig()
@@ -84,15 +87,29 @@ class PRMTrainer(EncodedRows, RewardTrainer):  # type: ignore[misc]
         """Return the row's tokens, with a label at the end of each step."""
         return encode(tokenizer, row, number, args.step_separator)
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """Return the micro-batches of an optimizer step, and how many steps end in those of all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        # transformers counts `labels` alone, of which this trainer has none
+        ends = sum((batch["step_labels"] != IGNORED).sum() for batch in batches)
+        return batches, self.accelerator.gather(torch.as_tensor(ends, device=device)).sum().clamp(min=1)
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the binary cross-entropy over the ends of all steps in the batch."""
+        """Return the binary cross-entropy over the ends of all steps in the batch.
+
+        In training it is the batch's share of the mean over `num_items_in_batch` ends, those of the optimizer step.
+        """
         labels = inputs["step_labels"]  # (B, T)
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
         is_end = labels != IGNORED
         logits, targets = outputs.logits.squeeze(-1)[is_end].float(), labels[is_end]  # (ends,)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets)
+        losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")  # (ends,)
+        if num_items_in_batch is None:  # an evaluation
+            loss = losses.mean()
+        else:  # times the processes, over whose gradients DDP takes the mean
+            loss = losses.sum() / num_items_in_batch * self.accelerator.num_processes
         predicted, right = logits.detach() > 0, targets > 0.5
         counts = torch.stack([(predicted == right).sum(), (~predicted & ~right).sum(), (~right).sum(), right.sum()])
         # counts are added up before they are divided: a mean of the processes' shares would not be the batch's

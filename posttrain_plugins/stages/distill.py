@@ -51,7 +51,7 @@ class Distill:
 
 
 def teacher_arguments(teacher: ModelArtifact, args: dict[str, Any]) -> dict[str, Any]:
-    """TRL's `teacher_model_init_kwargs`, as the recipe loads its models; what `args` says goes before."""
+    """Return TRL's `teacher_model_init_kwargs`, as the recipe loads its models; what `args` says goes before."""
     from posttrain_plugins.models.folder import base_of
     from posttrain_plugins.models.load import options_of
 

@@ -55,6 +55,7 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "==": operator.eq,
 }
+# `>=0.8`: no arithmetic and no second figure, so that a missed gate can be said in one line
 _GATE = re.compile(r"\s*(>=|<=|>|<|==)\s*([+-]?\d*\.?\d+(?:[eE][+-]?\d+)?)\s*")
 
 
@@ -107,6 +108,7 @@ class Evaluate:
                 raise InputError(
                     f"require cannot be read: {figure}: {gate!r}, expected a comparison", hint='write ">=0.8"'
                 )
+        # all of this when the recipe is checked: an evaluation stands at the end of hours of training
         if not (self.strategies or self.num_generations):
             raise InputError("evaluate has nothing to measure", hint="name a strategy, or set num_generations")
         for budget in self.budgets:
@@ -170,6 +172,7 @@ class Evaluate:
         problems: Sequence[Problem],
         measured: Mapping[str, list[Measure]],
     ) -> StageResult:
+        # a gain is over the nearest model that is measured here too, so all have to be done
         summaries = {name: {m.name: m.summary() for m in measures} for name, measures in measured.items()}
         gained = {artifact.name: gains(artifact, measured) for artifact in models}
         metric = context.inputs["rewards"][0].name

@@ -35,7 +35,7 @@ class ListwiseDPO:
     args: Annotated[dict[str, Any], ConfigOf("trl:DPOConfig")] = field(default_factory=dict)
 
     produces: ClassVar[str] = "model"
-    reference: ClassVar[str] = "model"
+    reference: ClassVar[str] = "model"  # as of DPO, in every case
     requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(
         ("dataset", "eval_dataset"), (("prompt", "completions"),)
     )

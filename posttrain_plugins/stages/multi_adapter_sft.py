@@ -87,12 +87,13 @@ def _complete(folder: Path, tasks: list[str]) -> None:
     """Make each adapter's folder a model of its own, with its tokenizer and what lies below it."""
     # whatever reads models then reads one of these like any adapter, knowing nothing of several
     for task in tasks:
-        for file in folder.iterdir():
+        for file in folder.iterdir():  # tokenizer and template, which PEFT saves beside its adapters' folders
             if file.is_file():
                 shutil.copy2(file, folder / task / file.name)
         if (folder / "stack").is_dir():
             shutil.copytree(folder / "stack", folder / task / "stack")
     shutil.rmtree(folder / "stack", ignore_errors=True)
     base = adapter_config(folder / tasks[0])["base_model_name_or_path"]
+    # last, since with this file the folder is one of several adapters to who reads it
     text = json.dumps({"base_model_name_or_path": base, "adapters": tasks}, indent=1)
     (folder / ADAPTERS).write_text(text + "\n", encoding="utf-8")

@@ -41,7 +41,7 @@ class OnlineDPO:
     refuses: ClassVar[dict[str, str]] = {
         "embeds": "TRL's trainer lays the logits beside the text, and those of the learned tokens come first"
     }
-    reference: ClassVar[str] = "model"
+    reference: ClassVar[str] = "model"  # as of DPO, in every case
     requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(("dataset", "eval_dataset"), (("prompt",),))
 
     def __call__(self, context: StageContext) -> StageResult:

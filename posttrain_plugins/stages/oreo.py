@@ -53,7 +53,7 @@ class OREO:
     )
 
     produces: ClassVar[str] = "model"
-    reference: ClassVar[str] = "model"
+    reference: ClassVar[str] = "model"  # the soft Bellman equation is of the ratio to it
     requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(
         ("dataset", "eval_dataset"), (("prompt", "completion", "reward"), ("prompt", "completion", "label"))
     )

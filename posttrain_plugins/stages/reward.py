@@ -39,7 +39,7 @@ class RewardModeling:
     eval_dataset: DataRef | None = None
     args: Annotated[dict[str, Any], ConfigOf("trl:RewardConfig")] = field(default_factory=dict)
 
-    produces: ClassVar[str] = "reward"
+    produces: ClassVar[str] = "reward"  # so its name may stand wherever a recipe names a reward
     refuses: ClassVar[dict[str, str]] = {
         "embeds": "without token ids a classifier does not see where the padding starts, and would score that"
     }

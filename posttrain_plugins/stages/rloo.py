@@ -35,7 +35,7 @@ class RLOO:
     args: Annotated[dict[str, Any], ConfigOf("trl:RLOOConfig")] = field(default_factory=dict)
 
     produces: ClassVar[str] = "model"
-    reference: ClassVar[str] = "beta"
+    reference: ClassVar[str] = "beta"  # TRL's default is not 0 here
     requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(("dataset", "eval_dataset"), (("prompt",),))
 
     def __call__(self, context: StageContext) -> StageResult:

@@ -109,6 +109,7 @@ class Sample:
     max_tokens: int = 1024
 
     def __post_init__(self) -> None:
+        # what no run could make sense of is refused when the recipe is checked, before a model is loaded
         for name in ("top_k", "max_pairs_per_prompt", "num_rollouts"):
             if getattr(self, name) < 1:
                 raise InputError(f"sample cannot use {name}: {getattr(self, name)}, expected 1 or more")
@@ -136,7 +137,7 @@ class Sample:
     @property
     def requires_columns(self) -> dict[str, tuple[tuple[str, ...], ...]]:
         """Of the data set: prompts, and what stands in for model and rewards where there are none."""
-        if not self.is_offline:
+        if not self.is_offline:  # the model writes, the rewards judge: prompts are enough
             return {"dataset": (("prompt",),)}
         verdicts = [()] if self.rewards else [("reward",), ("rewards",), ("scores",)]
         texts = ("completion", "completions")
@@ -260,6 +261,7 @@ class Sample:
                 f"stage {context.stage!r} kept nothing of {sum(map(len, judged))} completions",
                 hint="lower threshold, raise num_generations, or look at log.jsonl for what the model writes",
             )
+        # text as it is, not escaped: people read these files, and correct them
         path = context.folder / "data.jsonl"
         with path.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in made)

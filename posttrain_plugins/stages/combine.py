@@ -84,7 +84,12 @@ class Combine:
         for name, artifact in zip(names[1:], artifacts[1:], strict=True):
             peft.load_adapter(artifact.path, name)
         set_seed(context.seed)  # DARE drops at random
-        self._add(peft, names)
+        given = {"svd_rank": self.svd_rank, "density": self.density, "majority_sign_method": self.majority_sign_method}
+        weights = self.weights or [1.0] * len(names)
+        try:
+            peft.add_weighted_adapter(names, weights, "default", combination_type=self.combination_type, **given)
+        except ValueError as cause:
+            raise InputError(f"the adapters cannot be combined: {cause}", hint="combination_type: svd") from cause
         folder = context.folder / "model"
         peft.save_pretrained(str(folder), selected_adapters=["default"])
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's card says nothing of how it was made
@@ -95,14 +100,6 @@ class Combine:
         seen = sorted({line for artifact in artifacts for file in artifact.seen for line in file.read_text().split()})
         (context.folder / "seen.txt").write_text("".join(f"{line}\n" for line in seen), encoding="utf-8")
         return StageResult(model_path=folder, metrics={"rank": float(peft.peft_config["default"].r)})
-
-    def _add(self, peft: Any, names: list[str]) -> None:
-        given = {"svd_rank": self.svd_rank, "density": self.density, "majority_sign_method": self.majority_sign_method}
-        weights = self.weights or [1.0] * len(names)
-        try:
-            peft.add_weighted_adapter(names, weights, "default", combination_type=self.combination_type, **given)
-        except ValueError as cause:
-            raise InputError(f"the adapters cannot be combined: {cause}", hint="combination_type: svd") from cause
 
 
 def _check(artifacts: list[ModelArtifact]) -> None:
@@ -117,15 +114,12 @@ def _check(artifacts: list[ModelArtifact]) -> None:
         full = [n for n in ("modules_to_save", "trainable_token_indices") if adapter_config(artifact.path).get(n)]
         if full:
             raise InputError(f"'{artifact.name}' cannot be combined: it has {full[0]}", hint="merge it instead")
+    expected = _common(first)
     for other in others:
-        for what, was, found in _differences(first, other):
-            message = f"'{other.name}' and '{first.name}' cannot be combined: {what} is {found}, expected {was}"
-            raise HandoffError(message, hint="combine adapters that start from one model")
-
-
-def _differences(first: ModelArtifact, other: ModelArtifact) -> list[tuple[str, Any, Any]]:
-    was, found = _common(first), _common(other)
-    return [(name, was[name], found[name]) for name in was if was[name] != found[name]]
+        for what, found in _common(other).items():
+            if what in expected and found != expected[what]:
+                message = f"'{other.name}' and '{first.name}' cannot be combined: {what} is {found}, expected "
+                raise HandoffError(f"{message}{expected[what]}", hint="combine adapters that start from one model")
 
 
 def _common(artifact: ModelArtifact) -> dict[str, Any]:

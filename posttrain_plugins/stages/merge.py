@@ -50,15 +50,13 @@ class Merge:
             )
         merge.check_mergeable(artifact.name, artifact.path)  # by its type, before anything is loaded
         tokenizer = load_tokenizer(artifact.path, artifact.loading, artifact.chat_template)
-        ids = self._prompts(context, tokenizer)
+        dataset = context.inputs.get("dataset")
+        if dataset is None:
+            ids = merge.random_ids(tokenizer, self.num_prompts, context.seed)
+        else:
+            ids = [render(tokenizer, prompt) for prompt in dataset["prompt"][: self.num_prompts]]
         plain = merge.load_plain(artifact.path, artifact.loading, dtype=self.dtype, ids=ids)
         folder = context.folder / "model"
         merge.save_plain(plain.model, tokenizer, folder)
         # the weights are plain, whatever the recipe's `model` says of the base
         return StageResult(metrics=plain.metrics, model_path=folder, handoff={"quantization": None})
-
-    def _prompts(self, context: StageContext, tokenizer: Any) -> list[list[int]]:
-        dataset = context.inputs.get("dataset")
-        if dataset is None:
-            return merge.random_ids(tokenizer, self.num_prompts, context.seed)
-        return [render(tokenizer, prompt) for prompt in dataset["prompt"][: self.num_prompts]]

@@ -23,6 +23,7 @@ __all__ = [
     "add_metric",
     "as_reference",
     "calculate_rewards",
+    "changed",
     "checkpointed_layers",
     "disable_dropout",
     "drop_metric",
@@ -85,6 +86,19 @@ OVERRIDDEN: Mapping[str, tuple[str, ...]] = {
 
 
 # --- any trainer -----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def changed(owner: Any, **values: Any) -> Iterator[None]:
+    """Within, an object's attributes have other values."""
+    before = {name: getattr(owner, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)
 
 
 def observe_losses(trainer: Any, sink: Callable[[Any], None]) -> None:
@@ -195,30 +209,17 @@ def without_side_effects(trainer: Any) -> Iterator[None]:
 
 def rollout_greedily(trainer: Any, prompts: list[Any]) -> tuple[list[Any], list[list[int]]]:
     """Return one greedy completion of each prompt by the trainer's own generation: texts or messages, and token ids."""
-    with _greedy(trainer):
+    if trainer.use_vllm:
+        greedily = changed(trainer.vllm_generation, temperature=0.0)
+    else:
+        # transformers warns of sampling options beside `do_sample=False` unless they are the unset values
+        greedy = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50, "min_p": None}
+        config = trainer.generation_config
+        config, kwargs = type(config)(**{**config.to_dict(), **greedy}), {**trainer.generation_kwargs, **greedy}
+        greedily = changed(trainer, generation_config=config, generation_kwargs=kwargs)
+    with greedily:
         _, ids, _, completions, *_ = trainer._generate(prompts)
     return completions, ids
-
-
-@contextlib.contextmanager
-def _greedy(trainer: Any) -> Iterator[None]:
-    if trainer.use_vllm:
-        engine, sampled = trainer.vllm_generation, trainer.vllm_generation.temperature
-        engine.temperature = 0.0
-        try:
-            yield
-        finally:
-            engine.temperature = sampled
-        return
-    config, kwargs = trainer.generation_config, trainer.generation_kwargs
-    # transformers warns of sampling options beside `do_sample=False` unless they are the unset values
-    greedy = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50, "min_p": None}
-    trainer.generation_config = type(config)(**{**config.to_dict(), **greedy})
-    trainer.generation_kwargs = {**kwargs, **greedy}
-    try:
-        yield
-    finally:
-        trainer.generation_config, trainer.generation_kwargs = config, kwargs
 
 
 def hide_from_vllm(trainer: Any, is_ours: Callable[[str], bool]) -> None:

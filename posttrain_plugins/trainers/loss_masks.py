@@ -98,8 +98,14 @@ def masks(trainer: Any, rows: Any, writes: bool) -> dict[str, Any]:
     if is_tokenized:
         found = list(_drawn_rows(batch) if "completion_ids" in batch else _padded_rows(batch))
     else:
-        prompts = batch["prompt"] if isinstance(batch, Mapping) else [row["prompt"] for row in batch]
-        found = [("", ids, [False] * len(ids)) for ids in (_prompt_ids(tokenizer, prompt) for prompt in prompts)]
+        found = []
+        for prompt in batch["prompt"] if isinstance(batch, Mapping) else [row["prompt"] for row in batch]:
+            if isinstance(prompt, str):
+                encoded = tokenizer(prompt)
+            else:
+                encoded = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
+            ids = list(encoded["input_ids"])
+            found.append(("", ids, [False] * len(ids)))
     is_drawn = not is_tokenized or "completion_ids" in batch
     texts = [(part, [tokenizer.decode([token]) for token in ids], learned) for part, ids, learned in found]
     return {
@@ -149,12 +155,6 @@ def _learned(batch: Mapping[str, Any], prefix: str) -> Any:
         return batch["step_labels"] >= 0
     attended = batch[f"{prefix}attention_mask"]
     return torch.arange(attended.shape[1])[None] == attended.sum(1, keepdim=True) - 1
-
-
-def _prompt_ids(tokenizer: Any, prompt: Any) -> list[int]:
-    if isinstance(prompt, str):
-        return list(tokenizer(prompt)["input_ids"])
-    return list(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"])
 
 
 def _warnings(args: Any, tokenizer: Any, found: list[MaskedRow], rows: Any, writes: bool) -> Iterator[str]:

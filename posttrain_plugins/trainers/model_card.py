@@ -28,7 +28,9 @@ def model_card(
         merging: what merging changed in the logits.
         quantization: TRL `ModelConfig` fields of the saved weights.
     """
-    made_in = _stage_folder(Path(artifact.path))
+    model = Path(artifact.path)
+    # the stage that made it: the nearest folder above with a manifest
+    made_in = next((folder for folder in (model, *model.parents) if (folder / "manifest.json").is_file()), None)
     of_recipe = f" of the recipe `{made_in.parent.name}`" if made_in else ""
     lines = ["---", "library_name: transformers", "tags:", "- posttrain-plugins", "---", "", f"# {title}", ""]
     lines += [f"`{architecture}`, exported from `{artifact.name}`{of_recipe}.", ""]
@@ -49,11 +51,6 @@ def model_card(
         lines += [f"- {name.replace('_', ' ')} by merging: {value:.3g}" for name, value in merging.items()]
         lines += [f"- {name}: {value}" for name, value in quantization.items()] + [""]
     return "\n".join(lines)
-
-
-def _stage_folder(model: Path) -> Path | None:
-    """Find the folder of the stage that made a model: the nearest above it with a manifest."""
-    return next((folder for folder in (model, *model.parents) if (folder / "manifest.json").is_file()), None)
 
 
 def _lineage(folder: Path | None) -> Iterator[dict[str, Any]]:

@@ -31,7 +31,6 @@ __all__ = [
     "group_mean",
     "group_normalized",
     "kl_estimate",
-    "last_token",
     "masked_mean",
     "next_kl_coef",
     "normalized_steps",
@@ -111,12 +110,6 @@ def next_kl_coef(coef: float, kl: float, target: float, horizon: float, completi
     return coef * (1.0 + error * completions / horizon)
 
 
-def last_token(mask: Tensor) -> Tensor:
-    """Return (B, T), 1 at the last token of each row whose mask is 1; a row of zeros has none."""
-    left = mask.flip(1).cumsum(1).flip(1)  # (B, T), tokens from here to the end; after the last one it is 0
-    return ((left == 1) & mask.bool()).to(mask.dtype)
-
-
 def token_rewards(
     mask: Tensor, scores: Tensor, kl: Tensor | None = None, kl_coef: float = 0.0, steps: Tensor | None = None
 ) -> Tensor:
@@ -136,7 +129,9 @@ def token_rewards(
         >>> token_rewards(torch.tensor([[1, 1, 0]]), torch.tensor([5.0]), torch.tensor([[1.0, 2.0, 0.0]]), kl_coef=0.5)
         tensor([[-0.5000,  4.0000,  0.0000]])
     """
-    rewards = last_token(mask) * scores.unsqueeze(1)  # (B, T)
+    left = mask.flip(1).cumsum(1).flip(1)  # (B, T), how many of the model's tokens stand from here to the end
+    is_last = ((left == 1) & mask.bool()).to(mask.dtype)  # (B, T), one in each row, none in a row without such tokens
+    rewards = is_last * scores.unsqueeze(1)
     if kl is not None:
         rewards = rewards - kl_coef * kl
     return (rewards if steps is None else rewards + steps) * mask

@@ -183,11 +183,8 @@ class PPOTrainer(WithCritic, GRPOTrainer):  # type: ignore[misc]
     def _compute_loss(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
         # `beta` does two things in GRPO: not 0, it makes the rollout have reference log-probabilities, which we want,
         # and adds a KL to the loss, which we do not: it stands in the reward.
-        beta, self.beta = float(self.args.beta), 0.0
-        try:
+        with compat.changed(self, beta=0.0):
             loss: Tensor = super()._compute_loss(model, inputs)
-        finally:
-            self.beta = beta
         assert self.last_pass is not None
         seen, self.last_pass = self.last_pass, None  # the values hold the graph
         rollout.log_ratio(self, seen.logps, inputs)

@@ -19,7 +19,8 @@ PosttrainError                  base; carries `hint`, one action that mends it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "RecipeErrors",
     "RewardFailed",
     "StageFailed",
+    "importing_extra",
 ]
 
 
@@ -132,3 +134,22 @@ class GateNotMet(PosttrainError):
     """An evaluation's figures miss what the recipe requires."""
 
     exit_code = 3
+
+
+@contextmanager
+def importing_extra(plugin: str, library: str, extra: str) -> Iterator[None]:
+    """Say what to install where a library that only some plugins need cannot be imported.
+
+    Args:
+        plugin: who needs it.
+        library: what its distribution is called.
+        extra: the extra of this package that brings it.
+
+    Raises:
+        InputError: an import within failed.
+    """
+    try:
+        yield
+    except ImportError as cause:
+        hint = f"pip install 'posttrain-plugins[{extra}]'"
+        raise InputError(f"{plugin} needs {library}, which is not installed", hint=hint) from cause

@@ -1,23 +1,24 @@
-"""Rewards that are made of other rewards: how these are called, and what they say of themselves together."""
+"""Rewards that are made of other rewards: how these are called and combined, and what they declare together."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from statistics import fmean, pvariance
+from typing import Any, Literal
 
 from posttrain_plugins.errors import PluginBroken
 from posttrain_plugins.types import Prompt, ResolvedReward
 
-__all__ = ["any_says", "count_tokens", "name_of", "scores_of"]
+__all__ = ["any_declares", "call_reward", "combine_rewards", "token_counter"]
 
 
-def scores_of(
+def call_reward(
     reward: Any, prompts: Sequence[Prompt], completions: Sequence[Prompt], columns: Mapping[str, Any]
 ) -> list[float | None]:
-    """What another reward gives; an asynchronous one is waited for.
+    """Return what another reward gives; an asynchronous one is waited for.
 
     Args:
         reward: a reward of the recipe, or a callable.
@@ -34,25 +35,84 @@ def scores_of(
     found = _callable(reward)(prompts=prompts, completions=completions, **columns)
     scores = list(_wait_for(found) if inspect.isawaitable(found) else found)
     if len(scores) != len(completions):
-        message = f"reward '{name_of(reward)}' gave {len(scores)} scores, expected {len(completions)}"
-        raise PluginBroken(message)
+        name = getattr(reward, "name", None) or getattr(reward, "__name__", type(reward).__name__)
+        raise PluginBroken(f"reward '{name}' gave {len(scores)} scores, expected {len(completions)}")
+    # NaN is what TRL makes of None on its way through a tensor.
     return [None if score is None or score != score else float(score) for score in scores]
 
 
-def any_says(rewards: Sequence[Any], attribute: str) -> bool:
-    """Does one of them have the attribute, and is it true? `oracle`, `holds_model`."""
-    return any(bool(getattr(_callable(reward), attribute, False)) for reward in rewards)
+def combine_rewards(
+    rewards: Sequence[Any],
+    how: Literal["mean", "min", "sum"],
+    prompts: Sequence[Prompt],
+    completions: Sequence[Prompt],
+    columns: Mapping[str, Any],
+    *,
+    weights: Sequence[float] = (),
+    penalty: float = 0.0,
+    skips_none: bool = False,
+) -> list[float | None]:
+    """Return one score for each completion from those of several rewards.
+
+    Args:
+        rewards: R rewards of the recipe, or callables.
+        how: what becomes of a completion's scores.
+        prompts: B prompts.
+        completions: B completions.
+        columns: further arguments of the calls.
+        weights: R factors; without them each is 1.
+        penalty: how much of the scores' variance is taken off.
+        skips_none: combine the scores of those that can judge; else all have to.
+
+    Returns:
+        B scores; None where nothing can be said.
+    """
+    reductions: dict[str, Callable[[list[float]], float]] = {"mean": fmean, "min": min, "sum": sum}
+    by_reward = [call_reward(reward, prompts, completions, columns) for reward in rewards]
+    combined: list[float | None] = []
+    for of_one in zip(*by_reward, strict=True):
+        pairs = zip(weights or [1.0] * len(rewards), of_one, strict=True)
+        known = [weight * score for weight, score in pairs if score is not None]
+        if not known or (len(known) < len(of_one) and not skips_none):
+            combined.append(None)
+        else:
+            combined.append(float(reductions[how](known) - (penalty * pvariance(known) if penalty else 0.0)))
+    return combined
 
 
-def count_tokens(rewards: Sequence[Any], prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> int:
-    """The tokens that scoring these reads, by those that can tell."""
-    counts = [getattr(_callable(reward), "count_tokens", None) for reward in rewards]
-    return sum(int(count(prompts=prompts, completions=completions)) for count in counts if count)
+def any_declares(attribute: str, *fields: str, without: bool = False) -> property:
+    """Return a property for a reward's class: does one of the rewards that it is made of declare this?
+
+    Args:
+        attribute: `oracle` or `holds_model`.
+        fields: the class's fields that hold a reward, or several.
+        without: the answer for a field that is None.
+    """
+
+    def declares(self: Any) -> bool:
+        return any(
+            without if reward is None else bool(getattr(_callable(reward), attribute, False))
+            for reward in _rewards_in(self, fields)
+        )
+
+    return property(declares)
 
 
-def name_of(reward: Any) -> str:
-    """A reward's name in the recipe, or its own."""
-    return str(getattr(reward, "name", None) or getattr(reward, "__name__", type(reward).__name__))
+def token_counter(*fields: str) -> Callable[..., int]:
+    """Return the method `count_tokens` for a reward's class: the sum over the rewards in these fields that can tell."""
+
+    def count_tokens(self: Any, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> int:
+        """Count the tokens that scoring these reads, by those rewards that can tell."""
+        counts = [getattr(_callable(reward), "count_tokens", None) for reward in _rewards_in(self, fields)]
+        return sum(int(count(prompts=prompts, completions=completions)) for count in counts if count)
+
+    return count_tokens
+
+
+def _rewards_in(owner: Any, fields: Sequence[str]) -> Iterator[Any]:
+    for name in fields:
+        value = getattr(owner, name)
+        yield from value if isinstance(value, list | tuple) else [value]
 
 
 def _callable(reward: Any) -> Any:

@@ -39,7 +39,7 @@ def reads(text: str) -> Iterator[tuple[int, str]]:
         if word is None or re.match("__|_[A-Z]", word):
             continue
         match function:
-            case ast.Name("declared" | "any_says") | ast.Attribute(attr="declares" | "any_says"):
+            case ast.Name("declared") | ast.Attribute(attr="declares" | "any_declares"):
                 yield node.lineno, word
             case ast.Name("getattr" | "hasattr") if word in DECLARATIONS or PLUGIN.search(ast.unparse(node.args[0])):
                 yield node.lineno, word

@@ -1,4 +1,4 @@
-"""`bleu`: how much of the reference text's n-grams stand in the completion.
+"""`bleu`: how many n-grams of the reference text stand in the completion.
 
 Papers: Papineni et al., 2002 (https://aclanthology.org/P02-1040); sentence BLEU as sacrebleu computes it, with its
 default smoothing and effective order (Post, 2018, https://huggingface.co/papers/1804.08771), divided by 100.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
-from posttrain_plugins.errors import InputError
+from posttrain_plugins.errors import importing_extra
 from posttrain_plugins.text import to_text
 from posttrain_plugins.types import Prompt
 
@@ -35,6 +35,7 @@ class BLEU:
         [1.0, 0.0]
     """
 
+    __name__ = "bleu"  # what TRL logs it under
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     requires_columns: ClassVar[tuple[str, ...]] = ("solution",)
     oracle: ClassVar[bool] = True
@@ -48,9 +49,6 @@ class BLEU:
     lowercase: bool = False
     tokenize: str = "13a"
 
-    def __post_init__(self) -> None:
-        self.__name__ = "bleu"  # what TRL logs it under
-
     def __call__(self, completions: Sequence[Prompt], solution: Sequence[Any], **columns: Any) -> list[float | None]:
         """Score each completion.
 
@@ -61,22 +59,20 @@ class BLEU:
         Returns:
             B scores in [0, 1]; None where there is no reference.
         """
-        return [self._score(to_text(text), one) for text, one in zip(completions, solution, strict=True)]
+        # Sentences, not a corpus: a reward is of one completion, and a mean of it over a batch says the rest.
+        metric = _metric(self.max_ngram_order, self.lowercase, self.tokenize)
+        scores: list[float | None] = []
+        for completion, given in zip(completions, solution, strict=True):
+            references = [given] if isinstance(given, str) else given
+            found = None if given is None else metric.sentence_score(to_text(completion), list(references)).score
+            scores.append(None if found is None else min(1.0, float(found) / 100))  # 100.00000000000004 for equal texts
+        return scores
 
-    def _score(self, text: str, solution: Any) -> float | None:
-        if solution is None:
-            return None
-        references = [solution] if isinstance(solution, str) else list(solution)
-        score = _metric(self.max_ngram_order, self.lowercase, self.tokenize).sentence_score(text, references).score
-        return min(1.0, float(score) / 100)  # 100.00000000000004 for equal texts
 
-
-@cache
+@cache  # a tokenizer such as `flores200` is loaded with it
 def _metric(max_ngram_order: int, lowercase: bool, tokenize: str) -> Any:
-    try:
+    with importing_extra("bleu", "sacrebleu", "text"):
         from sacrebleu.metrics import bleu
-    except ImportError as cause:
-        hint = "pip install 'posttrain-plugins[text]'"
-        raise InputError("bleu needs sacrebleu, which is not installed", hint=hint) from cause
     options = {"max_ngram_order": max_ngram_order, "lowercase": lowercase, "tokenize": tokenize}
+    # Without the effective order a completion of three words is worth nothing: it has no 4-gram.
     return bleu.BLEU(**options, effective_order=True)

@@ -37,8 +37,12 @@ class Clip:
         [0.0, 0.7, 1.0]
     """
 
+    __name__ = "clip"  # what TRL logs it under
     requires_columns: ClassVar[tuple[str, ...]] = ()
     example_params: ClassVar[dict[str, Any]] = {"reward": "length"}
+    oracle = nested_rewards.any_declares("oracle", "reward")
+    holds_model = nested_rewards.any_declares("holds_model", "reward")
+    count_tokens = nested_rewards.token_counter("reward")
 
     reward: RewardRef
     low: float = -1.0
@@ -47,28 +51,13 @@ class Clip:
     shift: float = 0.0
 
     def __post_init__(self) -> None:
-        self.__name__ = "clip"  # what TRL logs it under
         if self.low > self.high:
             raise InputError(f"clip has low: {self.low} above high: {self.high}", hint="swap them")
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """`low` and `high`."""
+        """From `low` to `high`."""
         return self.low, self.high
-
-    @property
-    def oracle(self) -> bool:
-        """Whether it knows the right answer."""
-        return nested_rewards.any_says([self.reward], "oracle")
-
-    @property
-    def holds_model(self) -> bool:
-        """Whether it holds a model."""
-        return nested_rewards.any_says([self.reward], "holds_model")
-
-    def count_tokens(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> int:
-        """The tokens that scoring these reads, if it can tell."""
-        return nested_rewards.count_tokens([self.reward], prompts, completions)
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
         """Score each completion.
@@ -80,5 +69,6 @@ class Clip:
         Returns:
             B scores from `low` to `high`; None where the reward cannot judge.
         """
-        scores = nested_rewards.scores_of(self.reward, prompts, completions, columns)
+        # Scaled first: the bounds are in the units of what is given, so that they hold whatever the reward's own are.
+        scores = nested_rewards.call_reward(self.reward, prompts, completions, columns)
         return [None if s is None else min(self.high, max(self.low, self.scale * s + self.shift)) for s in scores]

@@ -9,6 +9,8 @@ computing it. Where no sandbox works the reward refuses, unless the recipe says 
 from __future__ import annotations
 
 import ast
+import contextlib
+import itertools
 import json
 import os
 import re
@@ -29,6 +31,8 @@ __all__ = ["Code"]
 _FENCE = re.compile(r"```(?:python|py|python3)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
 TOLERANCE = 1e-6
 
+# What is put behind the program to call its function: an empty line first, since what it printed may end without a
+# line break; `default` writes what JSON has no form for, such as a set, as a list.
 CALL = """
 import json as _json, sys as _sys
 def _call(name, arguments):
@@ -71,6 +75,7 @@ class Code:
         InputError: no sandbox works here, or the tests cannot be read.
     """
 
+    __name__ = "code"  # what TRL logs it under
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     requires_columns: ClassVar[tuple[str, ...]] = ("tests",)
     oracle: ClassVar[bool] = True
@@ -96,7 +101,7 @@ class Code:
     )
 
     partial: bool = False
-    time_limit_s: float = 6.0
+    time_limit_s: float = 6.0  # LiveCodeBench's
     memory_mib: int = 1024
     disk_mib: int = 64
     max_processes: int = 32
@@ -105,7 +110,6 @@ class Code:
     sandbox: Sandbox = "auto"
 
     def __post_init__(self) -> None:
-        self.__name__ = "code"  # what TRL logs it under
         for name in ("time_limit_s", "memory_mib", "disk_mib", "max_processes"):
             if getattr(self, name) <= 0:
                 raise InputError(f"code cannot use {name}: {getattr(self, name)}, expected more than 0")
@@ -121,10 +125,15 @@ class Code:
             B scores in [0, 1]; None where there is no test.
         """
         if self.sandbox == "auto" and completions:
-            working_sandbox()  # here, once: not by each thread below
-        asked = [(_program(to_text(text)), _tests(of_one)) for text, of_one in zip(completions, tests, strict=True)]
+            working_sandbox()  # refused here, once, and not by each thread
+        asked: list[tuple[str | None, list[_Test]]] = []
+        for completion, given in zip(completions, tests, strict=True):
+            programs = _FENCE.findall(to_text(completion))
+            asked.append((programs[-1] if programs else None, _read_tests(given)))
+        # A group of completions often holds the same program again, and each run costs a process.
         keys = [(program, repr(of_one)) for program, of_one in asked]
         distinct = dict(zip(keys, asked, strict=True))
+        # Threads are enough: each waits for a process of its own.
         with ThreadPoolExecutor(self.num_workers or os.cpu_count()) as workers:
             scores = dict(zip(distinct, workers.map(lambda one: self._score(*one), distinct.values()), strict=True))
         return [scores[key] for key in keys]
@@ -133,7 +142,11 @@ class Code:
         tests = tests[: self.max_tests]
         if not tests:
             return None
-        if program is None or not _is_python(program):
+        if program is None:
+            return 0.0
+        try:
+            ast.parse(program)  # no process for what cannot run
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
             return 0.0
         passed = 0
         for test in tests:
@@ -148,6 +161,7 @@ class Code:
         if not test.function:
             ran = run(program, test.stdin, limits, self.sandbox)
             return ran.code == 0 and _is_same_text(ran.stdout, str(test.expected))
+        # The value is found among what the program prints by a mark that it cannot have written into its source.
         mark = secrets.token_hex(8)
         given = json.dumps({"name": test.function, "arguments": json.loads(test.stdin), "mark": mark})
         ran = run(program + CALL, given, limits, self.sandbox)
@@ -158,27 +172,15 @@ class Code:
             found = json.loads(line.removeprefix(mark))
         except (ValueError, RecursionError):  # cut at the limit of output, or a number of more digits than Python reads
             return False
-        return _is_same(found, test.expected) or _is_same([found], test.expected)
-
-
-def _program(text: str) -> str | None:
-    found = _FENCE.findall(text)
-    return found[-1] if found else None
-
-
-def _is_python(program: str) -> bool:
-    try:
-        ast.parse(program)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True
+        # APPS wraps the expected value of a function in a list, other sets do not.
+        return _is_same_value(found, test.expected) or _is_same_value([found], test.expected)
 
 
 # --- the layouts of tests --------------------------------------------------------------------------------------------
 
 
-def _tests(given: Any) -> list[_Test]:
-    """The tests of one problem.
+def _read_tests(given: Any) -> list[_Test]:
+    """Return the tests of one problem.
 
     Raises:
         InputError: they are in none of the layouts.
@@ -190,8 +192,8 @@ def _tests(given: Any) -> list[_Test]:
         if isinstance(value, Mapping):
             name = value.get("fn_name") or ""
             pairs = zip(value["inputs"], value["outputs"], strict=True)
-            return [_test({"input": i, "output": o, "fn_name": name}) for i, o in pairs]
-        return [_test(one) for one in value or ()]
+            value = [{"input": i, "output": o, "fn_name": name} for i, o in pairs]
+        return [_read_test(one) for one in value or ()]
     except (ValueError, KeyError, TypeError, AttributeError) as cause:
         raise InputError(
             f"code cannot read its tests: {given!r:.120}, {type(cause).__name__}: {cause}",
@@ -199,58 +201,45 @@ def _tests(given: Any) -> list[_Test]:
         ) from cause
 
 
-def _test(one: Mapping[str, Any]) -> _Test:
+def _read_test(one: Mapping[str, Any]) -> _Test:
     name = str(one.get("fn_name") or one.get("func_name") or "")
     given, expected = one["input"], one["output"]
     if not name:
-        return _Test(_joined(given), _joined(expected))
-    arguments = _by_line(given) if isinstance(given, str) else given
-    return _Test(json.dumps(arguments), _read(expected) if isinstance(expected, str) else expected, name)
-
-
-def _joined(value: Any) -> str:
-    return "\n".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _by_line(text: str) -> list[Any]:
-    return [json.loads(line) for line in text.split("\n") if line.strip()]
-
-
-def _read(text: str) -> Any:
-    """An expected value that is written as JSON; a text that is none is meant as it is."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+        texts = ("\n".join(map(str, v)) if isinstance(v, list | tuple) else str(v) for v in (given, expected))
+        return _Test(*texts)
+    if isinstance(given, str):
+        # Not `splitlines`, which also splits at U+2028: that stands raw in JSON.
+        given = [json.loads(line) for line in given.split("\n") if line.strip()]
+    if isinstance(expected, str):
+        with contextlib.suppress(ValueError):  # a text that is no JSON is meant as it is
+            expected = json.loads(expected)
+    return _Test(json.dumps(given), expected, name)
 
 
 # --- equality --------------------------------------------------------------------------------------------------------
 
 
 def _is_same_text(found: str, expected: str) -> bool:
-    """The same words on the same lines; numbers with a decimal point may differ a little."""
-    lines: list[list[list[str]]] = [
-        [line.split() for line in text.strip().splitlines() if line.strip()] for text in (found, expected)
-    ]
-    return len(lines[0]) == len(lines[1]) and all(map(_are_same_words, *lines))
-
-
-def _are_same_words(found: list[str], expected: list[str]) -> bool:
-    return len(found) == len(expected) and all(a == b or _is_near(a, b) for a, b in zip(found, expected, strict=True))
-
-
-def _is_near(found: str, expected: str) -> bool:
-    try:
-        return "." in expected and isclose(float(found), float(expected), rel_tol=TOLERANCE, abs_tol=TOLERANCE)
-    except ValueError:
+    """Return whether the same words stand on the same lines; numbers with a decimal point may differ a little."""
+    first, second = ([line.split() for line in text.strip().splitlines() if line.strip()] for text in (found, expected))
+    if [len(words) for words in first] != [len(words) for words in second]:
         return False
+    for word, wanted in zip(itertools.chain(*first), itertools.chain(*second), strict=True):
+        try:
+            # A point in the expected word says that it is measured, not counted: 3 for 4 is never near.
+            is_near = "." in wanted and isclose(float(word), float(wanted), rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+        except ValueError:
+            is_near = False
+        if word != wanted and not is_near:
+            return False
+    return True
 
 
-def _is_same(found: Any, expected: Any) -> bool:
+def _is_same_value(found: Any, expected: Any) -> bool:
     if isinstance(found, list) and isinstance(expected, list):
-        return len(found) == len(expected) and all(map(_is_same, found, expected))
+        return len(found) == len(expected) and all(map(_is_same_value, found, expected))
     if isinstance(found, dict) and isinstance(expected, dict):
-        return found.keys() == expected.keys() and all(_is_same(value, expected[key]) for key, value in found.items())
+        return found.keys() == expected.keys() and all(_is_same_value(v, expected[key]) for key, v in found.items())
     if isinstance(expected, float) and isinstance(found, int | float) and not isinstance(found, bool):
         return isclose(found, expected, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
-    return type(found) is type(expected) and bool(found == expected)
+    return type(found) is type(expected) and bool(found == expected)  # True == 1 in Python, and in no other language

@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 from posttrain_plugins import nested_rewards
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.text import to_text
-from posttrain_plugins.text.answers import equivalent, extract
-from posttrain_plugins.text.units import Unit, pieces
+from posttrain_plugins.text.answers import score_answer
+from posttrain_plugins.text.units import Unit, split_units
 from posttrain_plugins.types import Prompt, RewardRef
 
 __all__ = ["Cosine"]
@@ -49,7 +49,10 @@ class Cosine:
         [0.75, -0.75]
     """
 
+    __name__ = "cosine"  # what TRL logs it under
     example_params: ClassVar[dict[str, Any]] = {"max_len": 100, "unit": "chars", "correct": "length"}
+    oracle = nested_rewards.any_declares("oracle", "correct", without=True)  # it then reads `solution` itself
+    holds_model = nested_rewards.any_declares("holds_model", "correct")
 
     max_len: int
     correct: RewardRef | None = None
@@ -63,31 +66,20 @@ class Cosine:
     tokenizer: str | None = None
 
     def __post_init__(self) -> None:
-        self.__name__ = "cosine"  # what TRL logs it under
         if self.max_len < 1:
             raise InputError(f"cosine cannot use max_len: {self.max_len}, expected 1 or more")
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """The smallest and the largest of its values."""
+        """From the smallest to the largest of its values."""
         values = [self.max_value_correct, self.min_value_correct, self.min_value_wrong, self.max_value_wrong]
         values += [] if self.exceeded is None else [self.exceeded]
         return min(values), max(values)
 
     @property
     def requires_columns(self) -> tuple[str, ...]:
-        """`solution`, where no other reward says what is right."""
+        """The column `solution`, where no other reward says what is right."""
         return ("solution",) if self.correct is None else ()
-
-    @property
-    def oracle(self) -> bool:
-        """Whether it knows the right answer."""
-        return self.correct is None or nested_rewards.any_says([self.correct], "oracle")
-
-    @property
-    def holds_model(self) -> bool:
-        """Whether the reward that says what is right holds a model."""
-        return self.correct is not None and nested_rewards.any_says([self.correct], "holds_model")
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
         """Score each completion.
@@ -101,31 +93,27 @@ class Cosine:
         Returns:
             B scores; None where it cannot be said what is right.
         """
-        if self.correct is None:
-            judged = _compared(completions, columns.get("solution"))
+        solutions = columns.get("solution")
+        if self.correct is not None:
+            judged = nested_rewards.call_reward(self.correct, prompts, completions, columns)
+        elif solutions is not None:
+            judged = [score_answer(to_text(text), one) for text, one in zip(completions, solutions, strict=True)]
         else:
-            judged = nested_rewards.scores_of(self.correct, prompts, completions, columns)
-        lengths = [len(one) for one in pieces(completions, columns, self.unit, self.tokenizer)]
+            message = "cosine has no reward 'correct', and the data no column 'solution'"
+            raise InputError(message, hint="correct: my_reward")
+        lengths = [len(units) for units in split_units(completions, columns, self.unit, self.tokenizer)]
         pairs = zip(judged, lengths, strict=True)
         return [None if score is None else self._score(score >= self.threshold, length) for score, length in pairs]
 
     def _score(self, is_right: bool, length: int) -> float:
         if self.exceeded is not None and length >= self.max_len:
             return self.exceeded
-        wave = (1 + math.cos(math.pi * min(length / self.max_len, 1.0))) / 2  # from 1 to 0
+        # The two halves run against each other: a right answer loses by length what a wrong one gains, so that a policy
+        # thinks longer where it fails and stops where it succeeds (section 4.2).
         short, long = (
             (self.max_value_correct, self.min_value_correct)
             if is_right
             else (self.min_value_wrong, self.max_value_wrong)
         )
+        wave = (1 + math.cos(math.pi * min(length / self.max_len, 1.0))) / 2  # from 1 to 0
         return long + wave * (short - long)
-
-
-def _compared(completions: Sequence[Prompt], solutions: Sequence[Any] | None) -> list[float | None]:
-    if solutions is None:
-        raise InputError("cosine has no reward 'correct', and the data no column 'solution'", hint="correct: my_reward")
-    found = zip((extract(to_text(completion)) for completion in completions), solutions, strict=True)
-    return [
-        None if solution is None else float(answer is not None and equivalent(answer, str(solution)))
-        for answer, solution in found
-    ]

@@ -66,7 +66,15 @@ class DigitChainSteps:
         Returns:
             B scores in [0, 1]; None where the prompt holds no problem.
         """
-        return [None if found is None else self._score(found) for found in _check_all(prompts, completions)]
+        scores: list[float | None] = []
+        for found in _check_all(prompts, completions):
+            if found is None:
+                scores.append(None)
+            elif self.mode == "fraction":
+                scores.append(found.fraction)
+            else:
+                scores.append(float(found.strict if self.mode == "strict" else found.answer_correct))
+        return scores
 
     def step_scores(
         self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any
@@ -80,20 +88,15 @@ class DigitChainSteps:
         Returns:
             B lists, one score per written step, empty where there is no step or no problem.
         """
+        # Each by what stands in it, whatever the answer: a chain that goes wrong at its third step keeps two.
         checks = _check_all(prompts, completions)
         return [[] if found is None else [float(is_right) for is_right in found.steps] for found in checks]
 
-    def _score(self, found: Check) -> float:
-        if self.mode == "fraction":
-            return found.fraction
-        return float(found.strict if self.mode == "strict" else found.answer_correct)
-
 
 def _check_all(prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> list[Check | None]:
-    pairs = zip(prompts, completions, strict=True)
-    return [_check(last_user_text(prompt), to_text(completion)) for prompt, completion in pairs]
-
-
-def _check(prompt: str, completion: str) -> Check | None:
-    expression = find_expression(prompt)
-    return None if expression is None else check(expression, completion)
+    checks: list[Check | None] = []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        # The last message of the user alone: a prompt with examples holds their problems, too.
+        expression = find_expression(last_user_text(prompt))
+        checks.append(None if expression is None else check(expression, to_text(completion)))
+    return checks

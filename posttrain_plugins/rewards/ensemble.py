@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, pvariance
 from typing import Any, ClassVar, Literal
 
 from posttrain_plugins import nested_rewards
@@ -39,31 +38,20 @@ class Ensemble:
         [0.25]
     """
 
+    __name__ = "ensemble"  # what TRL logs it under
     requires_columns: ClassVar[tuple[str, ...]] = ()
     example_params: ClassVar[dict[str, Any]] = {"rewards": ["length"]}
+    oracle = nested_rewards.any_declares("oracle", "rewards")
+    holds_model = nested_rewards.any_declares("holds_model", "rewards")
+    count_tokens = nested_rewards.token_counter("rewards")
 
     rewards: list[RewardRef]
     reduce: Literal["mean", "min"] = "mean"
     penalty: float = 0.0
 
     def __post_init__(self) -> None:
-        self.__name__ = "ensemble"  # what TRL logs it under
         if not self.rewards:
             raise InputError("ensemble has no rewards", hint="rewards: [rm_a, rm_b]")
-
-    @property
-    def oracle(self) -> bool:
-        """Whether one of them knows the right answer."""
-        return nested_rewards.any_says(self.rewards, "oracle")
-
-    @property
-    def holds_model(self) -> bool:
-        """Whether one of them holds a model."""
-        return nested_rewards.any_says(self.rewards, "holds_model")
-
-    def count_tokens(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> int:
-        """The tokens that scoring these reads, by those that can tell."""
-        return nested_rewards.count_tokens(self.rewards, prompts, completions)
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
         """Score each completion; a reward that cannot judge one is left out of it.
@@ -75,11 +63,7 @@ class Ensemble:
         Returns:
             B scores; None where no reward can judge.
         """
-        votes = [nested_rewards.scores_of(reward, prompts, completions, columns) for reward in self.rewards]
-        return [self._reduce([value for value in of_one if value is not None]) for of_one in zip(*votes, strict=True)]
-
-    def _reduce(self, scores: Sequence[float]) -> float | None:
-        if not scores:
-            return None
-        value = min(scores) if self.reduce == "min" else fmean(scores)
-        return float(value - self.penalty * pvariance(scores))
+        # Members are of a kind: the mean of four reward models is on the scale of five, so one may be left out.
+        return nested_rewards.combine_rewards(
+            self.rewards, self.reduce, prompts, completions, columns, penalty=self.penalty, skips_none=True
+        )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from posttrain_plugins.text import to_text
-from posttrain_plugins.text.answers import equivalent, extract
+from posttrain_plugins.text.answers import score_answer
 from posttrain_plugins.types import Prompt
 
 __all__ = ["ExactAnswer"]
@@ -49,11 +49,5 @@ class ExactAnswer:
         Returns:
             B scores, 1.0 or 0.0; None where there is no reference to compare with.
         """
-        return [_score(to_text(text), reference) for text, reference in zip(completions, solution, strict=True)]
-
-
-def _score(completion: str, reference: str | None) -> float | None:
-    if reference is None:
-        return None
-    answer = extract(completion)
-    return float(answer is not None and equivalent(answer, str(reference)))
+        # By the rule that votes and evaluations use: what wins a vote is what is right.
+        return [score_answer(to_text(text), reference) for text, reference in zip(completions, solution, strict=True)]

@@ -37,6 +37,7 @@ class Format:
         [0.5]
     """
 
+    __name__ = "format"  # what TRL logs it under
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     requires_columns: ClassVar[tuple[str, ...]] = ()
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
@@ -52,7 +53,6 @@ class Format:
     is_opened: bool = False
 
     def __post_init__(self) -> None:
-        self.__name__ = "format"  # what TRL logs it under
         if not self.tags:
             raise InputError("format has no tags", hint="tags: [think, answer]")
 
@@ -70,15 +70,16 @@ class Format:
 
     def _score(self, text: str) -> float:
         marks = [mark for tag in self.tags for mark in (f"<{tag}>", f"</{tag}>")]
+        # Counted before they are looked for in order: `partial` gives a policy that has one tag a way to the next.
         once = [text.count(mark) == 1 for mark in marks]
         if self.partial:
             return sum(once) / len(once)
-        return float(all(once) and self._is_in_order(text))
-
-    def _is_in_order(self, text: str) -> bool:
+        if not all(once):  # a policy that repeats its answer until one is right would pass a single search
+            return 0.0
         for tag in self.tags:
             before, _, rest = text.partition(f"<{tag}>")
             inside, closing, text = rest.partition(f"</{tag}>")
+            # `closing` is missing where it stands before its opening tag; an empty thought is the cheapest to learn.
             if before.strip() or not closing or not inside.strip():
-                return False
-        return not text.strip()
+                return 0.0
+        return float(not text.strip())

@@ -34,30 +34,17 @@ class Gate:
         [0.16666666666666666, 0.0]
     """
 
+    __name__ = "gate"  # what TRL logs it under
     requires_columns: ClassVar[tuple[str, ...]] = ()
     example_params: ClassVar[dict[str, Any]] = {"condition": "length", "reward": "length"}
+    oracle = nested_rewards.any_declares("oracle", "condition", "reward")
+    holds_model = nested_rewards.any_declares("holds_model", "condition", "reward")
+    count_tokens = nested_rewards.token_counter("condition", "reward")
 
     condition: RewardRef
     reward: RewardRef
     threshold: float = 0.5
     otherwise: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.__name__ = "gate"  # what TRL logs it under
-
-    @property
-    def oracle(self) -> bool:
-        """Whether one of the two knows the right answer."""
-        return nested_rewards.any_says([self.condition, self.reward], "oracle")
-
-    @property
-    def holds_model(self) -> bool:
-        """Whether one of the two holds a model."""
-        return nested_rewards.any_says([self.condition, self.reward], "holds_model")
-
-    def count_tokens(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> int:
-        """The tokens that scoring these reads at most, by those that can tell."""
-        return nested_rewards.count_tokens([self.condition, self.reward], prompts, completions)
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
         """Score each completion.
@@ -69,20 +56,19 @@ class Gate:
         Returns:
             B scores; None where the condition, or behind it the reward, cannot judge.
         """
-        opened = nested_rewards.scores_of(self.condition, prompts, completions, columns)
-        passed = [i for i, score in enumerate(opened) if score is not None and score >= self.threshold]
-        shown = {name: _chosen(value, passed, len(completions)) for name, value in columns.items()}
-        behind = iter(
-            nested_rewards.scores_of(self.reward, [prompts[i] for i in passed], [completions[i] for i in passed], shown)
-            if passed
-            else ()
-        )
-        is_open = set(passed)
-        return [
-            next(behind) if i in is_open else None if score is None else self.otherwise
-            for i, score in enumerate(opened)
-        ]
-
-
-def _chosen(value: Any, rows: Sequence[int], count: int) -> Any:
-    return [value[i] for i in rows] if isinstance(value, list | tuple) and len(value) == count else value
+        conditions = nested_rewards.call_reward(self.condition, prompts, completions, columns)
+        # None stays None below: what the condition cannot judge has neither passed nor failed.
+        passed = [i for i, score in enumerate(conditions) if score is not None and score >= self.threshold]
+        scores = [None if score is None else self.otherwise for score in conditions]
+        if passed:  # a judge or an endpoint is not called for an empty batch
+            # Columns have a value for each completion; what a trainer gives beside them is the same for all.
+            rows = {
+                name: [value[i] for i in passed]
+                if isinstance(value, list | tuple) and len(value) == len(completions)
+                else value
+                for name, value in columns.items()
+            }
+            shown = [prompts[i] for i in passed], [completions[i] for i in passed]
+            for i, score in zip(passed, nested_rewards.call_reward(self.reward, *shown, rows), strict=True):
+                scores[i] = score
+        return scores

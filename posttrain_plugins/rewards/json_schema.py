@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from posttrain_plugins.errors import InputError
+from posttrain_plugins.errors import InputError, importing_extra
 from posttrain_plugins.text import to_text
 from posttrain_plugins.types import Prompt
 
@@ -40,6 +40,7 @@ class JSONSchema:
         [1.0, 0.0, 0.0]
     """
 
+    __name__ = "json_schema"  # what TRL logs it under
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     example_params: ClassVar[dict[str, Any]] = {"schema": {"required": ["age"]}}
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
@@ -54,13 +55,12 @@ class JSONSchema:
     well_formed: float = 0.0
 
     def __post_init__(self) -> None:
-        self.__name__ = "json_schema"  # what TRL logs it under
         if self.schema is not None:
-            _validator(self.schema)
+            _validator(self.schema)  # a schema that is none stops the recipe, not its first batch
 
     @property
     def requires_columns(self) -> tuple[str, ...]:
-        """`schema`, where the reward has none of its own."""
+        """The column `schema`, where the reward has none of its own."""
         return () if self.schema is not None else ("schema",)
 
     def __call__(self, completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
@@ -84,22 +84,20 @@ class JSONSchema:
         if schema is None:
             return None
         validator = _validator(json.loads(schema) if isinstance(schema, str) else schema)
+        # The last: models put a draft or the question's example first.
         fenced = _FENCE.findall(text) if self.in_fence else []
         try:
-            value = json.loads(fenced[-1] if fenced else text, parse_constant=_refuse)
-        except (ValueError, RecursionError):
+            value = json.loads(fenced[-1] if fenced else text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError):  # brackets in brackets by the thousand
             return 0.0
         return 1.0 if validator.is_valid(value) else self.well_formed
 
 
 def _validator(schema: Mapping[str, Any] | bool) -> Any:
-    try:
+    with importing_extra("json_schema", "jsonschema", "json"):
         from jsonschema import SchemaError
         from jsonschema.validators import validator_for
-    except ImportError as cause:
-        hint = "pip install 'posttrain-plugins[json]'"
-        raise InputError("json_schema needs jsonschema, which is not installed", hint=hint) from cause
-    kind = validator_for(schema)
+    kind = validator_for(schema)  # by its `$schema`
     try:
         kind.check_schema(schema)
     except SchemaError as cause:
@@ -109,6 +107,6 @@ def _validator(schema: Mapping[str, Any] | bool) -> Any:
     return kind(schema)
 
 
-def _refuse(constant: str) -> Any:
-    """`NaN` and `Infinity`, which Python reads and JSON does not have."""
+def _refuse_constant(constant: str) -> Any:
+    """Refuse `NaN` and `Infinity`, which Python reads and JSON does not have."""
     raise ValueError(constant)

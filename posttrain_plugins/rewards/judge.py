@@ -10,6 +10,7 @@ pairwise comparison with swapped positions; as a training signal RLAIF, Lee et a
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -77,6 +78,7 @@ class Judge:
         InputError: for a pattern without a group.
     """
 
+    __name__ = "judge"  # what TRL logs it under
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     requires_columns: ClassVar[tuple[str, ...]] = ()
     holds_model: ClassVar[bool] = True
@@ -102,7 +104,6 @@ class Judge:
     api_key: str | None = None
 
     def __post_init__(self) -> None:
-        self.__name__ = "judge"  # what TRL logs it under
         if re.compile(self.pattern).groups < 1:
             raise InputError(f"judge's pattern has no group: {self.pattern!r}", hint=r"write \[\[(\d+)\]\]")
         if self.ratings > 1 and self.temperature == 0:
@@ -112,7 +113,7 @@ class Judge:
         self._log: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_backend": None, "_log": None}
+        return {**self.__dict__, "_backend": None, "_log": None}  # a model and an open file stay in their process
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
         """Score each completion.
@@ -129,10 +130,11 @@ class Judge:
             return self._compare(prompts, completions)
         if self.judging == "steps":
             return [aggregate(scores, self.aggregate) for scores in self.step_scores(prompts, completions, **columns)]
-        told = {name: values for name, values in columns.items() if isinstance(values, list)}  # no trainer_state
-        rows = [{name: values[i] for name, values in told.items()} for i in range(len(prompts))]
-        texts = zip(prompts, completions, rows, strict=True)
-        return self._rate([self._question(prompt, to_text(completion), row) for prompt, completion, row in texts])
+        # Lists alone: what a trainer gives beside the columns (its state) has no value for each completion.
+        lists = {name: values for name, values in columns.items() if isinstance(values, list)}
+        texts = [to_text(completion) for completion in completions]
+        rows = [{name: values[i] for name, values in lists.items()} for i in range(len(prompts))]
+        return self._rate(list(zip(prompts, texts, rows, strict=True)))
 
     def step_scores(
         self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any
@@ -149,12 +151,12 @@ class Judge:
         """
         texts = [to_text(completion) for completion in completions]
         steps = columns.get("steps") or [split_steps(text, self.separator) for text in texts]
-        paths = [["".join(of_one[: i + 1]) for i in range(len(of_one))] for of_one in steps]
-        asked = [
-            self._question(prompt, path, {}) for prompt, of_one in zip(prompts, paths, strict=True) for path in of_one
-        ]
-        found = iter(self._rate(asked))
-        return [[next(found) or 0.0 for _ in of_one] for of_one in paths]
+        # A step is shown with all before it: alone it is neither right nor wrong.
+        shown = [["".join(of_one[: i + 1]) for i in range(len(of_one))] for of_one in steps]
+        ratings = iter(
+            self._rate([(prompt, text, {}) for prompt, of_one in zip(prompts, shown, strict=True) for text in of_one])
+        )
+        return [[next(ratings) or 0.0 for _ in of_one] for of_one in shown]
 
     def close(self) -> None:
         """Free the judge's memory; the next call loads it again."""
@@ -164,71 +166,80 @@ class Judge:
 
     # --- Asking ---------------------------------------------------------------------------------------------------
 
-    def _question(self, prompt: Prompt, completion: str, row: Mapping[str, Any]) -> Prompt:
-        if self.render is not None:
-            render: Callable[[str, str], Prompt] = self.render  # type: ignore[assignment]
-            return render(last_user_text(prompt), completion)
-        return self._message(_filled(self.rubric, {**row, "prompt": to_text(prompt), "completion": completion}))
-
-    def _message(self, text: str) -> Prompt:
-        return [{"role": "user", "content": text}] if self.chat else text
-
-    def _rate(self, questions: Sequence[Prompt]) -> list[float | None]:
-        return [_mean([self._value(text) for text in answers]) for answers in self._ask(questions)]
-
-    def _value(self, text: str) -> float | None:
-        rating = self._rating(text)
-        if rating is None:
-            return None
-        if self.values:
-            return self.values.get(rating)
-        try:
-            number = float(rating)
-        except ValueError:
-            return None
-        return min(1.0, max(0.0, (number - self.low) / (self.high - self.low)))
-
-    def _rating(self, text: str) -> str | None:
-        found = list(re.finditer(self.pattern, text))
-        return found[-1].group(1) if found else None
+    def _rate(self, rows: Sequence[tuple[Prompt, str, Mapping[str, Any]]]) -> list[float | None]:
+        """Return the mean of a text's ratings: of each prompt, text, and further columns that the rubric may name."""
+        questions: list[Prompt] = []
+        for prompt, text, columns in rows:
+            if self.render is not None:
+                render: Callable[[str, str], Prompt] = self.render  # type: ignore[assignment]
+                questions.append(render(last_user_text(prompt), text))
+            else:
+                questions.append(self._filled(self.rubric, {**columns, "prompt": to_text(prompt), "completion": text}))
+        means: list[float | None] = []
+        for answers in self._ask(questions):
+            known = []
+            for rating in map(self._rating, answers):
+                if self.values:
+                    known += [self.values[rating]] if rating in self.values else []
+                elif rating is not None:
+                    with contextlib.suppress(ValueError):  # a letter, where a number is wanted
+                        share = (float(rating) - self.low) / (self.high - self.low)
+                        known.append(min(1.0, max(0.0, share)))
+            means.append(fmean(known) if known else None)
+        return means
 
     def _compare(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> list[float | None]:
         texts = [to_text(completion) for completion in completions]
         groups: dict[str, list[int]] = {}
-        for i, prompt in enumerate(prompts):
+        for i, prompt in enumerate(prompts):  # by text: a group of GRPO is no column of the call
             groups.setdefault(to_text(prompt), []).append(i)
         pairs = [
             (i, j)
             for group in groups.values()
             for i in group
             for j in group
-            if texts[i] != texts[j] and (self.swap or i < j)
+            if texts[i] != texts[j] and (self.swap or i < j)  # of equal texts only the position would decide
         ]
         fields = [{"prompt": to_text(prompts[i]), "first": texts[i], "second": texts[j]} for i, j in pairs]
-        answers = self._ask([self._message(_filled(self.comparison, one)) for one in fields])
         wins: dict[int, list[float]] = {}
-        for (i, j), said in zip(pairs, answers, strict=True):
-            for verdict in (self._rating(text) for text in said):
-                if verdict in ("A", "B"):
+        for (i, j), answers in zip(
+            pairs, self._ask([self._filled(self.comparison, one) for one in fields]), strict=True
+        ):
+            for verdict in map(self._rating, answers):
+                if verdict in ("A", "B"):  # an unreadable verdict is no draw
                     wins.setdefault(i, []).append(float(verdict == "A"))
                     wins.setdefault(j, []).append(float(verdict == "B"))
-        return [_mean(list(wins.get(i, []))) for i in range(len(texts))]
+        return [fmean(wins[i]) if i in wins else None for i in range(len(texts))]
+
+    def _rating(self, text: str) -> str | None:
+        """Return the last rating in an answer: judges weigh others before it."""
+        found = list(re.finditer(self.pattern, text))
+        return found[-1].group(1) if found else None
+
+    def _filled(self, template: str, fields: Mapping[str, Any]) -> Prompt:
+        """Return the template as a question with its `{fields}`; braces that name no field stay as they are.
+
+        `str.format` would take the braces of code and LaTeX in a rubric for fields.
+        """
+        text = re.sub(r"\{(\w+)\}", lambda m: str(fields[m[1]]) if m[1] in fields else m[0], template)
+        return [{"role": "user", "content": text}] if self.chat else text
 
     def _ask(self, questions: Sequence[Prompt]) -> list[list[str]]:
-        """The judge's answers to each question; an equal question is asked once."""
+        """Return the judge's answers to each question; an equal question is asked once."""
         from posttrain_plugins.engine.keys import key_of
         from posttrain_plugins.engine.log import RequestLog
         from posttrain_plugins.engine.solve import sample
 
-        if self._log is None:
+        if self._log is None:  # in memory: what was rated in an earlier call is not paid for again
             self._log = RequestLog(None)
+        # A question's key as its problem's id: its seeds, so its ratings too, are the same in whatever batch it stands.
         params = SamplingParams(temperature=self.temperature, max_tokens=self.max_tokens)
         problems = {key_of(question): Problem(question, params, id=key_of(question)) for question in questions}
         results = sample(list(problems.values()), self.ratings, backend=self._open(), log=self._log)
-        for result in results:
+        for result in results:  # a judge's tokens count against the budget like the policy's
             self.spent = sum(result.usage.values(), self.spent)
-        said = {key: [one.text for one in result.candidates] for key, result in zip(problems, results, strict=True)}
-        return [said[key_of(question)] for question in questions]
+        answers = {key: [one.text for one in result.candidates] for key, result in zip(problems, results, strict=True)}
+        return [answers[key_of(question)] for question in questions]
 
     def _open(self) -> Any:
         if self._backend is None:
@@ -246,13 +257,3 @@ class Judge:
                 name = given.name if isinstance(given, ModelArtifact) else path
                 self._backend = TransformersBackend(path, loading=loading, identity=name)
         return self._backend
-
-
-def _filled(template: str, fields: Mapping[str, Any]) -> str:
-    """The template with its `{fields}`; braces that name no field stay as they are."""
-    return re.sub(r"\{(\w+)\}", lambda m: str(fields[m[1]]) if m[1] in fields else m[0], template)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None

@@ -36,6 +36,7 @@ class Keyword:
         [0.5, 1.0, 0.0]
     """
 
+    __name__ = "keyword"  # what TRL logs it under
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     requires_columns: ClassVar[tuple[str, ...]] = ()
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
@@ -50,8 +51,7 @@ class Keyword:
     ignore_case: bool = True
 
     def __post_init__(self) -> None:
-        self.__name__ = "keyword"  # what TRL logs it under
-        both = set(self.required) & set(self.forbidden)
+        both = set(self.required) & set(self.forbidden)  # with one of these every score would be 0
         if both:
             raise InputError(f"keyword has a word that is required and forbidden: {sorted(both)[0]!r}")
 
@@ -72,10 +72,12 @@ class Keyword:
         required = [*self.required, *(more or ())]
         if not (required or self.forbidden):
             return None
-        if any(self._stands_in(word, text) for word in self.forbidden):
+        flags = re.IGNORECASE if self.ignore_case else 0
+        # Not `\b`: at the edge of "C++" there is none.
+        pattern = r"(?<!\w){}(?!\w)" if self.is_whole_word else "{}"
+        stands = {
+            word: re.search(pattern.format(re.escape(word)), text, flags) for word in (*required, *self.forbidden)
+        }
+        if any(stands[word] for word in self.forbidden):  # first: no number of wanted words makes up for it
             return 0.0
-        return sum(self._stands_in(word, text) for word in required) / len(required) if required else 1.0
-
-    def _stands_in(self, word: str, text: str) -> bool:
-        pattern = rf"(?<!\w){re.escape(word)}(?!\w)" if self.is_whole_word else re.escape(word)
-        return re.search(pattern, text, re.IGNORECASE if self.ignore_case else 0) is not None
+        return sum(stands[word] is not None for word in required) / len(required) if required else 1.0

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
-from posttrain_plugins.errors import InputError
+from posttrain_plugins.errors import InputError, importing_extra
 from posttrain_plugins.text import to_text
 from posttrain_plugins.types import Prompt
 
 __all__ = ["Language"]
 
+# Code, formulas, tags and addresses: the detector names a language for any text, and for these it is a guess.
 _NOT_PROSE = re.compile(
     r"```.*?```|\$\$.*?\$\$|\$[^$\n]*\$|\\\[.*?\\\]|`[^`\n]*`|</?\w+>|\\\w+|https?://\S+", re.DOTALL
 )
@@ -40,6 +41,7 @@ class Language:
         [1.0, None]
     """
 
+    __name__ = "language"  # what TRL logs it under
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {"prompt": "?", "completion": "We add the two numbers and get seven.", "language": "en", "score": 1.0},
@@ -51,14 +53,13 @@ class Language:
     min_letters: int = 20
 
     def __post_init__(self) -> None:
-        self.__name__ = "language"  # what TRL logs it under
         if self.language is not None and not re.fullmatch("[a-z]{2,3}", self.language):
             message = f"language cannot use language: {self.language!r}, expected ISO 639-1"
             raise InputError(message, hint="such as en, de, zh")
 
     @property
     def requires_columns(self) -> tuple[str, ...]:
-        """`language`, where the reward has none of its own."""
+        """The column `language`, where the reward has none of its own."""
         return () if self.language else ("language",)
 
     def __call__(self, completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
@@ -79,37 +80,24 @@ class Language:
     def _share(self, text: str, wanted: str | None) -> float | None:
         if wanted is None:
             return None
-        if wanted not in _known():
-            raise InputError(f"language does not know {wanted!r}", hint=f"it knows {', '.join(sorted(_known()))}")
-        parts = [(_letters(part), _detector().classify(part)[0]) for part in self._parts(_NOT_PROSE.sub(" ", text))]
-        return sum(n for n, code in parts if code == wanted) / sum(n for n, _ in parts) if parts else None
-
-    def _parts(self, text: str) -> list[str]:
-        """Lines, short ones joined with the next; what is left at the end goes with the last."""
+        detector, known = _detector()
+        if wanted not in known:  # the detector would never find it, and every completion be worth nothing
+            raise InputError(f"language does not know {wanted!r}", hint=f"it knows {', '.join(sorted(known))}")
         parts, pending = [], ""
-        for line in text.splitlines():
+        for line in _NOT_PROSE.sub(" ", text).splitlines():
             pending = f"{pending} {line}".strip()
-            if _letters(pending) >= self.min_letters:
+            if sum(map(str.isalpha, pending)) >= self.min_letters:
                 parts.append(pending)
                 pending = ""
-        if parts and pending:
+        if parts and pending:  # too short to be judged alone, and not to be forgotten
             parts[-1] = f"{parts[-1]} {pending}"
-        return parts
-
-
-def _letters(text: str) -> int:
-    return sum(map(str.isalpha, text))
+        judged = [(sum(map(str.isalpha, part)), detector.classify(part)[0]) for part in parts]
+        return sum(n for n, code in judged if code == wanted) / sum(n for n, _ in judged) if judged else None
 
 
 @cache
-def _known() -> frozenset[str]:
-    return frozenset(code for code, _ in _detector().rank("a"))
-
-
-def _detector() -> Any:
-    try:
+def _detector() -> tuple[Any, frozenset[str]]:
+    """Return the module that tells languages, which loads its model at its first question, and those it knows."""
+    with importing_extra("language", "py3langid", "language"):
         import py3langid
-    except ImportError as cause:
-        hint = "pip install 'posttrain-plugins[language]'"
-        raise InputError("language needs py3langid, which is not installed", hint=hint) from cause
-    return py3langid
+    return py3langid, frozenset(code for code, _ in py3langid.rank("a"))

@@ -58,10 +58,10 @@ class Length:
         Returns:
             B scores in [0, 1].
         """
-        return [self._score(len(to_text(completion))) for completion in completions]
-
-    def _score(self, chars: int) -> float:
-        excess = chars - self.max_chars
-        if excess <= 0:
-            return 1.0
-        return max(0.0, 1.0 - excess / self.decay_chars) if self.decay_chars else 0.0
+        scores: list[float | None] = []
+        for completion in completions:
+            excess = len(to_text(completion)) - self.max_chars
+            # A straight line, so that each character counts the same: a step would say nothing until it is crossed.
+            slope = max(0.0, 1.0 - excess / self.decay_chars) if self.decay_chars else 0.0
+            scores.append(1.0 if excess <= 0 else slope)
+        return scores

@@ -26,6 +26,7 @@ __all__ = ["Math"]
 
 _FORMULA = re.compile(r"\s*\$([^$]*[^$\s][^$]*)\$\s*")
 ROUNDING = Fraction(1, 2_000_000)  # math_verify compares six digits behind the point
+# Braces within braces once, enough for a fraction; what is deeper goes to math_verify as a whole text.
 _BOX = re.compile(r"\\boxed\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 _NUMBER = re.compile(r"\s*\$?\s*-?\s*(?:\d+(?:\.\d+)?|\\[dt]?frac\{\d+\}\{\d+\}|\d+/\d+)\s*\$?\s*")
 
@@ -45,6 +46,7 @@ class Math:
         [1.0, 0.0, 0.0]
     """
 
+    __name__ = "math"  # what TRL logs it under
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     requires_columns: ClassVar[tuple[str, ...]] = ("solution",)
     oracle: ClassVar[bool] = True
@@ -62,10 +64,9 @@ class Math:
         {"prompt": "2+2=?", "completion": "", "solution": "4", "score": 0.0},
     )
 
-    limit_s: float = 10.0
+    limit_s: float = 10.0  # reading a long completion counts, too
 
     def __post_init__(self) -> None:
-        self.__name__ = "math"  # what TRL logs it under
         if not self.limit_s > 0:
             raise InputError(f"math cannot use limit_s: {self.limit_s}, expected more than 0")
 
@@ -86,7 +87,14 @@ class Math:
             raise InputError("math needs math_verify, which is not installed", hint=hint)
         if not completions:
             return []
-        asked = [(_answer_part(to_text(text)), one) for text, one in zip(completions, solution, strict=True)]
+        asked = []
+        for completion, reference in zip(completions, solution, strict=True):
+            # What decides is the box, where there is only one: completions that differ in their reasoning are then
+            # equal, and judged once. math_verify divides by 100 what a per cent sign follows, so that keeps its text.
+            text = to_text(completion)
+            box = _BOX.search(text) if text.count(r"\boxed") == 1 and r"\fbox" not in text else None
+            is_decisive = box is not None and "%" not in text[box.end() : box.end() + 8]
+            asked.append((box[0] if box is not None and is_decisive else text, reference))
         distinct = list(dict.fromkeys(asked))
         with ThreadPoolExecutor(MAX_WORKERS) as threads:
             scores = dict(zip(distinct, threads.map(self._score, *zip(*distinct, strict=True)), strict=True))
@@ -96,26 +104,18 @@ class Math:
         if solution is None:
             return None
         known = _without_algebra(answer, str(solution))
-        if known is not None:
-            return float(known)
-        found = is_right(answer, str(solution), self.limit_s)
+        found = is_right(answer, str(solution), self.limit_s) if known is None else known
         return None if found is None else float(found)
 
 
-def _answer_part(text: str) -> str:
-    r"""What decides: the box, where there is only one, and no per cent sign behind it; else the whole text."""
-    box = _BOX.search(text) if text.count(r"\boxed") == 1 and r"\fbox" not in text else None
-    return box[0] if box and "%" not in text[box.end() : box.end() + 8] else text
-
-
 def _without_algebra(answer: str, solution: str) -> bool | None:
-    """What can be told of a box and a reference as they are written; None where it cannot.
+    """Return what can be told of a box and a reference as they are written; None where it cannot.
 
     A reference that is a number or one formula can always be read, if only as what is written.
     """
     box, formula = _BOX.fullmatch(answer), _FORMULA.fullmatch(solution)
     is_number = _NUMBER.fullmatch(solution) is not None
-    if box is None:
+    if box is None:  # without LaTeX there is no answer; but a reference that is no number may be unreadable: None
         return False if is_number and not set(answer) & {"\\", "$"} else None
     if formula and box[1].strip() == formula[1].strip():
         return True
@@ -123,5 +123,5 @@ def _without_algebra(answer: str, solution: str) -> bool | None:
         return None
     try:
         return abs(Fraction(canonical(box[1])) - Fraction(canonical(solution))) < ROUNDING
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError):  # 1/0 is for computer algebra
         return None

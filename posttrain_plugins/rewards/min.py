@@ -34,29 +34,18 @@ class Min:
         [0.4]
     """
 
+    __name__ = "min"  # what TRL logs it under
     requires_columns: ClassVar[tuple[str, ...]] = ()
     example_params: ClassVar[dict[str, Any]] = {"rewards": ["length"]}
+    oracle = nested_rewards.any_declares("oracle", "rewards")
+    holds_model = nested_rewards.any_declares("holds_model", "rewards")
+    count_tokens = nested_rewards.token_counter("rewards")
 
     rewards: list[RewardRef]
 
     def __post_init__(self) -> None:
-        self.__name__ = "min"  # what TRL logs it under
         if not self.rewards:
             raise InputError("min has no rewards", hint="rewards: [helpful, harmless]")
-
-    @property
-    def oracle(self) -> bool:
-        """Whether one of them knows the right answer."""
-        return nested_rewards.any_says(self.rewards, "oracle")
-
-    @property
-    def holds_model(self) -> bool:
-        """Whether one of them holds a model."""
-        return nested_rewards.any_says(self.rewards, "holds_model")
-
-    def count_tokens(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> int:
-        """The tokens that scoring these reads, by those that can tell."""
-        return nested_rewards.count_tokens(self.rewards, prompts, completions)
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
         """Score each completion.
@@ -68,10 +57,5 @@ class Min:
         Returns:
             B scores; None where a reward cannot judge.
         """
-        parts = [nested_rewards.scores_of(reward, prompts, completions, columns) for reward in self.rewards]
-        return [_least(of_one) for of_one in zip(*parts, strict=True)]
-
-
-def _least(scores: Sequence[float | None]) -> float | None:
-    known = [score for score in scores if score is not None]
-    return min(known) if len(known) == len(scores) else None
+        # None where one cannot judge: the side that is not seen may be the weakest.
+        return nested_rewards.combine_rewards(self.rewards, "min", prompts, completions, columns)

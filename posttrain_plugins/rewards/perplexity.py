@@ -39,10 +39,11 @@ class Perplexity:
         device: by default `cuda` where there is one.
     """
 
+    __name__ = "perplexity"  # what TRL logs it under
     requires_columns: ClassVar[tuple[str, ...]] = ()
     holds_model: ClassVar[bool] = True
     example_params: ClassVar[dict[str, Any]] = {"model_name_or_path": "tiny:model", "max_length": 128}
-    tolerance: ClassVar[float] = 1e-5
+    tolerance: ClassVar[float] = 1e-5  # padding to the longest row of a batch moves the last bits
     expected_failures: ClassVar[dict[str, str]] = {
         "check_both_formats": "a chat template stands around messages, so the model reads another text",
     }
@@ -61,17 +62,16 @@ class Perplexity:
     device: str | None = None
 
     def __post_init__(self) -> None:
-        self.__name__ = "perplexity"  # what TRL logs it under
         self._model: Any = None
         self._tokenizer: Any = None
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """0 to 1; of the logarithm, everything below 0."""
+        """From 0 to 1; of the logarithm, everything below 0."""
         return (-math.inf, 0.0) if self.log else (0.0, 1.0)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_model": None, "_tokenizer": None}
+        return {**self.__dict__, "_model": None, "_tokenizer": None}  # loaded again where it is unpickled
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
         """Score each completion.
@@ -85,7 +85,7 @@ class Perplexity:
         """
         pairs = self._encode(prompts, completions)
         order = sorted((i for i, (_, tail) in enumerate(pairs) if tail), key=lambda i: len(pairs[i][0] + pairs[i][1]))
-        scores: list[float | None] = [None] * len(pairs)
+        scores: list[float | None] = [None] * len(pairs)  # no token has no mean
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
             for i, mean in zip(batch, self._means([pairs[i] for i in batch]), strict=True):
@@ -93,7 +93,7 @@ class Perplexity:
         return scores
 
     def count_tokens(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> int:
-        """The tokens that scoring these reads."""
+        """Count the tokens that scoring these reads."""
         return sum(len(head) + len(tail) for head, tail in self._encode(prompts, completions))
 
     def close(self) -> None:
@@ -101,39 +101,41 @@ class Perplexity:
         self._model = None
 
     def _encode(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> list[tuple[list[int], list[int]]]:
-        """The tokens of prompt and completion; a prompt without any is the text's beginning."""
+        """Return the tokens of each prompt and of each completion, cut to `max_length` together."""
         if self._tokenizer is None:
             from posttrain_plugins.models.load import load_tokenizer
 
             self._tokenizer = load_tokenizer(self.model_name_or_path, vars(self))
-        begin = self._tokenizer.bos_token_id
-        first = [self._tokenizer.eos_token_id if begin is None else begin]
+        tokenizer = self._tokenizer
+        begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         pairs = []
         for prompt, completion in zip(prompts, completions, strict=True):
-            head = self._ids(render(self._tokenizer, prompt) if is_conversational(prompt) else to_text(prompt)) or first
-            tail = self._ids(to_text(completion))
-            cut = max(0, len(head) + len(tail) - (self.max_length or len(head) + len(tail)))
-            pairs.append((head[min(cut, len(head) - 1) :], tail[: self.max_length]))
+            # Apart, as the policy had them: a token across the border would be of neither.
+            text = render(tokenizer, prompt) if is_conversational(prompt) else to_text(prompt)
+            head, tail = (
+                list(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in (text, to_text(completion))
+            )
+            head = head or [begin]  # the first token's probability needs something before it
+            excess = 0 if self.max_length is None else max(0, len(head) + len(tail) - self.max_length)
+            pairs.append((head[min(excess, len(head) - 1) :], tail[: self.max_length]))
         return pairs
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-
     def _means(self, pairs: Sequence[tuple[list[int], list[int]]]) -> Iterator[float]:
-        """The mean log-probability of each completion's tokens."""
+        """Yield the mean log-probability of each completion's tokens."""
         import torch
 
         if self._model is None:
             from posttrain_plugins.models.load import load_model
 
             self._model = load_model(self.model_name_or_path, vars(self), self.device).eval()
-        length = max(len(head) + len(tail) for head, tail in pairs)
-        rows = [head + tail + [0] * (length - len(head) - len(tail)) for head, tail in pairs]
-        mask = [[1] * (len(head) + len(tail)) + [0] * (length - len(head) - len(tail)) for head, tail in pairs]
+        lengths = [len(head) + len(tail) for head, tail in pairs]
+        rows = [head + tail + [0] * (max(lengths) - n) for (head, tail), n in zip(pairs, lengths, strict=True)]
+        mask = [[1] * n + [0] * (max(lengths) - n) for n in lengths]  # padded on the right: no position moves
         ids = torch.tensor(rows, device=self._model.device)  # (B, T)
         with torch.inference_mode():
             logits = self._model(input_ids=ids, attention_mask=torch.tensor(mask, device=ids.device)).logits
-        for i, (head, tail) in enumerate(pairs):
-            at = slice(len(head) - 1, len(head) + len(tail) - 1)
-            found = logits[i, at].float().log_softmax(-1).gather(-1, ids[i, len(head) : len(head) + len(tail), None])
+        for i, (head, _) in enumerate(pairs):
+            at = slice(len(head) - 1, lengths[i] - 1)  # what stands at a token says what the next one should be
+            # Row by row: the log-softmax of all would be the whole batch in float32, (B, T, V).
+            found = logits[i, at].float().log_softmax(-1).gather(-1, ids[i, len(head) : lengths[i], None])
             yield float(found.mean())

@@ -45,11 +45,12 @@ class ProcessRewardModel:
         device: by default `cuda` where there is one.
     """
 
+    __name__ = "process_reward_model"  # what TRL logs it under
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     requires_columns: ClassVar[tuple[str, ...]] = ()
     holds_model: ClassVar[bool] = True
     example_params: ClassVar[dict[str, Any]] = {"model_name_or_path": "tiny:tokens", "max_length": 128}
-    tolerance: ClassVar[float] = 1e-5
+    tolerance: ClassVar[float] = 1e-5  # padding to the longest row of a batch moves the last bits
     expected_failures: ClassVar[dict[str, str]] = {
         "check_both_formats": "a chat template stands around messages, so the model reads another text",
     }
@@ -70,7 +71,6 @@ class ProcessRewardModel:
     device: str | None = None
 
     def __post_init__(self) -> None:
-        self.__name__ = "process_reward_model"  # what TRL logs it under
         self._classifier = Classifier(
             self.model_name_or_path,
             "TokenClassification",
@@ -80,7 +80,7 @@ class ProcessRewardModel:
         )
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
-        """One score for each completion: its steps' probabilities, aggregated.
+        """Score each completion by its steps' probabilities, aggregated.
 
         Args:
             prompts: B prompts, plain or conversational.
@@ -94,7 +94,7 @@ class ProcessRewardModel:
     def step_scores(
         self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any
     ) -> list[list[float]]:
-        """How likely each completion is right up to the end of each step.
+        """Score each step: how likely the completion is right up to its end.
 
         Args:
             prompts: B prompts, plain or conversational.
@@ -106,32 +106,34 @@ class ProcessRewardModel:
         """
         texts = [to_text(completion) for completion in completions]
         steps = columns.get("steps") or [split_steps(text, self.separator) for text in texts]
+        # Prompt and completion as one text: two texts would be tokenised apart, and the model never saw that border.
         heads = [render(self._classifier.tokenizer, prompt) for prompt in prompts]
         encoded = self._encode([head + text for head, text in zip(heads, texts, strict=True)])
         scores = [[0.0] * len(of_one) for of_one in steps]
-        read = [i for i, of_one in enumerate(steps) if of_one]
+        read = [i for i, of_one in enumerate(steps) if of_one]  # no forward for a completion without a step
         for at, logits in self._classifier.logits([encoded["input_ids"][i] for i in read], self.batch_size):
             i = read[at]
-            ends = [len(heads[i]) + end for end in accumulate(map(len, steps[i]))]
-            right = _probabilities(logits)
+            # (T, 1) by a sigmoid, (T, 2) by a softmax, whose second label is "right".
+            right = (logits.sigmoid()[:, 0] if logits.shape[1] == 1 else logits.softmax(-1)[:, 1]).tolist()
             offsets = encoded["offset_mapping"][i]
+            ends = [len(heads[i]) + end for end in accumulate(map(len, steps[i]))]
             tokens = last_tokens([start for start, _ in offsets], ends)
-            cut = offsets[-1][1]  # what max_length left
+            cut = offsets[-1][1]  # what max_length left; behind it the last token would speak for every step
             scores[i] = [right[t] if end <= cut else 0.0 for t, end in zip(tokens, ends, strict=True)]
         return scores
 
     def count_tokens(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> int:
-        """The tokens that scoring these reads."""
+        """Count the tokens that scoring these reads."""
         tokenizer = self._classifier.tokenizer
         texts = [render(tokenizer, p) + to_text(c) for p, c in zip(prompts, completions, strict=True)]
-        return sum(map(len, self._encode(texts)["input_ids"])) if texts else 0
+        return sum(map(len, self._encode(texts)["input_ids"]))
 
     def close(self) -> None:
         """Free the model's memory; the next call loads it again."""
         self._classifier.close()
 
     def _encode(self, texts: list[str]) -> Any:
-        if not texts:
+        if not texts:  # which a tokenizer refuses
             return {"input_ids": [], "offset_mapping": []}
         is_cut = self.max_length is not None
         return self._classifier.tokenizer(
@@ -142,9 +144,3 @@ class ProcessRewardModel:
             truncation_side="right",
             max_length=self.max_length,
         )
-
-
-def _probabilities(logits: Any) -> list[float]:
-    """(T, 1) by a sigmoid, (T, 2) by a softmax, whose second label is "right"."""
-    right = logits.sigmoid()[:, 0] if logits.shape[1] == 1 else logits.softmax(-1)[:, 1]
-    return [float(value) for value in right.tolist()]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from posttrain_plugins.errors import InputError
+from posttrain_plugins.errors import importing_extra
 from posttrain_plugins.text import to_text
 from posttrain_plugins.text.answers import extract
 from posttrain_plugins.types import Prompt
@@ -32,6 +32,7 @@ class ReasoningGym:
         InputError: reasoning-gym is not installed.
     """
 
+    __name__ = "reasoning_gym"  # what TRL logs it under
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     requires_columns: ClassVar[tuple[str, ...]] = ("entry",)
     oracle: ClassVar[bool] = True
@@ -42,9 +43,6 @@ class ReasoningGym:
     )
 
     exact: bool = False
-
-    def __post_init__(self) -> None:
-        self.__name__ = "reasoning_gym"  # what TRL logs it under
 
     def __call__(
         self, completions: Sequence[Prompt], entry: Sequence[str | None], **columns: Any
@@ -58,21 +56,19 @@ class ReasoningGym:
         Returns:
             B scores in [0, 1]; None where there is no entry.
         """
-        return [self._score(to_text(text), one) for text, one in zip(completions, entry, strict=True)]
-
-    def _score(self, text: str, entry: str | None) -> float | None:
-        if entry is None:
-            return None
-        problem = json.loads(entry)
-        answer = extract(text)
-        found = 0.0 if answer is None else float(_verifier(problem["metadata"]["source_dataset"])(answer, problem))
-        return float(found >= 1.0) if self.exact else min(1.0, max(0.0, found))
-
-
-def _verifier(task: str) -> Any:
-    try:
-        from reasoning_gym import get_score_answer_fn
-    except ImportError as cause:
-        hint = "pip install 'posttrain-plugins[reasoning-gym]'"
-        raise InputError("reasoning_gym needs reasoning-gym, which is not installed", hint=hint) from cause
-    return get_score_answer_fn(task)
+        if any(one is not None for one in entry):
+            with importing_extra("reasoning_gym", "reasoning-gym", "reasoning-gym"):
+                from reasoning_gym import get_score_answer_fn
+        scores: list[float | None] = []
+        for completion, text in zip(completions, entry, strict=True):
+            if text is None:
+                scores.append(None)
+                continue
+            problem = json.loads(text)
+            answer = extract(to_text(completion))
+            # A verifier reads the whole entry: what is right often follows from how the problem was made.
+            verify = get_score_answer_fn(problem["metadata"]["source_dataset"])
+            found = 0.0 if answer is None else float(verify(answer, problem))
+            # Many verifiers give 0.01 or 0.05 for a wrong answer that can be read, which `exact` takes for 0.
+            scores.append(float(found >= 1.0) if self.exact else min(1.0, max(0.0, found)))
+        return scores

@@ -58,6 +58,7 @@ class Regex:
         Returns:
             B scores, 1.0 or 0.0.
         """
+        # `re` keeps what it has compiled, so nothing is kept here.
         find = re.compile(self.pattern).fullmatch if self.full_match else re.compile(self.pattern).search
         texts = (to_text(completion) for completion in completions)
         return [float(find(text.strip() if self.full_match else text) is not None) for text in texts]

@@ -7,12 +7,12 @@ are counted by default, which need no trainer; 2. the share of the whole complet
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.text.units import Unit, pieces
+from posttrain_plugins.text.units import Unit, split_units
 from posttrain_plugins.types import Prompt
 
 __all__ = ["Repetition"]
@@ -36,6 +36,7 @@ class Repetition:
         [0.0, -0.75]
     """
 
+    __name__ = "repetition"  # what TRL logs it under
     requires_columns: ClassVar[tuple[str, ...]] = ()
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {"prompt": "?", "completion": "three and four are seven", "score": 0.0},
@@ -49,7 +50,6 @@ class Repetition:
     tokenizer: str | None = None
 
     def __post_init__(self) -> None:
-        self.__name__ = "repetition"  # what TRL logs it under
         if self.ngram_size < 1:
             raise InputError(f"repetition cannot use ngram_size: {self.ngram_size}, expected 1 or more")
         if self.max_penalty > 0:
@@ -57,7 +57,7 @@ class Repetition:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """`max_penalty` to 0."""
+        """From `max_penalty` to 0."""
         return self.max_penalty, 0.0
 
     def __call__(self, completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
@@ -70,9 +70,10 @@ class Repetition:
         Returns:
             B scores from `max_penalty` to 0; 0.0 for a completion shorter than an n-gram.
         """
-        return [self._score(one) for one in pieces(completions, columns, self.unit, self.tokenizer)]
-
-    def _score(self, found: Sequence[Hashable]) -> float:
-        ngrams = list(zip(*(found[i:] for i in range(self.ngram_size)), strict=False))
-        repeated = 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0
-        return repeated * self.max_penalty if repeated else 0.0
+        scores: list[float | None] = []
+        for units in split_units(completions, columns, self.unit, self.tokenizer):
+            ngrams = list(zip(*(units[i:] for i in range(self.ngram_size)), strict=False))
+            # An n-gram that stands k times counts k - 1 times: the first is no repetition.
+            repeated = 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0
+            scores.append(repeated * self.max_penalty if repeated else 0.0)  # not -0.0
+        return scores

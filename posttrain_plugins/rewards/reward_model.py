@@ -45,10 +45,11 @@ class RewardModel:
         InputError: the folder holds a language model, whose head would be random.
     """
 
+    __name__ = "reward_model"  # what TRL logs it under
     requires_columns: ClassVar[tuple[str, ...]] = ()
     holds_model: ClassVar[bool] = True
     example_params: ClassVar[dict[str, Any]] = {"model_name_or_path": "tiny:classifier", "max_length": 128}
-    tolerance: ClassVar[float] = 1e-5
+    tolerance: ClassVar[float] = 1e-5  # padding to the longest row of a batch moves the last bits
     expected_failures: ClassVar[dict[str, str]] = {
         "check_both_formats": "a chat template stands around messages, so the model reads another text",
     }
@@ -66,12 +67,12 @@ class RewardModel:
     device: str | None = None
 
     def __post_init__(self) -> None:
+        # transformers would load it with a random head and no more than a warning; every score would be noise.
         if task_of(self.model_name_or_path) == "CausalLM":
             raise InputError(
                 f"reward_model has no trained head: {self.model_name_or_path} is a causal language model",
                 hint="name a stage `reward`, or its folder",
             )
-        self.__name__ = "reward_model"  # what TRL logs it under
         self._classifier = Classifier(
             self.model_name_or_path, "SequenceClassification", loading=vars(self), device=self.device
         )
@@ -94,7 +95,7 @@ class RewardModel:
         return scores
 
     def count_tokens(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> int:
-        """The tokens that scoring these reads."""
+        """Count the tokens that scoring these reads."""
         return sum(map(len, self._tokenize(self._render(prompts, completions))))
 
     def close(self) -> None:
@@ -103,6 +104,7 @@ class RewardModel:
 
     def _render(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[str]:
         tokenizer = self._classifier.tokenizer
+        # In one call of the template, as GRPOTrainer does it: some templates write earlier turns in another way.
         return [
             str(tokenizer.apply_chat_template([*prompt, *completion], tokenize=False))
             if is_conversational(prompt)
@@ -111,7 +113,7 @@ class RewardModel:
         ]
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
+        if not texts:  # which a tokenizer refuses
             return []
         is_cut = self.max_length is not None
         encoded = self._classifier.tokenizer(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Literal
 
-from posttrain_plugins.errors import InputError
+from posttrain_plugins.errors import importing_extra
 from posttrain_plugins.text import to_text
 from posttrain_plugins.types import Prompt
 
@@ -35,6 +35,7 @@ class ROUGE:
         [1.0, 0.0]
     """
 
+    __name__ = "rouge"  # what TRL logs it under
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     requires_columns: ClassVar[tuple[str, ...]] = ("solution",)
     oracle: ClassVar[bool] = True
@@ -48,9 +49,6 @@ class ROUGE:
     measure: Literal["fmeasure", "precision", "recall"] = "fmeasure"
     use_stemmer: bool = False
 
-    def __post_init__(self) -> None:
-        self.__name__ = "rouge"  # what TRL logs it under
-
     def __call__(self, completions: Sequence[Prompt], solution: Sequence[Any], **columns: Any) -> list[float | None]:
         """Score each completion.
 
@@ -61,21 +59,19 @@ class ROUGE:
         Returns:
             B scores in [0, 1]; None where there is no reference.
         """
-        return [self._score(to_text(text), one) for text, one in zip(completions, solution, strict=True)]
-
-    def _score(self, text: str, solution: Any) -> float | None:
-        if solution is None:
-            return None
-        references = [solution] if isinstance(solution, str) else list(solution)
         scorer = _scorer(self.kind, self.use_stemmer)
-        return max(float(getattr(scorer.score(one, text)[self.kind], self.measure)) for one in references)
+        scores: list[float | None] = []
+        for completion, given in zip(completions, solution, strict=True):
+            references = [given] if isinstance(given, str) else given
+            found = [scorer.score(one, to_text(completion))[self.kind] for one in references or ()]
+            # Of several references the nearest counts, as in section 2.1 of the paper.
+            best = max((float(getattr(one, self.measure)) for one in found), default=None)
+            scores.append(best)
+        return scores
 
 
 @cache
 def _scorer(kind: str, use_stemmer: bool) -> Any:
-    try:
+    with importing_extra("rouge", "rouge-score", "text"):
         from rouge_score.rouge_scorer import RougeScorer
-    except ImportError as cause:
-        hint = "pip install 'posttrain-plugins[text]'"
-        raise InputError("rouge needs rouge-score, which is not installed", hint=hint) from cause
     return RougeScorer([kind], use_stemmer=use_stemmer)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.text.units import Unit, pieces
+from posttrain_plugins.text.units import Unit, split_units
 from posttrain_plugins.types import Prompt
 
 __all__ = ["SoftOverlong"]
@@ -36,6 +36,7 @@ class SoftOverlong:
         [-0.5, -1.0]
     """
 
+    __name__ = "soft_overlong"  # what TRL logs it under
     bounds: ClassVar[tuple[float, float]] = (-1.0, 0.0)
     requires_columns: ClassVar[tuple[str, ...]] = ()
     example_params: ClassVar[dict[str, Any]] = {
@@ -50,7 +51,6 @@ class SoftOverlong:
     tokenizer: str | None = None
 
     def __post_init__(self) -> None:
-        self.__name__ = "soft_overlong"  # what TRL logs it under
         if not 0 <= self.soft_punish_cache <= self.max_completion_len:
             message = f"soft_overlong cannot use soft_punish_cache: {self.soft_punish_cache}"
             hint = "what is punished softly lies below the limit"
@@ -66,10 +66,13 @@ class SoftOverlong:
         Returns:
             B scores in [-1, 0].
         """
-        return [self._score(len(one)) for one in pieces(completions, columns, self.unit, self.tokenizer)]
-
-    def _score(self, length: int) -> float:
-        excess = length - (self.max_completion_len - self.soft_punish_cache)
-        if excess <= 0:
-            return 0.0
-        return -excess / self.soft_punish_cache if length <= self.max_completion_len else -1.0
+        # 0.0 or less, so that it can be added to any reward of the answer.
+        scores: list[float | None] = []
+        for units in split_units(completions, columns, self.unit, self.tokenizer):
+            excess = len(units) - (self.max_completion_len - self.soft_punish_cache)
+            if excess <= 0:
+                scores.append(0.0)
+            else:  # without a cache every excess is above the limit, so nothing is divided by 0
+                is_soft = len(units) <= self.max_completion_len
+                scores.append(-excess / self.soft_punish_cache if is_soft else -1.0)
+        return scores

@@ -21,7 +21,7 @@ from posttrain_plugins.types import Prompt
 
 __all__ = ["ToolCheck"]
 
-Call: TypeAlias = tuple[str, dict[str, Any]]
+ParsedCall: TypeAlias = tuple[str, dict[str, Any]]
 
 _TAGGED = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 _FENCE = re.compile(r"```(?:python|tool_code|json)?[ \t]*\n(.*?)```", re.DOTALL)
@@ -45,6 +45,7 @@ class ToolCheck:
         ([1.0, 0.0], [1.0, 0.75])
     """
 
+    __name__ = "tool_check"  # what TRL logs it under
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     requires_columns: ClassVar[tuple[str, ...]] = ("solution",)
     oracle: ClassVar[bool] = True
@@ -72,9 +73,6 @@ class ToolCheck:
     partial: bool = False
     is_ordered: bool = False
 
-    def __post_init__(self) -> None:
-        self.__name__ = "tool_check"  # what TRL logs it under
-
     def __call__(self, completions: Sequence[Prompt], solution: Sequence[Any], **columns: Any) -> list[float | None]:
         """Score each completion.
 
@@ -94,109 +92,96 @@ class ToolCheck:
     def _score(self, completion: Prompt, solution: Any) -> float | None:
         if solution is None:
             return None
-        wanted, found = _reference(solution), _calls(completion)
-        if found is None:
-            return 0.0
-        return _share(found, wanted) if self.partial else float(self._is_same(found, wanted))
-
-    def _is_same(self, found: Sequence[Call], wanted: Sequence[Call]) -> bool:
+        try:
+            given = json.loads(solution) if isinstance(solution, str) else solution
+            wanted = [_named(one) for one in ([given] if isinstance(given, Mapping) else given)]
+        except (ValueError, TypeError, KeyError, AttributeError) as cause:
+            hint = '[{"name": ..., "arguments": {...}}]'
+            raise InputError(f"tool_check cannot read its reference: {solution!r:.120}", hint=hint) from cause
+        try:
+            found = list(_calls_in(completion))
+        except (ValueError, TypeError, KeyError, AttributeError, SyntaxError, RecursionError, MemoryError):
+            return 0.0  # a call that cannot be read is a wrong one, and not none
+        if self.partial:
+            return _share(found, wanted)
         if self.is_ordered:
-            return list(found) == list(wanted)
-        left = list(wanted)
+            return float(found == wanted)
+        left = list(wanted)  # no sets: arguments may be lists
         for call in found:
             if call not in left:
-                return False
+                return 0.0
             left.remove(call)
-        return not left
+        return float(not left)
 
 
-def _share(found: Sequence[Call], wanted: Sequence[Call]) -> float:
-    """ToolRL's correctness: names, then for each wanted call the best of the calls made, each of these used once."""
-    if not wanted:
+def _share(found: Sequence[ParsedCall], wanted: Sequence[ParsedCall]) -> float:
+    """Return ToolRL's correctness, of names, argument names and values, as a share of the most there is."""
+    if not wanted:  # the right thing was to call none, and there is nothing to have a share of
         return float(not found)
     names, called = Counter(name for name, _ in wanted), Counter(name for name, _ in found)
     right = (names & called).total() / (names | called).total()
-    most = 1.0
+
+    def match(call: ParsedCall, arguments: Mapping[str, Any]) -> float:
+        """Return the share of argument names, and one more for each value that is right."""
+        both, either = call[1].keys() & arguments.keys(), call[1].keys() | arguments.keys()
+        share = len(both) / len(either) if either else 1.0
+        return share + sum(float(call[1][name] == arguments[name]) for name in both)
+
     left = list(found)
     for name, arguments in wanted:
-        most += 1 + len(arguments)
-        best = max(
-            (call for call in left if call[0] == name), key=lambda call: _match(call[1], arguments), default=None
-        )
-        if best is not None:
-            left.remove(best)
-            right += _match(best[1], arguments)
-    return right / most
-
-
-def _match(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> float:
-    """The share of argument names, and the number of values that are right."""
-    both, all_names = found.keys() & wanted.keys(), found.keys() | wanted.keys()
-    return (len(both) / len(all_names) if all_names else 1.0) + sum(float(found[name] == wanted[name]) for name in both)
+        same = [call for call in left if call[0] == name]
+        if same:
+            best = max(same, key=lambda call: match(call, arguments))
+            left.remove(best)  # used once: one good call does not stand for two
+            right += match(best, arguments)
+    return right / (1.0 + sum(1 + len(arguments) for _, arguments in wanted))
 
 
 # --- reading calls ---------------------------------------------------------------------------------------------------
 
 
-def _reference(solution: Any) -> list[Call]:
-    try:
-        given = json.loads(solution) if isinstance(solution, str) else solution
-        return [_call(one) for one in ([given] if isinstance(given, Mapping) else given)]
-    except (ValueError, TypeError, KeyError, AttributeError) as cause:
-        hint = '[{"name": ..., "arguments": {...}}]'
-        raise InputError(f"tool_check cannot read its reference: {solution!r:.120}", hint=hint) from cause
-
-
-def _calls(completion: Prompt) -> list[Call] | None:
-    """The calls of a completion, none in a text without any; None where one is there that cannot be read."""
-    try:
-        return list(_read(completion))
-    except (ValueError, TypeError, KeyError, AttributeError, SyntaxError, RecursionError, MemoryError):
-        return None
-
-
-def _read(completion: Prompt) -> Iterator[Call]:
+def _calls_in(completion: Prompt) -> Iterator[ParsedCall]:
+    """Yield the calls of a completion, none from prose; one that is there and cannot be read raises."""
     if not isinstance(completion, str):
         native = [call for message in completion for call in message.get("tool_calls") or ()]
-        if native:
-            yield from map(_call, native)
+        if native:  # the chat template has parsed them out of the text, which may quote others
+            yield from map(_named, native)
             return
     text = to_text(completion)
     tagged = _TAGGED.findall(text)
     if tagged:
-        yield from (_call(json.loads(one)) for one in tagged)
+        yield from (_named(json.loads(one)) for one in tagged)
         return
     for block in _FENCE.findall(text) or [text]:
-        yield from _from_block(block.strip(), is_all=block == text)
+        is_whole_text, block = block == text, block.strip()
+        if block.startswith(("{", "[")) and '"name"' in block:
+            given = json.loads(block)
+            yield from map(_named, [given] if isinstance(given, Mapping) else given)
+            continue
+        try:
+            tree = ast.parse(block)
+        except SyntaxError:
+            if is_whole_text:  # prose
+                continue
+            raise
+        for statement in tree.body:
+            value = statement.value if isinstance(statement, ast.Expr) else None
+            for one in value.elts if isinstance(value, ast.List) else [value]:
+                if isinstance(one, ast.Call):
+                    yield _parsed(one)
 
 
-def _from_block(block: str, is_all: bool) -> Iterator[Call]:
-    """JSON or Python; prose, which is neither, holds no call."""
-    if block.startswith(("{", "[")) and '"name"' in block:
-        given = json.loads(block)
-        yield from map(_call, [given] if isinstance(given, Mapping) else given)
-        return
-    try:
-        tree = ast.parse(block)
-    except SyntaxError:
-        if is_all:
-            return
-        raise
-    for statement in tree.body:
-        values = statement.value if isinstance(statement, ast.Expr) else None
-        for value in values.elts if isinstance(values, ast.List) else [values]:
-            if isinstance(value, ast.Call):
-                yield _from_tree(value)
-
-
-def _from_tree(call: ast.Call) -> Call:
+def _parsed(call: ast.Call) -> ParsedCall:
+    """Read a call as it is written: its arguments are literals, and nothing of it is run."""
     if any(keyword.arg is None for keyword in call.keywords):
         raise ValueError("** has no names")
     by_name = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    # What has no name goes by its place, which no reference has: it is wrong, but counts as an argument.
     return ast.unparse(call.func), {**{f"#{i}": ast.literal_eval(a) for i, a in enumerate(call.args)}, **by_name}
 
 
-def _call(given: Mapping[str, Any]) -> Call:
+def _named(given: Mapping[str, Any]) -> ParsedCall:
+    """Read `{name, arguments}`, alone or under `function` as in OpenAI's messages."""
     inner = given.get("function") if isinstance(given.get("function"), Mapping) else given
     assert inner is not None
     arguments = inner.get("arguments", inner.get("parameters")) or {}

@@ -52,11 +52,12 @@ class ValueModel:
         InputError: at the first call, where the folder has no critic.
     """
 
+    __name__ = "value_model"  # what TRL logs it under
     requires_columns: ClassVar[tuple[str, ...]] = ()
     holds_model: ClassVar[bool] = True
     example_params: ClassVar[dict[str, Any]] = {"model_name_or_path": "tiny:critic"}
     longest_text_chars: ClassVar[int] = 500
-    tolerance: ClassVar[float] = 1e-5
+    tolerance: ClassVar[float] = 1e-5  # padding to the longest row of a batch moves the last bits
     expected_failures: ClassVar[dict[str, str]] = {
         "check_both_formats": "a chat template stands around messages, so the model reads another text",
     }
@@ -74,14 +75,13 @@ class ValueModel:
     device: str | None = None
 
     def __post_init__(self) -> None:
-        self.__name__ = "value_model"  # what TRL logs it under
         given: Any = self.model_name_or_path
         is_stage = isinstance(given, ModelArtifact)
         path, loading = (given.path, {**vars(self), **given.loading}) if is_stage else (str(given), vars(self))
         self._critic = _Critic(path, "TokenClassification", loading=loading, device=self.device)
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
-        """The value of each completion as it stands.
+        """Score each completion by its value as it stands.
 
         Args:
             prompts: B prompts, plain or conversational.
@@ -98,7 +98,7 @@ class ValueModel:
     def step_scores(
         self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any
     ) -> list[list[float]]:
-        """The value at the end of each step.
+        """Score each step by the value at its end.
 
         Args:
             prompts: B prompts, plain or conversational.
@@ -112,11 +112,12 @@ class ValueModel:
         scores: list[list[float]] = [[] for _ in completions]
         for i, head, starts, of_tokens in self._values(prompts, completions):
             ends = list(accumulate(map(len, given[i])))
+            # A completion without a token has no step; `__call__` gives the prompt's value for it.
             scores[i] = [of_tokens[head + token] for token in last_tokens(starts, ends)] if starts else []
         return scores
 
     def count_tokens(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> int:
-        """The tokens that scoring these reads."""
+        """Count the tokens that scoring these reads."""
         return sum(len(ids) for ids, _, _ in map(self._encode, prompts, completions))
 
     def close(self) -> None:
@@ -126,13 +127,13 @@ class ValueModel:
     def _values(
         self, prompts: Sequence[Prompt], completions: Sequence[Prompt]
     ) -> Iterator[tuple[int, int, list[int], list[float]]]:
-        """For completion i: the prompt's tokens, where the completion's start in its text, and all tokens' values."""
+        """Yield i, the prompt's number of tokens, where completion i's start in its text, and the values of all."""
         encoded = [self._encode(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
         for i, values in self._critic.logits([ids for ids, _, _ in encoded], self.batch_size):
             yield i, encoded[i][1], encoded[i][2], [float(value) for value in values[:, 0].tolist()]
 
     def _encode(self, prompt: Prompt, completion: Prompt) -> tuple[list[int], int, list[int]]:
-        """Token ids, how many are the prompt's, and where each of the completion's starts in its text."""
+        """Return token ids, how many are the prompt's, and where each of the completion's starts in its text."""
         tokenizer = self._critic.tokenizer
         head = tokenizer(render(tokenizer, prompt), add_special_tokens=not is_conversational(prompt))["input_ids"]
         text = to_text(completion)

@@ -35,33 +35,22 @@ class WeightedSum:
         [0.8]
     """
 
+    __name__ = "weighted_sum"  # what TRL logs it under
     requires_columns: ClassVar[tuple[str, ...]] = ()
     example_params: ClassVar[dict[str, Any]] = {"rewards": ["length"]}
+    oracle = nested_rewards.any_declares("oracle", "rewards")
+    holds_model = nested_rewards.any_declares("holds_model", "rewards")
+    count_tokens = nested_rewards.token_counter("rewards")
 
     rewards: list[RewardRef]
     weights: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.__name__ = "weighted_sum"  # what TRL logs it under
         if not self.rewards:
             raise InputError("weighted_sum has no rewards", hint="rewards: [correct, format]")
         if self.weights and len(self.weights) != len(self.rewards):
             message = f"weighted_sum has {len(self.weights)} weights for {len(self.rewards)} rewards"
             raise InputError(message, hint="give one weight for each reward")
-
-    @property
-    def oracle(self) -> bool:
-        """Whether one of them knows the right answer."""
-        return nested_rewards.any_says(self.rewards, "oracle")
-
-    @property
-    def holds_model(self) -> bool:
-        """Whether one of them holds a model."""
-        return nested_rewards.any_says(self.rewards, "holds_model")
-
-    def count_tokens(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> int:
-        """The tokens that scoring these reads, by those that can tell."""
-        return nested_rewards.count_tokens(self.rewards, prompts, completions)
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
         """Score each completion.
@@ -73,11 +62,5 @@ class WeightedSum:
         Returns:
             B sums; None where a reward cannot judge.
         """
-        weights = self.weights or [1.0] * len(self.rewards)
-        parts = [nested_rewards.scores_of(reward, prompts, completions, columns) for reward in self.rewards]
-        return [_sum(weights, of_one) for of_one in zip(*parts, strict=True)]
-
-
-def _sum(weights: Sequence[float], scores: Sequence[float | None]) -> float | None:
-    known = [weight * score for weight, score in zip(weights, scores, strict=True) if score is not None]
-    return sum(known) if len(known) == len(scores) else None
+        # None where one cannot judge: a sum of fewer parts is on another scale, and its advantage would be of that.
+        return nested_rewards.combine_rewards(self.rewards, "sum", prompts, completions, columns, weights=self.weights)

@@ -21,7 +21,7 @@ from functools import lru_cache
 from posttrain_plugins.text.equivalence import is_mathematically_equal
 from posttrain_plugins.types import Candidate, Completion, Result
 
-__all__ = ["candidates", "canonical", "choose", "equivalent", "extract", "majority", "tally"]
+__all__ = ["candidates", "canonical", "choose", "equivalent", "extract", "majority", "score_answer", "tally"]
 
 MAX_COMPARED_CHARS = 200  # longer answers are compared as text only: a computer algebra system may take for ever
 
@@ -115,6 +115,22 @@ def equivalent(a: str, b: str) -> bool:
     """
     first, second = canonical(a), canonical(b)
     return first == second or _is_equal(first, second)
+
+
+def score_answer(text: str, reference: str | None) -> float | None:
+    """Return 1.0 where the answer in a text is the reference, and 0.0 where it is not or there is none.
+
+    Returns:
+        None without a reference: a completion that nothing is known of is not a wrong one.
+
+    Example:
+        >>> [score_answer(text, "4") for text in ("<answer>4.0</answer>", "no idea")], score_answer("4", None)
+        ([1.0, 0.0], None)
+    """
+    if reference is None:
+        return None
+    answer = extract(text)
+    return float(answer is not None and equivalent(answer, str(reference)))
 
 
 def _as_fraction(text: str) -> str | None:

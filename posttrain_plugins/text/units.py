@@ -13,15 +13,15 @@ from posttrain_plugins.errors import InputError
 from posttrain_plugins.text import to_text
 from posttrain_plugins.types import Prompt
 
-__all__ = ["Unit", "pieces"]
+__all__ = ["Unit", "split_units"]
 
 Unit: TypeAlias = Literal["tokens", "words", "chars"]
 
 
-def pieces(
+def split_units(
     completions: Sequence[Prompt], columns: Mapping[str, Any], unit: Unit, tokenizer: str | None = None
 ) -> list[Sequence[Hashable]]:
-    """Every completion in pieces.
+    """Return every completion as a list of tokens, words or characters.
 
     Args:
         completions: B completions, plain or conversational.
@@ -33,9 +33,9 @@ def pieces(
         InputError: for tokens without either.
 
     Example:
-        >>> pieces(["So  so it is"], {}, "words")
+        >>> split_units(["So  so it is"], {}, "words")
         [['so', 'so', 'it', 'is']]
-        >>> pieces(["abc"], {"completion_ids": [[7, 8]]}, "tokens")
+        >>> split_units(["abc"], {"completion_ids": [[7, 8]]}, "tokens")
         [[7, 8]]
     """
     if unit == "chars":
@@ -48,8 +48,8 @@ def pieces(
         raise InputError(
             "a reward counts tokens, but none are given outside a trainer", hint="set unit: words, or name a tokenizer"
         )
-    made = _tokenizer(tokenizer)
-    return [made(to_text(completion), add_special_tokens=False)["input_ids"] for completion in completions]
+    encode = _tokenizer(tokenizer)
+    return [encode(to_text(completion), add_special_tokens=False)["input_ids"] for completion in completions]
 
 
 @lru_cache(maxsize=4)

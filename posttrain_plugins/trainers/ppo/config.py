@@ -47,7 +47,7 @@ class PPOConfig(GRPOConfig):  # type: ignore[misc]
             `separate`.
         critic_learning_rate: None is `learning_rate`.
         critic_warmup_steps: for so many optimizer steps only the critic learns.
-        process_rewards: names of rewards that pay by their `step_scores` (`process.py`).
+        process_rewards: names of rewards that pay by their `step_scores` (`process_rewards.py`).
         step_separator: what ends a step.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,10 @@ __all__ = ["declared_columns", "needed_columns", "parse_call", "plugin_schema"]
 
 
 def parse_call(text: str) -> tuple[str, dict[str, Any]]:
-    """`self_consistency(n=8)` -> its name and parameters; bare words are strings, so `scorer=rm` needs no quotes.
+    """Read `self_consistency(n=8)` as a name and its parameters, in the form in which our tables print it.
+
+    Bare words are text, so `scorer=rm` and `scorer=quickstart:rm` need no quotes; a call inside, as in
+    `compute_optimal(strategies=[greedy, best_of_n(n=8, scorer=prm)])`, is the text of that call.
 
     Raises:
         InputError: it is not a name with keyword parameters.
@@ -27,24 +31,80 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
     if "(" not in text:
         return text.strip(), {}
     name, _, rest = text.partition("(")
+    arguments = _Arguments(rest)
     try:
-        call = ast.parse(f"f({rest}", mode="eval").body
-        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
-            raise ValueError("parameters need names")
-        if any(keyword.arg is None for keyword in call.keywords):
-            raise ValueError("** stands for nothing here")
-        return name.strip(), {str(k.arg): _literal(k.value) for k in call.keywords}
+        params = arguments.named()
+        if arguments.rest().strip():
+            raise ValueError("something stands behind the last ')'")
+        return name.strip(), params
     except (SyntaxError, ValueError) as cause:
         quotes = "in a YAML list it needs quotes: 'name(a=1, b=2)'"
         hint = "for instance self_consistency(n=8)" if ")" in text else quotes
         raise InputError(f"'{text}' is not NAME(key=value, ...)", hint=hint) from cause
 
 
-def _literal(node: ast.expr) -> Any:
-    """A literal; a bare word is text, also in a list."""
-    if isinstance(node, ast.List):
-        return [_literal(item) for item in node.elts]
-    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
+class _Arguments:
+    """What stands behind the `(` of a call, read from left to right."""
+
+    TOKEN = re.compile(r"""\s*("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\s,()\[\]{}='"]+|[,()\[\]{}=])""")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+
+    def rest(self) -> str:
+        return self.text[self.at :]
+
+    def take(self) -> str:
+        match = self.TOKEN.match(self.text, self.at)
+        if match is None:
+            raise ValueError("it ends too early")
+        self.at = match.end()
+        return match[1]
+
+    def next_is(self, sign: str) -> bool:
+        return self.rest().lstrip().startswith(sign)
+
+    def named(self) -> dict[str, Any]:
+        """`key=value, ...)`, with the bracket that ends it."""
+        params: dict[str, Any] = {}
+        while not self.next_is(")"):
+            key = self.take()
+            if not key.isidentifier() or self.take() != "=" or key in params:
+                raise ValueError("parameters need names, each its own")
+            params[key] = self.value()
+            if not self.next_is(")") and self.take() != ",":
+                raise ValueError("a comma is missing")
+        self.take()
+        return params
+
+    def value(self) -> Any:
+        start = self.at
+        token = self.take()
+        if token in ("[", "("):
+            items = []
+            while not self.next_is(end := {"[": "]", "(": ")"}[token]):
+                items.append(self.value())
+                if not self.next_is(end) and self.take() != ",":
+                    raise ValueError("a comma is missing")
+            self.take()
+            return items
+        if token == "{":  # a mapping, as Python writes it
+            while token != "}":
+                token = self.take()
+            return ast.literal_eval(self.text[start : self.at].strip())
+        if token[0] in "\"'":
+            return ast.literal_eval(token)
+        if token in (",", ")", "]", "}", "="):
+            raise ValueError(f"'{token}' is no value")
+        if self.next_is("("):
+            self.take()
+            self.named()
+            return self.text[start : self.at].strip()
+        try:
+            return ast.literal_eval(token)  # a number, True, None
+        except (SyntaxError, ValueError):
+            return token
 
 
 def plugin_schema(plugin: Plugin) -> Schema:

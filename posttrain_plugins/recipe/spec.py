@@ -14,6 +14,7 @@ __all__ = [
     "DataFile",
     "External",
     "FromStage",
+    "Given",
     "Input",
     "Object",
     "Policy",
@@ -102,6 +103,14 @@ class Policy:
     name: str = "policy"
 
 
+@dataclass(frozen=True, eq=False)
+class Given:
+    """Something that stands already, outside of any recipe: a script's function, a server's scorer, a served model."""
+
+    name: str
+    value: Any
+
+
 def option_path(id: str) -> str:
     """How `-o` names a stage: `model` for the base, `stages.loop.stages.t` for every turn of a loop's stage `t`."""
     if id == "base":
@@ -110,7 +119,7 @@ def option_path(id: str) -> str:
     return f"stages.{loop}.stages.{rest[-1]}" if rest else f"stages.{id}"
 
 
-Source: TypeAlias = Use | DataFile | External | FromStage | Object | Policy | None
+Source: TypeAlias = Use | DataFile | External | FromStage | Object | Policy | Given | None
 Input: TypeAlias = Source | tuple[Source, ...]
 """What a reference field refers to; several for a field that is a list."""
 

@@ -18,13 +18,11 @@ from posttrain_plugins.errors import InputError
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.registry import suggest
 from posttrain_plugins.plugins.signature import reward_columns
-from posttrain_plugins.recipe.build import assemble
-from posttrain_plugins.recipe.check.diagnostics import Checker, listed
+from posttrain_plugins.recipe.check.diagnostics import listed
 from posttrain_plugins.recipe.plan.store import Store
 from posttrain_plugins.recipe.plugin_schema import parse_call, plugin_schema
-from posttrain_plugins.recipe.read.document import Document
 from posttrain_plugins.recipe.run.ad_hoc import NameResolver
-from posttrain_plugins.recipe.spec import Use
+from posttrain_plugins.recipe.spec import Given, Source
 from posttrain_plugins.serve.queued import queued
 from posttrain_plugins.serve.worker import Worker
 from posttrain_plugins.types import ModelArtifact, ResolvedReward, ResolvedStrategy
@@ -70,30 +68,32 @@ class Strategies:
         spec = self.named.get(text, text)
         if len(text) > MAX_CHARS:
             raise InputError(f"the strategy has {len(text)} characters, expected at most {MAX_CHARS}")
-        return self._resolve(spec, is_trusted=text in self.named)
+        names = NameResolver(self.runs_dir.resolve())
+        return names.strategy(spec, self._served if text in self.named else self._of_a_client)
 
-    def _resolve(self, spec: Any, is_trusted: bool) -> ResolvedStrategy:
-        if not isinstance(spec, str):
-            raise InputError(f"{spec!r} is no strategy", hint="for instance self_consistency(n=8)")
-        name, params = parse_call(spec)
-        plugin = registry.find("strategy", name) if is_trusted else self._installed(name)
-        schema = plugin_schema(plugin)
-        checker = Checker(Document(Path(spec)))
-        what = f"strategy '{name}'"
-        checker.check_keys((), params, schema, what)
-        parts: dict[str, Any] = {}
-        for key, known in schema.fields.items():
-            value = params.get(key, None if known.is_required else known.default)
-            if known.ref is not None and value is not None:
-                parts[key] = self._part(known.ref.kind, value, is_trusted)
-            elif key in params and FILE.search(key) and not is_trusted:
-                raise InputError(f"{what}: a client may not give '{key}'", hint="start the server with --strategy")
-            elif key in params:
-                checker.check_field((key,), known, params[key])
-        for mistake in checker.mistakes:
-            raise InputError(f"{what}: {mistake.message}", hint=mistake.hint)
-        plain = {key: value for key, value in params.items() if key not in parts}
-        return assemble(Use("strategy", spec, plugin, plain), parts)
+    def _served(self, kind: str, value: Any) -> Source | Mapping[str, Any]:
+        """What the server's own command line may name: served models, scorers, and whatever a recipe may."""
+        if kind == "reward":
+            return Given(str(value), self._scorer(value))
+        return Given(str(value), self._model(value)) if kind == "model" else None
+
+    def _of_a_client(self, kind: str, value: Any) -> Source | Mapping[str, Any]:
+        """The same without code and files: strategies by their entry point, no object, no parameter that takes a file."""
+        if kind == "object":
+            raise InputError(
+                f"{value!r} names an object, which a client may not", hint="start the server with --strategy"
+            )
+        if kind != "strategy":
+            return self._served(kind, value)
+        if not isinstance(value, str):
+            raise InputError(f"{value!r} is no strategy", hint="for instance self_consistency(n=8)")
+        name, params = parse_call(value)
+        fields = plugin_schema(self._installed(name)).fields
+        for key in params:
+            if FILE.search(key) and (key not in fields or fields[key].ref is None):
+                what = f"strategy '{name}': a client may not give '{key}'"
+                raise InputError(what, hint="start the server with --strategy")
+        return None
 
     def _installed(self, name: str) -> registry.Plugin:
         """By its entry point only: other forms name code."""
@@ -103,23 +103,7 @@ class Strategies:
         known = [*self.named, *dict.fromkeys(p.name for p in registry.installed("strategy"))]
         raise InputError(f"unknown strategy {name!r}", hint=suggest(name, known) or f"known: {', '.join(known)}")
 
-    def _part(self, kind: str, value: Any, is_trusted: bool) -> Any:
-        """What a reference in a strategy's parameters stands for; lists item by item."""
-        if isinstance(value, list | tuple):
-            return [self._part(kind, item, is_trusted) for item in value]
-        if kind == "reward":
-            return self._scorer(value)
-        if kind == "strategy":
-            return self._resolve(value, is_trusted)
-        if kind == "model":
-            return self._model(value)
-        if kind == "object" and is_trusted and isinstance(value, str):
-            return registry.import_object(value)
-        raise InputError(f"{value!r} names an object, which a client may not", hint="start the server with --strategy")
-
-    def _model(self, name: Any) -> ModelArtifact | str:
-        if name == "policy":
-            return "policy"
+    def _model(self, name: Any) -> ModelArtifact:
         if name in self.models:
             return ModelArtifact(name, name)  # the name is its role; the server has it loaded
         raise InputError(f"no model {name!r} is served", hint=listed(["policy", *self.models], "known: "))

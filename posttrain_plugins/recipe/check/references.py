@@ -7,9 +7,9 @@ strategy's fields may be references too, of any kind and at any depth: its score
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from posttrain_plugins.errors import InputError, PluginNotFound
 from posttrain_plugins.guard.settings import ISOLATING, GuardSettings, refusal
@@ -79,6 +79,7 @@ SAID: dict[str, dict[str, str]] = {
 }
 """What the words of `RESERVED`, of `FILE_OPTIONS` and of a loop mean; the guard's are `GuardSettings`'."""
 POLICY = Policy()
+LookUp: TypeAlias = Callable[[str, Any], "Source | Mapping[str, Any]"]
 
 
 class References:
@@ -88,9 +89,15 @@ class References:
         checker: the recipe.
         stages: its stages.
         model: its `base`.
+        look_up: is asked first of every name, with the kind that is wanted: what it gives is taken, None goes on. Names
+            outside of any recipe (`RUN:STAGE`, a server's scorers) come in here, and a server refuses here what its
+            clients may not name.
     """
 
-    def __init__(self, checker: Checker, stages: RawStages, model: Model) -> None:
+    def __init__(
+        self, checker: Checker, stages: RawStages, model: Model, look_up: LookUp = lambda kind, value: None
+    ) -> None:
+        self.look_up = look_up
         self.checker = checker
         self.stages = stages
         self.model = model
@@ -118,10 +125,15 @@ class References:
 
     def source(self, kind: str, value: Any, path: Keys, scope: Mapping[str, str], asker: Kind = "stage") -> Source:
         """The source that a written value stands for, or None after telling what is wrong."""
-        if kind == "object":
-            return existing_object(self.checker, value, path)
         if kind == "model" and asker == "strategy" and value == POLICY.name:
             return POLICY
+        found = self.look_up(kind, value)
+        if isinstance(found, Mapping):  # as a recipe would write it, under the name by which it was asked for
+            return self._in_place(typing.cast(Kind, kind), found, path, str(value), scope)
+        if found is not None:
+            return found
+        if kind == "object":
+            return existing_object(self.checker, value, path)
         if isinstance(value, str):
             written, _, adapter = value.partition("+") if kind == "model" else (value, "", "")
             name = self.stages.meant(written, scope)

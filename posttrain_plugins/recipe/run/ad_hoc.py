@@ -12,28 +12,31 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from posttrain_plugins.errors import InputError, PluginNotFound
+from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.folder import choose_adapter, named_adapters
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.plugins.registry import suggest, with_article
-from posttrain_plugins.plugins.schema import Field, Schema, is_list
+from posttrain_plugins.plugins.schema import Field
 from posttrain_plugins.plugins.signature import of_object
-from posttrain_plugins.recipe.build import assemble, build, gather
+from posttrain_plugins.recipe.build import gather
 from posttrain_plugins.recipe.check.diagnostics import Checker
 from posttrain_plugins.recipe.check.loops import RawStages
 from posttrain_plugins.recipe.check.model import Model
-from posttrain_plugins.recipe.check.references import References, printed
+from posttrain_plugins.recipe.check.references import LookUp, References
 from posttrain_plugins.recipe.plan.store import Artifact, Store
 from posttrain_plugins.recipe.plugin_schema import parse_call, plugin_schema
 from posttrain_plugins.recipe.read.document import Document
-from posttrain_plugins.recipe.spec import REWARD_LOADING, DataFile, Policy, Use
+from posttrain_plugins.recipe.run.inputs import Resolver
+from posttrain_plugins.recipe.spec import REWARD_LOADING, DataFile, Given, Source, Use
 from posttrain_plugins.types import KINDS, Kind, ModelArtifact, ResolvedReward, ResolvedStrategy
 
 __all__ = ["NameResolver", "dataset_named", "is_url"]
 
+NONE: Mapping[str, Any] = MappingProxyType({})
 Scorers: TypeAlias = Mapping[str, Any] | Sequence[str]
 
 
@@ -42,18 +45,32 @@ def is_url(model: str) -> bool:
 
 
 def dataset_named(text: str) -> DataFile | Use:
-    """A data set as the command line names it; nothing of it is loaded yet.
+    """Return a data set as the command line names it; nothing of it is loaded yet.
 
     Raises:
         InputError: there is none of that name, or it refuses its parameters.
     """
-    checker = Checker(Document(Path("command line")))
-    found = References(checker, RawStages(), Model()).source("dataset", text, (), {})
-    if checker.mistakes:
-        told = "; ".join(mistake.message for mistake in checker.mistakes)
-        raise InputError(told, hint=next((mistake.hint for mistake in checker.mistakes if mistake.hint), None))
+    found = _checked("dataset", text)
     assert isinstance(found, DataFile | Use)
     return found
+
+
+def _checked(
+    kind: str, value: Any, look_up: LookUp = lambda kind, value: None, scorers: Mapping[str, ResolvedReward] = NONE
+) -> Source:
+    """What a name stands for, checked as in a recipe that has nothing but these rewards."""
+    checker = Checker(Document(Path("command line")))
+    references = References(checker, RawStages(), Model(), look_up)
+    references.named["rewards"] |= {name: Given(name, reward) for name, reward in scorers.items()}
+    found = references.source(kind, value, (), {}, "strategy")
+    _raise_first(checker)
+    return found
+
+
+def _raise_first(checker: Checker) -> None:
+    if checker.mistakes:
+        hint = next((mistake.hint for mistake in checker.mistakes if mistake.hint), None)
+        raise InputError("; ".join(mistake.message for mistake in checker.mistakes), hint=hint)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,31 +136,70 @@ class NameResolver:
             raise InputError(f"run '{run}' has no finished stage '{stage}' below {self.runs_dir}", hint=hint)
         return artifact
 
-    # --- rewards --------------------------------------------------------------------------------------------------
+    # --- rewards and strategies -----------------------------------------------------------------------------------
 
     def named(self, name: str, given: Any) -> ResolvedReward:
-        """A reward under another name: by its own, as a function, or as it is."""
+        """Return a reward under another name: by its own, as a function, or as it is."""
         if isinstance(given, ResolvedReward):
             return given
         return ResolvedReward(name, self.reward(given).func if isinstance(given, str | Mapping) else given)
 
     def reward(self, reward: str | Mapping[str, Any]) -> ResolvedReward:
-        """A reward under the name by which it is asked for: one of `scorers`, or found anew.
+        """Return a reward under the name by which it is asked for: one of `scorers`, or found anew.
 
         Raises:
             InputError: there is none of that name, or the stage makes something else.
         """
-        if isinstance(reward, str) and reward in self.scorers:
-            return self.scorers[reward]
-        trained = self._trained(reward) if isinstance(reward, str) else None
-        name, params = _name_and_parameters(trained or reward)
-        try:
-            plugin = registry.find("reward", name)
-        except PluginNotFound as error:
-            raise PluginNotFound(error.message, hint=suggest(str(reward), self.scorers) or error.hint) from error
-        parts = self._parts(plugin_schema(plugin), params)
-        label = reward if isinstance(reward, str) else str(printed("reward", reward))
-        return ResolvedReward(label, build(Use("reward", plugin.name, plugin, params), parts))
+        found: ResolvedReward = Resolver().resolve(_checked("reward", reward, self.look_up, self.scorers), {})
+        return dataclasses.replace(found, name=reward) if isinstance(reward, str) else found
+
+    def strategy(self, spec: Any, look_up: LookUp | None = None) -> ResolvedStrategy:
+        """Return a strategy by its text, a mapping with `use`, or the object itself, with all that its fields refer to.
+
+        Args:
+            spec: what is asked for.
+            look_up: in place of this resolver's own; see `References`.
+
+        Raises:
+            InputError: it, or something that it refers to, is not there, or refuses its parameters.
+        """
+        if isinstance(spec, str | Mapping):
+            found = _checked("strategy", spec, look_up or self.look_up, self.scorers)
+            made: ResolvedStrategy = Resolver().resolve(found, {})
+            return made
+        return self._object(spec)
+
+    def _object(self, made: Any) -> ResolvedStrategy:
+        """One that was made already; only a field that names a strategy or an object makes it a new one."""
+        name = getattr(made, "__name__", type(made).__name__)
+        if not dataclasses.is_dataclass(made):
+            return ResolvedStrategy(name, made)
+        given = {field.name: getattr(made, field.name) for field in dataclasses.fields(made) if field.init}
+        checker = Checker(Document(Path(name)))
+        references = References(checker, RawStages(), Model(), self.look_up)
+        references.named["rewards"] |= {name: Given(name, reward) for name, reward in self.scorers.items()}
+        fields = of_object(type(made)).fields
+        named = {key: field for key, field in fields.items() if field.ref is not None and given.get(key) is not None}
+        refs = {key: references.input(field, given[key], (key,), {}, "strategy") for key, field in named.items()}
+        _raise_first(checker)
+        values, scorers, models = gather({key: Resolver().resolve(source, {}) for key, source in refs.items()})
+        changed: Any = {key: value for key, value in values.items() if value != given[key]}
+        strategy: Any = dataclasses.replace(made, **changed) if changed else made  # type: ignore[type-var]
+        return ResolvedStrategy(name, strategy, scorers, models)
+
+    def look_up(self, kind: str, value: Any) -> Source | Mapping[str, Any]:
+        """Return what a name stands for that no recipe knows: `RUN:STAGE`, any model, an object of Python's."""
+        if isinstance(value, Mapping):
+            return None
+        if not isinstance(value, str):
+            return Given(str(value), self.strategy(value) if kind == "strategy" else value)
+        if kind == "model":
+            return Given(value, self.model(value))
+        if kind == "reward":
+            return self._trained(value)
+        if kind == "object" and ":" not in value:
+            return Given(value, Path(value))
+        return None
 
     def _trained(self, reward: str) -> dict[str, Any] | None:
         """`RUN:STAGE` as a recipe writes it: the plugin that its stage is used through, with its folder."""
@@ -162,56 +218,6 @@ class NameResolver:
             **artifact.manifest.get("handoff", {}).get("reward", {}),
             **{name: value for name, value in loading.items() if name in REWARD_LOADING},
         }
-
-    # --- strategies -----------------------------------------------------------------------------------------------
-
-    def strategy(self, spec: Any) -> ResolvedStrategy:
-        """A strategy by its text, a mapping with `use`, or the object itself, with all that its fields refer to.
-
-        Raises:
-            InputError: it, or something that it refers to, is not there, or refuses its parameters.
-        """
-        if not isinstance(spec, str | Mapping):
-            return self._object(spec)
-        name, params = _name_and_parameters(spec)
-        plugin = registry.find("strategy", name)
-        parts = self._parts(plugin_schema(plugin), params)
-        return assemble(Use("strategy", str(printed("strategy", spec)), plugin, params), parts)
-
-    def _object(self, made: Any) -> ResolvedStrategy:
-        """One that was made already; only a field that names a strategy or an object makes it a new one."""
-        name = getattr(made, "__name__", type(made).__name__)
-        if not dataclasses.is_dataclass(made):
-            return ResolvedStrategy(name, made)
-        given = {field.name: getattr(made, field.name) for field in dataclasses.fields(made) if field.init}
-        values, scorers, models = gather(self._parts(of_object(type(made)), given))
-        changed: Any = {key: value for key, value in values.items() if value != given[key]}
-        strategy: Any = dataclasses.replace(made, **changed) if changed else made  # type: ignore[type-var]
-        return ResolvedStrategy(name, strategy, scorers, models)
-
-    def _parts(self, found: Schema, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Reference field -> what it refers to, by its annotation; also where the plugin's own default says it."""
-        parts: dict[str, Any] = {}
-        for key, field in found.fields.items():
-            value = params.get(key, None if field.is_required else field.default)
-            if field.ref is None or value is None:
-                continue
-            if is_list(field.type) and not isinstance(value, list | tuple):
-                raise InputError(f"'{key}' is {value!r}, expected a list", hint=f"{key}=[{value!r}]")
-            is_many = isinstance(value, list | tuple)
-            parts[key] = [self._one(field.ref.kind, v) for v in value] if is_many else self._one(field.ref.kind, value)
-        return parts
-
-    def _one(self, kind: str, value: Any) -> Any:
-        if kind == "strategy":
-            return self.strategy(value)
-        if kind == "reward" and isinstance(value, str | Mapping):
-            return self.reward(value)
-        if kind == "model" and isinstance(value, str):
-            return value if value == Policy.name else self.model(value)
-        if kind == "object" and isinstance(value, str):
-            return registry.import_object(value) if ":" in value else Path(value)
-        return value
 
     # --- for a recipe ---------------------------------------------------------------------------------------------
 
@@ -238,13 +244,6 @@ class NameResolver:
             return [self._written(field, item) for item in value]
         is_reference = isinstance(value, str) and field is not None and field.ref is not None
         return self.as_written(field.ref.kind, value) if is_reference else value  # type: ignore[union-attr]
-
-
-def _name_and_parameters(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    if isinstance(spec, str):
-        return parse_call(spec)
-    params = dict(spec)
-    return str(params.pop("use", "")), params
 
 
 def _loading(artifact: Artifact) -> dict[str, Any]:

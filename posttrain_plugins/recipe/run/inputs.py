@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from posttrain_plugins.errors import InputError
@@ -22,6 +23,7 @@ from posttrain_plugins.recipe.spec import (
     DataFile,
     External,
     FromStage,
+    Given,
     Input,
     Object,
     Policy,
@@ -57,10 +59,19 @@ LOADERS = {
 
 
 class Resolver:
-    """Resolves the inputs of a recipe's stages from the artifacts that stand so far."""
+    """Resolve what names stand for: inputs of a recipe's stages, or what a command names outside of any recipe.
+
+    Args:
+        recipe: whose stages are resolved; None where nothing refers to a stage.
+        artifacts: those that stand so far, by stage.
+        weights_of: the identity of a base's weights, by its path.
+    """
 
     def __init__(
-        self, recipe: Recipe, artifacts: Mapping[str, Artifact], weights_of: Callable[..., str] | None = None
+        self,
+        recipe: Recipe | None = None,
+        artifacts: Mapping[str, Artifact] = MappingProxyType({}),
+        weights_of: Callable[..., str] | None = None,
     ) -> None:
         self.recipe = recipe
         self.artifacts = artifacts
@@ -77,14 +88,14 @@ class Resolver:
         resolved: dict[str, Any] = {}
         required = required_columns(spec, required)
         for name, value in spec.inputs.items():
-            resolved[name] = self._all(value, spec)
+            resolved[name] = self.resolve(value, spec.loading)
             if name in required:
                 _check_rows(resolved[name], required[name], _data_name(value))
         return resolved
 
     def dataset(self, spec: StageSpec, name: str) -> Any:
         """The data set of one field alone."""
-        return self._all(spec.inputs[name], spec)
+        return self.resolve(spec.inputs[name], spec.loading)
 
     def model(self, source: Source, loading: Mapping[str, Any]) -> ModelArtifact:
         """A model that exists, with its record checked and its ancestors' prompts at hand."""
@@ -112,18 +123,29 @@ class Resolver:
         """
         artifact = self.artifacts.get(stage)
         own = tuple(artifact.folder.glob("seen.txt")) if artifact else ()
+        assert self.recipe is not None
         source = self.recipe.stage(stage).inputs.get("model")
         if isinstance(source, FromStage):
             ancestors, seen = self._lineage(source.stage)
             return (source.model_name, *ancestors), (*own, *seen)
         return ((source.name,) if isinstance(source, External) else ()), own
 
-    def _all(self, value: Input, spec: StageSpec) -> Any:
-        return [self._one(item, spec) for item in value] if isinstance(value, tuple) else self._one(value, spec)
+    def resolve(self, value: Input, loading: Mapping[str, Any]) -> Any:
+        """Return the object that a source stands for; a list for several.
 
-    def _one(self, source: Source, spec: StageSpec) -> Any:
+        Args:
+            value: a source of a recipe, or several.
+            loading: TRL `ModelConfig` fields for the recipe's own models.
+        """
+        if isinstance(value, tuple):
+            return [self._one(item, loading) for item in value]
+        return self._one(value, loading)
+
+    def _one(self, source: Source, loading: Mapping[str, Any]) -> Any:
         if source is None:
             return None
+        if isinstance(source, Given):
+            return source.value
         if isinstance(source, Policy):
             return source.name
         if isinstance(source, Object):
@@ -131,30 +153,30 @@ class Resolver:
         if isinstance(source, DataFile):
             return dataset_of(source)
         if isinstance(source, External) or (isinstance(source, FromStage) and source.produces == "model"):
-            return self.model(source, spec.loading)
+            return self.model(source, loading)
         if isinstance(source, FromStage) and source.produces == "dataset":
             data = self.artifacts[source.stage].data_path
             assert data is not None
             return read_jsonl(data)
         if isinstance(source, FromStage) or source.kind == "reward":
-            return self._reward(source, spec)
+            return self._reward(source, loading)
         if source.kind == "strategy":
-            return assemble(source, {field: self._all(value, spec) for field, value in source.refs.items()})
+            return assemble(source, {field: self.resolve(value, loading) for field, value in source.refs.items()})
         if source.kind == "dataset":
             return dataset_of(source)
         return _adapter(source)
 
-    def _reward(self, source: FromStage | Use, spec: StageSpec) -> ResolvedReward:
+    def _reward(self, source: FromStage | Use, loading: Mapping[str, Any]) -> ResolvedReward:
         for known, reward in self._rewards:
             if known == source:
                 return reward
-        made = self._trained(source, spec) if isinstance(source, FromStage) else self._plain(source, spec)
+        made = self._trained(source, loading) if isinstance(source, FromStage) else self._plain(source, loading)
         self._rewards.append((source, made))
         return made
 
-    def _plain(self, source: Use, spec: StageSpec) -> ResolvedReward:
+    def _plain(self, source: Use, loading: Mapping[str, Any]) -> ResolvedReward:
         """What its fields refer to it is given resolved: an ensemble its rewards, a judge its model."""
-        parts = {field: self._all(value, spec) for field, value in source.refs.items()}
+        parts = {field: self.resolve(value, loading) for field, value in source.refs.items()}
         func = build(source, parts)
         asked = {key: value for key, value in source.reserved.items() if key in KEYS}
         if asked:
@@ -163,9 +185,9 @@ class Resolver:
             func = guard(func, GuardSettings(**asked), source.name)
         return ResolvedReward(source.name, func, float(source.reserved.get("weight", 1.0)))
 
-    def _trained(self, source: FromStage, spec: StageSpec) -> ResolvedReward:
-        model = self.model(source, spec.loading)
-        how = {k: v for k, v in spec.loading.items() if k in REWARD_LOADING} if model.is_adapter else {}
+    def _trained(self, source: FromStage, loading: Mapping[str, Any]) -> ResolvedReward:
+        model = self.model(source, loading)
+        how = {k: v for k, v in loading.items() if k in REWARD_LOADING} if model.is_adapter else {}
         parameters = {**model.handoff.get("reward", {}), **how}
         reward = registry.load("reward", source.reward_plugin)(model_name_or_path=model.path, **parameters)
         # TRL reads a folder as a plain classifier: an adapter would silently lose its trained head, a PRM its steps

@@ -392,13 +392,33 @@ def test_the_default_strategy_is_resolved_too(read: Callable[..., Recipe]) -> No
         ("a:b(n=8, scorer=rm)", ("a:b", {"n": 8, "scorer": "rm"})),
         ("s(x='a, b', y=[1, 2], z=-0.5, on=True)", ("s", {"x": "a, b", "y": [1, 2], "z": -0.5, "on": True})),
         ("s()", ("s", {})),
+        ("s(x=[greedy, b(n=8, scorer=prm)], t=[0.3])", ("s", {"x": ["greedy", "b(n=8, scorer=prm)"], "t": [0.3]})),
+        ("s(x=run:rm, y=./f.py:g(n=1), z=a-b+c)", ("s", {"x": "run:rm", "y": "./f.py:g(n=1)", "z": "a-b+c"})),
+        ("s(x={'a': 1, 'b': [2]}, y=None, z=(1, 2))", ("s", {"x": {"a": 1, "b": [2]}, "y": None, "z": [1, 2]})),
     ],
 )
 def test_parse_call(text: str, expected: tuple[str, dict[str, Any]]) -> None:
     assert parse_call(text) == expected
 
 
-@pytest.mark.parametrize("text", ["s(", "s(8)", "s(n=8", "s(n=f(1))", "s(n=8))", "s(n=1)(m=2)", "s(**x)"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s(",
+        "s(8)",
+        "s(n=8",
+        "s(n=f(1))",
+        "s(n=[1, 2)",
+        "s(n=1 m=2)",
+        "s(n=1, n=2)",
+        "s(n=)",
+        "s(n={1)",
+        "s(=1)",
+        "s(n=8))",
+        "s(n=1)(m=2)",
+        "s(**x)",
+    ],
+)
 def test_what_parse_call_refuses(text: str) -> None:
     with pytest.raises(InputError, match="is not NAME"):
         parse_call(text)

@@ -502,12 +502,13 @@ def test_two_evaluations_of_one_model_are_told_as_one(tmp_path: Path, backends: 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_reward_model_on_a_quantized_base_is_loaded_as_the_recipe_says(bits: int) -> None:
+    from posttrain_plugins.models.load import inference_options
     from posttrain_plugins.recipe.spec import REWARD_LOADING
     from posttrain_plugins.rewards.reward_model import RewardModel
 
     loading: dict[str, Any] = {"bnb_4bit_quant_type": "fp4", "use_bnb_nested_quant": True, "model_revision": "v2"}
     how = {name: value for name, value in {**loading, f"load_in_{bits}bit": True}.items() if name in REWARD_LOADING}
-    options = RewardModel("somewhere", **how)._options()
+    options = inference_options(RewardModel("somewhere", **how)._classifier.loading, "SequenceClassification")
     config = options["quantization_config"]
     assert options["revision"] == "v2"
     assert (config.load_in_4bit, config.load_in_8bit) == (bits == 4, bits == 8)

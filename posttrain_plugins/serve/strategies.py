@@ -78,7 +78,7 @@ class Strategies:
         return Given(str(value), self._model(value)) if kind == "model" else None
 
     def _of_a_client(self, kind: str, value: Any) -> Source | Mapping[str, Any]:
-        """The same without code and files: strategies by their entry point, no object, no parameter that takes a file."""
+        """The same without code and files: strategies by their entry point, no object, no file."""
         if kind == "object":
             raise InputError(
                 f"{value!r} names an object, which a client may not", hint="start the server with --strategy"

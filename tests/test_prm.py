@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +55,8 @@ def test_the_rule_splits_and_joins() -> None:
 @pytest.mark.parametrize(("how", "expected"), [("min", 0.2), ("prod", 0.1), ("last", 0.5), ("mean", 0.35)])
 def test_aggregates(how: Any, expected: float) -> None:
     assert aggregate([0.2, 0.5], how) == pytest.approx(expected)
-    assert aggregate([], how) == 0.0
+    assert aggregate([], how) is None
+    assert math.isnan(aggregate([0.5, math.nan, 0.5], how))
 
 
 def test_a_step_ends_at_the_token_that_holds_its_last_character() -> None:
@@ -187,7 +189,7 @@ def test_the_reward_keeps_the_contract(prm_run: Any) -> None:
     text = "".join(STEPS)
     steps = reward.step_scores([PROMPT], [text])[0]
     assert reward([PROMPT], [text], solution=["4"]) == [pytest.approx(steps[0] * steps[1])]
-    assert reward([PROMPT], [""]) == [0.0]
+    assert reward([PROMPT], [""]) == [None]  # no step was judged
     assert reward([], []) == []
     given = reward.step_scores([PROMPT], [text], steps=[[text]])
     assert given == [[pytest.approx(steps[1], abs=1e-6)]]

@@ -124,7 +124,7 @@ class Judge:
             columns: further columns, which the rubric may name.
 
         Returns:
-            B scores in [0, 1]; None where the judge gave no rating that can be read.
+            B scores in [0, 1]; None where the judge gave no rating that can be read, or has no step to rate.
         """
         if self.judging == "pairwise":
             return self._compare(prompts, completions)

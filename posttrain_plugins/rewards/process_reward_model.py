@@ -87,7 +87,7 @@ class ProcessRewardModel:
             completions: B completions.
 
         Returns:
-            B scores in [0, 1]; 0.0 for an empty completion.
+            B scores in [0, 1]; None for an empty completion, which has no step to judge.
         """
         return [aggregate(scores, self.aggregate) for scores in self.step_scores(prompts, completions, **columns)]
 

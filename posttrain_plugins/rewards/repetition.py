@@ -23,7 +23,7 @@ class Repetition:
     """Give `max_penalty` times the share of repeated n-grams.
 
     Args:
-        ngram_size: pieces in a row.
+        ngram_size: units in a row.
         max_penalty: the score of nothing but repetition, 0 or less.
         unit: what an n-gram is made of: `tokens`, `words` or `chars`.
         tokenizer: a folder or Hub id, for tokens where no trainer gives them.

@@ -1,3 +1,39 @@
-"""Text: messages and completions as strings, steps, answers and their equality, units of length."""
+"""What rewards, strategies, trainers and reports share about texts: prompts, steps, answers, units of length.
 
-from posttrain_plugins.text.messages import *  # noqa: F403
+A prompt or completion, plain or conversational, becomes text; a text is cut into steps or units, or its answer is read
+and compared with others. Authors of plugins import this room as `posttrain_plugins.text`, `.answers` and `.steps`.
+
+| file             | holds                                                                                          |
+|------------------|------------------------------------------------------------------------------------------------|
+| `messages.py`    | prompts and completions as text, and prompts made longer: a prefill, a paragraph, a template   |
+| `steps.py`       | where a step of a completion ends, and one score out of the scores of its steps                |
+| `units.py`       | a completion as tokens, words or characters, for rewards of length and repetition              |
+| `equivalence.py` | whether two answers are equal as mathematics, asked of `math_verify` in processes with a limit |
+| `answers.py`     | answers read, brought to one form, compared and counted; candidates and results from them      |
+"""
+
+from posttrain_plugins.text.messages import (
+    ask_about,
+    extend_question,
+    fingerprint,
+    is_conversational,
+    last_user_text,
+    prefill,
+    render,
+    replace_question,
+    to_messages,
+    to_text,
+)
+
+__all__ = [
+    "ask_about",
+    "extend_question",
+    "fingerprint",
+    "is_conversational",
+    "last_user_text",
+    "prefill",
+    "render",
+    "replace_question",
+    "to_messages",
+    "to_text",
+]

@@ -1,4 +1,4 @@
-r"""Answers: read from a completion, brought to one form, compared, and put to the vote.
+r"""Read answers from completions, bring them to one form, compare them, and put them to the vote.
 
 Rewards and strategies share these functions, so a vote and a reward never disagree about what is equal. No paper.
 
@@ -13,6 +13,7 @@ Example:
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Hashable, Iterable, Sequence
 from fractions import Fraction
@@ -21,9 +22,20 @@ from functools import lru_cache
 from posttrain_plugins.text.equivalence import is_mathematically_equal
 from posttrain_plugins.types import Candidate, Completion, Result
 
-__all__ = ["candidates", "canonical", "choose", "equivalent", "extract", "majority", "score_answer", "tally"]
+__all__ = [
+    "candidates",
+    "canonical",
+    "choose",
+    "equivalent",
+    "extract",
+    "majority",
+    "score_answer",
+    "sortable",
+    "tally",
+    "vote_weights",
+]
 
-MAX_COMPARED_CHARS = 200  # longer answers are compared as text only: a computer algebra system may take for ever
+MAX_COMPARED_CHARS = 200  # longer answers are compared as text alone: computer algebra may take for ever on them
 
 _TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
 _PHRASE = re.compile(  # "answer is", "final answer" or "####"; a set in front of them is what `re` finds fast
@@ -96,7 +108,7 @@ def _last_line(text: str) -> str | None:
 
 @lru_cache(maxsize=4096)
 def canonical(answer: str) -> str:
-    r"""One form for answers that are plainly the same: numbers as fractions, text in lower case without decoration.
+    r"""Bring an answer to one form: numbers as fractions, text in lower case without decoration.
 
     Example:
         >>> canonical("$1,000.50$"), canonical(r"\frac{2}{4}"), canonical(r" \text{Paris}. ")
@@ -109,9 +121,9 @@ def canonical(answer: str) -> str:
 
 
 def equivalent(a: str, b: str) -> bool:
-    """True where two answers mean the same: equal in canonical form, or equal to `math_verify`, if it is installed.
+    """Return True where two answers mean the same: equal in canonical form, or by `math_verify`, if it is installed.
 
-    It comes back in seconds, whatever the answers are and whatever thread asks (`text/equivalence.py`).
+    It returns within seconds, whatever the answers are and whatever thread asks (`text/equivalence.py`).
     """
     first, second = canonical(a), canonical(b)
     return first == second or _is_equal(first, second)
@@ -142,7 +154,7 @@ def _as_fraction(text: str) -> str | None:
 
 
 def _is_equal(a: str, b: str) -> bool:
-    """Equality of two different canonical forms, the same for (a, b) and (b, a)."""
+    # In one order: `math_verify` is not symmetric, and a vote must not depend on which answer came first.
     return _mathematically_equal(min(a, b), max(a, b))
 
 
@@ -158,7 +170,7 @@ def _mathematically_equal(a: str, b: str) -> bool:
 
 
 def majority(answers: Sequence[Hashable | None], weights: Sequence[float] | None = None) -> int | None:
-    """The first member of the class of equivalent answers that has the most votes.
+    """Find the first member of the class of equivalent answers that has the most votes.
 
     Args:
         answers: one per voter; None abstains.
@@ -178,7 +190,7 @@ def majority(answers: Sequence[Hashable | None], weights: Sequence[float] | None
 
 
 def tally(answers: Sequence[Hashable | None], weights: Sequence[float] | None = None) -> dict[int, float]:
-    """The votes of each class of equivalent answers, by the index of its first member, in the order of these.
+    """Count the votes of each class of equivalent answers, by the index of its first member, in the order of these.
 
     Args:
         answers: one per voter; None abstains.
@@ -188,23 +200,50 @@ def tally(answers: Sequence[Hashable | None], weights: Sequence[float] | None = 
         >>> tally(["a", "b", "B", None])
         {0: 1.0, 1: 2.0}
     """
-    first: dict[str, int] = {}  # a class goes by the canonical form seen first
+    first: dict[str, int] = {}  # the canonical form of a class's first member -> its index
     votes: dict[int, float] = {}
     for i, answer in enumerate(answers):
         if answer is None:
             continue
         key = canonical(str(answer))
-        label = key if key in first else next((other for other in first if _is_equal(other, key)), key)
-        of = first.setdefault(label, i)
-        votes[of] = votes.get(of, 0.0) + (1.0 if weights is None else weights[i])
+        # Only a new form is compared with the others as mathematics, which takes milliseconds and not microseconds.
+        form = key if key in first else next((other for other in first if _is_equal(other, key)), key)
+        member = first.setdefault(form, i)
+        votes[member] = votes.get(member, 0.0) + (1.0 if weights is None else weights[i])
     return votes
+
+
+def vote_weights(scores: Sequence[float | None]) -> list[float]:
+    """Turn scores into weights of votes: through a sigmoid where one of them is negative, and so a logit.
+
+    Args:
+        scores: one per voter; None and NaN weigh nothing.
+
+    Example:
+        >>> vote_weights([0.25, None]), vote_weights([0.0, -1000.0])
+        ([0.25, 0.0], [0.5, 0.0])
+    """
+    is_logit = any(score is not None and score < 0 for score in scores)
+    # by tanh: `1 / (1 + exp(-s))` overflows on a logit below about -709
+    return [0.0 if s is None or math.isnan(s) else (1 + math.tanh(s / 2)) / 2 if is_logit else s for s in scores]
+
+
+def sortable(score: float | None) -> float:
+    """Return the score, or minus infinity for one that could not be told: None and NaN.
+
+    Example:
+        >>> max([None, -2.0, float("nan")], key=sortable)
+        -2.0
+    """
+    # a NaN compares as false with everything, so a sort with one in it has no order
+    return -math.inf if score is None or math.isnan(score) else score
 
 
 # --- From completions to a result ------------------------------------------------------------------------------------
 
 
 def candidates(completions: Iterable[Completion]) -> list[Candidate]:
-    """The completions with their extracted answers, failed samples left out."""
+    """Return the completions with their extracted answers, without the samples that failed."""
     return [
         Candidate(completion.text, extract(completion.text), finish_reason=completion.finish_reason)
         for completion in completions
@@ -213,7 +252,7 @@ def candidates(completions: Iterable[Completion]) -> list[Candidate]:
 
 
 def choose(among: list[Candidate], index: int | None) -> Result:
-    """The result that stands on one of the candidates; the first where `index` is None, an empty one without any."""
+    """Make the result that answers with one of the candidates: the first where `index` is None; without any, none."""
     if not among:
         return Result(answer=None, text="")
     chosen = among[index or 0]

@@ -1,4 +1,4 @@
-"""What a completion is counted in: tokens, words or characters. Rewards of length and of repetition share it.
+"""Split completions into tokens, words or characters, which rewards of length and of repetition count.
 
 A trainer gives rewards the tokens it sampled (`completion_ids`); where there is no trainer, a tokenizer makes them.
 """
@@ -21,7 +21,7 @@ Unit: TypeAlias = Literal["tokens", "words", "chars"]
 def split_units(
     completions: Sequence[Prompt], columns: Mapping[str, Any], unit: Unit, tokenizer: str | None = None
 ) -> list[Sequence[Hashable]]:
-    """Return every completion as a list of tokens, words or characters.
+    """Split every completion into the units in which it is counted.
 
     Args:
         completions: B completions, plain or conversational.
@@ -42,18 +42,20 @@ def split_units(
         return [to_text(completion) for completion in completions]
     if unit == "words":
         return [to_text(completion).lower().split() for completion in completions]
+    # First the tokens that the trainer sampled: decoded and tokenised again, a text may give others, and the special
+    # tokens that `skip_special_tokens` took from the text would not be counted.
     if columns.get("completion_ids") is not None:
         return list(columns["completion_ids"])
     if tokenizer is None:
         raise InputError(
             "a reward counts tokens, but none are given outside a trainer", hint="set unit: words, or name a tokenizer"
         )
-    encode = _tokenizer(tokenizer)
+    encode = _load_tokenizer(tokenizer)
     return [encode(to_text(completion), add_special_tokens=False)["input_ids"] for completion in completions]
 
 
-@lru_cache(maxsize=4)
-def _tokenizer(path: str) -> Any:
+@lru_cache(maxsize=4)  # a recipe has a few rewards, each of them called at every step
+def _load_tokenizer(path: str) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(path)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
-from posttrain_plugins.types.requests import Problem, Request, Result
+from posttrain_plugins.types.requests import Problem, RequestGenerator, Result
 
 __all__ = ["KINDS", "Adapter", "Dataset", "Kind", "Reward", "Strategy"]
 
@@ -38,7 +37,7 @@ class Adapter(Protocol):
 class Strategy(Protocol):
     """How to spend compute at inference? A generator: yields requests, is sent the responses, returns a `Result`."""
 
-    def __call__(self, problem: Problem) -> Generator[Request | list[Request], Any, Result]: ...
+    def __call__(self, problem: Problem) -> RequestGenerator[Result]: ...
 
 
 @runtime_checkable

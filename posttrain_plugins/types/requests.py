@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 __all__ = [
     "Budget",
@@ -17,6 +17,7 @@ __all__ = [
     "Problem",
     "Prompt",
     "Request",
+    "RequestGenerator",
     "Response",
     "Result",
     "SamplingParams",
@@ -188,6 +189,10 @@ class Completion:
 
 
 Response: TypeAlias = list[Completion] | list[float | None] | list[list[float]] | str
+
+T = TypeVar("T")
+RequestGenerator: TypeAlias = Generator[Request | list[Request], Any, T]
+"""A strategy at work, or a part of one for `yield from`: yields requests, is sent the responses, returns a `T`."""
 
 
 @dataclass(slots=True)

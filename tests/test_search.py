@@ -7,7 +7,6 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path as File
 from typing import Any
@@ -16,8 +15,16 @@ import pytest
 
 from posttrain_plugins.backends.protocol import Capabilities
 from posttrain_plugins.engine.solve import solve
+from posttrain_plugins.engine.trace import tree as trace_tree
 from posttrain_plugins.errors import BudgetExhausted, InputError
-from posttrain_plugins.search import Growth, Path, aggregated, distinct, fill, judged, settle, shares
+from posttrain_plugins.search import (
+    Expander,
+    PartialCompletion,
+    deduplicate,
+    judge_paths,
+    select_answer,
+    split_draws,
+)
 from posttrain_plugins.strategies.beam_search import BeamSearch
 from posttrain_plugins.strategies.dvts import DVTS
 from posttrain_plugins.strategies.graph_of_thoughts import GraphOfThoughts
@@ -26,6 +33,8 @@ from posttrain_plugins.strategies.particle_filtering import ParticleFiltering
 from posttrain_plugins.strategies.prm_beam_search import PRMBeamSearch
 from posttrain_plugins.strategies.tree_of_thoughts import TreeOfThoughts
 from posttrain_plugins.strategies.value_guided_search import ValueGuidedSearch
+from posttrain_plugins.text import replace_question
+from posttrain_plugins.text.steps import aggregate
 from posttrain_plugins.types import (
     Budget,
     Completion,
@@ -147,8 +156,10 @@ def texts(result: Result) -> list[str]:
 # --- Growing ---------------------------------------------------------------------------------------------------------
 
 
-def grow(growth: Growth, path: Path, *completions: Completion, **options: Any) -> tuple[Generate, list[Path]]:
-    steps = growth.grow([path], len(completions), **options)
+def grow(
+    expander: Expander, path: PartialCompletion, *completions: Completion, **options: Any
+) -> tuple[Generate, list[PartialCompletion]]:
+    steps = expander.expand([path], len(completions), **options)
     [request] = next(steps)
     with pytest.raises(StopIteration) as stop:
         steps.send([list(completions)])
@@ -161,10 +172,12 @@ def drawn(text: str, stop_reason: str | None = None, finish_reason: Any = "stop"
 
 
 def test_a_step_goes_on_and_an_end_of_text_or_an_own_stop_string_ends_the_path() -> None:
-    growth = Growth(replace(PROBLEM, params=replace(PARAMS, stop=("END",))), 9, ";")
-    asked, paths = grow(growth, Path("a;", 1, 10), drawn("b", ";"), drawn("4"), drawn("5", "END"), drawn("6", tokens=0))
+    expander = Expander(replace(PROBLEM, params=replace(PARAMS, stop=("END",))), 9, ";")
+    asked, paths = grow(
+        expander, PartialCompletion("a;", 1, 10), drawn("b", ";"), drawn("4"), drawn("5", "END"), drawn("6", tokens=0)
+    )
     assert asked == Generate("Q: a;", 4, replace(PARAMS, stop=("END", ";"), max_tokens=190), purpose="step")
-    assert [(p.text, p.ended, p.tokens) for p in paths] == [
+    assert [(p.text, p.ended, p.num_tokens) for p in paths] == [
         ("a;b;", None, 14),
         ("a;4", "stop", 14),
         ("a;5", "stop", 14),
@@ -175,134 +188,166 @@ def test_a_step_goes_on_and_an_end_of_text_or_an_own_stop_string_ends_the_path()
 def test_the_path_is_a_prefill_in_a_chat() -> None:
     user = {"role": "user", "content": "Q"}
     chat = Problem([user])
-    assert grow(Growth(chat, 9), Path(), drawn("4"))[0].prompt == [user]
-    assert grow(Growth(chat, 9), Path("a\n\n"), drawn("4"))[0].prompt == [
+    assert grow(Expander(chat, 9), PartialCompletion(), drawn("4"))[0].prompt == [user]
+    assert grow(Expander(chat, 9), PartialCompletion("a\n\n"), drawn("4"))[0].prompt == [
         user,
         {"role": "assistant", "content": "a\n\n"},
     ]
     begun = Problem([user, {"role": "assistant", "content": "Well, "}])
-    assert grow(Growth(begun, 9), Path("a\n\n"), drawn("4"))[0].prompt[-1]["content"] == "Well, a\n\n"
+    assert grow(Expander(begun, 9), PartialCompletion("a\n\n"), drawn("4"))[0].prompt[-1]["content"] == "Well, a\n\n"
     assert begun.prompt[-1] == {"role": "assistant", "content": "Well, "}
 
 
 def test_failed_samples_are_no_children() -> None:
     failed = Completion("", finish_reason="error", error="oh")
-    assert [p.text for p in grow(Growth(PROBLEM, 9, ";"), Path(), failed, drawn("4"))[1]] == ["4"]
+    assert [p.text for p in grow(Expander(PROBLEM, 9, ";"), PartialCompletion(), failed, drawn("4"))[1]] == ["4"]
 
 
 def test_a_path_never_asks_for_more_than_remains_and_ends_where_nothing_does() -> None:
-    growth = Growth(replace(PROBLEM, params=replace(PARAMS, max_tokens=12)), 9, ";")
-    asked, [path] = grow(growth, Path("a;", 1, 10), drawn("b", ";", tokens=2))
+    expander = Expander(replace(PROBLEM, params=replace(PARAMS, max_tokens=12)), 9, ";")
+    asked, [path] = grow(expander, PartialCompletion("a;", 1, 10), drawn("b", ";", tokens=2))
     assert asked.params.max_tokens == 2
     assert (path.text, path.ended) == ("a;b;", "length")
-    assert grow(growth, Path("a;", 1, 10), drawn("bc", finish_reason="length", tokens=2))[1][0].ended == "length"
+    assert (
+        grow(expander, PartialCompletion("a;", 1, 10), drawn("bc", finish_reason="length", tokens=2))[1][0].ended
+        == "length"
+    )
 
 
 def test_the_last_step_runs_to_the_end() -> None:
-    growth = Growth(PROBLEM, 2, ";")
-    assert grow(growth, Path(), drawn("a", ";"))[0].purpose == "step"
-    asked, [path] = grow(growth, Path("a;", 1), drawn("b;4"))
+    expander = Expander(PROBLEM, 2, ";")
+    assert grow(expander, PartialCompletion(), drawn("a", ";"))[0].purpose == "step"
+    asked, [path] = grow(expander, PartialCompletion("a;", 1), drawn("b;4"))
     assert (asked.params.stop, asked.purpose, path.ended) == ((), "answer", "stop")
 
 
 def test_a_prefill_whose_separator_is_trimmed_does_not_loop() -> None:
-    growth = Growth(PROBLEM, 99, ";")
-    asked, [path] = grow(growth, Path("a;", 1), drawn("", ";"))
+    expander = Expander(PROBLEM, 99, ";")
+    asked, [path] = grow(expander, PartialCompletion("a;", 1), drawn("", ";"))
     assert (asked.params.stop, path.text) == ((";",), "a;;")
-    assert grow(growth, path, drawn("4"))[0].params.stop == ()
+    assert grow(expander, path, drawn("4"))[0].params.stop == ()
 
 
 def test_blocks_go_on_at_their_length_and_are_cut_before_a_broken_character() -> None:
-    growth = Growth(PROBLEM, 9, block_tokens=4)
-    asked, [path] = grow(growth, Path("é", 1, 4), drawn("ab\N{REPLACEMENT CHARACTER}", finish_reason="length"))
+    expander = Expander(PROBLEM, 9, block_tokens=4)
+    asked, [path] = grow(
+        expander, PartialCompletion("é", 1, 4), drawn("ab\N{REPLACEMENT CHARACTER}", finish_reason="length")
+    )
     assert (asked.params.max_tokens, asked.params.stop) == (4, ())
-    assert (path.text, path.ended, path.tokens) == ("éab", None, 8)
-    assert grow(growth, Path(), drawn("ab", finish_reason="stop", tokens=2))[1][0].ended == "stop"
-    full = grow(growth, Path(), drawn("a", finish_reason="length", tokens=1))[1][0]  # the model's context was full
+    assert (path.text, path.ended, path.num_tokens) == ("éab", None, 8)
+    assert grow(expander, PartialCompletion(), drawn("ab", finish_reason="stop", tokens=2))[1][0].ended == "stop"
+    full = grow(expander, PartialCompletion(), drawn("a", finish_reason="length", tokens=1))[1][
+        0
+    ]  # the model's context was full
     assert full.ended == "length"
-    assert grow(growth, Path("x", 1, 196), drawn("ab", finish_reason="length"))[1][0].ended == "length"
+    assert grow(expander, PartialCompletion("x", 1, 196), drawn("ab", finish_reason="length"))[1][0].ended == "length"
 
 
 def test_log_probabilities_add_up_and_are_unknown_where_one_is() -> None:
-    growth = Growth(PROBLEM, 9, ";", logprobs=True)
+    expander = Expander(PROBLEM, 9, ";", logprobs=True)
     asked, paths = grow(
-        growth, Path("a;", 1, 1, logprob=-1.0), replace(drawn("b", ";"), logprobs=[-0.5, -1.5]), drawn("4")
+        expander,
+        PartialCompletion("a;", 1, 1, logprob=-1.0),
+        replace(drawn("b", ";"), logprobs=[-0.5, -1.5]),
+        drawn("4"),
     )
     assert asked.params.logprobs
     assert [path.logprob for path in paths] == [-3.0, None]
 
 
 def test_distinct_keeps_votes_apart_and_merges_what_is_still_to_be_drawn() -> None:
-    paths = [Path("a;"), Path("a;"), Path("a;", ended="stop"), Path("a;", ended="stop")]
-    assert len(distinct(paths)) == 2
-    assert len(distinct(paths, are_votes=True)) == 3
+    paths = [
+        PartialCompletion("a;"),
+        PartialCompletion("a;"),
+        PartialCompletion("a;", ended="stop"),
+        PartialCompletion("a;", ended="stop"),
+    ]
+    assert len(deduplicate(paths)) == 2
+    assert len(deduplicate(paths, are_votes=True)) == 3
 
 
 @pytest.mark.parametrize(("total", "count", "expected"), [(8, 2, [4, 4]), (8, 3, [3, 3, 2]), (4, 1, [4])])
 def test_shares(total: int, count: int, expected: list[int]) -> None:
-    assert shares(total, count) == expected
+    assert split_draws(total, count) == expected
 
 
 def test_fill_takes_words_literally_and_keeps_the_system_message() -> None:
     system = {"role": "system", "content": "Be brief."}
     chat = [system, {"role": "user", "content": "cost $path?"}, {"role": "assistant", "content": "Well"}]
-    filled = fill(chat, "$question | $path | $5", path="$question")
+    filled = replace_question(chat, "$question | $path | $5", path="$question")
     assert filled == [system, {"role": "user", "content": "cost $path? | $question | $5"}]
-    assert fill("2+2=?", "$question!") == "2+2=?!"
+    assert replace_question("2+2=?", "$question!") == "2+2=?!"
 
 
 # --- Scores and results ----------------------------------------------------------------------------------------------
 
 
-def test_aggregated() -> None:
-    assert [aggregated([0.5, 0.25, 1.0], how) for how in ("last", "min", "prod")] == [1.0, 0.25, 0.125]
-    assert aggregated([0.5, 1.0], "mean") == 0.75
-    assert aggregated([], "min") is None
-    assert aggregated([0.5, math.nan], "last") is None
+def test_aggregate() -> None:
+    assert [aggregate([0.5, 0.25, 1.0], how) for how in ("last", "min", "prod")] == [1.0, 0.25, 0.125]
+    assert aggregate([0.5, 1.0], "mean") == 0.75
+    assert aggregate([], "min") is None
+
+
+@pytest.mark.parametrize("how", ["last", "min", "prod", "mean"])
+def test_a_path_with_a_step_score_that_is_no_number_is_not_judged(how: Any) -> None:
+    steps = judge_paths(PROBLEM, [PartialCompletion("a;b;"), PartialCompletion("c;d;")], "prm", how, ";")
+    next(steps)
+    with pytest.raises(StopIteration) as stop:
+        steps.send([[[0.5, math.nan], [math.nan, 0.5]]])
+    assert [path.score for path in stop.value.value] == [None, None]
 
 
 def test_judged_asks_each_text_once_and_never_the_empty_one() -> None:
-    paths = [Path("a;b;"), Path("", ended="stop"), Path("a;b;", ended="stop"), Path("c")]
-    steps = judged(PROBLEM, paths, "prm", "min", ";")
+    paths = [
+        PartialCompletion("a;b;"),
+        PartialCompletion("", ended="stop"),
+        PartialCompletion("a;b;", ended="stop"),
+        PartialCompletion("c"),
+    ]
+    steps = judge_paths(PROBLEM, paths, "prm", "min", ";")
     assert next(steps) == [ScoreSteps(QUESTION, (("a;", "b;"), ("c",)), "prm")]
     with pytest.raises(StopIteration) as stop:
         steps.send([[[0.5, 0.25], []]])
     assert [path.score for path in stop.value.value] == [0.25, None, 0.25, None]
     with pytest.raises(StopIteration):
-        next(judged(PROBLEM, [Path()], "prm", "min", ";"))
+        next(judge_paths(PROBLEM, [PartialCompletion()], "prm", "min", ";"))
 
 
-def ended(answer: str, score: float | None) -> Path:
-    return Path(f"answer is {answer}", ended="stop", score=score)
+def ended(answer: str, score: float | None) -> PartialCompletion:
+    return PartialCompletion(f"answer is {answer}", ended="stop", score=score)
 
 
 def test_settle_takes_the_best_or_lets_the_scores_vote() -> None:
-    paths = [ended("3", 0.3), ended("5", 0.5), ended("3", 0.3), ended("4", None), Path("a;", score=0.9)]
-    assert settle(paths, "best").answer == "5"
-    assert settle(paths, "weighted_vote").answer == "3"
-    assert settle(paths, "majority").answer == "3"
-    assert len(settle(paths, "best").candidates) == 4  # only what is finished
+    paths = [ended("3", 0.3), ended("5", 0.5), ended("3", 0.3), ended("4", None), PartialCompletion("a;", score=0.9)]
+    assert select_answer(paths, "best").answer == "5"
+    assert select_answer(paths, "weighted_vote").answer == "3"
+    assert select_answer(paths, "majority").answer == "3"
+    assert len(select_answer(paths, "best").candidates) == 4  # only what is finished
     same = [replace(ended("3", 0.1), text="3.0\nanswer is 3.0"), ended("3", 0.4)]
-    assert settle([*same, ended("5", 0.45)], "weighted_vote").text == "answer is 3"  # the best of those that agree
-    assert settle(paths, "weighted_vote", weights=[0.1, 0.7, 0.1, 0.0, 0.1]).answer == "5"
+    assert (
+        select_answer([*same, ended("5", 0.45)], "weighted_vote").text == "answer is 3"
+    )  # the best of those that agree
+    assert select_answer(paths, "weighted_vote", weights=[0.1, 0.7, 0.1, 0.0, 0.1]).answer == "5"
 
 
 def test_settle_takes_negative_scores_for_logits() -> None:
     paths = [ended("3", 1.0), ended("4", -0.5), ended("4", -0.5)]  # sigmoid: .73 against .38 + .38
-    assert settle(paths, "weighted_vote").answer == "4"
+    assert select_answer(paths, "weighted_vote").answer == "4"
 
 
 def test_settle_prefers_an_answer_and_ties_go_to_the_first() -> None:
-    silent = Path("I wonder about that, and about many other things too.", ended="length", score=0.9)
-    assert settle([silent, ended("4", 0.1), ended("5", 0.1)], "best").answer == "4"
-    assert settle([silent, ended("4", 0.0), ended("5", 0.0), ended("5", None)], "weighted_vote").answer == "5"
-    assert settle([silent], "majority").text == silent.text
+    silent = PartialCompletion("I wonder about that, and about many other things too.", ended="length", score=0.9)
+    assert select_answer([silent, ended("4", 0.1), ended("5", 0.1)], "best").answer == "4"
+    assert select_answer([silent, ended("4", 0.0), ended("5", 0.0), ended("5", None)], "weighted_vote").answer == "5"
+    assert select_answer([silent], "majority").text == silent.text
 
 
 def test_settle_without_anything_finished_stands_on_the_best_begun_path() -> None:
-    result = settle([Path(), Path("a;", score=0.1), Path("b;", score=0.2)], "weighted_vote")
+    result = select_answer(
+        [PartialCompletion(), PartialCompletion("a;", score=0.1), PartialCompletion("b;", score=0.2)], "weighted_vote"
+    )
     assert (result.text, [c.finish_reason for c in result.candidates]) == ("b;", ["length"])
-    assert settle([Path()], "best") == settle([], "best") == Result(answer=None, text="")
+    assert select_answer([PartialCompletion()], "best") == select_answer([], "best") == Result(answer=None, text="")
 
 
 # --- prm_beam_search -------------------------------------------------------------------------------------------------
@@ -412,8 +457,8 @@ def test_dvts_votes_with_the_leaves_of_each_subtrees_last_expansion() -> None:
 # --- particle_filtering ----------------------------------------------------------------------------------------------
 
 
-def particles(*scores: float | None) -> list[Path]:
-    return [Path(f"{i};", 1, score=score) for i, score in enumerate(scores)]
+def particles(*scores: float | None) -> list[PartialCompletion]:
+    return [PartialCompletion(f"{i};", 1, score=score) for i, score in enumerate(scores)]
 
 
 def test_particle_weights_are_the_softmax_of_logits() -> None:
@@ -426,8 +471,8 @@ def test_particle_weights_are_the_softmax_of_logits() -> None:
     assert ParticleFiltering("prm").weights(particles(1.0, 0.0))[0] > 0.999
 
 
-def counts(strategy: ParticleFiltering, population: Sequence[Path], seed: int = 0) -> list[int]:
-    drawn = Counter(path.text for path in strategy.resampled(population, random.Random(seed)))
+def counts(strategy: ParticleFiltering, population: Sequence[PartialCompletion], seed: int = 0) -> list[int]:
+    drawn = Counter(path.text for path in strategy.resample(population, random.Random(seed)))
     return [drawn[path.text] for path in population]
 
 
@@ -450,7 +495,7 @@ def test_multinomial_resampling_draws_in_proportion() -> None:
 def test_particles_are_drawn_anew_only_below_the_effective_sample_size() -> None:
     strategy = ParticleFiltering("prm", ess_threshold=0.75)
     even = particles(0.5, 0.6)  # weights .4 and .6: 1.92 of 2
-    assert strategy.resampled(even, random.Random(0)) == even
+    assert strategy.resample(even, random.Random(0)) == even
     uneven = particles(0.5, 0.99)  # 1.02 of 2
     assert counts(strategy, uneven) == [0, 2]
 
@@ -892,23 +937,14 @@ def test_got_default_graph_merges_the_two_best_drafts() -> None:
     assert worse.answer == "3"  # the drafts take part in the last choice
 
 
-def scores_or_texts(request: Any, backend: Solver) -> Any:
-    if isinstance(request, Score):
-        return [0.4, 0.3, 0.2, 0.1][: len(request.completions)]
-    return [backend.complete(request) for _ in range(request.n)]
-
-
-def test_got_thoughts_know_their_parents() -> None:
-    made: list[Any] = []
-    steps = GraphOfThoughts(scorer="prm")._run_all(PROBLEM, made)
-    requests, backend = next(steps), Solver(solution)
-    with suppress(StopIteration):
-        while True:
-            requests = steps.send([scores_or_texts(request, backend) for request in requests])
-    merged = next(thought for thought in made if thought.text.startswith("merged"))
-    assert [parent.text for parent in merged.parents] == ["draft 0, answer is 0", "draft 1, answer is 1"]
-    improved = next(thought for thought in made if thought.text.startswith("improved"))
-    assert [parent.text for parent in improved.parents] == [merged.text]
+def test_got_thoughts_have_parents_in_the_trace() -> None:
+    scores = {f"draft {i}, answer is {i}": 0.4 - i / 10 for i in range(4)}
+    nodes = list(trace_tree(run(GraphOfThoughts(scorer="prm"), Solver(solution), scores)).walk())
+    text_of = {node.id: node.text for node in nodes}
+    parents = {node.text: [text_of[parent] for parent in node.parents] for node in nodes}
+    for i in range(2):
+        assert parents[f"merged {i}, answer is 8"] == ["draft 0, answer is 0", "draft 1, answer is 1"]
+        assert parents[f"improved, merged {i}, answer is 8"] == [f"merged {i}, answer is 8"]
 
 
 def test_got_operations_whose_inputs_are_there_run_in_one_wave() -> None:

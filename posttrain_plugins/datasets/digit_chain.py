@@ -1,4 +1,4 @@
-"""The tiny world as a data set: problems to practise on, documents to pretrain on, demonstrations to imitate.
+"""`digit_chain`: the tiny world as a data set of problems, of documents to pretrain on, or of demonstrations.
 
 | part             | columns              | for                                           |
 |------------------|----------------------|-----------------------------------------------|
@@ -111,11 +111,13 @@ class DigitChain:
         """
         import datasets
 
+        # A generator for each part and split: what one of them draws does not move the others.
         rng = random.Random(f"digit_chain/{self.part}/{self.split}/{self.seed}")
         write = {"problems": self._problem, "corpus": self._document, "demonstrations": self._demonstration}[self.part]
         return datasets.Dataset.from_list([write(expression, rng) for expression in self._expressions(rng)])
 
     def _expressions(self, rng: random.Random) -> Iterator[str]:
+        # By rejection, not from a list of all problems: there are 10 * 30**6 of six operators alone.
         seen: set[str] = set()
         refused = 0
         while len(seen) < self.size:
@@ -128,17 +130,22 @@ class DigitChain:
             refused = 0
             yield expression
 
+    # The writers of a row. They share the generator with the expressions, so each of them draws after its expression.
+
     def _problem(self, expression: str, rng: random.Random) -> dict[str, Any]:
         prompt = f"{_DOCUMENT_MARK}{expression}\n" if self.layout == "raw" else _message("user", expression)
         return {"prompt": prompt, "solution": str(evaluate(expression))}
 
     def _document(self, expression: str, rng: random.Random) -> dict[str, Any]:
         if rng.random() < self.marked:
+            # Marked homework is where the base model's skill to check comes from (`recipes/rlaif.yaml` uses it): its
+            # careful authors slip far more often than those of solved problems, so that `n` is common enough.
             is_sloppy = rng.random() < self.marked_sloppy
             author = Author(is_sloppy, 0.0 if is_sloppy else self.marked_slips)
             text = mark_homework(expression, solve(expression, rng, author))
         else:
             text = f"{expression}\n{format_raw(solve(expression, rng, self._author(rng, 0.55, 0.08)))}"
+        # On both sides: the base model learns where a document begins, which is how it is asked, and where it ends.
         return {"text": f"{_DOCUMENT_MARK}{text}{_DOCUMENT_MARK}"}
 
     def _demonstration(self, expression: str, rng: random.Random) -> dict[str, Any]:

@@ -65,6 +65,7 @@ class ReasoningGym:
             raise InputError("reasoning_gym needs reasoning-gym, which is not installed", hint=hint) from cause
         if self.task not in DATASETS:
             raise InputError(f"reasoning_gym has no task '{self.task}'", hint=f"it has {', '.join(sorted(DATASETS))}")
+        # The library checks a task's config by assertions and by its dataclasses' signatures.
         try:
             made = create_dataset(self.task, size=self.size, seed=self.seed, **self.config)
             return [made[i] for i in range(self.size)]
@@ -74,4 +75,6 @@ class ReasoningGym:
     def _row(self, entry: dict[str, Any]) -> dict[str, Any]:
         question = f"{entry['question'].strip()}\n\n{self.instruction}".strip()
         prompt = [{"role": "user", "content": question}]
+        # The verifier takes the full entry; as JSON, since entries of one task need not have the same nested fields,
+        # which a table of Arrow columns would ask for.
         return {"prompt": prompt, "solution": entry["answer"], "entry": json.dumps(entry, default=str)}

@@ -1,23 +1,22 @@
-"""What paths are worth: by a scorer's step scores, or by the model's own verdict."""
+"""Judge partial completions: by a scorer's step scores, or by the model's own verdict."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
-from string import Template
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from posttrain_plugins.search.expansion import Path, Wave
-from posttrain_plugins.text import last_user_text
-from posttrain_plugins.text.steps import SEPARATOR, split_steps
-from posttrain_plugins.types import Completion, Generate, Problem, Prompt, Score, ScoreSteps
+from posttrain_plugins.search.expansion import PartialCompletion, Waves
+from posttrain_plugins.text import replace_question
+from posttrain_plugins.text.steps import SEPARATOR, aggregate, split_steps
+from posttrain_plugins.types import Generate, Problem, Score, ScoreSteps
 
-__all__ = ["VALUE_PROMPT", "Aggregate", "aggregated", "asking", "fill", "judged", "self_judged"]
+__all__ = ["VALUE_PROMPT", "PathAggregate", "judge_paths", "request_judgement", "self_judge_paths"]
 
-Aggregate: TypeAlias = Literal["last", "min", "prod", "mean", "whole"]
+PathAggregate: TypeAlias = Literal["last", "min", "prod", "mean", "whole"]
 """How step scores become one; `whole` asks the scorer for one score of the text as it stands instead."""
 
 VALUE_PROMPT = """Question: $question
@@ -29,86 +28,75 @@ $path
 Can it still lead to the right answer? Check it step by step. Then end with a line of one word, one of: $verdicts."""
 
 
-def judged(
-    problem: Problem, paths: Sequence[Path], scorer: str, aggregate: Aggregate, separator: str = SEPARATOR
-) -> Wave:
-    """The paths with their scores, in one wave in which equal texts are asked once.
+def judge_paths(
+    problem: Problem,
+    paths: Sequence[PartialCompletion],
+    scorer: str,
+    how: PathAggregate,
+    separator: str = SEPARATOR,
+) -> Waves[list[PartialCompletion]]:
+    """Return the paths with a scorer's scores, in one wave in which equal texts are asked about once.
 
     Args:
         problem: the scorer is shown its prompt.
-        paths: the empty one is not asked, and has no score.
-        scorer: a reward; it needs `step_scores` unless `aggregate` is `whole`.
-        aggregate: how step scores become one.
+        paths: the empty one is not asked about, and has no score.
+        scorer: a reward; it needs `step_scores` unless `how` is `whole`.
+        how: how step scores become one; a path has none where a step's score is missing or not a number.
         separator: ends a step.
     """
     texts = list(dict.fromkeys(path.text for path in paths if path.text))
     if not texts:
         return list(paths)
-    if aggregate == "whole":
-        [scores] = yield [Score(problem.prompt, tuple(texts), scorer)]
-        found = {text: ((), score) for text, score in zip(texts, scores, strict=True)}
+    step_scores: dict[str, tuple[float, ...]] = {}
+    scores: dict[str, float | None]
+    if how == "whole":
+        [found] = yield [Score(problem.prompt, tuple(texts), scorer)]
+        scores = dict(zip(texts, found, strict=True))
     else:
-        steps = tuple(tuple(split_steps(text, separator)) for text in texts)
-        [scores] = yield [ScoreSteps(problem.prompt, steps, scorer)]
-        found = {text: (tuple(row), aggregated(row, aggregate)) for text, row in zip(texts, scores, strict=True)}
-    none: tuple[tuple[float, ...], float | None] = ((), None)
-    by_path = [found.get(path.text, none) for path in paths]
-    return [replace(p, step_scores=rows, score=score) for p, (rows, score) in zip(paths, by_path, strict=True)]
+        [found] = yield [ScoreSteps(problem.prompt, tuple(tuple(split_steps(t, separator)) for t in texts), scorer)]
+        step_scores = dict(zip(texts, map(tuple, found), strict=True))
+        scores = {text: aggregate(of_path, how) for text, of_path in step_scores.items()}
+        # What is NaN for a reward's guard to count is "not judged" for a search: it ranks below all that was.
+        scores = {text: None if score is None or math.isnan(score) else score for text, score in scores.items()}
+    return [replace(p, step_scores=step_scores.get(p.text, ()), score=scores.get(p.text)) for p in paths]
 
 
-def aggregated(scores: Sequence[float], how: Aggregate) -> float | None:
-    """One score out of step scores; None without any, or where one is not a number.
-
-    Example:
-        >>> [aggregated([0.5, 0.8, 0.5], how) for how in ("last", "min", "prod", "mean")]
-        [0.5, 0.5, 0.2, 0.6]
-    """
-    if not scores or any(math.isnan(score) for score in scores):
-        return None
-    return float({"last": scores[-1], "min": min(scores), "prod": math.prod(scores), "mean": fmean(scores)}[how])
-
-
-def self_judged(problem: Problem, paths: Sequence[Path], prompt: str, verdicts: Mapping[str, float], n: int) -> Wave:
-    """The paths with scores that the model gives itself: the mean value of `n` verdicts on each, in one wave.
+def self_judge_paths(
+    problem: Problem, paths: Sequence[PartialCompletion], prompt: str, verdicts: Mapping[str, float], n: int
+) -> Waves[list[PartialCompletion]]:
+    """Return the paths with scores that the model gives itself: the mean value of `n` verdicts on each, in one wave.
 
     Args:
         problem: its prompt is shown as `$question`.
-        paths: shown as `$path`; equal texts are asked once.
+        paths: shown as `$path`; equal texts are asked about once.
         prompt: the template, with `$verdicts` for the words.
         verdicts: word -> value; the last of them in a completion counts, one without any abstains.
         n: verdicts on each path; several are drawn at the problem's own temperature.
     """
     texts = list(dict.fromkeys(path.text for path in paths))
-    words = ", ".join(verdicts)
-    asked = [asking(problem, prompt, "value", n, path=text, verdicts=words) for text in texts]
-    drawn = (yield list(asked)) if asked else []
-    values = {text: _mean_verdict(replies, verdicts) for text, replies in zip(texts, drawn, strict=True)}
-    return [replace(path, score=values[path.text]) for path in paths]
-
-
-def _mean_verdict(completions: Iterable[Completion], verdicts: Mapping[str, float]) -> float | None:
+    listed = ", ".join(verdicts)
+    asked = [request_judgement(problem, prompt, "value", n, path=text, verdicts=listed) for text in texts]
+    drawn = (yield list(asked)) if asked else []  # (texts, n)
+    # The last word counts, since the prompt asks for the check first: "it is not impossible, so: likely".
     pattern = re.compile(rf"\b({'|'.join(map(re.escape, verdicts))})\b", re.IGNORECASE)
-    last = [found[-1].lower() for completion in completions if (found := pattern.findall(completion.text))]
     value_of = {word.lower(): value for word, value in verdicts.items()}
-    return fmean(value_of[word] for word in last) if last else None
+    scores: dict[str, float | None] = {}
+    for text, replies in zip(texts, drawn, strict=True):
+        last = [found[-1].lower() for reply in replies if (found := pattern.findall(reply.text))]
+        scores[text] = fmean(value_of[word] for word in last) if last else None
+    return [replace(path, score=scores[path.text]) for path in paths]
 
 
-def asking(problem: Problem, template: str, purpose: str, n: int, **words: str) -> Generate:
-    """`n` judgements, at temperature 0 where one is enough."""
+def request_judgement(problem: Problem, template: str, purpose: str, n: int, **fields: Any) -> Generate:
+    """Make the request for `n` judgements: at temperature 0 where one is enough.
+
+    Args:
+        problem: its question is filled in as `$question`; a stop string of its steps would cut the judgement short.
+        template: the prompt.
+        purpose: names the judgements in the trace.
+        n: how many.
+        fields: fill in the other `$names` of the template.
+    """
     temperature = problem.params.temperature if n > 1 else 0.0
     params = replace(problem.params, temperature=temperature, stop=())
-    return Generate(fill(problem.prompt, template, **words), n=n, params=params, purpose=purpose)
-
-
-def fill(prompt: Prompt, template: str, **words: str) -> Prompt:
-    """A template in the place of the problem: `$question` is the problem's text, other `$words` are as given.
-
-    Example:
-        >>> fill([{"role": "user", "content": "2+2=?"}], "$question Is $path right?", path="$4")
-        [{'role': 'user', 'content': '2+2=? Is $4 right?'}]
-    """
-    text = Template(template).safe_substitute(question=last_user_text(prompt), **words)
-    if isinstance(prompt, str):
-        return text
-    last = max((i for i, message in enumerate(prompt) if message["role"] == "user"), default=len(prompt))
-    return [*prompt[:last], {"role": "user", "content": text}]
+    return Generate(replace_question(problem.prompt, template, **fields), n=n, params=params, purpose=purpose)

@@ -22,7 +22,7 @@ __all__ = ["AdaptiveConsistency", "lead_probability"]
 
 @dataclass
 class AdaptiveConsistency:
-    """The majority's answer, from as few completions as make it safe.
+    """Find the majority's answer from as few completions as make it safe.
 
     Args:
         n: completions per problem at most, drawn at the problem's own temperature; the paper's 40.
@@ -56,22 +56,22 @@ class AdaptiveConsistency:
         for drawn in range(0, self.n, self.step):
             wave = min(self.step, self.n - drawn)
             voters += candidates((yield Generate(problem.prompt, n=wave, params=problem.params)))
-            if self._is_decided(voters):
+            votes = sorted(tally([voter.answer for voter in voters]).values(), reverse=True)
+            # The two most frequent answers decide. The paper's Dirichlet criterion looks at all of them, decides nearly
+            # alike, and takes an integral over as many dimensions as there are answers.
+            first, second = (int(count) for count in [*votes, 0, 0][:2])
+            if lead_probability(first, second) >= self.tau:
                 break
         return choose(voters, majority([voter.answer for voter in voters]))
 
-    def _is_decided(self, voters: list[Candidate]) -> bool:
-        votes = sorted(tally([voter.answer for voter in voters]).values(), reverse=True)
-        first, second = (int(count) for count in [*votes, 0, 0][:2])
-        return lead_probability(first, second) >= self.tau
-
 
 def lead_probability(first: int, second: int) -> float:
-    """How probable it is that an answer with `first` votes is more frequent than one with `second`: P(Beta > 1/2).
+    """Return the probability that an answer with `first` votes is more frequent than one with `second`.
 
     Example:
         >>> lead_probability(4, 0), lead_probability(3, 0)
         (0.96875, 0.9375)
     """
+    # P(p > 1/2) of p ~ Beta(v1 + 1, v2 + 1), the posterior of a uniform prior: for whole numbers a sum of binomials
     total = first + second + 1
     return 1 - sum(comb(total, k) for k in range(second + 1)) / float(2**total)

@@ -13,25 +13,21 @@ al., 2023 (https://huggingface.co/papers/2305.20050), by a process reward model;
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from string import Template
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal
 
 from posttrain_plugins.errors import BudgetExhausted, InputError
-from posttrain_plugins.text import to_text
-from posttrain_plugins.text.answers import candidates, choose, equivalent, majority
-from posttrain_plugins.text.steps import split_steps
+from posttrain_plugins.text import ask_about
+from posttrain_plugins.text.answers import candidates, choose, equivalent, majority, sortable, vote_weights
+from posttrain_plugins.text.steps import Aggregate, aggregate, split_steps
 from posttrain_plugins.types import (
     Candidate,
-    Completion,
     Generate,
     ModelRef,
     Problem,
-    Request,
+    RequestGenerator,
     Result,
     RewardRef,
     Score,
@@ -40,16 +36,10 @@ from posttrain_plugins.types import (
 
 __all__ = ["BestOfN"]
 
-Steps: TypeAlias = Generator[Request | list[Request], Any, Any]
-
+# The last one of a text counts, since both prompts ask for an explanation first; a verdict has to end its text or stand
+# in the brackets that were asked for, or else the "A" of a sentence would be one.
 _RATING = re.compile(r"(?:rating|^)\W*(\d+(?:\.\d+)?)", re.IGNORECASE)
 _VERDICT = re.compile(r"\b([AB])\b(?=\]\]|\W*$)")
-_AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
-    "min": min,
-    "prod": math.prod,
-    "last": lambda scores: scores[-1],
-    "mean": fmean,
-}
 
 RATING_PROMPT = """Question: $question
 
@@ -70,7 +60,7 @@ Explain briefly, then end with [[A]] or [[B]]."""
 
 @dataclass
 class BestOfN:
-    """The completion with the best score among `n`; one that the scorer cannot judge never wins over one that it can.
+    """Draw `n` completions and keep the best; one that the scorer cannot judge never wins over one that it can.
 
     Args:
         scorer: a reward: a rule, a reward model, with `step_separator` a process reward model.
@@ -103,7 +93,7 @@ class BestOfN:
     n: int = 8
     weighted: bool = False
     step_separator: str | None = None
-    aggregate: Literal["min", "prod", "last", "mean"] = "last"
+    aggregate: Aggregate = "last"
     judge: ModelRef | None = None
     judging: Literal["pointwise", "pairwise"] = "pointwise"
     ratings: int = 1
@@ -123,7 +113,7 @@ class BestOfN:
         if self.judge is not None and self.judging == "pairwise" and self.weighted:
             raise InputError("best_of_n cannot weigh a vote by pairs, which give an order", hint="judging: pointwise")
 
-    def __call__(self, problem: Problem) -> Generator[Request | list[Request], Any, Result]:
+    def __call__(self, problem: Problem) -> RequestGenerator[Result]:
         among = candidates((yield Generate(problem.prompt, n=self.n, params=problem.params)))
         if not among:
             return choose(among, None)
@@ -133,49 +123,58 @@ class BestOfN:
             yield from self._rate(problem, among)
         else:
             yield from self._knock_out(problem, among)
-        voted = _vote(among) if self.weighted else None
-        return choose(among, _best(among) if voted is None else voted)
+        best = max(among, key=lambda candidate: sortable(candidate.score))  # of equal ones the first drawn
+        if self.weighted:
+            # What could not be judged does not vote; of the winning class the member with the best score is the answer.
+            answers = [None if candidate.score is None else candidate.answer for candidate in among]
+            winner = majority(answers, vote_weights([candidate.score for candidate in among]))
+            if winner is not None:
+                wanted = str(answers[winner])
+                agreeing = [
+                    c for c, a in zip(among, answers, strict=True) if a is not None and equivalent(str(a), wanted)
+                ]
+                best = max(agreeing, key=lambda candidate: sortable(candidate.score))
+        return choose(among, among.index(best))
 
     # A scorer
 
-    def _score(self, problem: Problem, among: list[Candidate]) -> Steps:
+    def _score(self, problem: Problem, among: list[Candidate]) -> RequestGenerator[None]:
         assert self.scorer is not None
-        if self.step_separator is not None:
-            yield from self._score_steps(problem, among, self.step_separator)
+        if self.step_separator is None:
+            scores = yield Score(problem.prompt, tuple(candidate.text for candidate in among), self.scorer)
+            for candidate, score in zip(among, scores, strict=True):
+                candidate.score = score
             return
-        scores = yield Score(problem.prompt, tuple(candidate.text for candidate in among), self.scorer)
-        for candidate, score in zip(among, scores, strict=True):
-            candidate.score = score
-
-    def _score_steps(self, problem: Problem, among: list[Candidate], separator: str) -> Steps:
-        split = [(candidate, tuple(split_steps(candidate.text, separator))) for candidate in among]
-        written = [(candidate, steps) for candidate, steps in split if steps]
+        split = [(candidate, tuple(split_steps(candidate.text, self.step_separator))) for candidate in among]
+        written = [(candidate, steps) for candidate, steps in split if steps]  # an empty completion has none to judge
         if not written:
             return
-        scores = yield ScoreSteps(problem.prompt, tuple(steps for _, steps in written), self.scorer or "")
-        for (candidate, _), of_steps in zip(written, scores, strict=True):
-            candidate.step_scores = of_steps
-            candidate.score = _AGGREGATES[self.aggregate](of_steps) if of_steps else None
+        step_scores = yield ScoreSteps(problem.prompt, tuple(steps for _, steps in written), self.scorer)
+        for (candidate, _), scores in zip(written, step_scores, strict=True):
+            candidate.step_scores = scores
+            candidate.score = aggregate(scores, self.aggregate)
 
     # A judge
 
-    def _rate(self, problem: Problem, among: list[Candidate]) -> Steps:
+    def _rate(self, problem: Problem, among: list[Candidate]) -> RequestGenerator[None]:
         """Ask about every text once, all in one wave."""
         texts = list(dict.fromkeys(candidate.text for candidate in among))
+        # One rating is read at temperature 0; several would be the same there, and their mean nothing more than one.
         temperature = problem.params.temperature if self.ratings > 1 else 0.0
         asked = [self._ask(problem, self.rating_prompt, self.ratings, temperature, completion=text) for text in texts]
-        answers: list[list[Completion]] = yield [*asked]
-        ratings = {text: self._mean_rating(drawn) for text, drawn in zip(texts, answers, strict=True)}
+        replies = yield [*asked]  # (texts, ratings)
+        ratings: dict[str, float | None] = {}
+        for text, drawn in zip(texts, replies, strict=True):
+            numbers = [[float(number) for number in _RATING.findall(one.text.strip())] for one in drawn]
+            known = [found[-1] for found in numbers if found and found[-1] <= self.max_rating]
+            ratings[text] = fmean(known) if known else None
         for candidate in among:
             candidate.score = ratings[candidate.text]
 
-    def _mean_rating(self, drawn: Sequence[Completion]) -> float | None:
-        found = [[float(number) for number in _RATING.findall(completion.text.strip())] for completion in drawn]
-        ratings = [numbers[-1] for numbers in found if numbers and numbers[-1] <= self.max_rating]
-        return fmean(ratings) if ratings else None
-
-    def _knock_out(self, problem: Problem, among: list[Candidate]) -> Steps:
-        """The score is the round that a completion reached; so the best one is known whenever the budget ends."""
+    def _knock_out(self, problem: Problem, among: list[Candidate]) -> RequestGenerator[None]:
+        """Let the completions meet in rounds; the score is the round that a completion reached."""
+        # Equal texts are one competitor, the first drawn. The scores are written after each round, not at the end: so
+        # the best one is known whenever the budget ends.
         first = {candidate.text: i for i, candidate in reversed(list(enumerate(among)))}
         alive = sorted(first.values())
         reached = 0
@@ -190,46 +189,22 @@ class BestOfN:
             for i in alive:
                 among[i].score = float(reached)
 
-    def _play_round(self, problem: Problem, among: list[Candidate], alive: list[int]) -> Steps:
-        """Who goes on: the winner of each pair in its place, and an odd one at the end."""
+    def _play_round(self, problem: Problem, among: list[Candidate], alive: list[int]) -> RequestGenerator[list[int]]:
+        """Return who goes on: the winner of each pair in its place, and an odd one at the end."""
         pairs = list(zip(alive[::2], alive[1::2], strict=False))
         orders = [order for a, b in pairs for order in ([(a, b), (b, a)] if self.swap else [(a, b)])]
-        answers = yield [
+        replies = yield [
             self._ask(problem, self.pair_prompt, 1, 0.0, first=among[a].text, second=among[b].text) for a, b in orders
         ]
         wins = dict.fromkeys(alive, 0)
-        for order, drawn in zip(orders, answers, strict=True):
+        for order, drawn in zip(orders, replies, strict=True):
             verdict = _VERDICT.findall("".join(completion.text for completion in drawn).strip())
             if verdict:
                 wins[order["AB".index(verdict[-1])]] += 1
+        # A judge that names the first both times has shown its bias and no preference: a draw, which the earlier wins.
         return [b if wins[b] > wins[a] else a for a, b in pairs] + alive[2 * len(pairs) :]
 
     def _ask(self, problem: Problem, template: str, n: int, temperature: float, **texts: str) -> Generate:
-        text = Template(template).safe_substitute(question=to_text(problem.prompt), **texts)
-        prompt = text if isinstance(problem.prompt, str) else [{"role": "user", "content": text}]
-        params = replace(problem.params, temperature=temperature, stop=())
+        params = replace(problem.params, temperature=temperature, stop=())  # a stop string would cut the explanation
+        prompt = ask_about(problem.prompt, template, **texts)
         return Generate(prompt, n=n, params=params, model=self.judge or "policy", purpose="judgement")
-
-
-def _best(among: Sequence[Candidate]) -> int:
-    scores = [-math.inf if candidate.score is None else candidate.score for candidate in among]
-    return scores.index(max(scores))
-
-
-def _vote(among: Sequence[Candidate]) -> int | None:
-    """The best member of the class of answers with the largest sum; the unjudged do not vote."""
-    answers = [None if candidate.score is None else candidate.answer for candidate in among]
-    winner = majority(answers, _weights([candidate.score or 0.0 for candidate in among]))
-    if winner is None:
-        return None
-    members = [i for i, answer in enumerate(answers) if answer is not None and _agree(answer, answers[winner])]
-    return members[_best([among[i] for i in members])]
-
-
-def _agree(a: Any, b: Any) -> bool:
-    return equivalent(str(a), str(b))
-
-
-def _weights(scores: Sequence[float]) -> list[float]:
-    is_logit = any(score < 0 for score in scores)
-    return [(1 + math.tanh(score / 2)) / 2 if is_logit else score for score in scores]  # tanh: the sigmoid, no overflow

@@ -10,21 +10,18 @@ for it, and the answer begun. The backend must go on from a prefill.
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
+from posttrain_plugins.text import prefill
 from posttrain_plugins.text.answers import candidates, choose, extract
-from posttrain_plugins.types import Candidate, Completion, Generate, Problem, Prompt, Result
+from posttrain_plugins.types import Candidate, Generate, Problem, RequestGenerator, Result
 
 __all__ = ["BudgetForcing"]
-
-Steps: TypeAlias = Generator[Generate, list[Completion], Result]
 
 
 @dataclass
 class BudgetForcing:
-    """One completion whose thinking has a least and a greatest length.
+    """Draw one completion whose thinking has a least and a greatest length.
 
     Args:
         waits: how often the thinking is prolonged at most; the paper tries 2, 4 and 6.
@@ -54,61 +51,49 @@ class BudgetForcing:
     wait: str = "\nWait"
     final: str = "\nFinal Answer:"
 
-    def __call__(self, problem: Problem) -> Steps:
-        thought = _Thought(self.start)
-        yield from self._think(problem, thought)
-        if thought.is_answered:
-            return _stand_on(thought.text)
-        written = thought.text + self.end + (self.final if thought.is_cut else "")
-        found = candidates((yield Generate(_prefilled(problem.prompt, written), params=problem.params)))
+    def __call__(self, problem: Problem) -> RequestGenerator[Result]:
+        thinking = _Thinking(self.start)
+        yield from self._think(problem, thinking)
+        if thinking.is_answered:
+            return _answer_with(thinking.text)
+        # "Final Answer:" only where the end was forced: a model that has ended by itself knows that it is to answer.
+        written = thinking.text + self.end + (self.final if thinking.is_cut else "")
+        found = candidates((yield Generate(prefill(problem.prompt, written), params=problem.params)))
         if not found:
-            return _stand_on("" if thought.text == self.start else thought.text)
+            return _answer_with("" if thinking.text == self.start else thinking.text)
+        # The result is all that was written, so that a reward of the format or of the thinking sees what it judges.
         text = written + found[0].text
         return choose([replace(found[0], text=text, answer=extract(text))], 0)
 
-    def _think(self, problem: Problem, thought: _Thought) -> Generator[Generate, list[Completion], None]:
-        """Fills in `thought`; `max_tokens` is over, or the model has ended and need not wait."""
+    def _think(self, problem: Problem, thinking: _Thinking) -> RequestGenerator[None]:
+        """Fill in the thinking, until `max_tokens` is used up, or the model has ended and need not wait."""
         limit = self.max_tokens or problem.params.max_tokens
         for waited in range(self.waits + 1):
-            room = limit - thought.tokens
-            params = replace(problem.params, max_tokens=room, stop=(self.end, *problem.params.stop))
-            [drawn] = yield Generate(_prefilled(problem.prompt, thought.text), params=params, purpose="step")
-            thought.add(drawn, self.end)
-            thought.is_cut |= thought.tokens >= limit
-            is_enough = self.min_tokens is not None and thought.tokens >= self.min_tokens
-            if thought.is_cut or is_enough or waited == self.waits:
+            # The end tag is a stop string, which is never part of the text: to suppress it, one only has to go on.
+            stop = (self.end, *problem.params.stop)
+            params = replace(problem.params, max_tokens=limit - thinking.num_tokens, stop=stop)
+            [drawn] = yield Generate(prefill(problem.prompt, thinking.text), params=params, purpose="step")
+            thinking.text += drawn.text
+            thinking.num_tokens += drawn.usage.completion_tokens
+            thinking.is_cut = drawn.finish_reason in ("length", "error") or thinking.num_tokens >= limit
+            ended_by_itself = drawn.finish_reason == "stop" and drawn.stop_reason != self.end
+            thinking.is_answered = ended_by_itself and extract(drawn.text) is not None
+            is_enough = self.min_tokens is not None and thinking.num_tokens >= self.min_tokens
+            if thinking.is_cut or is_enough or waited == self.waits:
                 return
-            thought.text += self.wait
+            thinking.text += self.wait
 
 
 @dataclass
-class _Thought:
+class _Thinking:
     """What was thought so far: its text, how many tokens were drawn, how it ended."""
 
     text: str
-    tokens: int = 0
+    num_tokens: int = 0
     is_cut: bool = False  # at the limit, or because the sample failed
     is_answered: bool = False  # it ended by itself, behind an answer
 
-    def add(self, drawn: Completion, end: str) -> None:
-        self.text += drawn.text
-        self.tokens += drawn.usage.completion_tokens
-        self.is_cut = drawn.finish_reason in ("length", "error")
-        ended = drawn.finish_reason == "stop" and drawn.stop_reason != end
-        self.is_answered = ended and extract(drawn.text) is not None
 
-
-def _prefilled(prompt: Prompt, text: str) -> Prompt:
-    """The problem with the beginning of its completion, to be gone on from."""
-    if isinstance(prompt, str):
-        return prompt + text
-    if not text:
-        return prompt
-    if prompt[-1]["role"] == "assistant":
-        return [*prompt[:-1], {**prompt[-1], "content": prompt[-1]["content"] + text}]
-    return [*prompt, {"role": "assistant", "content": text}]
-
-
-def _stand_on(text: str) -> Result:
-    """The result of a text that is no completion to choose from: thinking that was all there could be."""
+def _answer_with(text: str) -> Result:
+    """Return the result of thinking that was all there could be."""
     return choose([Candidate(text, extract(text))] if text else [], 0)

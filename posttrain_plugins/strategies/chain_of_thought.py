@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from posttrain_plugins.text import extend_question
 from posttrain_plugins.text.answers import candidates, choose
-from posttrain_plugins.types import Completion, Generate, Messages, Problem, Prompt, Result
+from posttrain_plugins.types import Completion, Generate, Problem, Prompt, Result
 
 __all__ = ["ChainOfThought"]
 
 
 @dataclass
 class ChainOfThought:
-    """One completion that is led to think first.
+    """Draw one completion that is led to think first.
 
     Args:
         trigger: the phrase put after the problem; by default the paper's, or none where there are shots.
@@ -40,34 +42,21 @@ class ChainOfThought:
 
     def __call__(self, problem: Problem) -> Generator[Generate, list[Completion], Result]:
         trigger = self.trigger
-        if trigger is None:
+        if trigger is None:  # worked examples show the steps, and the few-shot paper has no phrase besides them
             trigger = "" if self.shots else "Let's think step by step."
-        prompt = _with_shots(_with_trigger(problem.prompt, trigger), self.shots)
-        completions = yield Generate(prompt, params=replace(problem.params, temperature=self.temperature))
+        # Kojima et al. put the phrase behind "A:", where the model goes on from it; chat templates have no such place.
+        prompt = extend_question(problem.prompt, trigger, separator="\n") if trigger else problem.prompt
+        asked = _with_shots(prompt, self.shots)
+        completions = yield Generate(asked, params=replace(problem.params, temperature=self.temperature))
         return choose(candidates(completions), 0)
 
 
-def _with_trigger(prompt: Prompt, trigger: str) -> Prompt:
-    """The phrase on a line of its own, at the end of the text or of the user's last message."""
-    if not trigger:
-        return prompt
-    if isinstance(prompt, str):
-        return f"{prompt}\n{trigger}"
-    at = max((i for i, message in enumerate(prompt) if message["role"] == "user"), default=len(prompt) - 1)
-    asked = {**prompt[at], "content": f"{prompt[at]['content']}\n{trigger}"}
-    return [*prompt[:at], asked, *prompt[at + 1 :]]
-
-
 def _with_shots(prompt: Prompt, shots: list[Mapping[str, str]]) -> Prompt:
-    """Examples as earlier turns, after a system message; in plain text as paragraphs in front."""
+    """Put examples in front of the prompt: as earlier turns, after a system message; in plain text as paragraphs."""
     if isinstance(prompt, str):
         return "".join(f"{shot['prompt']}\n{shot['completion']}\n\n" for shot in shots) + prompt
-    first_turn = 1 if prompt[0]["role"] == "system" else 0
-    turns: list[Mapping[str, str]] = []
+    first_turn = 1 if prompt[0]["role"] == "system" else 0  # many chat templates take a system message only in front
+    turns: list[Mapping[str, Any]] = []
     for shot in shots:
         turns += [{"role": "user", "content": shot["prompt"]}, {"role": "assistant", "content": shot["completion"]}]
-    return _joined(prompt[:first_turn], turns, prompt[first_turn:])
-
-
-def _joined(*parts: Messages) -> Messages:
-    return [message for part in parts for message in part]
+    return [*prompt[:first_turn], *turns, *prompt[first_turn:]]

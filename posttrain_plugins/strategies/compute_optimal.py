@@ -11,20 +11,20 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
-from typing import Any, ClassVar, TypeAlias, cast
+from typing import Any, ClassVar, cast
 
 from posttrain_plugins.errors import BudgetExhausted, InputError
 from posttrain_plugins.text.answers import candidates, tally
 from posttrain_plugins.types import (
-    Candidate,
     Completion,
     Generate,
     Problem,
     Request,
+    RequestGenerator,
     Result,
     RewardRef,
     Score,
@@ -34,12 +34,10 @@ from posttrain_plugins.types import (
 
 __all__ = ["ComputeOptimal", "calibrate", "vote_entropy"]
 
-Steps: TypeAlias = Generator[Request | list[Request], Any, Any]
-
 
 @dataclass
 class ComputeOptimal:
-    """The strategy that problems of this difficulty are worth; `calibrate` finds the table.
+    """Solve a problem by the strategy that its difficulty is worth; `calibrate` finds the table.
 
     Args:
         strategies: from the one for the easiest problems to the one for the hardest.
@@ -77,33 +75,35 @@ class ComputeOptimal:
             raise InputError(f"thresholds do not ascend: {self.thresholds}", hint="sort them")
 
     def begin_run(self) -> None:
-        """For those of its strategies that remember something."""
+        """Let those of its strategies that remember something forget it."""
         for strategy in self.strategies:
             getattr(strategy, "begin_run", lambda: None)()
 
     @property
     def tools(self) -> dict[str, Callable[..., Any]]:
         """Those of its strategies."""
-        return {name: tool for strategy in self.strategies for name, tool in _tools_of(strategy).items()}
+        given = [getattr(strategy, "tools", ()) for strategy in self.strategies]
+        by_name = [tools if isinstance(tools, Mapping) else {tool.__name__: tool for tool in tools} for tools in given]
+        return {name: tool for tools in by_name for name, tool in tools.items()}
 
-    def __call__(self, problem: Problem) -> Generator[Request | list[Request], Any, Result]:
+    def __call__(self, problem: Problem) -> RequestGenerator[Result]:
         pilot = Generate(problem.prompt, n=self.n0, params=problem.params)
         drawn = yield pilot
-        difficulty = yield from self._difficulty(problem, candidates(drawn))
-        strategy = cast(Strategy, self.strategies[bisect_right(self.thresholds, difficulty)])
-        result: Result = yield from _sharing(strategy(problem), pilot, drawn)
-        return result
-
-    def _difficulty(self, problem: Problem, among: list[Candidate]) -> Steps:
+        among = candidates(drawn)
         if self.scorer is None or not among:
-            return vote_entropy([candidate.answer for candidate in among])
-        scores = yield Score(problem.prompt, tuple(candidate.text for candidate in among), self.scorer)
-        judged = [score for score in scores if score is not None]
-        return 1 - fmean(judged) if judged else math.inf
+            difficulty = vote_entropy([candidate.answer for candidate in among])
+        else:  # section 3.2: the mean of the verifier's final scores, which needs no reference answer
+            scores = yield Score(problem.prompt, tuple(candidate.text for candidate in among), self.scorer)
+            known = [score for score in scores if score is not None]
+            difficulty = 1 - fmean(known) if known else math.inf
+        # Equation 1's argmax over strategies was taken on other problems (`calibrate`); here its bin is looked up.
+        strategy = cast(Strategy, self.strategies[bisect_right(self.thresholds, difficulty)])
+        result: Result = yield from _share_pilot(strategy(problem), pilot, drawn)
+        return result
 
 
 def vote_entropy(answers: Sequence[Any]) -> float:
-    """How much the answers of one problem disagree: 0 where all are equivalent, 1 where no two are.
+    """Measure how much the answers of one problem disagree: 0 where all are equivalent, 1 where no two are.
 
     Args:
         answers: one per completion; None, no answer, agrees with nothing.
@@ -117,7 +117,10 @@ def vote_entropy(answers: Sequence[Any]) -> float:
     """
     if not answers:
         return math.inf
-    votes = [*tally(answers).values(), *(1.0 for answer in answers if answer is None)]
+    votes = [
+        *tally(answers).values(),
+        *(1.0 for answer in answers if answer is None),
+    ]  # each None is a class of its own
     shares = [count / len(answers) for count in votes]
     entropy = math.fsum(share * math.log2(1 / share) for share in shares)
     return entropy / math.log2(len(answers)) if len(answers) > 1 else float(answers[0] is None)
@@ -126,7 +129,7 @@ def vote_entropy(answers: Sequence[Any]) -> float:
 def calibrate(
     difficulties: Sequence[float], accuracies: Mapping[str, Sequence[float]], bins: int = 5
 ) -> tuple[list[str], list[float]]:
-    """The best strategy for each bin of difficulty, measured on problems other than those that it is used on.
+    """Find the best strategy for each bin of difficulty, from problems other than those that it is used on.
 
     Args:
         difficulties: of P problems, by the same measure as `ComputeOptimal` takes: `vote_entropy` of the answers of n0
@@ -151,12 +154,14 @@ def calibrate(
         )
         raise InputError(f"compute_optimal cannot be calibrated: {found}", hint="measure each strategy on each problem")
     order = sorted(range(len(difficulties)), key=difficulties.__getitem__)
-    starts = [order[len(order) * i // bins] for i in range(bins)]
-    edges = sorted({difficulties[i] for i in starts})
+    # The paper's quantiles of difficulty. A bin is told by the difficulty of its first problem alone, so where many
+    # problems are equally difficult (entropy 0 is common), bins that begin alike are one.
+    edges = sorted({difficulties[order[len(order) * i // bins]] for i in range(bins)})
     chosen: list[str] = []
     thresholds: list[float] = []
     for i, edge in enumerate(edges):
         members = [j for j in order if bisect_right(edges, difficulties[j]) == i + 1]
+        # Equation 1 within the bin: the strategy of the largest mean accuracy; `max` takes the first of equal ones.
         best = max(accuracies, key=lambda name: fmean(accuracies[name][j] for j in members))
         if not chosen or best != chosen[-1]:
             thresholds += [edge] if chosen else []
@@ -164,10 +169,10 @@ def calibrate(
     return chosen, thresholds
 
 
-def _sharing(steps: Steps, pilot: Generate, drawn: Sequence[Completion]) -> Steps:
-    """A strategy's requests; those that the pilot has made are answered with its completions, each once."""
+def _share_pilot(work: RequestGenerator[Any], pilot: Generate, drawn: Sequence[Completion]) -> RequestGenerator[Any]:
+    """Hand on a strategy's requests; those that the pilot has made are answered with its completions, each once."""
     spare = list(drawn)
-    advance: Callable[[], Any] = partial(next, steps)
+    advance: Callable[[], Any] = partial(next, work)
     while True:
         try:
             yielded = advance()
@@ -178,25 +183,23 @@ def _sharing(steps: Steps, pilot: Generate, drawn: Sequence[Completion]) -> Step
         rest = [replace(r, n=r.n - len(k)) if k else r for r, k in zip(requests, known, strict=True)]
         asked = [r for r in rest if not isinstance(r, Generate) or r.n]
         try:
+            # Where the pilot answers all of them, nothing is yielded: an empty wave would be a round of the engine.
             answers = iter((yield asked) if asked else ())
         except BudgetExhausted as error:
-            advance = partial(steps.throw, error)
+            # It belongs at the strategy's own `yield`: the strategy may have a best answer so far, and ask no more.
+            advance = partial(work.throw, error)
             continue
         responses = [
             [*k, *(next(answers) if r.n else ())] if k else next(answers) for r, k in zip(rest, known, strict=True)
         ]
-        advance = partial(steps.send, responses if isinstance(yielded, list) else responses[0])
+        advance = partial(work.send, responses if isinstance(yielded, list) else responses[0])
 
 
 def _take(spare: list[Completion], request: Request, pilot: Generate) -> list[Completion]:
-    """As many of the pilot's completions as a request for the same wants."""
+    """Take as many of the pilot's completions as a request for the same wants."""
+    # `n` may differ, and `purpose` is no part of what is drawn; a temperature, a prompt or a stop string is.
     if not isinstance(request, Generate) or replace(request, n=pilot.n, purpose=pilot.purpose) != pilot:
         return []
     taken = spare[: request.n]
-    del spare[: request.n]
+    del spare[: request.n]  # each once: a completion that votes twice would be no second opinion
     return taken
-
-
-def _tools_of(strategy: Any) -> dict[str, Callable[..., Any]]:
-    tools = getattr(strategy, "tools", ())
-    return dict(tools) if isinstance(tools, Mapping) else {tool.__name__: tool for tool in tools}

@@ -14,25 +14,26 @@ weighted vote (algorithm 1), online the threshold from a warm-up (algorithm 2). 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from statistics import fmean
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from posttrain_plugins.errors import BudgetExhausted, InputError
+from posttrain_plugins.text import prefill
 from posttrain_plugins.text.answers import choose, extract, majority, tally
-from posttrain_plugins.types import Candidate, Completion, Generate, Problem, Prompt, Result
+from posttrain_plugins.types import Candidate, Completion, Generate, Problem, RequestGenerator, Result
 
 __all__ = ["ConfidenceFiltering", "confidence", "group_confidences"]
 
-Measure: TypeAlias = Literal["mean", "bottom_tenth", "lowest_group", "tail"]
+ConfidenceMeasure: TypeAlias = Literal["mean", "bottom_tenth", "lowest_group", "tail"]
 
 
 @dataclass
 class ConfidenceFiltering:
-    """The confidence-weighted vote of the share of `n` completions in which the model was surest.
+    """Let the share of `n` completions in which the model was surest vote, weighted by its confidence.
 
     Args:
         n: completions per problem at most, drawn at the problem's own temperature.
@@ -62,7 +63,7 @@ class ConfidenceFiltering:
 
     n: int = 16
     keep: float = 0.9
-    measure: Measure = "bottom_tenth"
+    measure: ConfidenceMeasure = "bottom_tenth"
     group_size: int = 2048
     top_logprobs: int = 20
     warmup: int | None = None
@@ -75,50 +76,64 @@ class ConfidenceFiltering:
             found = f"group_size {self.group_size} and warmup {self.warmup}"
             raise InputError(f"confidence_filtering has {found}, expected 1 or more", hint="change them")
 
-    def __call__(self, problem: Problem) -> Generator[Generate | list[Generate], Any, Result]:
+    def __call__(self, problem: Problem) -> RequestGenerator[Result]:
         problem = replace(problem, params=replace(problem.params, top_logprobs=self.top_logprobs))
         first = self.n if self.warmup is None else min(self.warmup, self.n)
         drawn: list[Completion] = yield Generate(problem.prompt, n=first, params=problem.params)
-        traces = [_Trace().add(completion) for completion in drawn]
-        self._keep_surest(traces, self.measure if self.warmup is None else "lowest_group")
-        if self.warmup is not None:
-            with suppress(BudgetExhausted):  # then what has been drawn votes
-                yield from self._go_on(problem, traces, self.warmup)
-        return self._vote(traces)
-
-    def _keep_surest(self, traces: Sequence[_Trace], measure: Measure) -> None:
+        traces = [_ReasoningTrace().add(completion) for completion in drawn]
+        # Algorithm 1, "filter traces": the top eta percent by the measure. Online it is by the lowest group, since that
+        # is what later traces are stopped by: a threshold is only comparable with its own measure.
+        measure = self.measure if self.warmup is None else "lowest_group"
         voters = [trace for trace in traces if trace.answer is not None]
         voters.sort(key=lambda trace: -confidence(trace.confidences, measure, self.group_size))
         for trace in voters[: math.ceil(self.keep * len(voters))]:
             trace.is_kept = True
-
-    def _vote(self, traces: Sequence[_Trace]) -> Result:
-        drawn = [trace for trace in traces if trace.finish_reason != "error"]
-        weights = [confidence(trace.confidences, self.measure, self.group_size) for trace in drawn]
-        answers = [trace.answer if trace.is_kept else None for trace in drawn]
+        if self.warmup is not None:
+            with suppress(BudgetExhausted):  # then what has been drawn votes
+                yield from self._draw_online(problem, traces, self.warmup)
+        # Algorithm 1, "V(a) += C_t" for the answer of each kept trace; all traces are candidates, some without a vote.
+        drawn_well = [trace for trace in traces if trace.finish_reason != "error"]
+        weights = [confidence(trace.confidences, self.measure, self.group_size) for trace in drawn_well]
+        answers = [trace.answer if trace.is_kept else None for trace in drawn_well]
         among = [
             Candidate(trace.text, trace.answer, weight, finish_reason=trace.finish_reason)
-            for trace, weight in zip(drawn, weights, strict=True)
+            for trace, weight in zip(drawn_well, weights, strict=True)
         ]
         return choose(among, majority(answers, weights))
 
     # Online
 
-    def _go_on(self, problem: Problem, traces: list[_Trace], wave: int) -> Generator[list[Generate], Any, None]:
-        """Adds waves of traces until the vote is decided; one that falls below the warm-up's kept ones is stopped."""
+    def _draw_online(self, problem: Problem, traces: list[_ReasoningTrace], wave: int) -> RequestGenerator[None]:
+        """Add waves of traces until the vote is decided; one that falls below the warm-up's kept ones is stopped."""
+        # Algorithm 2, the threshold s: the lowest confidence that the filter lets through, percentile 100 - eta.
         floor = min((self._lowest(trace) for trace in traces if trace.is_kept), default=-math.inf)
-        while len(traces) < self.n and not self._is_decided(traces):
-            new = [_Trace() for _ in range(min(wave, self.n - len(traces)))]
-            yield from self._draw(problem, new, floor)
+        while len(traces) < self.n:  # the paper's budget B
+            # "if beta >= tau then stop", beta being the share of the vote that the leading answer has
+            kept = [trace for trace in traces if trace.is_kept]
+            weights = [confidence(trace.confidences, self.measure, self.group_size) for trace in kept]
+            votes = tally([trace.answer for trace in kept], weights)
+            if votes and max(votes.values()) >= self.tau * sum(votes.values()):
+                return
+            new = [_ReasoningTrace() for _ in range(min(wave, self.n - len(traces)))]
+            yield from self._draw_by_groups(problem, new, floor)
+            # Only whole waves are added: the budget may end one in the middle, and unfinished traces have no answer.
             traces += new
             for trace in new:
                 trace.is_kept = trace.answer is not None and self._lowest(trace) >= floor
 
-    def _draw(self, problem: Problem, traces: list[_Trace], floor: float) -> Generator[list[Generate], Any, None]:
-        """Group by group, all traces in one wave."""
+    def _draw_by_groups(self, problem: Problem, traces: list[_ReasoningTrace], floor: float) -> RequestGenerator[None]:
+        """Draw group by group, all traces in one wave."""
         limit = problem.params.max_tokens
         while traces:
-            drawn = yield [self._next_group(problem, trace, limit - len(trace.confidences)) for trace in traces]
+            # Algorithm 2 looks at C_G after each token and stops the trace at once. A request cannot be stopped by what
+            # its tokens are like, so each group is a request of its own, which goes on from all groups before it.
+            sizes = [min(self.group_size, limit - len(trace.confidences)) for trace in traces]
+            drawn = yield [
+                Generate(
+                    prefill(problem.prompt, trace.text), params=replace(problem.params, max_tokens=size), purpose="step"
+                )
+                for trace, size in zip(traces, sizes, strict=True)
+            ]
             for trace, completions in zip(traces, drawn, strict=True):
                 trace.add(completions[0])
             traces = [
@@ -127,30 +142,20 @@ class ConfidenceFiltering:
                 if trace.finish_reason == "length" and len(trace.confidences) < limit and self._lowest(trace) >= floor
             ]
 
-    def _next_group(self, problem: Problem, trace: _Trace, room: int) -> Generate:
-        params = replace(problem.params, max_tokens=min(self.group_size, room))
-        return Generate(_prefilled(problem.prompt, trace.text), params=params, purpose="step")
-
-    def _lowest(self, trace: _Trace) -> float:
+    def _lowest(self, trace: _ReasoningTrace) -> float:
         return confidence(trace.confidences, "lowest_group", self.group_size)
-
-    def _is_decided(self, traces: Sequence[_Trace]) -> bool:
-        kept = [trace for trace in traces if trace.is_kept]
-        weights = [confidence(trace.confidences, self.measure, self.group_size) for trace in kept]
-        votes = tally([trace.answer for trace in kept], weights)
-        return bool(votes) and max(votes.values()) >= self.tau * sum(votes.values())
 
 
 @dataclass
-class _Trace:
-    """A completion, drawn in one or in several pieces; `is_kept` if it votes."""
+class _ReasoningTrace:
+    """A completion, drawn by one or by several requests; `is_kept` if it votes."""
 
     text: str = ""
-    confidences: list[float] = field(default_factory=list)
+    confidences: list[float] = field(default_factory=list)  # (T,)
     finish_reason: str = "length"
     is_kept: bool = False
 
-    def add(self, drawn: Completion) -> _Trace:
+    def add(self, drawn: Completion) -> _ReasoningTrace:
         if drawn.finish_reason != "error" and drawn.confidences is None:
             message = "confidence_filtering cannot tell sure from unsure: the backend gave no confidences"
             raise InputError(message, hint="use a backend with top_logprobs, or self_consistency")
@@ -167,8 +172,8 @@ class _Trace:
 # --- Confidence ------------------------------------------------------------------------------------------------------
 
 
-def confidence(tokens: Sequence[float], measure: Measure, group_size: int) -> float:
-    """How sure the model was of a completion.
+def confidence(tokens: Sequence[float], measure: ConfidenceMeasure, group_size: int) -> float:
+    """Measure how sure the model was of a completion.
 
     Args:
         tokens: `Completion.confidences`, T of them; none is 0.
@@ -191,23 +196,12 @@ def confidence(tokens: Sequence[float], measure: Measure, group_size: int) -> fl
 
 
 def group_confidences(tokens: Sequence[float], group_size: int) -> list[float]:
-    """The means of all `group_size` neighbouring tokens, T - group_size + 1 of them; of fewer tokens their mean.
+    """Return the means of all `group_size` neighbouring tokens, T - group_size + 1 of them; of fewer their mean.
 
     Example:
         >>> group_confidences([9.0, 1.0, 3.0, 7.0], 2)
         [5.0, 2.0, 5.0]
     """
     size = min(group_size, len(tokens))
-    sums = [0.0, *accumulate(tokens)]
+    sums = [0.0, *accumulate(tokens)]  # (T + 1,), so that each group costs one subtraction and not `group_size` sums
     return [(end - start) / size for start, end in zip(sums, sums[size:], strict=False)]
-
-
-def _prefilled(prompt: Prompt, text: str) -> Prompt:
-    """The problem with the beginning of its completion, to be gone on from."""
-    if isinstance(prompt, str):
-        return prompt + text
-    if not text:
-        return prompt
-    if prompt[-1]["role"] == "assistant":
-        return [*prompt[:-1], {**prompt[-1], "content": prompt[-1]["content"] + text}]
-    return [*prompt, {"role": "assistant", "content": text}]

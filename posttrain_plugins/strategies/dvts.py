@@ -10,32 +10,20 @@ one beam search would fill all its beams with the offspring of one early step, e
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from posttrain_plugins.search import (
-    Aggregate,
-    Growth,
-    Path,
-    Select,
-    best_first,
-    check_fields,
-    flat,
-    judged,
-    refuse,
-    settle,
-    until_spent,
-)
+from posttrain_plugins import search
+from posttrain_plugins.search import AnswerRule, Expander, PartialCompletion, PathAggregate, Waves
 from posttrain_plugins.text.steps import SEPARATOR
-from posttrain_plugins.types import Problem, Request, Result, RewardRef
+from posttrain_plugins.types import Problem, Result, RewardRef
 
 __all__ = ["DVTS"]
 
 
 @dataclass
 class DVTS:
-    """In each of `n / beam_width` subtrees, draw `beam_width` steps and keep the best; the leaves answer together.
+    """Draw `beam_width` steps in each of `n / beam_width` subtrees and keep the best; the leaves answer together.
 
     Args:
         scorer: a reward that scores steps: a process reward model, a checker.
@@ -62,30 +50,35 @@ class DVTS:
     beam_width: int = 4
     max_steps: int = 40
     separator: str = SEPARATOR
-    aggregate: Aggregate = "last"
-    select: Select = "weighted_vote"
+    aggregate: PathAggregate = "last"
+    select: AnswerRule = "weighted_vote"
 
     def __post_init__(self) -> None:
-        check_fields("dvts", self, "n", "beam_width", "max_steps")
-        if self.n % self.beam_width:
-            refuse("dvts", "beam_width", self.beam_width, f"a divisor of n ({self.n})")
+        search.check_fields("dvts", self, "n", "beam_width", "max_steps")
 
-    def __call__(self, problem: Problem) -> Generator[list[Request], Any, Result]:
-        found: list[Path] = []
-        with until_spent(found):
-            found = yield from self._search(Growth(problem, self.max_steps, self.separator), found)
-        return settle(found, self.select)
+    def __call__(self, problem: Problem) -> Waves[Result]:
+        found: list[PartialCompletion] = []
+        with search.stop_when_spent(found):
+            found = yield from self._search(Expander(problem, self.max_steps, self.separator), found)
+        return search.select_answer(found, self.select)
 
-    def _search(self, growth: Growth, found: list[Path]) -> Generator[list[Request], Any, list[Path]]:
-        """The leaves; `found` is filled with every path on the way."""
-        trees = [[Path()] for _ in range(self.n // self.beam_width)]  # the newest siblings of each, the best first
+    def _search(self, expander: Expander, found: list[PartialCompletion]) -> Waves[list[PartialCompletion]]:
+        """Return the leaves; `found` is filled with every path on the way, for a budget that ends the search."""
+        # The source's first step, N/M independent subtrees. Of each the newest siblings are held, the best one first:
+        # only that one is expanded, but at the end all M of them are leaves.
+        trees = [[PartialCompletion()] for _ in range(self.n // self.beam_width)]  # (n / beam_width, beam_width)
         while live := [i for i, siblings in enumerate(trees) if siblings[0].ended is None]:
-            grown = yield from growth.grow([trees[i][0] for i in live], self.beam_width)
-            scored = yield from judged(growth.problem, flat(grown), self.scorer, self.aggregate, self.separator)
+            # M steps from the best sibling of each subtree: one wave for all subtrees, one for their scores.
+            children = yield from expander.expand([trees[i][0] for i in live], self.beam_width)
+            scored = yield from search.judge_paths(
+                expander.problem, search.flatten(children), self.scorer, self.aggregate, self.separator
+            )
             found += scored
-            offspring = iter(scored)
-            for i, children in zip(live, grown, strict=True):
-                trees[i] = best_first(next(offspring) for _ in children)
+            # The step with the highest score is kept within its own subtree: it never competes with another subtree's,
+            # and that is all of the difference to a beam search.
+            remaining = iter(scored)
+            for i, siblings in zip(live, children, strict=True):
+                trees[i] = search.sort_by_score(next(remaining) for _ in siblings)
             trees = [siblings for siblings in trees if siblings]  # a subtree whose samples all failed is dead
-        leaves = [leaf for leaf in flat(trees) if leaf.ended]
+        leaves = [leaf for leaf in search.flatten(trees) if leaf.ended]
         return leaves or found

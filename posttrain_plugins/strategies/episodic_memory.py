@@ -17,15 +17,16 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import Template
-from typing import Any, ClassVar, TypeAlias, cast
+from typing import Any, ClassVar, cast
 
 from posttrain_plugins.errors import BudgetExhausted, InputError
-from posttrain_plugins.text import to_text
-from posttrain_plugins.text.answers import candidates, choose
+from posttrain_plugins.text import ask_about, extend_question, to_text
+from posttrain_plugins.text.answers import candidates, choose, sortable
 from posttrain_plugins.types import (
     CallTool,
     Candidate,
@@ -33,8 +34,7 @@ from posttrain_plugins.types import (
     Generate,
     ModelRef,
     Problem,
-    Prompt,
-    Request,
+    RequestGenerator,
     Result,
     RewardRef,
     Score,
@@ -44,8 +44,6 @@ from posttrain_plugins.types import (
 
 __all__ = ["EpisodicMemory"]
 
-Steps: TypeAlias = Generator[Request | list[Request], Any, Any]
-Tools: TypeAlias = dict[str, Callable[..., Any]]
 
 _VERDICT = re.compile(r"\b(in)?correct\b", re.IGNORECASE)
 _WORD = re.compile(r"\w+")
@@ -71,7 +69,7 @@ $reflections"""
 
 @dataclass
 class EpisodicMemory:
-    """The first attempt that passes, each made with the reflections on those that failed.
+    """Try until an attempt passes, each one made with the reflections on those that failed.
 
     Args:
         scorer: a reward that judges an attempt; one that it cannot judge is kept.
@@ -132,9 +130,11 @@ class EpisodicMemory:
         self._memory = dict.fromkeys(entries[-self.size :])  # (problem, reflection), the oldest first
 
     @property
-    def tools(self) -> Tools:
+    def tools(self) -> dict[str, Callable[..., Any]]:
         """What `CallTool` reaches: the memory, and the tools of the strategy that makes the attempts."""
-        return {**_tools_of(self.strategy), "recall_reflections": self.recall_reflections}
+        given = getattr(self.strategy, "tools", ())
+        by_name = dict(given) if isinstance(given, Mapping) else {tool.__name__: tool for tool in given}
+        return {**by_name, "recall_reflections": self.recall_reflections}
 
     def recall_reflections(self, question: str, count: int, memory: str = "") -> str:
         """Find what was learned from problems that are like this one.
@@ -152,102 +152,110 @@ class EpisodicMemory:
         ranked = sorted(range(len(entries)), key=lambda i: (-scores[i], -i))  # of equal ones the newest
         return json.dumps([entries[i][1] for i in ranked[:count] if scores[i] > 0], ensure_ascii=False)
 
-    def __call__(self, problem: Problem) -> Generator[Request | list[Request], Any, Result]:
+    def __call__(self, problem: Problem) -> RequestGenerator[Result]:
         attempts: list[Candidate] = []
-        passed = False
+        has_passed = False
         try:
-            passed = yield from self._try(problem, attempts)
+            has_passed = yield from self._try(problem, attempts)
         except BudgetExhausted:
             if not attempts:
                 raise
-        return choose(attempts, len(attempts) - 1 if passed else _best(attempts))
+        # The latest of those with the best score, since it knew the most; without scores the latest with an answer.
+        keys = [(sortable(attempt.score), attempt.answer is not None, i) for i, attempt in enumerate(attempts)]
+        best = max(keys)[-1] if keys else 0
+        return choose(attempts, len(attempts) - 1 if has_passed else best)
 
-    def _try(self, problem: Problem, attempts: list[Candidate]) -> Steps:
-        """Adds each attempt to `attempts`; True as soon as one passes."""
-        own: list[str] = []
-        for trial in range(1, self.trials + 1):
-            attempt = yield from self._attempt(problem, (yield from self._recall(problem, own)))
+    def _try(self, problem: Problem, attempts: list[Candidate]) -> RequestGenerator[bool]:
+        """Add each attempt to `attempts`; return True as soon as one passes."""
+        own: list[str] = []  # algorithm 1's mem, as far as it is about this problem
+        for trial in range(1, self.trials + 1):  # "while M_e not pass or t < max trials"
+            reflections = yield from self._recall(problem, own)
+            attempt = yield from self._attempt(problem, reflections)  # "generate tau_t by the actor, with mem"
             if attempt is None:
                 continue  # a failed sample is a trial lost
             attempts.append(attempt)
-            passed, verdict = yield from self._judge(problem, attempt)
-            if passed:
+            has_passed, verdict = yield from self._judge(problem, attempt)  # "evaluate tau_t using M_e"
+            if has_passed:
                 return True
-            if trial < self.trials:
-                own += yield from self._reflect(problem, attempt, verdict)
+            if trial < self.trials:  # deviation 3: nothing would read what is learned from the last one
+                # "generate self-reflection sr_t using M_sr", of the attempt and of the verdict on it
+                texts = {"completion": attempt.text, "verdict": verdict}
+                asked = self._ask(problem, self.reflection_prompt, "reflection", "policy", **texts)
+                drawn: list[Completion] = yield asked
+                if reflection := "".join(completion.text for completion in drawn).strip():
+                    own.append(reflection)  # "append sr_t to mem"
+                    self._remember(to_text(problem.prompt), reflection)
         return False
 
-    def _recall(self, problem: Problem, own: list[str]) -> Steps:
-        """The reflections that a trial is shown: of similar problems, then its own."""
+    def _recall(self, problem: Problem, own: list[str]) -> RequestGenerator[list[str]]:
+        """Return the reflections that a trial is shown: of similar problems, then its own."""
         found: list[str] = []
         if self.similar:
             count = self.similar + len(own)  # its own are in the memory too
             arguments = {"question": to_text(problem.prompt), "count": count, "memory": self._name()}
-            told = yield CallTool("recall_reflections", arguments)
-            found = [reflection for reflection in _texts(told) if reflection not in own]
-        return found[: self.similar] + own[max(len(own) - self.own, 0) :]
+            # A tool call and not a look into `_memory`: its answer is logged, so that a replay, which meets another
+            # memory than the first run, shows the same reflections and sends the same requests.
+            answer = yield CallTool("recall_reflections", arguments)
+            with suppress(ValueError):  # an error message: the call failed, and the trial goes on without
+                texts = json.loads(answer)
+                found = [str(text) for text in texts if str(text) not in own] if isinstance(texts, list) else []
+        return found[: self.similar] + own[max(len(own) - self.own, 0) :]  # the paper's bound Omega on mem
 
-    def _attempt(self, problem: Problem, reflections: Sequence[str]) -> Steps:
+    def _attempt(self, problem: Problem, reflections: Sequence[str]) -> RequestGenerator[Candidate | None]:
         listed = "\n".join(f"- {reflection}" for reflection in reflections)
         text = Template(self.memory_prompt).safe_substitute(reflections=listed)
-        prompt = _with_text(problem.prompt, text) if reflections else problem.prompt
+        prompt = extend_question(problem.prompt, text) if reflections else problem.prompt
         if self.strategy is None:
             return next(iter(candidates((yield Generate(prompt, params=problem.params)))), None)
-        schemas = tuple(schema for schema in problem.tools if "recall_reflections" not in _names(schema))
-        result = yield from cast(Strategy, self.strategy)(replace(problem, prompt=prompt, tools=schemas))
+        # The memory is ours: a strategy that shows its tools to the model must not offer it as one of them.
+        schemas = [(schema.get("name"), schema.get("function", {}).get("name"), schema) for schema in problem.tools]
+        tools = tuple(schema for *names, schema in schemas if "recall_reflections" not in names)
+        result = yield from cast(Strategy, self.strategy)(replace(problem, prompt=prompt, tools=tools))
         return Candidate(result.text, result.answer) if result.text else None
 
-    def _judge(self, problem: Problem, attempt: Candidate) -> Steps:
-        """Whether the attempt passes, and the verdict in words."""
+    def _judge(self, problem: Problem, attempt: Candidate) -> RequestGenerator[tuple[bool, str]]:
+        """Return whether the attempt passes, and the verdict in words."""
         if self.scorer is not None:
             [attempt.score] = yield Score(problem.prompt, (attempt.text,), self.scorer)
             score = attempt.score
+            # What cannot be judged passes: there is nothing to reflect on, and a retry would be judged no better.
             return score is None or score >= self.threshold, "" if score is None else f"a score of {score:g}"
         judge = self.judge or "policy"
-        verdict = yield self._ask(problem, self.judge_prompt, "judgement", judge, completion=attempt.text)
-        text = "".join(completion.text for completion in verdict)
-        found = _VERDICT.findall(text)
-        return bool(found) and not found[-1], text
-
-    def _reflect(self, problem: Problem, attempt: Candidate, verdict: str) -> Steps:
-        """What the model makes of it: one reflection, or none where the sample failed."""
-        texts = {"completion": attempt.text, "verdict": verdict}
-        drawn: list[Completion] = yield self._ask(problem, self.reflection_prompt, "reflection", "policy", **texts)
-        reflection = "".join(completion.text for completion in drawn).strip()
-        if not reflection:
-            return []
-        self._remember(to_text(problem.prompt), reflection)
-        return [reflection]
+        replies = yield self._ask(problem, self.judge_prompt, "judgement", judge, completion=attempt.text)
+        verdict = "".join(completion.text for completion in replies)
+        found = _VERDICT.findall(verdict)  # of each word its "in", or nothing; the last one counts
+        return bool(found) and not found[-1], verdict
 
     def _ask(self, problem: Problem, template: str, purpose: str, model: str, **texts: str) -> Generate:
-        text = Template(template).safe_substitute(question=to_text(problem.prompt), **texts)
-        prompt = text if isinstance(problem.prompt, str) else [{"role": "user", "content": text}]
+        prompt = ask_about(problem.prompt, template, **texts)
         temperature = 0.0 if purpose == "judgement" else problem.params.temperature
         params = replace(problem.params, temperature=temperature, stop=())
         return Generate(prompt, params=params, model=model, purpose=purpose)
 
     def _remember(self, question: str, reflection: str) -> None:
-        """Once, however often a replay comes by."""
+        """Remember it once, however often a replay comes by."""
         if (question, reflection) in self._memory:
             return
         self._memory[question, reflection] = None
         while len(self._memory) > self.size:
-            del self._memory[next(iter(self._memory))]
+            del self._memory[next(iter(self._memory))]  # a dict keeps its order: the oldest
         if self.memory_file:
+            # Opened and closed for each entry, so that a run that is killed loses one line at most.
             with Path(self.memory_file).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"problem": question, "reflection": reflection}, ensure_ascii=False) + "\n")
 
     def _name(self) -> str:
-        """Tells this memory from that of a strategy with other parameters, whose calls stand in the same log."""
-        told = {k: v for k, v in vars(self).items() if k not in ("_memory", "strategy", "memory_file")}
-        return hashlib.sha256(repr((type(self.strategy).__name__, told)).encode()).hexdigest()[:8]
+        """Tell this memory from that of a strategy with other parameters, whose calls stand in the same log."""
+        # not the path of the file: a run that is moved to another folder replays its log
+        parameters = {k: v for k, v in vars(self).items() if k not in ("_memory", "strategy", "memory_file")}
+        return hashlib.sha256(repr((type(self.strategy).__name__, parameters)).encode()).hexdigest()[:8]
 
 
 # --- The memory ------------------------------------------------------------------------------------------------------
 
 
 def bm25(query: str, texts: Sequence[str]) -> list[float]:
-    """How well each text fits the query: Okapi BM25 with an IDF that is never negative; 0 without a common word.
+    """Score how well each text fits the query: Okapi BM25 with an IDF that is never negative; 0 without a common word.
 
     Example:
         >>> scores = bm25("train from Rome", ["a train to Rome", "a car", "the train"])
@@ -259,6 +267,7 @@ def bm25(query: str, texts: Sequence[str]) -> list[float]:
     scores = [0.0] * len(bags)
     for word in dict.fromkeys(_WORD.findall(query.lower())):
         having = sum(word in bag for bag in bags)
+        # The 1 is Lucene's: without it a word that most problems have in common would count against a text.
         idf = math.log(1 + (len(bags) - having + 0.5) / (having + 0.5))
         for i, bag in enumerate(bags):
             norm = _K1 * (1 - _B + _B * bag.total() / mean_length)
@@ -267,13 +276,14 @@ def bm25(query: str, texts: Sequence[str]) -> list[float]:
 
 
 def _load(path: Path) -> list[tuple[str, str]]:
-    """The file's entries; a torn last line (a killed run) is taken off."""
+    """Return the file's entries; a torn last line (a killed run) is taken off."""
     content = path.read_bytes() if path.exists() else b""
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        path.write_bytes(whole)
+    complete = content[: content.rfind(b"\n") + 1]
+    if len(complete) < len(content):
+        # taken off the file too: the next entry would be appended to the torn one, and both be lost
+        path.write_bytes(complete)
     entries = []
-    for number, line in enumerate(whole.splitlines(), start=1):
+    for number, line in enumerate(complete.splitlines(), start=1):
         try:
             entry = json.loads(line)
             entries.append((str(entry["problem"]), str(entry["reflection"])))
@@ -281,41 +291,3 @@ def _load(path: Path) -> list[tuple[str, str]]:
             message = f"the memory file cannot be read: {path}:{number}: {type(error).__name__}: {error}"
             raise InputError(message, hint="mend or delete that line") from error
     return entries
-
-
-def _texts(told: str) -> list[str]:
-    """What the memory answered; nothing where the call failed."""
-    try:
-        found = json.loads(told)
-    except ValueError:
-        return []
-    return [str(text) for text in found] if isinstance(found, list) else []
-
-
-# --- Around it -------------------------------------------------------------------------------------------------------
-
-
-def _best(attempts: Sequence[Candidate]) -> int:
-    """The latest of those with the best score; of those without one the latest with an answer."""
-    keys = [
-        (-math.inf if attempt.score is None else attempt.score, attempt.answer is not None, i)
-        for i, attempt in enumerate(attempts)
-    ]
-    return max(keys)[2] if keys else 0
-
-
-def _tools_of(strategy: Any) -> Tools:
-    tools = getattr(strategy, "tools", ())
-    return dict(tools) if isinstance(tools, Mapping) else {tool.__name__: tool for tool in tools}
-
-
-def _names(schema: Mapping[str, Any]) -> tuple[Any, Any]:
-    return schema.get("name"), schema.get("function", {}).get("name")
-
-
-def _with_text(prompt: Prompt, text: str) -> Prompt:
-    """A paragraph at the end of the text or of the user's last message."""
-    if isinstance(prompt, str):
-        return f"{prompt}\n\n{text}"
-    at = max((i for i, message in enumerate(prompt) if message["role"] == "user"), default=len(prompt) - 1)
-    return [*prompt[:at], {**prompt[at], "content": f"{prompt[at]['content']}\n\n{text}"}, *prompt[at + 1 :]]

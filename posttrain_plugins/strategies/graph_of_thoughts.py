@@ -1,7 +1,7 @@
 """`graph_of_thoughts`: whole solutions that are generated, scored, merged and improved along a graph of operations.
 
-Paper: Besta et al., 2023 (https://huggingface.co/papers/2308.09687), section 4: the graph of operations is written down
-beforehand; what a tree lacks is aggregation, a thought with several parents.
+Paper: Besta et al., 2023 (https://huggingface.co/papers/2308.09687), sections 3 and 4: the graph of operations is
+written down beforehand; what a tree lacks is aggregation, a thought with several parents.
 
 1. The operations are plain mappings, so a recipe can hold them. Each is `{op: ..., name: ..., inputs: [names], ...}`;
    without `inputs` it reads the operation before it, the first one reads the problem.
@@ -22,15 +22,17 @@ beforehand; what a tree lacks is aggregation, a thought with several parents.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any, TypeAlias
 
+from posttrain_plugins import search
 from posttrain_plugins.errors import BudgetExhausted
-from posttrain_plugins.search import Path, asking, check_fields, fill, refuse, settle
+from posttrain_plugins.search import PartialCompletion, Waves
+from posttrain_plugins.text import replace_question
+from posttrain_plugins.text.answers import sortable
 from posttrain_plugins.types import Completion, Generate, Problem, Request, Result, RewardRef, Score
 
 __all__ = ["GraphOfThoughts"]
@@ -80,7 +82,8 @@ How likely is it right? Check it step by step. Then end with a number from 0 (su
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
-Wave: TypeAlias = Generator[list[Request], Any, list["_Thought"]]
+Thoughts: TypeAlias = list[PartialCompletion]
+"""Solutions of the problem; as partial completions they are all finished, and of no steps."""
 
 
 @dataclass
@@ -115,28 +118,31 @@ class GraphOfThoughts:
     score_prompt: str = SCORE_PROMPT
 
     def __post_init__(self) -> None:
-        check_fields("graph_of_thoughts", self, "num_evaluations")
-        _graph(self.operations)
+        search.check_fields("graph_of_thoughts", self, "num_evaluations")
+        _read_graph(self.operations)
 
-    def __call__(self, problem: Problem) -> Generator[list[Request], Any, Result]:
-        made: list[_Thought] = []
+    def __call__(self, problem: Problem) -> Waves[Result]:
+        made: Thoughts = []
         try:
-            final = yield from self._run_all(problem, made)
+            final = yield from self._run_graph(problem, made)
         except BudgetExhausted:
+            # Only a thought with a score is better than what the engine would choose: the majority of all of them.
             final = [thought for thought in made if thought.score is not None]
             if not final:
                 raise
-        paths = [Path(t.text, ended=t.ended, score=t.score) for t in final or made]
-        return settle(paths, "best" if any(path.score is not None for path in paths) else "majority")
+        thoughts = final or made
+        return search.select_answer(thoughts, "best" if any(one.score is not None for one in thoughts) else "majority")
 
-    def _run_all(self, problem: Problem, made: list[_Thought]) -> Wave:
-        """What the last operation leaves; `made` is filled with every thought on the way."""
-        waiting = _graph(self.operations)
+    def _run_graph(self, problem: Problem, made: Thoughts) -> Waves[Thoughts]:
+        """Return what the last operation leaves; `made` is filled with every thought on the way."""
+        # The paper's controller (section 4) takes the next operation whose inputs are there. Here all of them run at
+        # once: each is a generator, and what the running ones wait for goes out as one wave.
+        waiting = _read_graph(self.operations)
         last = waiting[-1].name
-        done: dict[str, list[_Thought]] = {}
-        running: dict[str, tuple[Wave, list[Request]]] = {}
+        done: dict[str, Thoughts] = {}
+        running: dict[str, tuple[Waves[Thoughts], list[Request]]] = {}  # with the requests that it waits for
 
-        def advance(name: str, work: Wave, responses: Any) -> None:
+        def advance(name: str, work: Waves[Thoughts], responses: Any) -> None:
             try:
                 running[name] = (work, work.send(responses))
             except StopIteration as stop:
@@ -145,6 +151,8 @@ class GraphOfThoughts:
                 made.extend(stop.value)
 
         while waiting or running:
+            # An operation may end without a request (`keep_best`), and others may read it at once: so this goes round
+            # until nothing more can start.
             while ready := [operation for operation in waiting if done.keys() >= set(operation.inputs)]:
                 waiting = [operation for operation in waiting if operation not in ready]
                 for operation in ready:
@@ -156,97 +164,74 @@ class GraphOfThoughts:
                     advance(name, work, [next(responses) for _ in wave])
         return done[last]
 
-    def _run(self, problem: Problem, operation: _Operation, inputs: list[_Thought]) -> Wave:
+    def _run(self, problem: Problem, operation: _Operation, inputs: Thoughts) -> Waves[Thoughts]:
+        k, own = operation.k, operation.prompt
         match operation.op:
+            case "generate" if not operation.inputs:
+                prompt = replace_question(problem.prompt, own) if own else problem.prompt
+                [drawn] = yield [Generate(prompt, n=k, params=problem.params)]
+                return _finished(drawn)
             case "generate":
-                return (yield from self._generate(problem, operation, inputs))
-            case "score":
-                return (yield from self._score(problem, operation, inputs))
-            case "keep_best":
-                return sorted(inputs, key=_rank, reverse=True)[: operation.k]
-            case "aggregate":
-                return (yield from self._aggregate(problem, operation, inputs))
+                return search.flatten((yield from self._transform(problem, own or self.extend_prompt, k, inputs)))
             case "improve":
-                return (yield from self._each(problem, operation.prompt or self.improve_prompt, operation.k, inputs))
+                return search.flatten((yield from self._transform(problem, own or self.improve_prompt, k, inputs)))
+            case "aggregate" if inputs:  # the transformation that a tree lacks: several parents
+                texts = "\n\n".join(f"Solution {i}:\n{thought.text}" for i, thought in enumerate(inputs, 1))
+                prompt = replace_question(problem.prompt, own or self.aggregate_prompt, thoughts=texts)
+                [drawn] = yield [Generate(prompt, n=k, params=problem.params)]
+                return _finished(drawn)
+            case "score":
+                return (yield from self._score(problem, own, inputs))
+            case "keep_best":  # the paper's ranking R(G, p, h)
+                return sorted(inputs, key=lambda thought: sortable(thought.score), reverse=True)[:k]
             case "validate":
                 return (yield from self._validate(problem, operation, inputs))
-            case _:
+            case "select":
                 return [inputs[i] for i in operation.indices if -len(inputs) <= i < len(inputs)]
+        return []
 
-    def _generate(self, problem: Problem, operation: _Operation, inputs: list[_Thought]) -> Wave:
-        if operation.inputs:
-            return (yield from self._each(problem, operation.prompt or self.extend_prompt, operation.k, inputs))
-        prompt = fill(problem.prompt, operation.prompt) if operation.prompt else problem.prompt
-        [drawn] = yield [Generate(prompt, n=operation.k, params=problem.params)]
-        return _thoughts(drawn, ())
-
-    def _each(self, problem: Problem, template: str, k: int, inputs: list[_Thought]) -> Wave:
-        """`k` new thoughts of each input."""
+    def _transform(self, problem: Problem, template: str, k: int, inputs: Thoughts) -> Waves[list[Thoughts]]:
+        """Draw `k` new thoughts from each input; failed samples are left out."""
         if not inputs:
             return []
-        prompts = [fill(problem.prompt, template, thought=thought.text) for thought in inputs]
-        drawn = yield [Generate(prompt, n=k, params=problem.params) for prompt in prompts]
-        pairs = zip(inputs, drawn, strict=True)
-        return [thought for parent, completions in pairs for thought in _thoughts(completions, (parent,))]
+        prompts = [replace_question(problem.prompt, template, thought=thought.text) for thought in inputs]
+        drawn = yield [Generate(prompt, n=k, params=problem.params) for prompt in prompts]  # (inputs, k)
+        return [_finished(completions) for completions in drawn]
 
-    def _aggregate(self, problem: Problem, operation: _Operation, inputs: list[_Thought]) -> Wave:
-        if not inputs:
-            return []
-        texts = "\n\n".join(f"Solution {i}:\n{thought.text}" for i, thought in enumerate(inputs, 1))
-        prompt = fill(problem.prompt, operation.prompt or self.aggregate_prompt, thoughts=texts)
-        [drawn] = yield [Generate(prompt, n=operation.k, params=problem.params)]
-        return _thoughts(drawn, tuple(inputs))
-
-    def _score(self, problem: Problem, operation: _Operation, inputs: list[_Thought]) -> Wave:
-        """The inputs with scores, equal texts asked once; what has a score keeps it."""
+    def _score(self, problem: Problem, prompt: str | None, inputs: Thoughts) -> Waves[Thoughts]:
+        """Return the inputs with scores, equal texts asked about once; what has a score keeps it."""
         texts = list(dict.fromkeys(thought.text for thought in inputs if thought.score is None))
         if not texts:
             return inputs
-        if self.scorer is not None:
+        if self.scorer is not None:  # the paper's evaluator E(v, G, p), a function
             [scores] = yield [Score(problem.prompt, tuple(texts), self.scorer)]
-        else:
-            template = operation.prompt or self.score_prompt
-            drawn = yield [asking(problem, template, "value", self.num_evaluations, thought=text) for text in texts]
-            scores = [_mean_grade(replies) for replies in drawn]
+        else:  # or the model itself, which ends its check with a grade out of 10
+            n, template = self.num_evaluations, prompt or self.score_prompt
+            drawn = yield [search.request_judgement(problem, template, "value", n, thought=text) for text in texts]
+            grades = [[found[-1] for one in replies if (found := _NUMBER.findall(one.text))] for replies in drawn]
+            scores = [fmean(min(float(x) / 10, 1.0) for x in of_text) if of_text else None for of_text in grades]
         known = dict(zip(texts, scores, strict=True))
         return [replace(t, score=known[t.text]) if t.score is None else t for t in inputs]
 
-    def _validate(self, problem: Problem, operation: _Operation, inputs: list[_Thought]) -> Wave:
-        thoughts = yield from self._score(problem, operation, inputs)
+    def _validate(self, problem: Problem, operation: _Operation, inputs: Thoughts) -> Waves[Thoughts]:
+        thoughts = list((yield from self._score(problem, None, inputs)))  # a copy: others may read the inputs too
         for _ in range(operation.retries):
-            bad = [thought for thought in thoughts if _rank(thought) < operation.threshold]
-            better = yield from self._each(problem, self.improve_prompt, 1, bad)
-            better = yield from self._score(problem, operation, better)
-            mended = {thought.parents[0]: thought for thought in better}
-            thoughts = [mended.get(thought, thought) for thought in thoughts]
-        return [thought for thought in thoughts if _rank(thought) >= operation.threshold] or thoughts
+            bad = [i for i, thought in enumerate(thoughts) if sortable(thought.score) < operation.threshold]
+            drawn = yield from self._transform(problem, self.improve_prompt, 1, [thoughts[i] for i in bad])
+            better = iter((yield from self._score(problem, None, search.flatten(drawn))))
+            for i, of_thought in zip(bad, drawn, strict=True):
+                # It takes the place of the thought that it was made from, even if it is worse: the next retry mends it.
+                thoughts[i] = next(better) if of_thought else thoughts[i]
+        return [thought for thought in thoughts if sortable(thought.score) >= operation.threshold] or thoughts
 
 
-# --- Thoughts and operations -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class _Thought:
-    """A solution, and the thoughts that it was made of."""
-
-    text: str
-    ended: Any
-    parents: tuple[_Thought, ...] = ()
-    score: float | None = None
-
-
-def _thoughts(completions: Sequence[Completion], parents: tuple[_Thought, ...]) -> list[_Thought]:
+def _finished(completions: Sequence[Completion]) -> Thoughts:
+    """Return the thoughts that completions are; one that fails leaves none, and the graph goes on without it."""
     kept = [completion for completion in completions if completion.finish_reason != "error"]
-    return [_Thought(c.text, "length" if c.finish_reason == "length" else "stop", parents) for c in kept]
+    return [PartialCompletion(c.text, ended="length" if c.finish_reason == "length" else "stop") for c in kept]
 
 
-def _rank(thought: _Thought) -> float:
-    return -math.inf if thought.score is None or math.isnan(thought.score) else thought.score
-
-
-def _mean_grade(replies: Sequence[Completion]) -> float | None:
-    last = [found[-1] for reply in replies if (found := _NUMBER.findall(reply.text))]
-    return fmean(min(float(number) / 10, 1.0) for number in last) if last else None
+# --- The graph of operations -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -282,37 +267,38 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def _graph(rows: Sequence[Mapping[str, Any]]) -> list[_Operation]:
-    """The operations, each after those that it reads.
+def _read_graph(rows: Sequence[Mapping[str, Any]]) -> list[_Operation]:
+    """Return the operations, each after those that it reads.
 
     Raises:
         InputError: for the first row that cannot be used.
     """
     if not rows:
-        refuse("graph_of_thoughts", "operations", rows, "at least one")
+        search.refuse_field("graph_of_thoughts", "operations", rows, "at least one")
     graph: list[_Operation] = []
     for i, row in enumerate(rows):
-        graph.append(_operation(f"operations[{i}]", row, [operation.name for operation in graph]))
+        graph.append(_read_operation(f"operations[{i}]", row, [operation.name for operation in graph]))
     return graph
 
 
-def _operation(where: str, row: Mapping[str, Any], before: list[str]) -> _Operation:
+def _read_operation(where: str, row: Mapping[str, Any], before: list[str]) -> _Operation:
     if not isinstance(row, Mapping) or "op" not in row:
-        refuse("graph_of_thoughts", where, row, "a mapping with 'op'")
+        search.refuse_field("graph_of_thoughts", where, row, "a mapping with 'op'")
     allowed = ("op", "name", "inputs", *_OWN_KEYS.get(str(row["op"]), ()))
     for key, value in row.items():
-        if row["op"] in _OWN_KEYS and key not in allowed:
-            refuse("graph_of_thoughts", where, key, f"one of {', '.join(allowed)}")
+        if row["op"] in _OWN_KEYS and key not in allowed:  # an unknown `op` is told first, by its own check
+            search.refuse_field("graph_of_thoughts", where, key, f"one of {', '.join(allowed)}")
         is_right, expected = _EXPECTED.get(key, (lambda _: True, ""))
         if not is_right(value):
-            refuse("graph_of_thoughts", f"{where}.{key}", value, expected)
+            search.refuse_field("graph_of_thoughts", f"{where}.{key}", value, expected)
     name, inputs = row.get("name", str(len(before))), tuple(row.get("inputs", before[-1:]))
     if name in before:
-        refuse("graph_of_thoughts", f"{where}.name", name, "a name of its own")
-    if not set(inputs) <= set(before):
-        refuse(
-            "graph_of_thoughts", f"{where}.inputs", [*inputs], f"operations before it: {', '.join(before) or 'none'}"
-        )
+        search.refuse_field("graph_of_thoughts", f"{where}.name", name, "a name of its own")
+    if not set(inputs) <= set(before):  # names of later operations are refused too, so there can be no cycle
+        known = f"operations before it: {', '.join(before) or 'none'}"
+        search.refuse_field("graph_of_thoughts", f"{where}.inputs", [*inputs], known)
     if not inputs and row["op"] != "generate":
-        refuse("graph_of_thoughts", f"{where}.op", row["op"], "'generate', since it reads no other operation")
+        search.refuse_field(
+            "graph_of_thoughts", f"{where}.op", row["op"], "'generate', since it reads no other operation"
+        )
     return _Operation(**{**row, "name": name, "inputs": inputs, "indices": tuple(row.get("indices", ()))})

@@ -13,7 +13,7 @@ __all__ = ["Greedy"]
 
 @dataclass
 class Greedy:
-    """One completion at temperature 0.
+    """Draw one completion at temperature 0.
 
     Example:
         >>> steps = Greedy()(Problem("2+2=?"))

@@ -26,33 +26,22 @@ where Q is the mean (or largest) value seen below the child and N counts the val
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
-from posttrain_plugins.search import (
-    VALUE_PROMPT,
-    Aggregate,
-    Growth,
-    Path,
-    check_fields,
-    distinct,
-    flat,
-    judged,
-    rank,
-    self_judged,
-    settle,
-    until_spent,
-)
+from posttrain_plugins import search
+from posttrain_plugins.search import VALUE_PROMPT, Expander, PartialCompletion, PathAggregate, Waves
+from posttrain_plugins.text.answers import sortable
 from posttrain_plugins.text.steps import SEPARATOR
-from posttrain_plugins.types import Problem, Request, Result, RewardRef
+from posttrain_plugins.types import Problem, Result, RewardRef
 
 __all__ = ["MCTS"]
 
 
 @dataclass
 class MCTS:
-    """A tree of steps, grown where it promises most.
+    """Grow a tree of steps where it promises most, and answer from its finished paths.
 
     Args:
         scorer: a reward that values begun or finished paths, best in [0, 1]; None lets the model judge its own paths.
@@ -93,7 +82,7 @@ class MCTS:
     leaves_per_wave: int = 4
     max_steps: int = 40
     separator: str = SEPARATOR
-    aggregate: Aggregate = "last"
+    aggregate: PathAggregate = "last"
     select: Literal["value", "visits", "weighted_vote", "majority"] = "weighted_vote"
     value_prompt: str = VALUE_PROMPT
     verdicts: dict[str, float] = field(default_factory=lambda: {"sure": 1.0, "likely": 0.5, "impossible": 0.0})
@@ -101,183 +90,177 @@ class MCTS:
 
     def __post_init__(self) -> None:
         counts = ("num_simulations", "branches", "leaves_per_wave", "max_steps", "num_evaluations")
-        check_fields("mcts", self, *counts)
+        search.check_fields("mcts", self, *counts)
 
-    def __call__(self, problem: Problem) -> Generator[list[Request], Any, Result]:
-        found: list[Path] = []
-        tree = _Tree(self)
-        growth = Growth(problem, self.max_steps, self.separator, logprobs=self.prior == "logprob")
-        with until_spent(found):
-            yield from self._search(growth, tree, found)
-            yield from self._complete(growth, tree, found)
-        if self.select == "visits":
-            return _standing_on(tree.most_visited().path, settle(found, "best"))
-        return settle(found, "best" if self.select == "value" else self.select)
+    def __call__(self, problem: Problem) -> Waves[Result]:
+        found: list[PartialCompletion] = []
+        tree = _SearchTree(self)
+        expander = Expander(problem, self.max_steps, self.separator, logprobs=self.prior == "logprob")
+        with search.stop_when_spent(found):
+            yield from self._search(expander, tree, found)
+            yield from self._complete(expander, tree, found)
+        if self.select in ("weighted_vote", "majority"):
+            return search.select_answer(found, self.select)
+        result = search.select_answer(found, "best")
+        reached = tree.most_visited().path
+        if self.select == "visits" and reached.ended:
+            chosen = search.select_answer([reached], "best")
+            return replace(result, answer=chosen.answer, text=chosen.text)
+        return result
 
-    def _search(self, growth: Growth, tree: _Tree, found: list[Path]) -> Generator[list[Request], Any, None]:
+    def _search(self, expander: Expander, tree: _SearchTree, found: list[PartialCompletion]) -> Waves[None]:
         left = self.num_simulations
-        while wave := tree.chosen(min(self.leaves_per_wave, left)):
-            left -= len(wave)
-            live = [leaf for leaf in wave if leaf.path.ended is None]
-            offspring = yield from self._drawn(growth, live)
-            valued = iter((yield from self._valued(growth, flat(offspring), found)))
-            for leaf, children in zip(live, offspring, strict=True):
-                tree.expand(leaf, [next(valued) for _ in children])
-
-    def _drawn(self, growth: Growth, live: Sequence[_Node]) -> Generator[list[Request], Any, list[list[Path]]]:
-        drawn = yield from growth.grow([leaf.path for leaf in live], self.branches)
-        return [distinct(children) for children in drawn]
+        while leaves := tree.choose_leaves(min(self.leaves_per_wave, left)):  # selection
+            left -= len(leaves)
+            live = [leaf for leaf in leaves if leaf.path.ended is None]
+            # Expansion: all leaves of the wave in one batch. Equal steps of one parent would split its visits.
+            drawn = yield from expander.expand([leaf.path for leaf in live], self.branches)
+            children = [search.deduplicate(of_leaf) for of_leaf in drawn]
+            valued = iter((yield from self._valued(expander, search.flatten(children), found)))  # simulation
+            for leaf, of_leaf in zip(live, children, strict=True):
+                tree.expand(leaf, [next(valued) for _ in of_leaf])  # backpropagation
 
     def _valued(
-        self, growth: Growth, children: Sequence[Path], found: list[Path]
-    ) -> Generator[list[Request], Any, list[Path]]:
-        """The children with the values of themselves, or of rollouts from them."""
+        self, expander: Expander, children: Sequence[PartialCompletion], found: list[PartialCompletion]
+    ) -> Waves[list[PartialCompletion]]:
+        """Return the children with the values of themselves, or of rollouts from them."""
         ends = list(children)
         if self.rollout:
             live = [i for i, child in enumerate(children) if child.ended is None]
-            runs = yield from growth.grow([children[i] for i in live], 1, to_end=True)
-            for i, run in zip(live, runs, strict=True):
-                ends[i : i + 1] = run or ends[i : i + 1]
-        ends = yield from self._judged(growth.problem, ends)
-        found += ends
+            rollouts = yield from expander.expand([children[i] for i in live], 1, to_end=True)
+            for i, drawn in zip(live, rollouts, strict=True):
+                ends[i : i + 1] = drawn or ends[i : i + 1]  # a rollout that failed leaves the child as its own end
+        problem = expander.problem
+        if self.scorer is not None:
+            ends = yield from search.judge_paths(problem, ends, self.scorer, self.aggregate, self.separator)
+        else:
+            ends = yield from search.self_judge_paths(
+                problem, ends, self.value_prompt, self.verdicts, self.num_evaluations
+            )
+        found += ends  # a rollout is a finished path like any other, and may be the answer
+        # Only its value comes back: the tree goes on from the child, not from where the rollout went.
         return [replace(child, score=end.score) for child, end in zip(children, ends, strict=True)]
 
-    def _judged(self, problem: Problem, paths: Sequence[Path]) -> Generator[list[Request], Any, list[Path]]:
-        if self.scorer is not None:
-            scored = yield from judged(problem, paths, self.scorer, self.aggregate, self.separator)
-        else:
-            scored = yield from self_judged(problem, paths, self.value_prompt, self.verdicts, self.num_evaluations)
-        return list(scored)
-
-    def _complete(self, growth: Growth, tree: _Tree, found: list[Path]) -> Generator[list[Request], Any, None]:
-        """Bring the path that the answer would stand on to an end, if it has none."""
+    def _complete(self, expander: Expander, tree: _SearchTree, found: list[PartialCompletion]) -> Waves[None]:
+        """Bring the path that the answer would be taken from to an end, if it has none."""
         leaf = tree.most_visited()
         if leaf.path.ended or (self.select != "visits" and any(path.ended for path in found)):
             return
-        [ends] = yield from growth.grow([leaf.path], 1, to_end=True)
+        [ends] = yield from expander.expand([leaf.path], 1, to_end=True)
         for end in ends:
             leaf.path = replace(end, score=leaf.path.score)
             found.append(leaf.path)
-
-
-def _standing_on(path: Path, result: Result) -> Result:
-    chosen = settle([path], "best")
-    return replace(result, answer=chosen.answer, text=chosen.text) if path.ended else result
 
 
 # --- The tree --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
-class _Node:
+class _TreeNode:
     """A state: `visits`, `total` and `best` of the values seen at it and below; `reserved` simulations on their way."""
 
-    path: Path
-    parent: _Node | None = None
+    path: PartialCompletion
+    parent: _TreeNode | None = None
     prior: float = 1.0
-    children: list[_Node] = field(default_factory=list)
+    children: list[_TreeNode] = field(default_factory=list)
     visits: int = 0
     total: float = 0.0
     best: float = -math.inf
     reserved: int = 0
 
-    def line(self) -> Iterator[_Node]:
-        """The node and its ancestors."""
-        node: _Node | None = self
+    def lineage(self) -> Iterator[_TreeNode]:
+        """Yield the node and its ancestors."""
+        node: _TreeNode | None = self
         while node is not None:
             yield node
             node = node.parent
 
     def is_free(self) -> bool:
-        """Whether a simulation may end at it or below."""
-        if self.children:
-            return any(child.is_free() for child in self.children)
-        return self.reserved == 0
+        """Return whether a simulation may end at it or below."""
+        return any(child.is_free() for child in self.children) if self.children else self.reserved == 0
 
 
-class _Tree:
+class _SearchTree:
     """The tree of one problem, with the rule by which it is walked."""
 
     def __init__(self, rule: MCTS) -> None:
         self.rule = rule
-        self.root = _Node(Path())
-        self.low = 0.0
-        self.high = 1.0
+        self.root = _TreeNode(PartialCompletion())
+        # The bounds of Q, as in MuZero; but they begin at [0, 1], which scores of a PRM never leave, so that c means
+        # the same in every tree as long as no value lies outside.
+        self.low, self.high = 0.0, 1.0
 
-    def chosen(self, count: int) -> list[_Node]:
-        """So many leaves, chosen one after the other: the live ones are all different, and reserved until expanded."""
-        leaves: list[_Node] = []
+    def choose_leaves(self, count: int) -> list[_TreeNode]:
+        """Choose `count` leaves one by one; those to be expanded are all different, and reserved until then."""
+        leaves: list[_TreeNode] = []
         while len(leaves) < count and self.root.is_free():
-            leaf = self._descend()
-            leaves.append(leaf)
-            if leaf.path.ended:
-                self._back_up(leaf)
-            else:
-                _reserve(leaf, 1)
+            node = self.root
+            while node.children:
+                node = max((child for child in node.children if child.is_free()), key=self.urgency)
+            leaves.append(node)
+            if node.path.ended:  # nothing to draw, so its value counts at once
+                self._back_up(node)
+                continue
+            # The virtual loss has to be there before the next leaf of the wave is chosen: without it, all of the wave
+            # would go down the same branch.
+            for ancestor in node.lineage():
+                ancestor.reserved += 1
         return leaves
 
-    def _descend(self) -> _Node:
-        node = self.root
-        while node.children:
-            node = max((child for child in node.children if child.is_free()), key=self.urgency)
-        return node
-
-    def urgency(self, child: _Node) -> float:
-        """What the rule maximises; reserved visits count as visits of the lowest value."""
+    def urgency(self, child: _TreeNode) -> float:
+        """Return what the rule maximises; reserved visits count as visits of the lowest value."""
         assert child.parent is not None
         above = child.parent.visits + child.parent.reserved
         visits = child.visits + child.reserved
         c = self.rule.exploration_constant
-        quality = self._quality(child) * child.visits / max(visits, 1)
+        quality = self._quality(child) * child.visits / visits  # a reserved visit adds 0 to the sum of values
         if self.rule.rule == "puct":
             return quality + c * child.prior * math.sqrt(above) / (1 + visits)
-        return quality + c * math.sqrt(math.log(max(above, 1)) / max(visits, 1))
+        # Every child has been visited when it is first compared (deviation 1): neither count is 0, and UCT's infinite
+        # urgency of a child without visits never comes up.
+        return quality + c * math.sqrt(math.log(above) / visits)
 
-    def _quality(self, node: _Node) -> float:
-        """Q in [0, 1]."""
+    def _quality(self, node: _TreeNode) -> float:
+        """Return Q in [0, 1]."""
         if not node.visits:
             return 0.0
         value = node.best if self.rule.backup == "max" else node.total / node.visits
         return (value - self.low) / (self.high - self.low)
 
-    def expand(self, leaf: _Node, children: Sequence[Path]) -> None:
+    def expand(self, leaf: _TreeNode, children: Sequence[PartialCompletion]) -> None:
         """Hang the valued children below the leaf; one whose samples all failed stays reserved for good."""
         if not children:
             return
-        _reserve(leaf, -1)
-        priors = self._priors(leaf.path, children)
-        leaf.children = [_Node(child, leaf, prior) for child, prior in zip(children, priors, strict=True)]
-        self._widen(children)
+        for node in leaf.lineage():
+            node.reserved -= 1
+        leaf.children = [
+            _TreeNode(child, leaf, prior)
+            for child, prior in zip(children, self._priors(leaf.path, children), strict=True)
+        ]
+        # The bounds are widened before the values go up: a value that cannot be told counts as the lowest one.
+        known = [score for child in children if (score := sortable(child.score)) > -math.inf]
+        self.low, self.high = min([self.low, *known]), max([self.high, *known])
         for node in leaf.children:
             self._back_up(node)
 
-    def _back_up(self, leaf: _Node) -> None:
-        value = max(rank(leaf.path), self.low)
-        for node in leaf.line():
+    def _back_up(self, leaf: _TreeNode) -> None:
+        value = max(sortable(leaf.path.score), self.low)
+        for node in leaf.lineage():
             node.visits += 1
             node.total += value
             node.best = max(node.best, value)
 
-    def most_visited(self) -> _Node:
-        """The leaf reached by visits; of equal ones by value."""
+    def most_visited(self) -> _TreeNode:
+        """Return the leaf reached by visits; of equal ones by value."""
         node = self.root
         while node.children:
             node = max(node.children, key=lambda child: (child.visits, self._quality(child)))
         return node
 
-    def _widen(self, children: Sequence[Path]) -> None:
-        """[0, 1] holds until a value lies outside; from then on the values seen are the bounds."""
-        values = [rank(child) for child in children if rank(child) > -math.inf]
-        self.low, self.high = min([self.low, *values]), max([self.high, *values])
-
-    def _priors(self, parent: Path, children: Sequence[Path]) -> list[float]:
+    def _priors(self, parent: PartialCompletion, children: Sequence[PartialCompletion]) -> list[float]:
         known = [child.logprob for child in children if child.logprob is not None]
         if self.rule.prior == "uniform" or parent.logprob is None or len(known) < len(children):
             return [1 / len(children)] * len(children)
+        # The parent's log-probability is part of each child's, and falls out of the softmax.
         odds = [math.exp(logprob - max(known)) for logprob in known]
         return [odd / sum(odds) for odd in odds]
-
-
-def _reserve(leaf: _Node, count: int) -> None:
-    for node in leaf.line():
-        node.reserved += count

@@ -8,13 +8,13 @@ own samples are the proposals, the paper's single-proposer setting.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from string import Template
 
 from posttrain_plugins.errors import BudgetExhausted, InputError
+from posttrain_plugins.text import extend_question
 from posttrain_plugins.text.answers import candidates, choose, majority
-from posttrain_plugins.types import Candidate, Completion, Generate, ModelRef, Problem, Prompt, Result
+from posttrain_plugins.types import Candidate, Generate, ModelRef, Problem, RequestGenerator, Result
 
 __all__ = ["MixtureOfAgents"]
 
@@ -26,7 +26,7 @@ $proposals"""
 
 @dataclass
 class MixtureOfAgents:
-    """An answer made of the answers of several models.
+    """Make one answer of the answers of several models.
 
     Args:
         proposers: the roles that propose, once each per layer; none: the policy, `n` times.
@@ -58,42 +58,28 @@ class MixtureOfAgents:
         if self.layers < 1:
             raise InputError(f"mixture_of_agents cannot have {self.layers} layers", hint="set layers to 1 or more")
 
-    def __call__(self, problem: Problem) -> Generator[list[Generate], list[list[Completion]], Result]:
+    def __call__(self, problem: Problem) -> RequestGenerator[Result]:
         among: list[Candidate] = []
-        proposals: list[Candidate] = []
-        is_made = False
+        proposals: list[Candidate] = []  # of the newest layer that has any; the newest of `among`
+        is_aggregated = False
         roles = [(role, 1) for role in self.proposers] or [("policy", self.n)]
         try:
             for layer in range(1, self.layers + 1):
                 asked = roles if layer < self.layers else [(self.aggregator or "policy", 1)]
-                prompt = self._prompt(problem.prompt, [proposal.text for proposal in proposals])
+                # Equation 1: each agent of layer i is given x_1 and all outputs of layer i - 1, joined by the
+                # Aggregate-and-Synthesize prompt. The first layer has none; nor has one whose samples all failed.
+                numbered = "\n".join(f"{i}. {proposal.text}" for i, proposal in enumerate(proposals, start=1))
+                text = Template(self.aggregate_prompt).safe_substitute(proposals=numbered)
+                prompt = extend_question(problem.prompt, text) if proposals else problem.prompt
                 drawn = yield [Generate(prompt, n=n, params=problem.params, model=role) for role, n in asked]
                 found = [candidate for completions in drawn for candidate in candidates(completions)]
                 among += found
-                is_made = layer == self.layers and bool(found)
+                is_aggregated = layer == self.layers and bool(found)
                 proposals = found or proposals
         except BudgetExhausted:
             if not among:
                 raise
-        return choose(among, len(among) - 1 if is_made else _voted(among, proposals))
-
-    def _prompt(self, prompt: Prompt, texts: Sequence[str]) -> Prompt:
-        """The question with the proposals below; as it is where there are none."""
-        if not texts:
-            return prompt
-        numbered = "\n".join(f"{i}. {text}" for i, text in enumerate(texts, start=1))
-        return _with_text(prompt, Template(self.aggregate_prompt).safe_substitute(proposals=numbered))
-
-
-def _voted(among: Sequence[Candidate], proposals: Sequence[Candidate]) -> int | None:
-    """Without the aggregator: the majority of the newest proposals."""
-    voted = majority([proposal.answer for proposal in proposals])
-    return len(among) - len(proposals) + (voted or 0) if proposals else None
-
-
-def _with_text(prompt: Prompt, text: str) -> Prompt:
-    """A paragraph at the end of the text or of the user's last message."""
-    if isinstance(prompt, str):
-        return f"{prompt}\n\n{text}"
-    at = max((i for i, message in enumerate(prompt) if message["role"] == "user"), default=len(prompt) - 1)
-    return [*prompt[:at], {**prompt[at], "content": f"{prompt[at]['content']}\n\n{text}"}, *prompt[at + 1 :]]
+        if is_aggregated or not proposals:
+            return choose(among, len(among) - 1)
+        # Without the aggregator's answer, the majority of the newest proposals has to do.
+        return choose(among, len(among) - len(proposals) + (majority([one.answer for one in proposals]) or 0))

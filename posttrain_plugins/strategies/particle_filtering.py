@@ -16,25 +16,15 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, ClassVar, Literal
 
-from posttrain_plugins.search import (
-    Aggregate,
-    Growth,
-    Path,
-    Select,
-    check_fields,
-    flat,
-    judged,
-    refuse,
-    settle,
-    until_spent,
-)
+from posttrain_plugins import search
+from posttrain_plugins.search import AnswerRule, Expander, PartialCompletion, PathAggregate, Waves
 from posttrain_plugins.text.steps import SEPARATOR
-from posttrain_plugins.types import Problem, Request, Result, RewardRef
+from posttrain_plugins.types import Problem, Result, RewardRef
 
 __all__ = ["ParticleFiltering"]
 
@@ -44,7 +34,7 @@ EDGE = 1e-6
 
 @dataclass
 class ParticleFiltering:
-    """`num_particles` paths, drawn anew after each step by the softmax of their scores' logits.
+    """Grow `num_particles` paths, and draw them anew after each step by the softmax of their scores' logits.
 
     Args:
         scorer: a reward that scores steps, as probabilities; scores outside [0, 1] are taken for logits.
@@ -75,67 +65,69 @@ class ParticleFiltering:
     ess_threshold: float | None = None
     max_steps: int = 40
     separator: str = SEPARATOR
-    aggregate: Aggregate = "last"
-    select: Select = "weighted_vote"
+    aggregate: PathAggregate = "last"
+    select: AnswerRule = "weighted_vote"
 
     def __post_init__(self) -> None:
-        check_fields("particle_filtering", self, "num_particles", "max_steps")
+        search.check_fields("particle_filtering", self, "num_particles", "max_steps")
         if self.temperature <= 0:
-            refuse("particle_filtering", "temperature", self.temperature, "a number above 0")
+            search.refuse_field("particle_filtering", "temperature", self.temperature, "a number above 0")
         if self.ess_threshold is not None and not 0 < self.ess_threshold <= 1:
-            refuse("particle_filtering", "ess_threshold", self.ess_threshold, "a share in (0, 1]")
+            search.refuse_field("particle_filtering", "ess_threshold", self.ess_threshold, "a share in (0, 1]")
 
-    def __call__(self, problem: Problem) -> Generator[list[Request], Any, Result]:
-        population = [Path()] * self.num_particles
-        with until_spent(population):
-            yield from self._filter(Growth(problem, self.max_steps, self.separator), population)
-        return settle(population, self.select, self.weights(population))
+    def __call__(self, problem: Problem) -> Waves[Result]:
+        particles = [PartialCompletion()] * self.num_particles
+        with search.stop_when_spent(particles):
+            yield from self._filter(Expander(problem, self.max_steps, self.separator), particles)
+        return search.select_answer(particles, self.select, self.weights(particles))
 
-    def _filter(self, growth: Growth, population: list[Path]) -> Generator[list[Request], Any, None]:
-        """Changes the population in place, so that it stands whenever the budget ends."""
-        while live := Counter(replace(p, score=None, step_scores=()) for p in population if p.ended is None):
-            grown = yield from growth.grow(list(live), list(live.values()))  # copies of a particle are one request
-            if not any(grown):
+    def _filter(self, expander: Expander, particles: list[PartialCompletion]) -> Waves[None]:
+        """Run algorithm 1; the particles are changed in place, so that they stand whenever the budget ends."""
+        # "while not all particles stop". Copies of a particle are one request with several draws: its prompt is read
+        # once. Their scores are left out, so that a particle whose sample fails has none, and weight 0, where it stays.
+        while live := Counter(replace(p, score=None, step_scores=()) for p in particles if p.ended is None):
+            # "x_{t+1} ~ p_M(. | c, x_{1:t})", the transition. The first wave is the algorithm's initialisation.
+            children = yield from expander.expand(list(live), list(live.values()))
+            if not any(children):  # every sample failed
                 return
-            moved = yield from judged(growth.problem, flat(grown), self.scorer, self.aggregate, self.separator)
-            failed = [[path] * (live[path] - len(children)) for path, children in zip(live, grown, strict=True)]
-            population[:] = [*(p for p in population if p.ended), *moved, *flat(failed)]
-            if any(particle.ended is None for particle in population):
-                population[:] = self.resampled(population, growth.problem.rng)
+            # "w = [r(x^1), ..., r(x^N)]": the reward model sees the path up to its newest step.
+            moved = yield from search.judge_paths(
+                expander.problem, search.flatten(children), self.scorer, self.aggregate, self.separator
+            )
+            failed = [[path] * (live[path] - len(drawn)) for path, drawn in zip(live, children, strict=True)]
+            # Finished particles stay in the population and are drawn again like the others, as in the paper: a finished
+            # one with a high score pushes out live ones with low scores.
+            particles[:] = [*(p for p in particles if p.ended), *moved, *search.flatten(failed)]  # (N,)
+            if any(particle.ended is None for particle in particles):
+                particles[:] = self.resample(particles, expander.problem.rng)
 
-    def weights(self, population: Sequence[Path]) -> list[float]:
-        """The normalised weights, 0 for what was not judged; where nothing was, all are equal."""
-        logits = [value / self.temperature for value in _logits([particle.score for particle in population])]
-        highest = max(logits)
-        if highest == -math.inf:
-            return [1 / len(population)] * len(population)
-        weights = [math.exp(logit - highest) for logit in logits]
-        return [weight / sum(weights) for weight in weights]
+    def weights(self, particles: Sequence[PartialCompletion]) -> list[float]:
+        """Return the normalised weights, 0 for what was not judged; where nothing was, all are equal."""
+        known = [particle.score for particle in particles if particle.score is not None]
+        if not known:
+            return [1 / len(particles)] * len(particles)
+        are_logits = any(not 0 <= score <= 1 for score in known)
+        logits = [-math.inf] * len(particles)
+        for i, particle in enumerate(particles):
+            if particle.score is not None:
+                share = min(max(particle.score, EDGE), 1 - EDGE)
+                logits[i] = (particle.score if are_logits else math.log(share / (1 - share))) / self.temperature
+        # theta = softmax(w), with the largest logit taken out, so that nothing overflows. A softmax of logits is what
+        # makes weights proportional to the odds of the scores, and so to a likelihood.
+        odds = [math.exp(logit - max(logits)) for logit in logits]
+        return [each / sum(odds) for each in odds]
 
-    def resampled(self, population: Sequence[Path], rng: random.Random) -> list[Path]:
-        """As many particles, drawn with replacement by their weights."""
-        weights = self.weights(population)
-        ess = 1 / sum(weight**2 for weight in weights)
-        if self.ess_threshold is not None and ess >= self.ess_threshold * len(population):
-            return list(population)
-        if self.resampling == "multinomial":
-            return rng.choices(population, weights, k=len(population))
-        return _systematic(population, weights, rng.random())
-
-
-def _logits(scores: Sequence[float | None]) -> list[float]:
-    known = [score for score in scores if score is not None]
-    are_logits = any(not 0 <= score <= 1 for score in known)
-    return [-math.inf if s is None else s if are_logits else _logit(min(max(s, EDGE), 1 - EDGE)) for s in scores]
-
-
-def _logit(probability: float) -> float:
-    return math.log(probability / (1 - probability))
-
-
-def _systematic(population: Sequence[Path], weights: Sequence[float], start: float) -> list[Path]:
-    """The particles under N equally spaced points of the cumulative weights, the first at `start / N`."""
-    count = len(population)
-    ends = list(accumulate(weights))
-    ends[-1] = math.inf  # rounding may leave the last point above the sum
-    return [population[next(k for k, end in enumerate(ends) if (start + i) / count < end)] for i in range(count)]
+    def resample(self, particles: Sequence[PartialCompletion], rng: random.Random) -> list[PartialCompletion]:
+        """Draw as many particles with replacement by their weights."""
+        weights, count = self.weights(particles), len(particles)
+        ess = 1 / sum(weight**2 for weight in weights)  # N where all are equal, 1 where one has all the weight
+        if self.ess_threshold is not None and ess >= self.ess_threshold * count:
+            return list(particles)
+        if self.resampling == "multinomial":  # the paper's: j ~ P(j = i) = theta_i, N times
+            return rng.choices(particles, weights, k=count)
+        # Systematic: the particles under N equally spaced points of the cumulative weights, with one random start. Each
+        # is drawn floor(N * weight) or ceil(N * weight) times, where multinomial draws have more variance.
+        ends = list(accumulate(weights))
+        ends[-1] = math.inf  # rounding may leave the last point above the sum
+        start = rng.random()
+        return [particles[next(k for k, end in enumerate(ends) if (start + i) / count < end)] for i in range(count)]

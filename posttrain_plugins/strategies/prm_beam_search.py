@@ -12,27 +12,14 @@ N beams; the best N/M by the verifier are kept, and each is continued M times.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from posttrain_plugins.search import (
-    Aggregate,
-    Growth,
-    Path,
-    Select,
-    best_first,
-    check_fields,
-    distinct,
-    flat,
-    judged,
-    refuse,
-    settle,
-    shares,
-    until_spent,
-)
+from posttrain_plugins import search
+from posttrain_plugins.search import AnswerRule, Expander, PartialCompletion, PathAggregate, Waves
 from posttrain_plugins.text.steps import SEPARATOR
-from posttrain_plugins.types import Problem, Request, Result, RewardRef
+from posttrain_plugins.types import Problem, Result, RewardRef
 
 __all__ = ["PRMBeamSearch"]
 
@@ -68,47 +55,47 @@ class PRMBeamSearch:
     max_steps: int = 40
     lookahead: int = 0
     separator: str = SEPARATOR
-    aggregate: Aggregate = "last"
-    select: Select = "weighted_vote"
+    aggregate: PathAggregate = "last"
+    select: AnswerRule = "weighted_vote"
 
     def __post_init__(self) -> None:
-        check_fields("prm_beam_search", self, "n", "beam_width", "max_steps")
-        if self.n % self.beam_width:
-            refuse("prm_beam_search", "beam_width", self.beam_width, f"a divisor of n ({self.n})")
+        search.check_fields("prm_beam_search", self, "n", "beam_width", "max_steps")
         if self.lookahead < 0:
-            refuse("prm_beam_search", "lookahead", self.lookahead, "at least 0")
+            search.refuse_field("prm_beam_search", "lookahead", self.lookahead, "at least 0")
 
-    def __call__(self, problem: Problem) -> Generator[list[Request], Any, Result]:
-        found: list[Path] = []
-        with until_spent(found):
-            yield from self._search(Growth(problem, self.max_steps, self.separator), found)
-        return settle(found, self.select)
+    def __call__(self, problem: Problem) -> Waves[Result]:
+        pool: list[PartialCompletion] = []
+        with search.stop_when_spent(pool):
+            yield from self._search(Expander(problem, self.max_steps, self.separator), pool)
+        return search.select_answer(pool, self.select)
 
-    def _search(self, growth: Growth, found: list[Path]) -> Generator[list[Request], Any, None]:
-        beams, in_pool = [Path()], 0
-        while beams and in_pool < self.n:
-            grown = yield from growth.grow(beams, shares(self.n, len(beams)))
-            children = yield from self._judged(growth, distinct(flat(grown), are_votes=True))
-            found += children
-            in_pool += sum(child.ended is not None for child in children)
-            live = [child for child in children if child.ended is None]
-            beams = best_first(live)[: self.n // self.beam_width]
+    def _search(self, expander: Expander, pool: list[PartialCompletion]) -> Waves[None]:
+        """Fill the pool with every path that was judged; those that have ended are its votes."""
+        beams, num_ended = [PartialCompletion()], 0
+        while beams and num_ended < self.n:
+            # The paper's step 1 is the first pass, N draws from the prompt; afterwards its step 4, M draws from each of
+            # the N/M beams. Where fewer beams are left, since equal ones were merged, they share the N draws.
+            children = search.flatten((yield from expander.expand(beams, search.split_draws(self.n, len(beams)))))
+            # Ended paths are not merged: each one is a vote of its own at the end.
+            judged = yield from self._judged(expander, search.deduplicate(children, are_votes=True))  # step 2
+            pool += judged
+            num_ended += sum(path.ended is not None for path in judged)
+            # Step 3, filter for the top N/M. A finished path takes no place among them: there is nothing to expand.
+            beams = search.sort_by_score(path for path in judged if path.ended is None)[: self.n // self.beam_width]
 
-    def _judged(self, growth: Growth, children: Sequence[Path]) -> Generator[list[Request], Any, list[Path]]:
-        """The children with the scores of where they lead to."""
-        ahead = yield from self._rolled_out(growth, children)
-        scored = yield from judged(growth.problem, ahead, self.scorer, self.aggregate, self.separator)
-        return [
-            replace(child, score=seen.score, step_scores=seen.step_scores[: child.steps])
-            for child, seen in zip(children, scored, strict=True)
-        ]
-
-    def _rolled_out(self, growth: Growth, children: Sequence[Path]) -> Generator[list[Request], Any, list[Path]]:
-        """Each child, `lookahead` greedy steps further; one whose sample fails stays where it is."""
+    def _judged(self, expander: Expander, children: Sequence[PartialCompletion]) -> Waves[list[PartialCompletion]]:
+        """Return the children with the scores of where they lead to."""
+        # Lookahead search: k greedy steps from each child, whose end is scored in its place. All children are rolled
+        # out in the same k waves; one whose sample fails stays where it is.
         ahead = list(children)
         for _ in range(self.lookahead):
             live = [i for i, path in enumerate(ahead) if path.ended is None]
-            grown = yield from growth.grow([ahead[i] for i in live], 1, greedy=True)
-            for i, next_step in zip(live, grown, strict=True):
-                ahead[i : i + 1] = next_step[:1] or ahead[i : i + 1]
-        return ahead
+            next_steps = yield from expander.expand([ahead[i] for i in live], 1, greedy=True)
+            for i, drawn in zip(live, next_steps, strict=True):
+                ahead[i : i + 1] = drawn[:1] or ahead[i : i + 1]
+        scored = yield from search.judge_paths(expander.problem, ahead, self.scorer, self.aggregate, self.separator)
+        # The rolled-out steps are thrown away, and their step scores with them: the beam goes on from the child.
+        return [
+            replace(child, score=end.score, step_scores=end.step_scores[: child.num_steps])
+            for child, end in zip(children, scored, strict=True)
+        ]

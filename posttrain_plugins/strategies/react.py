@@ -13,32 +13,34 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from string import Template
 from typing import Any, Literal, TypeAlias
 
-from posttrain_plugins.text import to_messages
+from posttrain_plugins.text import extend_question, to_messages
 from posttrain_plugins.text.answers import choose, extract
 from posttrain_plugins.types import (
     CallTool,
     Candidate,
     Completion,
     Generate,
-    Messages,
     ObjectRef,
     Problem,
     Prompt,
+    RequestGenerator,
     Result,
 )
 
 __all__ = ["ReAct"]
 
-Steps: TypeAlias = Generator[Generate | list[CallTool], Any, Result]
+Turns: TypeAlias = list[tuple[str, str]]
+"""What the model wrote, and the observation that it was shown."""
 
+# "Thought:" may stand before it on its line: a chat model that writes one action and no thought often begins so.
 _ACTION = re.compile(r"^(?:Thought:)?[ \t]*Action[ \t]*\d*[ \t]*:[ \t]*(\w+)[ \t]*\[", re.MULTILINE)
-_STOP = "\nObservation:"
+_STOP = "\nObservation:"  # the model would go on and imagine what the tool answers
 
 INSTRUCTIONS = """Solve this in turns of Thought, Action and Observation.
 A Thought says what to do next and why. An Action stands on a line of its own and is one of these:
@@ -53,7 +55,7 @@ OUT_OF_STEPS = "There are no steps left. Write one line `Action: Finish[answer]`
 
 @dataclass
 class ReAct:
-    """An answer that the model works out with tools.
+    """Let the model work its answer out with tools.
 
     Args:
         tools: plain functions with annotated arguments and a docstring; what the caller gives `solve` counts too.
@@ -84,39 +86,61 @@ class ReAct:
     out_of_steps: str = OUT_OF_STEPS
     max_observation_chars: int = 4000
 
-    def __call__(self, problem: Problem) -> Steps:
+    def __call__(self, problem: Problem) -> RequestGenerator[Result]:
         return (yield from self._by_calls(problem) if self.mode == "native" else self._by_grammar(problem))
 
     # The paper's grammar
 
-    def _by_grammar(self, problem: Problem) -> Steps:
-        schemas = {function["name"]: function for function in map(_function, problem.tools)}
-        listed = "\n".join(map(_described, schemas.values()))
-        question = _with_text(problem.prompt, Template(self.instructions).safe_substitute(tools=listed))
-        said: list[tuple[str, str]] = []  # what the model wrote, and the observation
-        for step in range(self.max_steps + 1):
+    def _by_grammar(self, problem: Problem) -> RequestGenerator[Result]:
+        functions = [{"name": "", **schema.get("function", schema)} for schema in problem.tools]
+        schemas = {function["name"]: function for function in functions}
+        lines = []
+        for name, function in schemas.items():
+            arguments = ", ".join(f"{key}: {spec.get('type', 'any')}" for key, spec in _properties(function).items())
+            lines.append(f"{name}[{arguments}]: {function.get('description', '')}")
+        instructions = Template(self.instructions).safe_substitute(tools="\n".join(lines))
+        question = extend_question(problem.prompt, instructions)
+        # Plain text is led into the grammar by the paper's "Thought:"; a chat model writes it by itself, and some chat
+        # templates would not take a prefill.
+        lead = "Thought:" if isinstance(question, str) else ""
+        turns: Turns = []
+        for step in range(self.max_steps + 1):  # the paper's 7 steps (section 3.2), and one more to be asked in
             is_last = step == self.max_steps
-            if is_last and said:
-                said[-1] = (said[-1][0], f"{said[-1][1]}\n{self.out_of_steps}")
-            drawn = _first((yield _next_step(problem, question, said, "answer" if is_last else "thought")))
+            if is_last and turns:
+                # In the last observation, not in a message of its own: two user turns in a row are often refused.
+                turns[-1] = (turns[-1][0], f"{turns[-1][1]}\n{self.out_of_steps}")
+            request = self._next_step(problem, question, turns, lead, "answer" if is_last else "thought")
+            drawn = _first((yield request))
             if drawn is None:
                 continue  # a failed sample is a step lost
-            text = _lead(question) + drawn.text
-            name, inner, end = _action(text)
-            if name.lower() == "finish" and inner.strip():
-                return _finished(said, text[:end], inner)
+            text = lead + drawn.text
+            name, inside, end = _read_action(text)
+            if name.lower() == "finish" and inside.strip():
+                return _finish(_transcript(turns) + text[:end], text, inside)
             if is_last:
-                return _finished(said, text, None)
-            observation = self.malformed
+                return _finish(_transcript(turns) + text, text, None)
+            observation = self.malformed  # shown to the model, which may do better in its next step
             if name and name.lower() != "finish":
-                call = CallTool(name, _arguments(inner, schemas.get(name, {})))
-                [observation] = yield [call]
-            said.append((text[:end] if name else text, observation[: self.max_observation_chars]))
+                [observation] = yield [CallTool(name, _read_arguments(inside, schemas.get(name, {})))]
+            # What stands behind the action was written without its observation: it is dropped.
+            turns.append((text[:end] if name else text, observation[: self.max_observation_chars]))
         return choose([], None)
+
+    def _next_step(self, problem: Problem, question: Prompt, turns: Turns, lead: str, purpose: str) -> Generate:
+        """Make the request for a step: in a chat, observations are the user's; plain text is one transcript."""
+        prompt: Prompt
+        if isinstance(question, str):
+            prompt = f"{question}\n{_transcript(turns)}{lead}"
+        else:
+            roles = ("assistant", "user")
+            texts = [text for wrote, observed in turns for text in (wrote, f"Observation: {observed}")]
+            prompt = [*question, *({"role": roles[i % 2], "content": text} for i, text in enumerate(texts))]
+        params = replace(problem.params, stop=(_STOP, *problem.params.stop))
+        return Generate(prompt, params=params, purpose=purpose)
 
     # Native calls
 
-    def _by_calls(self, problem: Problem) -> Steps:
+    def _by_calls(self, problem: Problem) -> RequestGenerator[Result]:
         messages = to_messages(problem.prompt)
         for step in range(self.max_steps + 1):
             is_last = step == self.max_steps
@@ -127,134 +151,85 @@ class ReAct:
             drawn = _first((yield Generate(messages, params=problem.params, tools=tools, purpose=purpose)))
             if drawn is None:
                 continue
-            if not drawn.tool_calls or is_last:
-                name, inner, _ = _action(drawn.text)
-                return _finished([], drawn.text, inner if name.lower() == "finish" else None)
-            messages = yield from self._called(messages, drawn, step)
+            if not drawn.tool_calls or is_last:  # an answer without a call is the end, as chat models are trained
+                name, inside, _ = _read_action(drawn.text)
+                return _finish(drawn.text, drawn.text, inside if name.lower() == "finish" else None)
+            given = [(str(raw.get("name", "")), raw.get("arguments")) for raw in drawn.tool_calls]
+            calls = [CallTool(name, args if isinstance(args, Mapping) else {}) for name, args in given]
+            observations = yield [*calls]  # all calls of a step in one wave
+            # Made up from the step, not drawn: a replay has to send the same messages. Some servers refuse calls
+            # without ids, or tool messages that name none.
+            ids = [f"call_{step}_{i}" for i in range(len(calls))]
+            asked = [
+                {"id": key, "type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}
+                for key, call in zip(ids, calls, strict=True)
+            ]
+            answers = [
+                {"role": "tool", "tool_call_id": key, "name": call.name, "content": text[: self.max_observation_chars]}
+                for key, call, text in zip(ids, calls, observations, strict=True)
+            ]
+            messages = [*messages, {"role": "assistant", "content": drawn.text, "tool_calls": asked}, *answers]
         return choose([], None)
-
-    def _called(
-        self, messages: Messages, drawn: Completion, step: int
-    ) -> Generator[list[CallTool], list[str], Messages]:
-        """The conversation with the model's calls and what the tools answered, all called in one wave."""
-        calls = [_call(raw) for raw in drawn.tool_calls or ()]
-        observations = yield calls
-        names = [f"call_{step}_{i}" for i in range(len(calls))]
-        asked = [
-            {"id": name, "type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}
-            for name, call in zip(names, calls, strict=True)
-        ]
-        told = [
-            {"role": "tool", "tool_call_id": name, "name": call.name, "content": text[: self.max_observation_chars]}
-            for name, call, text in zip(names, calls, observations, strict=True)
-        ]
-        return [*messages, {"role": "assistant", "content": drawn.text, "tool_calls": asked}, *told]
 
 
 def _first(completions: Sequence[Completion]) -> Completion | None:
     return next((completion for completion in completions if completion.finish_reason != "error"), None)
 
 
-def _finished(said: Sequence[tuple[str, str]], text: str, finish: str | None) -> Result:
-    """The whole transcript; what stood in `Finish[...]` goes where every reward finds an answer."""
-    whole = _transcript(said) + text
-    if finish is None:
-        return choose([Candidate(whole, extract(text))], 0)
-    answer = extract(finish) or finish.strip()
-    return choose([Candidate(f"{whole}\n<answer>{answer}</answer>", answer)], 0)
+def _transcript(turns: Turns) -> str:
+    return "".join(f"{wrote}\nObservation: {observed}\n" for wrote, observed in turns)
 
 
-def _transcript(said: Sequence[tuple[str, str]]) -> str:
-    return "".join(f"{wrote}\nObservation: {observed}\n" for wrote, observed in said)
+def _finish(transcript: str, text: str, inside: str | None) -> Result:
+    """Return the result of a transcript; what stood in `Finish[...]` goes where every reward finds an answer."""
+    if inside is None:
+        return choose([Candidate(transcript, extract(text))], 0)
+    answer = extract(inside) or inside.strip()
+    return choose([Candidate(f"{transcript}\n<answer>{answer}</answer>", answer)], 0)
 
 
-def _call(raw: Mapping[str, Any]) -> CallTool:
-    arguments = raw.get("arguments")
-    return CallTool(str(raw.get("name", "")), arguments if isinstance(arguments, Mapping) else {})
-
-
-# --- The grammar: what is written, and what is read ------------------------------------------------------------------
-
-
-def _next_step(problem: Problem, question: Prompt, said: Sequence[tuple[str, str]], purpose: str) -> Generate:
-    """Steps are turns of a chat, the observations the user's; in plain text they follow the question."""
-    if isinstance(question, str):
-        prompt: Prompt = f"{question}\n{_transcript(said)}{_lead(question)}"
-    else:
-        turns = [
-            {"role": role, "content": text}
-            for wrote, observed in said
-            for role, text in (("assistant", wrote), ("user", f"Observation: {observed}"))
-        ]
-        prompt = [*question, *turns]
-    params = replace(problem.params, stop=(_STOP, *problem.params.stop))
-    return Generate(prompt, params=params, purpose=purpose)
-
-
-def _lead(question: Prompt) -> str:
-    """What a completion goes on from: plain text is led into the grammar, a chat model writes it by itself."""
-    return "Thought:" if isinstance(question, str) else ""
-
-
-def _function(schema: Mapping[str, Any]) -> dict[str, Any]:
-    function = schema.get("function", schema)
-    return {"name": "", **function}
+# --- The grammar -----------------------------------------------------------------------------------------------------
 
 
 def _properties(function: Mapping[str, Any]) -> dict[str, Any]:
     return dict(function.get("parameters", {}).get("properties", {}))
 
 
-def _described(function: Mapping[str, Any]) -> str:
-    arguments = ", ".join(f"{name}: {spec.get('type', 'any')}" for name, spec in _properties(function).items())
-    return f"{function['name']}[{arguments}]: {function.get('description', '')}"
-
-
-def _action(text: str) -> tuple[str, str, int]:
-    """Name, what stands in the brackets, and where the first action ends; an empty name where there is none."""
+def _read_action(text: str) -> tuple[str, str, int]:
+    """Return name, what stands in the brackets, and where the first action ends; an empty name where there is none."""
+    nothing = ("", "", len(text))
     match = _ACTION.search(text)
     if match is None:
-        return "", "", len(text)
+        return nothing
+    # The bracket that ends it stands behind a JSON value, whose texts may hold brackets of their own; without JSON it
+    # is the one that matches, else the last on the line ("[0, 1)" has none that matches).
     start = match.end()
-    end = _closing(text, start)
-    return ("", "", len(text)) if end is None else (match[1], text[start:end], end + 1)
-
-
-def _closing(text: str, start: int) -> int | None:
-    """The bracket that ends an action: behind a JSON value, else the one that matches, else the last on the line."""
-    with suppress(ValueError, RecursionError):
+    with suppress(ValueError, RecursionError):  # a text of 3,000 brackets is too deep for the decoder
         _, end = json.JSONDecoder().raw_decode(text, start)
         end += len(text[end:]) - len(text[end:].lstrip())
         if text[end : end + 1] == "]":
-            return end
+            return match[1], text[start:end], end + 1
     depth = 1
-    for i in range(start, len(text)):
-        depth += {"[": 1, "]": -1}.get(text[i], 0)
+    for end in range(start, len(text)):
+        depth += {"[": 1, "]": -1}.get(text[end], 0)
         if depth == 0:
-            return i
+            return match[1], text[start:end], end + 1
     last = text[start:].partition("\n")[0].rfind("]")
-    return start + last if last >= 0 else None
+    return (match[1], text[start : start + last], start + last + 1) if last >= 0 else nothing
 
 
-def _arguments(inner: str, function: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON object as it is; anything else is the first argument, read as JSON unless that is a text."""
+def _read_arguments(inside: str, function: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object as it is; anything else is the first argument, read as JSON unless that is a text."""
     value: Any = None
     with suppress(ValueError, RecursionError):
-        value = json.loads(inner)
+        value = json.loads(inside)
     if isinstance(value, dict):
         return value
     properties = _properties(function)
-    if not properties or not inner.strip():
+    if not properties or not inside.strip():
         return {}
     name, spec = next(iter(properties.items()))
+    # `look_up[1984]` is a word to look up, not a number, where the schema asks for a text
     is_text = spec.get("type", "string") == "string"
     keeps_text = value is None or (is_text and not isinstance(value, str))
-    return {name: inner.strip() if keeps_text else value}
-
-
-def _with_text(prompt: Prompt, text: str) -> Prompt:
-    """A paragraph at the end of the text or of the user's last message."""
-    if isinstance(prompt, str):
-        return f"{prompt}\n\n{text}"
-    at = max((i for i, message in enumerate(prompt) if message["role"] == "user"), default=len(prompt) - 1)
-    return [*prompt[:at], {**prompt[at], "content": f"{prompt[at]['content']}\n\n{text}"}, *prompt[at + 1 :]]
+    return {name: inside.strip() if keeps_text else value}

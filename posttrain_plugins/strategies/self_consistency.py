@@ -24,7 +24,7 @@ __all__ = ["SelfConsistency"]
 
 @dataclass
 class SelfConsistency:
-    """The answer that most of `n` sampled completions give.
+    """Draw `n` completions and answer as most of them do.
 
     Args:
         n: completions per problem, drawn at the problem's own temperature.
@@ -51,6 +51,7 @@ class SelfConsistency:
         is_weighted = self.weights == "logprob"
         params = replace(problem.params, logprobs=True) if is_weighted else problem.params
         completions = yield Generate(problem.prompt, n=self.n, params=params)
+        # `candidates` leaves out the same ones, so that weights and voters stay in step
         drawn = [completion for completion in completions if completion.finish_reason != "error"]
         voters = candidates(drawn)
         weights = [_probability(completion.logprobs) for completion in drawn] if is_weighted else None
@@ -58,8 +59,9 @@ class SelfConsistency:
 
 
 def _probability(logprobs: Sequence[float] | None) -> float:
-    """Of a token, in the geometric mean; of no token 0."""
+    """Return the geometric mean of the tokens' probabilities; 0 where there is no token."""
     if logprobs is None:
         message = "self_consistency cannot weigh the votes: the backend gave no log-probabilities"
         raise InputError(message, hint="set weights: none")
+    # equation 1: by the length K, since otherwise long chains of thought would hardly count
     return math.exp(math.fsum(logprobs) / len(logprobs)) if logprobs else 0.0

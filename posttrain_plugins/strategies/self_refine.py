@@ -9,15 +9,13 @@ earlier answer and its feedback stay in the conversation.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
-from typing import Any
 
 from posttrain_plugins.errors import BudgetExhausted
-from posttrain_plugins.text.answers import candidates, choose
-from posttrain_plugins.types import Candidate, Completion, Generate, Problem, Prompt, Result, RewardRef, Score
+from posttrain_plugins.text.answers import candidates, choose, sortable
+from posttrain_plugins.types import Candidate, Generate, Problem, Prompt, RequestGenerator, Result, RewardRef, Score
 
 __all__ = ["SelfRefine"]
 
@@ -29,7 +27,7 @@ REFINE_PROMPT = "Answer the question again, and better, with this feedback in mi
 
 @dataclass
 class SelfRefine:
-    """An answer that its own author has criticised and mended, up to `rounds` times.
+    """Let the model criticise and mend its own answer, up to `rounds` times.
 
     Args:
         rounds: refinements at most; the paper's 4.
@@ -54,61 +52,52 @@ class SelfRefine:
     refine_prompt: str = REFINE_PROMPT
     stop: str = "NO ISSUES"
 
-    def __call__(self, problem: Problem) -> Generator[Generate | Score, Any, Result]:
-        among = candidates((yield Generate(problem.prompt, params=problem.params)))
+    def __call__(self, problem: Problem) -> RequestGenerator[Result]:
+        among = candidates((yield Generate(problem.prompt, params=problem.params)))  # line 1: y_0
         if not among:
             return choose(among, None)
+        is_spent = False
         try:
             yield from self._refine(problem, among)
         except BudgetExhausted:  # nothing more may be asked, so the refined answer stands unscored
-            return choose(among, _latest(among))
-        if self.scorer is None:
-            return choose(among, _latest(among))
-        scores = yield Score(problem.prompt, tuple(candidate.text for candidate in among), self.scorer)
-        for candidate, score in zip(among, scores, strict=True):
-            candidate.score = score
-        return choose(among, _best(among))
+            is_spent = True
+        if self.scorer is not None and not is_spent:
+            scores = yield Score(problem.prompt, tuple(candidate.text for candidate in among), self.scorer)
+            for candidate, score in zip(among, scores, strict=True):
+                candidate.score = score
+        # The best score, and of equal ones the latest answer; a refinement without an answer only comments on itself.
+        is_scored = any(candidate.score is not None for candidate in among)
+        keys = [(sortable(c.score), is_scored or c.answer is not None, i) for i, c in enumerate(among)]
+        return choose(among, max(keys)[-1])
 
-    def _refine(self, problem: Problem, among: list[Candidate]) -> Generator[Generate, list[Completion], None]:
-        """Adds each better answer to `among`."""
+    def _refine(self, problem: Problem, among: list[Candidate]) -> RequestGenerator[None]:
+        """Add each better answer to `among`."""
         turns = [among[0].text]
-        for _ in range(self.rounds):
+        for _ in range(self.rounds):  # line 2
             turns.append(self.feedback_prompt)
-            criticism = yield _ask(problem, turns, "feedback")
-            feedback = "".join(completion.text for completion in criticism)
-            if not feedback.strip() or self.stop in feedback:
+            # A stop string of the answers, such as a step's separator, would cut the feedback short.
+            asked = _conversation(problem.prompt, turns)
+            criticism = yield Generate(asked, params=replace(problem.params, stop=()), purpose="feedback")
+            feedback = "".join(completion.text for completion in criticism)  # line 3: fb_t
+            if not feedback.strip() or self.stop in feedback:  # line 4: stop(fb_t, t)
                 return
+            # Line 7: y_{t+1} = M(p_refine | x | y_0 | fb_0 | ... | y_t | fb_t), with the full history.
             turns += [feedback, self.refine_prompt]
-            found = candidates((yield _ask(problem, turns, "answer")))
+            found = candidates((yield Generate(_conversation(problem.prompt, turns), params=problem.params)))
             if not found:
                 return
             turns.append(found[0].text)
             among += found
 
 
-def _ask(problem: Problem, turns: Sequence[str], purpose: str) -> Generate:
-    params = problem.params if purpose == "answer" else replace(problem.params, stop=())
-    return Generate(_conversation(problem.prompt, turns), params=params, purpose=purpose)
-
-
 def _conversation(prompt: Prompt, turns: Sequence[str]) -> Prompt:
-    """The problem, then assistant and user in turn; in plain text their words as paragraphs."""
+    """Return the problem, then assistant and user in turn; in plain text what they say as paragraphs."""
     if isinstance(prompt, str):
         return "\n\n".join([prompt, *turns, ""])
-    said = [{"role": role, "content": text} for role, text in zip(cycle(("assistant", "user")), turns, strict=False)]
+    messages = [
+        {"role": role, "content": text} for role, text in zip(cycle(("assistant", "user")), turns, strict=False)
+    ]
     if prompt[-1]["role"] == "assistant":  # a prefill: the first turn goes on from it
-        said[0]["content"] = prompt[-1]["content"] + said[0]["content"]
+        messages[0]["content"] = prompt[-1]["content"] + messages[0]["content"]
         prompt = prompt[:-1]
-    return [*prompt, *said]
-
-
-def _latest(among: Sequence[Candidate]) -> int:
-    return max((i for i, candidate in enumerate(among) if candidate.answer is not None), default=len(among) - 1)
-
-
-def _best(among: Sequence[Candidate]) -> int:
-    """Of equal scores the latest; without any the latest answer."""
-    if all(candidate.score is None for candidate in among):
-        return _latest(among)
-    scores = [-math.inf if candidate.score is None else candidate.score for candidate in among]
-    return max(range(len(among)), key=lambda i: (scores[i], i))
+    return [*prompt, *messages]

@@ -17,30 +17,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
-from posttrain_plugins.search import (
-    VALUE_PROMPT,
-    Aggregate,
-    Growth,
-    Path,
-    asking,
-    best_first,
-    check_fields,
-    distinct,
-    fill,
-    flat,
-    judged,
-    rank,
-    self_judged,
-    settle,
-    until_spent,
-)
-from posttrain_plugins.text.answers import extract
+from posttrain_plugins import search
+from posttrain_plugins.search import VALUE_PROMPT, Expander, PartialCompletion, PathAggregate, Waves
+from posttrain_plugins.text import replace_question
+from posttrain_plugins.text.answers import extract, sortable
 from posttrain_plugins.text.steps import SEPARATOR
-from posttrain_plugins.types import Completion, Generate, Problem, Request, Result, RewardRef
+from posttrain_plugins.types import Completion, Generate, Problem, Result, RewardRef
 
 __all__ = ["TreeOfThoughts"]
 
@@ -109,7 +95,7 @@ class TreeOfThoughts:
     max_expansions: int = 100
     num_solutions: int = 1
     separator: str = SEPARATOR
-    aggregate: Aggregate = "last"
+    aggregate: PathAggregate = "last"
     propose_prompt: str = PROPOSE_PROMPT
     value_prompt: str = VALUE_PROMPT
     vote_prompt: str = VOTE_PROMPT
@@ -117,100 +103,119 @@ class TreeOfThoughts:
 
     def __post_init__(self) -> None:
         counts = ("branches", "breadth", "max_steps", "num_evaluations", "max_expansions", "num_solutions")
-        check_fields("tree_of_thoughts", self, *counts)
+        search.check_fields("tree_of_thoughts", self, *counts)
 
-    def __call__(self, problem: Problem) -> Generator[list[Request], Any, Result]:
-        growth = Growth(problem, self.max_steps, self.separator)
-        found: list[Path] = []
-        with until_spent(found):
-            found = yield from (self._bfs if self.search == "bfs" else self._dfs)(growth, found)
-        return settle(found, "best")
+    def __call__(self, problem: Problem) -> Waves[Result]:
+        expander = Expander(problem, self.max_steps, self.separator)
+        found: list[PartialCompletion] = []
+        with search.stop_when_spent(found):
+            found = yield from (self._bfs if self.search == "bfs" else self._dfs)(expander, found)
+        return search.select_answer(found, "best")
 
-    def _bfs(self, growth: Growth, found: list[Path]) -> Generator[list[Request], Any, list[Path]]:
-        """The last states, the best first and finished; `found` is filled with all on the way."""
-        states = [Path()]
+    def _bfs(self, expander: Expander, found: list[PartialCompletion]) -> Waves[list[PartialCompletion]]:
+        """Return the last states, the best first and finished; `found` is filled with all on the way."""
+        # Algorithm 1: S_0 = {x}, the empty path. All states of a depth are expanded in one wave, and judged in one.
+        states = [PartialCompletion()]
         while live := [state for state in states if self._may_grow(state)]:
-            thoughts = yield from self._thoughts(growth, live)
+            thoughts = yield from self._thoughts(expander, live)  # S'_t, the states with each of their k thoughts
             if not thoughts:
                 break
-            settled = [state for state in states if not self._may_grow(state)]
-            among = yield from self._judged(growth.problem, [*settled, *thoughts])
-            found += among
-            states = best_first(among)[: self.breadth]
-        return [*(yield from self._finished(growth, states[0])), *states[1:]]
+            finished = [state for state in states if not self._may_grow(state)]
+            judged = yield from self._judged(expander.problem, [*finished, *thoughts])  # V_t = V(p, S'_t)
+            found += judged
+            # S_t, the b states of the largest sum of values, which are the b best ones. A finished state stays among
+            # them only as long as fewer than b live ones are worth more (deviation 1); the paper's all have T thoughts.
+            states = search.sort_by_score(judged)[: self.breadth]
+        # The paper returns G(p, argmax of V_T, 1): one more thought from the best state, which holds the answer.
+        return [*(yield from self._finished(expander, states[0])), *states[1:]]
 
-    def _dfs(self, growth: Growth, found: list[Path]) -> Generator[list[Request], Any, list[Path]]:
-        """The solutions; where all branches were pruned, the best state, finished."""
-        solutions: list[Path] = []
-        stack, expanded = [Path()], 0
-        while stack and len(solutions) < self.num_solutions and expanded < self.max_expansions:
+    def _dfs(self, expander: Expander, found: list[PartialCompletion]) -> Waves[list[PartialCompletion]]:
+        """Return the solutions; where all branches were pruned, the best state, finished."""
+        solutions: list[PartialCompletion] = []
+        # Algorithm 2 with a stack in place of its recursion, so that a generator need not go T levels deep.
+        stack, num_expanded = [PartialCompletion()], 0
+        while stack and len(solutions) < self.num_solutions and num_expanded < self.max_expansions:
             state = stack.pop()
-            if not self._may_grow(state):
-                solutions += yield from self._finished(growth, state)
+            if not self._may_grow(state):  # "if t > T then record output"
+                solutions += yield from self._finished(expander, state)
                 continue
-            expanded += 1
-            thoughts = yield from self._thoughts(growth, [state])
-            judgements = yield from self._judged(growth.problem, thoughts)
-            found += judgements
-            stack += [child for child in reversed(best_first(judgements)) if rank(child) > self.threshold]
+            num_expanded += 1
+            thoughts = yield from self._thoughts(expander, [state])
+            judged = yield from self._judged(expander.problem, thoughts)
+            found += judged
+            # "for s' in G(p, s, k), sorted: if V(p, {s'}) > v_th then DFS(s', t + 1)". The best one has to be popped
+            # first, so it is pushed last; below it on the stack lies where the search backtracks to.
+            stack += [path for path in reversed(search.sort_by_score(judged)) if sortable(path.score) > self.threshold]
         if solutions:
             return solutions
-        return (yield from self._finished(growth, best_first([*found, Path()])[0]))
+        return (yield from self._finished(expander, search.sort_by_score([*found, PartialCompletion()])[0]))
 
-    def _may_grow(self, state: Path) -> bool:
-        return state.ended is None and state.steps < self.max_steps
+    def _may_grow(self, state: PartialCompletion) -> bool:
+        return state.ended is None and state.num_steps < self.max_steps
 
-    def _finished(self, growth: Growth, state: Path) -> Generator[list[Request], Any, list[Path]]:
-        """The state with an answer; as it is, where the sample fails."""
+    def _finished(self, expander: Expander, state: PartialCompletion) -> Waves[list[PartialCompletion]]:
+        """Return the state with an answer; as it is, where the sample fails."""
         if state.ended:
             return [state]
-        [ends] = yield from growth.grow([state], to_end=True)
+        [ends] = yield from expander.expand([state], to_end=True)
+        # The completion keeps the state's score: it was chosen for that, and is not judged again.
         return [replace(end, score=state.score, step_scores=state.step_scores) for end in ends] or [state]
 
     # Generate
 
-    def _thoughts(self, growth: Growth, states: Sequence[Path]) -> Generator[list[Request], Any, list[Path]]:
-        """The different next states, in one wave."""
-        if self.generate == "sample":
-            return distinct(flat((yield from growth.grow(states, self.branches))))
-        problem = growth.problem
-        prompts = [fill(problem.prompt, self.propose_prompt, path=s.text, k=str(self.branches)) for s in states]
+    def _thoughts(self, expander: Expander, states: Sequence[PartialCompletion]) -> Waves[list[PartialCompletion]]:
+        """Return the different next states, drawn in one wave."""
+        if self.generate == "sample":  # section 3, G (a): i.i.d. thoughts
+            return search.deduplicate(search.flatten((yield from expander.expand(states, self.branches))))
+        # G (b): several thoughts in one prompt, which avoids duplicates where thoughts are short
+        problem, k = expander.problem, str(self.branches)
+        prompts = [replace_question(problem.prompt, self.propose_prompt, path=state.text, k=k) for state in states]
         params = replace(problem.params, stop=())
         drawn = yield [Generate(prompt, params=params, purpose="thought") for prompt in prompts]
-        pairs = zip(states, drawn, strict=True)
-        return distinct(self._extended(growth, s, c, line) for s, [c] in pairs for line in self._lines(c))
+        children: list[PartialCompletion] = []
+        for state, [completion] in zip(states, drawn, strict=True):
+            lines = [_BULLET.sub("", line, count=1).strip() for line in completion.text.splitlines()]
+            proposals = list(dict.fromkeys(line for line in lines if line))[: self.branches]
+            children += [self._extended(expander, state, completion, line) for line in proposals]
+        return search.deduplicate(children)
 
-    def _lines(self, completion: Completion) -> list[str]:
-        lines = [_BULLET.sub("", line, count=1).strip() for line in completion.text.splitlines()]
-        return list(dict.fromkeys(line for line in lines if line))[: self.branches]
-
-    def _extended(self, growth: Growth, state: Path, completion: Completion, line: str) -> Path:
-        share = len(line) / len(completion.text)  # of the tokens that the proposals took
-        tokens = state.tokens + max(round(share * completion.usage.completion_tokens), 1)
+    def _extended(
+        self, expander: Expander, state: PartialCompletion, completion: Completion, line: str
+    ) -> PartialCompletion:
+        # A proposal is not a completion of its own: it is given its share of the tokens that the proposals took, so
+        # that `max_tokens` holds for a path of proposals too.
+        share = len(line) / len(completion.text)
+        num_tokens = state.num_tokens + max(round(share * completion.usage.completion_tokens), 1)
         is_answer = extract(line + "\n?") is not None  # a last line without a word is no answer: only a marked one is
-        is_cut = tokens >= growth.problem.params.max_tokens
-        text = state.text + line + ("" if is_answer else self.separator)
+        is_cut = num_tokens >= expander.problem.params.max_tokens
         ended: Literal["stop", "length"] | None = "stop" if is_answer else "length" if is_cut else None
-        return Path(text, state.steps + 1, tokens, ended, logprob=None)
+        text = state.text + line + ("" if is_answer else self.separator)
+        return PartialCompletion(text, state.num_steps + 1, num_tokens, ended, logprob=None)
 
     # Evaluate
 
-    def _judged(self, problem: Problem, states: Sequence[Path]) -> Generator[list[Request], Any, list[Path]]:
-        """The states with their values, in one wave; only a vote judges again what is known."""
-        if self.scorer is None and self.evaluate == "vote":
+    def _judged(self, problem: Problem, states: Sequence[PartialCompletion]) -> Waves[list[PartialCompletion]]:
+        """Return the states with their values, in one wave; only a vote judges again what is known."""
+        if self.scorer is None and self.evaluate == "vote":  # section 3, V (b): of all states that compete
             return (yield from self._voted(problem, states))
+        # V (a) values each state by itself, so a finished one that competes again keeps its value.
         known = [state for state in states if state.score is not None]
         fresh = [state for state in states if state.score is None]
         if self.scorer is not None:
-            values = yield from judged(problem, fresh, self.scorer, self.aggregate, self.separator)
+            values = yield from search.judge_paths(problem, fresh, self.scorer, self.aggregate, self.separator)
         else:
-            values = yield from self_judged(problem, fresh, self.value_prompt, self.verdicts, self.num_evaluations)
+            values = yield from search.self_judge_paths(
+                problem, fresh, self.value_prompt, self.verdicts, self.num_evaluations
+            )
         return [*known, *values]
 
-    def _voted(self, problem: Problem, states: Sequence[Path]) -> Generator[list[Request], Any, list[Path]]:
+    def _voted(self, problem: Problem, states: Sequence[PartialCompletion]) -> Waves[list[PartialCompletion]]:
         if not states:
             return []
         choices = "\n\n".join(f"Choice {i}:\n{state.text}" for i, state in enumerate(states, 1))
-        [ballots] = yield [asking(problem, self.vote_prompt, "vote", self.num_evaluations, choices=choices)]
+        [ballots] = yield [
+            search.request_judgement(problem, self.vote_prompt, "vote", self.num_evaluations, choices=choices)
+        ]
         votes = Counter(int(found[-1]) for ballot in ballots if (found := _CHOICE.findall(ballot.text)))
+        # shares, not counts, so that the threshold of `dfs` means the same whatever `num_evaluations` is
         return [replace(state, score=votes[i] / max(len(ballots), 1)) for i, state in enumerate(states, 1)]

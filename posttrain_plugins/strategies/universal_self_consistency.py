@@ -10,16 +10,15 @@ a text, so it also works for summaries and free text.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
 from dataclasses import dataclass, replace
-from string import Template
 
-from posttrain_plugins.text import to_text
+from posttrain_plugins.text import ask_about
 from posttrain_plugins.text.answers import candidates, choose, majority
-from posttrain_plugins.types import Candidate, Completion, Generate, Problem, Prompt, Result
+from posttrain_plugins.types import Generate, Problem, RequestGenerator, Result
 
 __all__ = ["UniversalSelfConsistency"]
 
+# "Response 2 is" alone would also match what the model says of each response before it chooses.
 _CHOICE = re.compile(r"(?:response is|^)\W*(?:response\W*)?(\d+)", re.IGNORECASE)
 
 PROMPT = """These are several responses to one question.
@@ -34,7 +33,7 @@ Start your answer with "The most consistent response is Response X"."""
 
 @dataclass
 class UniversalSelfConsistency:
-    """The completion that the model finds the most consistent of `n`.
+    """Let the model choose the most consistent of `n` completions.
 
     Args:
         n: completions per problem, drawn at the problem's own temperature.
@@ -57,22 +56,14 @@ class UniversalSelfConsistency:
     n: int = 8
     choice_prompt: str = PROMPT
 
-    def __call__(self, problem: Problem) -> Generator[Generate, list[Completion], Result]:
+    def __call__(self, problem: Problem) -> RequestGenerator[Result]:
         among = candidates((yield Generate(problem.prompt, n=self.n, params=problem.params)))
         if len({candidate.text for candidate in among}) < 2:
             return choose(among, 0)
-        params = replace(problem.params, temperature=0.0, stop=())
-        verdicts = yield Generate(self._question(problem.prompt, among), params=params, purpose="vote")
-        chosen = _chosen("".join(verdict.text for verdict in verdicts), len(among))
-        return choose(among, majority([candidate.answer for candidate in among]) if chosen is None else chosen)
-
-    def _question(self, prompt: Prompt, among: list[Candidate]) -> Prompt:
         responses = "\n\n".join(f"Response {i}: {candidate.text}" for i, candidate in enumerate(among))
-        text = Template(self.choice_prompt).safe_substitute(question=to_text(prompt), responses=responses)
-        return text if isinstance(prompt, str) else [{"role": "user", "content": text}]
-
-
-def _chosen(verdict: str, count: int) -> int | None:
-    """The last number that the model names as its choice, if there is such a completion."""
-    numbers = [int(number) for number in _CHOICE.findall(verdict.strip())]
-    return next((number for number in reversed(numbers) if number < count), None)
+        prompt = ask_about(problem.prompt, self.choice_prompt, responses=responses)
+        verdicts = yield Generate(prompt, params=replace(problem.params, temperature=0.0, stop=()), purpose="vote")
+        # The last number that the model names as its choice, if there is such a completion: it may correct itself.
+        numbers = [int(number) for number in _CHOICE.findall("".join(verdict.text for verdict in verdicts).strip())]
+        chosen = next((number for number in reversed(numbers) if number < len(among)), None)
+        return choose(among, majority([candidate.answer for candidate in among]) if chosen is None else chosen)

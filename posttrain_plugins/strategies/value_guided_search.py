@@ -14,35 +14,20 @@ al., 2023 (https://huggingface.co/papers/2309.15028), PPO's critic as the guide;
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any
 
+from posttrain_plugins import search
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.search import (
-    Aggregate,
-    Growth,
-    Path,
-    Select,
-    best_first,
-    check_fields,
-    distinct,
-    flat,
-    judged,
-    refuse,
-    settle,
-    shares,
-    until_spent,
-)
+from posttrain_plugins.search import AnswerRule, Expander, PartialCompletion, PathAggregate, Waves
 from posttrain_plugins.text.steps import SEPARATOR
-from posttrain_plugins.types import Problem, Request, Result, RewardRef
+from posttrain_plugins.types import Problem, Result, RewardRef
 
 __all__ = ["ValueGuidedSearch"]
 
 
 @dataclass
 class ValueGuidedSearch:
-    """`n / beam_width` beams; each block, `beam_width` continuations of each are drawn and the most valuable are kept.
+    """Draw `beam_width` blocks from each of `n / beam_width` beams, keep the most valuable ones, and go on from them.
 
     Args:
         scorer: a reward that judges begun completions; None takes the value head of the backend's model.
@@ -68,36 +53,42 @@ class ValueGuidedSearch:
     beam_width: int = 2
     block_tokens: int = 64
     max_steps: int = 256
-    aggregate: Aggregate = "whole"
+    aggregate: PathAggregate = "whole"
     separator: str = SEPARATOR
-    select: Select = "weighted_vote"
+    select: AnswerRule = "weighted_vote"
 
     def __post_init__(self) -> None:
-        check_fields("value_guided_search", self, "n", "beam_width", "block_tokens", "max_steps")
-        if self.n % self.beam_width:
-            refuse("value_guided_search", "beam_width", self.beam_width, f"a divisor of n ({self.n})")
+        search.check_fields("value_guided_search", self, "n", "beam_width", "block_tokens", "max_steps")
 
-    def __call__(self, problem: Problem) -> Generator[list[Request], Any, Result]:
-        growth = Growth(problem, self.max_steps, self.separator, self.block_tokens, values=self.scorer is None)
-        done: list[Path] = []
-        beams = [Path()]
-        with until_spent(done):
-            while beams:
-                slots = self.n // self.beam_width - len(done)
-                grown = flat((yield from growth.grow(beams, shares(slots * self.beam_width, len(beams)))))
-                valued = yield from self._valued(problem, distinct(grown))
-                kept = best_first(valued)[:slots]
-                if not kept:
+    def __call__(self, problem: Problem) -> Waves[Result]:
+        expander = Expander(problem, self.max_steps, self.separator, self.block_tokens, values=self.scorer is None)
+        # Algorithm 1, lines 2 and 3: B = N/w beams, all of them the prompt. One beam with all N draws is the same: B
+        # equal prompts would be one request anyway.
+        finished: list[PartialCompletion] = []
+        beams = [PartialCompletion()]
+        with search.stop_when_spent(finished):
+            while beams:  # line 4: while a beam is not finished
+                # Line 5: w blocks of each beam that is not finished. Beams that were merged leave their draws to the
+                # others; those that finished take theirs with them, so the last waves are small.
+                slots = self.n // self.beam_width - len(finished)
+                draws = search.split_draws(slots * self.beam_width, len(beams))
+                blocks = search.deduplicate(search.flatten((yield from expander.expand(beams, draws))))
+                # Line 6: the continuations with the highest values, over all beams together and not beam by beam.
+                kept = search.sort_by_score((yield from self._valued(problem, blocks)))[:slots]
+                if not kept:  # every sample failed
                     break
-                done += [beam for beam in kept if beam.ended]
+                finished += [beam for beam in kept if beam.ended]
                 beams = [beam for beam in kept if beam.ended is None]
-        return settle([*done, *beams], self.select)
+        return search.select_answer(
+            [*finished, *beams], self.select
+        )  # line 8: best of N, or the weighted majority vote
 
-    def _valued(self, problem: Problem, blocks: list[Path]) -> Generator[list[Request], Any, list[Path]]:
+    def _valued(self, problem: Problem, blocks: list[PartialCompletion]) -> Waves[list[PartialCompletion]]:
         if self.scorer is not None:
-            scored = yield from judged(problem, blocks, self.scorer, self.aggregate, self.separator)
-            return list(scored)
-        if blocks and blocks[0].steps == 1 and all(block.score is None for block in blocks):
+            return (yield from search.judge_paths(problem, blocks, self.scorer, self.aggregate, self.separator))
+        # Told after the first wave, not from the backend's capabilities, of which a strategy knows nothing. Later on a
+        # value may be missing for one block alone, which then ranks last.
+        if blocks and blocks[0].num_steps == 1 and all(block.score is None for block in blocks):
             message = "value_guided_search has no guide: the backend gave no values"
             raise InputError(message, hint="serve a model with its critic (a ppo stage's), or give a scorer")
         return blocks

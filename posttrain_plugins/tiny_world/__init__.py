@@ -1,7 +1,7 @@
 """The tiny world: a chain of max, min and distance, small enough to learn in minutes on two cores.
 
-| module         | holds                                                                                  |
-|----------------|----------------------------------------------------------------------------------------|
+| file           | holds                                                                                   |
+|----------------|-----------------------------------------------------------------------------------------|
 | `task.py`      | problems, the steps that authors write (sloppy ones and right ones), the held-out split |
 | `checker.py`   | reads a completion in either layout and judges its answer and every step                |
 | `tokenizer.py` | 64 tokens, one per character, with a chat template                                      |

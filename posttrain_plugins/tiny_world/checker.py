@@ -1,4 +1,4 @@
-r"""The strict checker of the tiny world: reads a completion and judges its answer and every step.
+r"""Check completions of the tiny world strictly: read one, and judge its answer and every step.
 
 A step is right when it starts from the previous result *as written*, copies the problem's next operator and digit, and
 has the right value. A wrong step often cancels (max, min) and a one-digit answer is right by chance one time in ten, so
@@ -23,6 +23,7 @@ __all__ = ["STEP_SEPARATOR", "Check", "check", "find_expression", "marking_promp
 
 STEP_SEPARATOR = ";"
 
+# An expression, and no part of a step: neither the digits around a "=", nor the tail of what stands in front of one.
 _EXPRESSION = re.compile(r"(?<![0-9=])(?<![0-9][<>|])[0-9](?:[<>|][0-9])+(?![0-9=]|[<>|][0-9])")
 _STEP = re.compile(r"([0-9])([<>|])([0-9])=([0-9])")
 _CHAIN = r"(?:[0-9<>|=]+(?:;[0-9<>|=]+)*)?"
@@ -51,12 +52,13 @@ class Check:
 
     @property
     def strict(self) -> bool:
-        """Layout, answer and every step are right, and no step is missing or too many."""
+        """Return True where layout, answer and every step are right, and no step is missing or too many."""
         return self.well_formed and self.answer_correct and all(self.steps) and len(self.steps) == self.expected_steps
 
     @property
     def fraction(self) -> float:
-        """The share of right steps, in [0, 1]; missing steps and steps too many count as wrong."""
+        """Return the share of right steps, in [0, 1]; missing steps and steps too many count as wrong."""
+        # by the longer of the two: else one right step and nothing more, or a hundred guesses, would pay
         return sum(self.steps) / max(len(self.steps), self.expected_steps)
 
 
@@ -78,18 +80,33 @@ def check(expression: str, completion: str) -> Check:
     """
     text = completion.strip()
     layout = _CHAT.fullmatch(text) or _RAW.fullmatch(text)
-    answer = layout[1] if layout else _last_answer(text)
+    # Outside both layouts an answer still has to be in its tags: a bare digit in a broken completion is a step's.
+    tagged = _ANSWER.findall(text)
+    answer = layout[1] if layout else tagged[-1] if tagged else None
+    left, pairs = parse_expression(expression)
+    verdicts = []
+    written: str | None = str(left)  # what the next step has to start from; None after a step that cannot be read
+    for i, step in enumerate(split_steps(text)):
+        match = _STEP.fullmatch(step)
+        is_right = False
+        if match and i < len(pairs):
+            start, operator, right, value = match.groups()
+            # The operator and the digit have to be copied from the problem: an easier step of one's own does not count.
+            is_copied = (start, operator, int(right)) == (written, *pairs[i])
+            is_right = is_copied and int(value) == value_of(int(start), operator, int(right))
+        verdicts.append(is_right)
+        written = match[4] if match else None  # as written, even if it is wrong: each mistake costs one step
     return Check(
         answer=answer,
         answer_correct=answer == str(evaluate(expression)),
-        steps=_judge_steps(expression, split_steps(text)),
-        expected_steps=len(expression) // 2,
+        steps=tuple(verdicts),
+        expected_steps=len(pairs),
         well_formed=layout is not None,
     )
 
 
 def split_steps(completion: str) -> list[str]:
-    r"""The written steps of a completion, right or wrong: what stands in its think tags, or before its last line.
+    r"""Return the written steps of a completion, right or wrong: in its think tags, or before its last line.
 
     Example:
         >>> split_steps("<think>3|7=4;4>2=4</think><answer>4</answer>")
@@ -101,11 +118,11 @@ def split_steps(completion: str) -> list[str]:
     chain = text.partition("<think>")[2] if "<think>" in text else text
     chain = chain.partition("</think>")[0].partition("<answer>")[0].strip()
     steps = chain.partition("\n")[0].split(STEP_SEPARATOR)
-    return [step for step in steps if step] if "=" in chain else []
+    return [step for step in steps if step] if "=" in chain else []  # a chain without "=" is an answer alone
 
 
 def find_expression(prompt: str) -> str | None:
-    r"""The problem in a prompt: the last expression that is not a step, or None.
+    r"""Find the problem in a prompt: the last expression that is not a step, or None.
 
     Example:
         >>> find_expression("<eos>3|7>2\n")
@@ -118,7 +135,7 @@ def find_expression(prompt: str) -> str | None:
 
 
 def marking_prompt(prompt: str, completion: str) -> str:
-    r"""What the base model, which has read marked homework, is given to mark the last step of a completion.
+    r"""Make the prompt by which the base model, which has read marked homework, marks the last step of a completion.
 
     The steps before it are shown as marked right; the model goes on with `y` or `n`.
 
@@ -128,25 +145,3 @@ def marking_prompt(prompt: str, completion: str) -> str:
     """
     steps = split_steps(completion)
     return f"mark {find_expression(prompt)}\n{'y;'.join(steps)}"
-
-
-def _judge_steps(expression: str, steps: list[str]) -> tuple[bool, ...]:
-    left, pairs = parse_expression(expression)
-    written: str | None = str(left)
-    verdicts = []
-    for i, step in enumerate(steps):
-        match = _STEP.fullmatch(step)
-        verdicts.append(match is not None and i < len(pairs) and _is_right(match, written, pairs[i]))
-        written = match[4] if match else None
-    return tuple(verdicts)
-
-
-def _is_right(step: re.Match[str], previous: str | None, pair: tuple[str, int]) -> bool:
-    left, operator, right, value = step.groups()
-    is_copied = (left, operator, int(right)) == (previous, *pair)
-    return is_copied and int(value) == value_of(int(left), operator, int(right))
-
-
-def _last_answer(text: str) -> str | None:
-    found = _ANSWER.findall(text)
-    return found[-1] if found else None

@@ -1,4 +1,4 @@
-"""Problems of the tiny world, and the authors who solve and mark them: sloppy ones, careful ones, and their slips.
+"""Make problems of the tiny world, and let authors solve and mark them: sloppy ones, careful ones, with slips.
 
 Every function that draws takes the `random.Random` to draw from, so the same seed gives the same text everywhere.
 No paper: the task is ours.
@@ -41,7 +41,7 @@ class Step:
 
     @property
     def is_right(self) -> bool:
-        """True where the value follows from the two operands as written."""
+        """Return True where the value follows from the two operands as written."""
         return self.value == value_of(self.left, self.operator, self.right)
 
     def __str__(self) -> str:
@@ -61,14 +61,16 @@ class Author:
     slip_rate: float = 0.0
 
     def write_value(self, left: int, operator: str, right: int, rng: random.Random) -> int:
-        """The digit that this author writes after `left operator right =`."""
+        """Return the digit that this author writes after `left operator right =`."""
         if rng.random() < self.slip_rate:
+            # Mostly an operand, which is often right by chance: a slip that a look at the digits does not show.
             return rng.choice((left, right, rng.randrange(10)))
+        # Only the distance is wrong: most steps of a sloppy author are right, and it takes a judge of steps to tell.
         return value_of(left, ">" if self.is_sloppy and operator == "|" else operator, right)
 
 
 def value_of(left: int, operator: str, right: int) -> int:
-    """The value of one pair: `>` the larger, `<` the smaller, `|` the distance.
+    """Return the value of one pair: `>` the larger, `<` the smaller, `|` the distance.
 
     Example:
         >>> value_of(3, ">", 7), value_of(3, "<", 7), value_of(3, "|", 7)
@@ -82,7 +84,7 @@ def value_of(left: int, operator: str, right: int) -> int:
 
 
 def parse_expression(expression: str) -> tuple[int, list[tuple[str, int]]]:
-    """The first digit, and the pairs of operator and digit that follow it.
+    """Split an expression into its first digit and the pairs of operator and digit that follow it.
 
     Example:
         >>> parse_expression("3|7>2")
@@ -93,7 +95,7 @@ def parse_expression(expression: str) -> tuple[int, list[tuple[str, int]]]:
 
 
 def evaluate(expression: str) -> int:
-    """The value of an expression, read from left to right.
+    """Return the value of an expression, read from left to right.
 
     Example:
         >>> evaluate("3|7>2<9|4")
@@ -112,17 +114,19 @@ def make_expression(rng: random.Random, min_operators: int = 4, max_operators: i
         >>> make_expression(random.Random(0))
         '3<0<8<6<7<9'
     """
+    # The order of the draws (length, pairs, first digit) is part of the data: another one gives other rows for a seed.
     pairs = [rng.choice(OPERATORS) + str(rng.randrange(10)) for _ in range(rng.randint(min_operators, max_operators))]
     return str(rng.randrange(10)) + "".join(pairs)
 
 
 def is_held_out(expression: str) -> bool:
-    """True for the one expression in 16 that belongs to `test`, by a hash that no seed, size or machine changes."""
+    """Return True for the one expression in 16 that belongs to `test`, whatever the seed, size and machine."""
+    # a cryptographic hash, not `hash`, which differs from process to process, and not a share of a drawn list
     return hashlib.sha256(expression.encode()).digest()[0] % HELD_OUT_BUCKETS == 0
 
 
 def solve(expression: str, rng: random.Random, author: Author | None = None) -> list[Step]:
-    """The steps that an author writes; after a mistake the author goes on from what is written.
+    """Write the steps as an author does; after a mistake the author goes on from what is written.
 
     Args:
         expression: the problem.
@@ -144,40 +148,37 @@ def solve(expression: str, rng: random.Random, author: Author | None = None) -> 
     for operator, right in pairs:
         value = author.write_value(left, operator, right, rng)
         steps.append(Step(left, operator, right, value))
-        left = value
+        left = value  # so later steps can be right though the answer is wrong: process and outcome rewards differ
     return steps
 
 
 def format_chat(steps: list[Step]) -> str:
-    """A completion as the chat models write it: the steps in the think tags, then the answer in its own.
+    """Write a completion as the chat models do: the steps in the think tags, then the answer in its own.
 
     Example:
         >>> format_chat(solve("3|7>2", random.Random(0)))
         '<think>3|7=4;4>2=4</think><answer>4</answer>'
     """
-    return f"<think>{_join(steps)}</think><answer>{steps[-1].value}</answer>"
+    return f"<think>{';'.join(map(str, steps))}</think><answer>{steps[-1].value}</answer>"
 
 
 def format_raw(steps: list[Step]) -> str:
-    r"""A completion as the base model's documents have it: the steps on one line, the answer on the next.
+    r"""Write a completion as the base model's documents have it: the steps on one line, the answer on the next.
 
     Example:
         >>> format_raw(solve("3|7>2", random.Random(0)))
         '3|7=4;4>2=4\n4'
     """
-    return f"{_join(steps)}\n{steps[-1].value}"
+    return f"{';'.join(map(str, steps))}\n{steps[-1].value}"
 
 
 def mark_homework(expression: str, steps: list[Step]) -> str:
-    r"""A marked solution: `y` or `n` after each step.
+    r"""Mark a solution: `y` or `n` after each step.
 
     Example:
         >>> mark_homework("3|7>2", solve("3|7>2", random.Random(0), Author(is_sloppy=True)))
         'mark 3|7>2\n3|7=7n;7>2=7y'
     """
+    # A mark is about the step as written, not about the answer: what a process reward model is to learn.
     marks = ";".join(f"{step}{'y' if step.is_right else 'n'}" for step in steps)
     return f"mark {expression}\n{marks}"
-
-
-def _join(steps: list[Step]) -> str:
-    return ";".join(str(step) for step in steps)

@@ -17,7 +17,7 @@ __all__ = ["CHARACTERS", "CHAT_TEMPLATE", "MAX_TOKENS", "SPECIAL_TOKENS", "TAGS"
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>", "<|system|>", "<|user|>", "<|assistant|>")
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 CHARACTERS = "0123456789<>|=;\n abcdefghijklmnopqrstuvwxyz.,:?!+-*/()"
-MAX_TOKENS = 256
+MAX_TOKENS = 256  # four times the longest text of problems of the default length
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -44,11 +44,14 @@ def tokenizer() -> PreTrainedTokenizerFast:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
+    # `WordLevel` on single characters, not BPE: the number of tokens of a text is known before it is tokenised, and a
+    # step always ends at a token of its own.
     vocabulary = {token: i for i, token in enumerate((*SPECIAL_TOKENS, *TAGS, *CHARACTERS))}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    core.decoder = decoders.Fuse()
+    core.decoder = decoders.Fuse()  # without it, `decode` puts spaces between the characters
     core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    # Not special, or TRL would take them out of the text before a reward of the format sees it.
     core.add_tokens([AddedToken(token, special=False, normalized=False) for token in TAGS])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
@@ -58,12 +61,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
         extra_special_tokens=list(SPECIAL_TOKENS[3:]),
         chat_template=CHAT_TEMPLATE,
         model_max_length=MAX_TOKENS,
-        clean_up_tokenization_spaces=False,
+        clean_up_tokenization_spaces=False,  # it would turn "a ." into "a."
     )
 
 
 def base_tokenizer() -> PreTrainedTokenizerFast:
-    """The same without a chat template, as a base model has it; SFT gives it one (`chat_template` of the stage).
+    """Build the tokenizer of a base model, without a chat template; SFT gives it one (`chat_template` of the stage).
 
     Example:
         >>> base_tokenizer().chat_template is None

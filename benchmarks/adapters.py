@@ -31,8 +31,8 @@ os.environ.update(TRL_EXPERIMENTAL_SILENCE="1")
 import record
 import torch
 
+from posttrain_plugins import validate
 from posttrain_plugins.errors import InputError, RecipeErrors
-from posttrain_plugins.recipe.run.run import load_recipe
 from posttrain_plugins.types import ModelArtifact, ResolvedAdapter, ResolvedReward, StageContext, StageResult
 
 STEPS, ROWS = 4, 4
@@ -205,7 +205,7 @@ class Bench:
             "stages": {"cell": body},
         }
         try:
-            load_recipe(_written(recipe, self.folder))
+            validate(_written(recipe, self.folder))
         except RecipeErrors as error:
             return "; ".join(f"{m.message} (hint: {m.hint})" for m in error.mistakes)
         return None

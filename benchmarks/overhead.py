@@ -101,7 +101,7 @@ def compare(method: str, folder: Path, model: Path, pairs: int, steps: int) -> d
 
 
 def run_recipe(method: str, folder: Path, model: Path, steps: int, out: Path) -> Times:
-    from posttrain_plugins.recipe.run.run import run
+    from posttrain_plugins import run
 
     began, began_cpu = time.perf_counter(), time.process_time()
     finished = run(_recipe(folder, model, steps), runs_dir=out, only=[method])

@@ -59,9 +59,9 @@ def one_seed(seed: int, recipe: str, runs_dir: Path, overrides: list[str]) -> di
 def run_seed(seed: int, recipe: str, runs_dir: Path, overrides: list[str]) -> Any:
     """Runs a recipe with a seed in a folder of its own, and tells each stage as it ends."""
     import posttrain_plugins as pp
-    from posttrain_plugins.recipe.run.run import Silent
+    from posttrain_plugins.recipe.run.run import Observer
 
-    class Told(Silent):
+    class Told(Observer):
         def finished(self, stage: Any, artifact: Any, is_cached: bool) -> None:
             took = "cached" if is_cached else f"{artifact.manifest['seconds']:.0f} s"
             print(f"seed {seed}: {stage.id} ({took})", file=sys.stderr, flush=True)

@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from posttrain_plugins.errors import InputError
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.recipe.build import build
 from posttrain_plugins.recipe.check.check import check
@@ -16,10 +15,9 @@ from posttrain_plugins.recipe.plan.plan import Plan
 from posttrain_plugins.recipe.plugin_schema import parse_call
 from posttrain_plugins.recipe.read import document
 from posttrain_plugins.recipe.read.packaged import find_recipe
-from posttrain_plugins.recipe.run import run as running
 from posttrain_plugins.recipe.run.ad_hoc import NameResolver, dataset_named, is_url
 from posttrain_plugins.recipe.run.inputs import dataset_of
-from posttrain_plugins.recipe.run.run import Observer, Run
+from posttrain_plugins.recipe.run.run import Observer, Run, run_plan
 from posttrain_plugins.recipe.spec import Recipe, Use
 from posttrain_plugins.types import (
     Kind,
@@ -29,19 +27,16 @@ from posttrain_plugins.types import (
     ResolvedReward,
     ResolvedStrategy,
     Result,
-    SamplingParams,
 )
 
 if TYPE_CHECKING:
     from posttrain_plugins.backends.protocol import AnyBackend
 
 __all__ = [
-    "ask",
     "backend",
     "backends",
     "load",
     "masks",
-    "model_path",
     "plan",
     "plan_evaluation",
     "resolve_strategy",
@@ -102,8 +97,9 @@ def run(
     Returns:
         A mapping from stage to its artifact: `run["eval"].metrics`, `run["sft"].model_path`.
     """
-    checked = validate(recipe, overrides)
-    return running.run(checked, runs_dir=runs_dir, until=until, only=only, force=force, observer=observer)
+    return run_plan(
+        plan(recipe, overrides, runs_dir=runs_dir, until=until, only=only, force=force), observer or Observer()
+    )
 
 
 def load(kind: Kind, use: str, **params: Any) -> Any:
@@ -199,24 +195,13 @@ def backend(
     Raises:
         InputError: no such stage, a server without a model's name, or another engine.
     """
+    from posttrain_plugins.backends.open import open_backend
+
     if is_url(str(where)):
-        from posttrain_plugins.backends.openai.backend import OpenAIBackend
-
-        url, _, name = str(where).partition("#")
-        if not (model or name):
-            raise InputError(f"no model is named for the server {url}", hint=f"model=..., or {url}#MODEL")
-        return OpenAIBackend(model or name, url, api_key=api_key, **(options or {}))
+        target = f"{str(where).partition('#')[0]}#{model}" if model else str(where)
+        return open_backend(target, api_key=api_key, options=options)
     found = NameResolver(Path(runs_dir).resolve()).model(str(where))
-    loading = {**found.loading, **loading}
-    if engine == "vllm":
-        from posttrain_plugins.backends.vllm import VLLMBackend
-
-        return VLLMBackend(found.path, loading=loading, options=options)
-    if engine != "transformers":
-        raise InputError(f"engine is {engine!r}, expected 'transformers' or 'vllm'", hint="change engine")
-    from posttrain_plugins.backends.transformers.backend import TransformersBackend
-
-    return TransformersBackend(found.path, loading=loading)
+    return open_backend(found.path, {**found.loading, **loading}, engine=engine, options=options)
 
 
 @contextmanager
@@ -304,52 +289,3 @@ def plan_evaluation(
     data = {"name": "evaluate", "seed": seed, "model": base, "stages": {"evaluate": stage}}
     command_line = document.Document(Path("command line"), data)
     return planning.plan(check(command_line), Path(runs_dir).resolve())
-
-
-def ask(
-    model: str,
-    question: str,
-    *,
-    strategy: Any = "greedy",
-    scorers: Scorers = (),
-    system: str | None = None,
-    max_tokens: int = 1024,
-    temperature: float = 1.0,
-    seed: int = 0,
-    runs_dir: str | Path = "runs",
-    loading: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> Result:
-    """One question, one strategy.
-
-    Args:
-        model: a folder, a Hub id, `RUN:STAGE` or a server's URL; see `backend`.
-        question: the prompt.
-        strategy: see `resolve_strategy`; so are `scorers`.
-        scorers: `NAME=REWARD`, or the reward's own name where the strategy says so.
-        system: a system message.
-        max_tokens: completion tokens at most.
-        temperature: of samples.
-        seed: the same seed gives the same answer.
-        runs_dir: where `RUN:STAGE` is looked up.
-        loading: further arguments of `backend`.
-        **options: further arguments of `solve`: `budget`, `tools`, `log` ...
-    """
-    prompt = [{"role": "user", "content": question}]
-    if system is not None:
-        prompt.insert(0, {"role": "system", "content": system})
-    problem = Problem(prompt, SamplingParams(temperature=temperature, max_tokens=max_tokens))
-    resolved = resolve_strategy(strategy, scorers=scorers, runs_dir=runs_dir)
-    asked = ModelArtifact("policy", model, loading or {})
-    with backends({}, {"policy": asked, **resolved.models}, runs_dir=runs_dir) as by_role:
-        options |= {"scorers": resolved.scorers, "seed": seed, "runs_dir": runs_dir}
-        return solve(resolved.strategy, [problem], backend=by_role, **options)[0]
-
-
-def model_path(model: str, runs_dir: str | Path = "runs") -> str:
-    """A model's folder or Hub id from `FOLDER`, `HUB_ID` or `RUN:STAGE`.
-
-    Raises:
-        InputError: that run has no such stage, or it made no model.
-    """
-    return NameResolver(Path(runs_dir).resolve()).model(model).path

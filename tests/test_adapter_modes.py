@@ -16,7 +16,7 @@ from posttrain_plugins.errors import InputError, RecipeErrors
 from posttrain_plugins.models.folder import adapters_in, copy_below, digest
 from posttrain_plugins.models.load import load_adapted, load_model, load_tokenizer
 from posttrain_plugins.models.stack import attach_frozen, choose_mode, is_wrapped
-from posttrain_plugins.recipe.run.run import Run, Silent
+from posttrain_plugins.recipe.run.run import Observer, Run
 from posttrain_plugins.trainers import training
 
 MODES = ("continue", "stack", "merge")
@@ -125,7 +125,7 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
     return watching
 
 
-class Notes(Silent):
+class Notes(Observer):
     def __init__(self) -> None:
         self.notes: list[str] = []
 

@@ -330,13 +330,13 @@ def test_what_cannot_work_is_refused_before_anything_loads(
     message: str,
     hint: str,
 ) -> None:
-    from posttrain_plugins.recipe.run.run import load_recipe
+    from posttrain_plugins import validate
 
     file = write_recipe(
         RECIPE, model=tiny_model, pairs=tiny_data / "pairs.jsonl", loading=loading or "dtype: float32", stage=stage
     )
     with pytest.raises(InputError) as caught:
-        load_recipe(file)
+        validate(file)
     assert message in str(caught.value)
     assert hint in str(caught.value)
     assert "recipe.yaml:" in str(caught.value)
@@ -354,9 +354,9 @@ def test_what_cannot_work_is_refused_before_anything_loads(
 def test_what_can_work_is_not_refused(
     write_recipe: Callable[..., Path], tiny_model: Path, tiny_data: Path, stage: str
 ) -> None:
-    from posttrain_plugins.recipe.run.run import load_recipe
+    from posttrain_plugins import validate
 
-    load_recipe(
+    validate(
         write_recipe(RECIPE, model=tiny_model, pairs=tiny_data / "pairs.jsonl", loading="dtype: float32", stage=stage)
     )
 

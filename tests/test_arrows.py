@@ -197,10 +197,10 @@ LIGHT = {
     "import posttrain_plugins": "import posttrain_plugins",
     "plugins list": "from posttrain_plugins.plugins import registry\n"
     "[registry.installed(kind) for kind in registry.KINDS]",
-    "validate": "from posttrain_plugins.recipe.run.run import load_recipe\nload_recipe({recipe!r})",
-    "plan": "from posttrain_plugins.recipe.run.run import load_recipe\n"
+    "validate": "from posttrain_plugins import validate\nvalidate({recipe!r})",
+    "plan": "from posttrain_plugins import validate\n"
     "from posttrain_plugins.recipe.plan.plan import plan\n"
-    "from pathlib import Path\nplan(load_recipe({recipe!r}), Path('no-such-folder'))",
+    "from pathlib import Path\nplan(validate({recipe!r}), Path('no-such-folder'))",
 }
 
 RECIPE = """

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from posttrain_plugins import run
 from posttrain_plugins.errors import (
     InputError,
     Interrupted,
@@ -26,7 +27,7 @@ from posttrain_plugins.recipe.plan.plan import PlannedStage
 from posttrain_plugins.recipe.plan.store import Artifact
 from posttrain_plugins.recipe.read import document
 from posttrain_plugins.recipe.run.inputs import Resolver, _with_options
-from posttrain_plugins.recipe.run.run import Silent, run
+from posttrain_plugins.recipe.run.run import Observer
 from posttrain_plugins.stages.pretrain import Pretrain
 from posttrain_plugins.trainers import training
 from posttrain_plugins.trainers.watch import _Watch
@@ -67,7 +68,7 @@ def short(completions, **columns):
 """
 
 
-class Steps(Silent):
+class Steps(Observer):
     """Counts the optimizer steps that were told."""
 
     def __init__(self) -> None:

@@ -182,8 +182,8 @@ def test_ten_mistakes_are_found_without_anything_heavy(folder: Path) -> None:
     (folder / "r.yaml").write_text(TEN)
     script = (
         "import json, sys\nfrom posttrain_plugins.errors import RecipeErrors\n"
-        "from posttrain_plugins.recipe.run.run import load_recipe\n"
-        f"try:\n    load_recipe({str(folder / 'r.yaml')!r})\nexcept RecipeErrors as error:\n"
+        "from posttrain_plugins import validate\n"
+        f"try:\n    validate({str(folder / 'r.yaml')!r})\nexcept RecipeErrors as error:\n"
         f"    print(json.dumps([len(error.mistakes), [m for m in {HEAVY!r} if m in sys.modules]]))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

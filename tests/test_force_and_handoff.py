@@ -13,7 +13,7 @@ import posttrain_plugins as pp
 from posttrain_plugins.errors import HandoffError, InputError, Interrupted
 from posttrain_plugins.recipe.plan import keys
 from posttrain_plugins.recipe.plan.store import Store
-from posttrain_plugins.recipe.run.run import Silent
+from posttrain_plugins.recipe.run.run import Observer
 from posttrain_plugins.recipe.spec import option_path
 
 STAGES = '''
@@ -72,7 +72,7 @@ def recipe(tmp_path: Path, write_recipe: Callable[..., Path]) -> Path:
     )
 
 
-class Resumes(Silent):
+class Resumes(Observer):
     def __init__(self) -> None:
         self.from_checkpoint: dict[str, bool] = {}
 

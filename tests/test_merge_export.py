@@ -14,7 +14,7 @@ import pytest
 
 import posttrain_plugins as pp
 from posttrain_plugins.errors import InputError, RecipeErrors
-from posttrain_plugins.recipe.run.run import Silent
+from posttrain_plugins.recipe.run.run import Observer
 
 IDS = [[5, 9, 14, 20, 31, 7, 40, 11]]
 ROUNDING = 1e-5  # of float32 (eps 1.2e-7) through two layers, relative
@@ -230,7 +230,7 @@ def test_the_check_refuses_to_merge_what_cannot_be(
 def test_a_full_model_has_nothing_to_merge(tiny_model: Path, write_recipe: Callable[..., Path], tmp_path: Path) -> None:
     file = write_recipe("model: {model}\nstages: {m: {use: merge, model: base}}", model=tiny_model)
     with pytest.raises(InputError, match="'base' is no adapter"):
-        pp.run(file, runs_dir=tmp_path / "runs", observer=Silent())
+        pp.run(file, runs_dir=tmp_path / "runs", observer=Observer())
 
 
 @pytest.mark.slow

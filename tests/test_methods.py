@@ -14,8 +14,9 @@ import pytest
 import torch
 from datasets import Dataset
 
+from posttrain_plugins import run
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.recipe.run.run import Run, run
+from posttrain_plugins.recipe.run.run import Run
 from posttrain_plugins.trainers.ranking import (
     RankingCollator,
     RankingConfig,

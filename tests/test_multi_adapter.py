@@ -216,7 +216,6 @@ def test_adapters_of_several_tasks_from_training_to_serving(
     import torch
     from peft import AutoPeftModelForCausalLM
 
-    from posttrain_plugins import api
     from posttrain_plugins.serve.models import open_models
 
     runs = tmp_path / "runs"
@@ -240,7 +239,7 @@ def test_adapters_of_several_tasks_from_training_to_serving(
     ):
         with pytest.raises(InputError, match=message):
             pp.backend(name, runs_dir=runs)
-    answer = api.ask("recipe:tasks+short", "3|7>2", max_tokens=4, runs_dir=runs)
+    (answer,) = pp.solve("greedy", ["3|7>2"], backend=pp.backend("recipe:tasks+short", runs_dir=runs), runs_dir=runs)
     assert answer.error is None
     served = open_models({"recipe:tasks": "recipe:tasks"}, runs, {})
     assert list(served) == ["recipe:tasks+long", "recipe:tasks+short"]

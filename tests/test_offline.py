@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain_plugins.recipe.run.run import run
+from posttrain_plugins import run
 
 RIGHT = "<think>3|7=4;4>2=4</think><answer>4</answer>"
 WRONG = "<think>3|7=7;7>2=7</think><answer>7</answer>"

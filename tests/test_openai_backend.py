@@ -573,7 +573,7 @@ def test_a_used_up_quota_ends_the_run_at_once() -> None:
 def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"http://127.0.0.1:{_free_port()}/v1"
     for name in ("FIRST_PAUSE_S", "LONGEST_PAUSE_S"):
-        monkeypatch.setattr(f"posttrain_plugins.inference.openai.http.{name}", 60.0)
+        monkeypatch.setattr(f"posttrain_plugins.backends.openai.http.{name}", 60.0)
     began = time.monotonic()
     with pytest.raises(InputError, match=f"cannot reach the endpoint {url}"):
         ask(OpenAIBackend("fake", url), draws(1))

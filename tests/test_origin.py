@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, ClassVar
 
+import httpx
 import pytest
 
 from posttrain_plugins.serve.origin import LOOPBACK, OriginCheck, refusal
@@ -83,3 +89,40 @@ def test_the_application_never_sees_what_is_refused() -> None:
     assert seen == ["/in"]
     assert [message["status"] for message in sent if "status" in message] == [403, 403]
     assert b"--allowed-host" in sent[1]["body"]
+
+
+def test_half_a_body_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    from posttrain_plugins.serve import app
+    from posttrain_plugins.serve.fields import ApiError
+
+    class Half:
+        headers: ClassVar[dict[str, str]] = {"content-length": "100"}
+
+        async def stream(self) -> AsyncIterator[bytes]:
+            yield b'{"model":'
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(app, "BODY_S", 0.01)
+    with pytest.raises(ApiError, match="did not come within") as refused:
+        asyncio.run(app._bytes(Half(), 1000))  # type: ignore[arg-type]
+    assert refused.value.status == 408
+
+
+@pytest.mark.slow
+def test_a_real_server_turns_strangers_away(tiny_model: Path) -> None:
+    command = [sys.executable, "-m", "posttrain_plugins", "serve", f"m={tiny_model}", "--port", "0"]
+    process = subprocess.Popen([*command, "--allowed-host", "box.lan"], stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        port = int(next(found[1] for line in process.stderr if (found := re.search(r"at http://\S+:(\d+)/v1", line))))
+
+        def status(host: str, **headers: str) -> int:
+            return httpx.get(f"http://127.0.0.1:{port}/v1/models", headers={"Host": host, **headers}).status_code
+
+        assert [status(f"{name}:{port}") for name in ("127.0.0.1", "localhost", "box.lan")] == [200, 200, 200]
+        assert status("evil.example") == 403
+        assert status(f"localhost:{port}", Origin="https://evil.example") == 403
+        assert status(f"localhost:{port}", Origin=f"http://localhost:{port}") == 200
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)

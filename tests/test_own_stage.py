@@ -44,7 +44,7 @@ def test_it_trains_in_a_recipe(tiny_model: Path, tiny_data: Path, tmp_path: Path
     import torch
     from safetensors.torch import load_file
 
-    from posttrain_plugins.recipe.run.run import run
+    from posttrain_plugins import run
 
     args = "max_steps: 2, per_device_train_batch_size: 8, num_generations: 4, num_iterations: 2, learning_rate: 1e-3"
     options = f"{{{args}, max_completion_length: 8, gradient_checkpointing: false}}"

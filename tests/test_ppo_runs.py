@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from posttrain_plugins import run
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.recipe.run.run import Silent, run
+from posttrain_plugins.recipe.run.run import Observer
 
 ARGS = {
     "max_steps": 2,
@@ -167,12 +168,12 @@ def digits(completions, **columns):
 """
 RUNNER = """
 import sys
-from posttrain_plugins.recipe.run.run import run
+from posttrain_plugins import run
 run(sys.argv[1], runs_dir=sys.argv[2])
 """
 
 
-class Began(Silent):
+class Began(Observer):
     """Notes the checkpoint that a stage goes on from."""
 
     checkpoint: Path | None = None

@@ -12,7 +12,7 @@ import pytest
 import posttrain_plugins as pp
 from posttrain_plugins.recipe.read.packaged import packaged_recipes
 from posttrain_plugins.recipe.run import report
-from posttrain_plugins.recipe.run.run import Silent
+from posttrain_plugins.recipe.run.run import Observer
 
 pytestmark = pytest.mark.slow
 
@@ -146,7 +146,7 @@ REDUCED: dict[str, dict[str, Any]] = {
 }
 
 
-class Starts(Silent):
+class Starts(Observer):
     """Remembers which stages ran."""
 
     def __init__(self) -> None:

@@ -319,7 +319,7 @@ import json, sys
 from pathlib import Path
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.errors import PosttrainError, PluginBroken
-from posttrain_plugins.recipe.run.run import run
+from posttrain_plugins import run
 
 everything = [plugin for kind in registry.KINDS for plugin in registry.installed(kind)]
 strange = [p for p in everything if p.distribution != "posttrain-plugins"]

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
+from posttrain_plugins import run
 from posttrain_plugins.errors import StageFailed
 from posttrain_plugins.recipe.plan.plan import PlannedStage
-from posttrain_plugins.recipe.run.run import Silent, run
+from posttrain_plugins.recipe.run.run import Observer
 from posttrain_plugins.trainers import watch
 
 pytestmark = pytest.mark.slow
@@ -25,9 +26,10 @@ pytestmark = pytest.mark.slow
 RUNNER = """
 import sys
 from posttrain_plugins.errors import PosttrainError
-from posttrain_plugins.recipe.run.run import Silent, run
+from posttrain_plugins import run
+from posttrain_plugins.recipe.run.run import Observer
 
-class Told(Silent):
+class Told(Observer):
     def progress(self, stage, done, total, unit, figures):
         print("step", done, flush=True)
 
@@ -207,7 +209,7 @@ def test_what_fails_after_the_last_step_goes_on_without_one_more(
     assert outcome(tmp_path / "runs")[1] == outcome(tmp_path / "whole")[1]
 
 
-class Told(Silent):
+class Told(Observer):
     """Notes where a run started and the steps that it took."""
 
     def __init__(self) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import posttrain_plugins as pp
-from posttrain_plugins.recipe.run.run import Run, run
+from posttrain_plugins import run
+from posttrain_plugins.recipe.run.run import Run
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,7 @@ import pytest
 from posttrain_plugins import api
 from posttrain_plugins.errors import RecipeErrors, StageFailed
 from posttrain_plugins.recipe.check import stage_validation
-from posttrain_plugins.recipe.run.run import Silent
+from posttrain_plugins.recipe.run.run import Observer
 
 HIDDEN, LAYERS, INNER, VOCABULARY = 4096, 32, 12288, 150_000
 BILLIONS = (LAYERS * (4 * HIDDEN * HIDDEN + 3 * HIDDEN * INNER) + 2 * VOCABULARY * HIDDEN) / 1e9
@@ -226,7 +226,7 @@ def test_a_strangers_stage_is_asked_too(
     assert warnings(planned("{max_steps: 2}")) == []
     assert warnings(planned("{max_steps: 13}")) == ["13 steps, all parameters: True"]
     notes: list[str] = []
-    watching = Silent()
+    watching = Observer()
     watching.note = lambda stage, message: notes.append(f"{stage.id}: {message}")  # type: ignore[method-assign]
     with pytest.raises(StageFailed, match="expected StageResult"):
         api.run(write_recipe(text, args="{max_steps: 13}"), runs_dir=folder / "runs", observer=watching)

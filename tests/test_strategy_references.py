@@ -531,10 +531,6 @@ def test_solve_opens_the_models_that_a_strategy_names_and_closes_them(
     given = {"policy": policy, "panel:sft": judge}
     (result,) = api.solve(spec, ["2+2=?"], backend=given, runs_dir=folder / "runs")
     assert (result.text, judge.closed) == ("mine", 0)
-    asked = api.ask("http://host:1/v1#m", "2+2=?", strategy=spec, runs_dir=folder / "runs", loading={"api_key": "k"})
-    assert asked.text == path
-    assert opened["http://host:1/v1#m"][1]["api_key"] == "k"
-    assert opened["http://host:1/v1#m"][0].closed == 1
 
 
 def test_backends_of_servers_and_engines() -> None:

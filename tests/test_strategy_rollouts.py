@@ -13,9 +13,9 @@ import pytest
 import torch
 from datasets import Dataset
 
+from posttrain_plugins import run
 from posttrain_plugins.api import validate
 from posttrain_plugins.errors import InputError, StageFailed
-from posttrain_plugins.recipe.run.run import run
 from posttrain_plugins.strategies.best_of_n import BestOfN
 from posttrain_plugins.strategies.react import ReAct
 from posttrain_plugins.trainers.strategy_rollouts import StrategyRollouts, hook, issues

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 import posttrain_plugins
-from posttrain_plugins.recipe.run.run import Run, run
+from posttrain_plugins import run
+from posttrain_plugins.recipe.run.run import Run
 
 pytestmark = pytest.mark.slow
 

@@ -63,11 +63,11 @@ def measure(name: str, stage: str, work: Path, is_tiny: bool, steps: int | None)
     import torch
 
     from posttrain_plugins.api import run
-    from posttrain_plugins.recipe.run.run import Silent
+    from posttrain_plugins.recipe.run.run import Observer
 
     ends: list[float] = []
 
-    class Clock(Silent):
+    class Clock(Observer):
         def progress(self, *args: Any) -> None:
             ends.append(time.perf_counter())
 

@@ -151,11 +151,12 @@ Trained = tuple[list[dict[str, Any]], list[float], float]
 
 
 def run_recipe(method: str, work: Path, overrides: list[str]) -> Trained:
-    from posttrain_plugins.recipe.run.run import Silent, run
+    from posttrain_plugins import run
+    from posttrain_plugins.recipe.run.run import Observer
 
     ends: list[float] = []
 
-    class Clock(Silent):
+    class Clock(Observer):
         def progress(self, *args: Any) -> None:
             ends.append(time.perf_counter())
 

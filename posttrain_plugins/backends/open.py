@@ -1,30 +1,81 @@
-"""The backend of a model that a stage is given: in this process, or the server behind a URL."""
+"""Open what answers for a model: transformers or vLLM in this process, or the server behind a URL."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from posttrain_plugins.backends.protocol import AnyBackend
 from posttrain_plugins.backends.transformers import backend as in_process
+from posttrain_plugins.errors import InputError
 from posttrain_plugins.types import ModelArtifact
 
-__all__ = ["opened"]
+__all__ = ["is_url", "open_backend", "opened", "split_url"]
+
+
+def is_url(model: str) -> bool:
+    """Return whether a model stands behind a server."""
+    return model.startswith(("http://", "https://"))
+
+
+def split_url(model: str) -> tuple[str, str]:
+    """Return the address and the model's name of `http://host:8000/v1#name`.
+
+    Raises:
+        InputError: no model is named.
+    """
+    url, _, name = model.partition("#")
+    if not name:
+        raise InputError(f"no model is named for the server {url}", hint=f"model=..., or {url}#MODEL")
+    return url, name
+
+
+def open_backend(
+    model: str,
+    loading: Mapping[str, Any] | None = None,
+    *,
+    engine: str = "transformers",
+    identity: str | None = None,
+    api_key: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> AnyBackend:
+    """Open a model for requests; whoever opens it closes it.
+
+    Args:
+        model: a folder, a Hub id, or a server's URL with the model's name behind a `#`.
+        loading: TRL `ModelConfig` fields, for a model in this process.
+        engine: what runs it in this process, `transformers` or `vllm`.
+        identity: its name in requests' keys, and so in the noise of its completions; by default its own.
+        api_key: for a server.
+        options: what else the server's backend or vLLM's `LLM` takes.
+
+    Raises:
+        InputError: a URL without a model's name, or another engine.
+    """
+    named: Any = {} if identity is None else {"identity": identity}
+    if is_url(model):
+        from posttrain_plugins.backends.openai.backend import OpenAIBackend
+
+        url, name = split_url(model)
+        return OpenAIBackend(name, url, api_key=api_key, **{**named, **(options or {})})
+    if engine == "vllm":
+        from posttrain_plugins.backends.vllm import VLLMBackend
+
+        return VLLMBackend(model, loading=loading, options=options, **named)
+    if engine != "transformers":
+        raise InputError(f"engine is {engine!r}, expected 'transformers' or 'vllm'", hint="change engine")
+    return in_process.TransformersBackend(model, loading=loading, **named)
 
 
 @contextmanager
 def opened(artifact: ModelArtifact) -> Iterator[AnyBackend]:
-    """A model's backend, freed at the end. Its identity is the model's name, so that the same recipe draws the same
-    completions wherever its folders lie.
+    """Open the model that a stage is given, and free it at the end.
 
-    Args:
-        artifact: with a folder, a Hub id, or a server's URL with the model's name there, `http://host:8000/v1#name`.
+    Its identity is the model's name, so that the same recipe draws the same completions wherever its folders lie.
     """
-    if not artifact.path.startswith(("http://", "https://")):
-        with in_process.opened(artifact) as backend:
-            yield backend
+    if is_url(artifact.path):
+        yield open_backend(artifact.path, identity=artifact.name)
         return
-    from posttrain_plugins.backends.openai.backend import OpenAIBackend
-
-    url, _, name = artifact.path.partition("#")
-    yield OpenAIBackend(name, url, identity=artifact.name)
+    with in_process.opened(artifact) as backend:
+        yield backend

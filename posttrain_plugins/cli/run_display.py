@@ -24,6 +24,7 @@ from posttrain_plugins.cli.tables import duration
 from posttrain_plugins.errors import Interrupted
 from posttrain_plugins.recipe.plan.plan import Plan, PlannedStage
 from posttrain_plugins.recipe.plan.store import Artifact
+from posttrain_plugins.recipe.run.run import Observer
 
 __all__ = ["RunDisplay", "quiet_libraries"]
 
@@ -32,7 +33,7 @@ PLAIN_SECONDS = 10.0  # between two lines of a stage, where the output is a file
 SHOWN_FIGURES = ("reward", "loss", "rewards/accuracies", "accuracy", "kl", "eval_accuracy")
 
 
-class RunDisplay:
+class RunDisplay(Observer):
     """Observes a run (`posttrain_plugins.recipe.run.run.Observer`) and shows it on stderr.
 
     Args:

@@ -29,6 +29,10 @@ def serve(
         str | None,
         typer.Option(help="What clients must send; better set in the environment.", envvar="POSTTRAIN_API_KEY"),
     ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A name by which clients may call it, beside its address (repeatable)."),
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Per completion, at most.")] = 4096,
     max_n: Annotated[int, typer.Option(min=1, help="Completions of a plain request, at most.")] = 64,
     max_body_kib: Annotated[int, typer.Option(min=1, help="Size of a request, at most.")] = 1024,
@@ -66,6 +70,7 @@ def serve(
         scorers=read_pairs(scorer, "scorer"),
         strategies=read_pairs(strategy, "strategy"),
         api_key=api_key or None,
+        allowed_hosts=allowed_host or (),
         limits=Limits(max_tokens, max_n, max_body_bytes=max_body_kib * 1024, budget=read_budget(budget)),
         threads=max_concurrent,
         grace_s=grace_s,

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, ClassVar, Literal
 
+from posttrain_plugins.backends.open import is_url, open_backend
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.text import last_user_text, to_text
 from posttrain_plugins.text.steps import SEPARATOR, Aggregate, aggregate, split_steps
@@ -244,16 +245,8 @@ class Judge:
     def _open(self) -> Any:
         if self._backend is None:
             given: Any = self.model
-            path = given.path if isinstance(given, ModelArtifact) else str(given)
-            if path.startswith(("http://", "https://")):
-                from posttrain_plugins.backends.openai.backend import OpenAIBackend
-
-                url, _, name = path.partition("#")
-                self._backend = OpenAIBackend(name, url, api_key=self.api_key)
-            else:
-                from posttrain_plugins.backends.transformers.backend import TransformersBackend
-
-                loading = given.loading if isinstance(given, ModelArtifact) else {}
-                name = given.name if isinstance(given, ModelArtifact) else path
-                self._backend = TransformersBackend(path, loading=loading, identity=name)
+            if not isinstance(given, ModelArtifact):
+                given = ModelArtifact(str(given), str(given))
+            identity = None if is_url(given.path) else given.name  # a server's model goes by its name there
+            self._backend = open_backend(given.path, given.loading, identity=identity, api_key=self.api_key)
         return self._backend

@@ -26,6 +26,7 @@ __all__ = ["Door", "create_app"]
 
 KEEP_ALIVE_S = 10.0
 POLL_S = 0.2
+BODY_S = 30.0
 CLIENT_GONE = ApiError(499, "the client has gone", code="client_gone")
 
 
@@ -137,7 +138,8 @@ def create_app(door: Door) -> FastAPI:
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> Response:
-        headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(error.status)
+        by_status = {401: {"WWW-Authenticate": "Bearer"}, 408: {"Connection": "close"}, 503: {"Retry-After": "1"}}
+        headers = by_status.get(error.status)
         return JSONResponse(error.to_json(), error.status, headers)
 
     @app.exception_handler(HTTPException)
@@ -213,17 +215,20 @@ async def _bytes(request: Request, limit: int) -> bytes:
     """The body.
 
     Raises:
-        ApiError: 413 where it is larger than the limit.
+        ApiError: 413 where it is larger than the limit, 408 where it does not come in time.
     """
     too_large = ApiError(413, f"the body is larger than {limit} bytes", code="request_too_large")
     if int(request.headers.get("content-length", "0")) > limit:
         raise too_large
     body = bytearray()
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                raise too_large
+        async with asyncio.timeout(BODY_S):  # half a body would otherwise hold its connection for ever
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise too_large
+    except TimeoutError:
+        raise ApiError(408, f"the body did not come within {BODY_S:g} s", code="request_timeout") from None
     except ClientDisconnect:
         raise CLIENT_GONE from None
     return bytes(body)

@@ -7,13 +7,14 @@ import importlib.util
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.recipe.run.ad_hoc import NameResolver
 from posttrain_plugins.serve.models import open_models, parse_models
+from posttrain_plugins.serve.origin import LOOPBACK, OriginCheck
 from posttrain_plugins.serve.protocol import Limits
 from posttrain_plugins.serve.service import Service
 from posttrain_plugins.serve.strategies import Strategies
@@ -23,7 +24,6 @@ __all__ = ["serve"]
 
 LAST_WORDS_S = 3  # for answers of cancelled calls to be written, and for the models' thread to end
 LIMITS = Limits()
-LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 def serve(
@@ -34,6 +34,7 @@ def serve(
     scorers: Mapping[str, str] | None = None,
     strategies: Mapping[str, str] | None = None,
     api_key: str | None = None,
+    allowed_hosts: Collection[str] = (),
     limits: Limits = LIMITS,
     threads: int = 64,
     grace_s: float = 30.0,
@@ -50,6 +51,7 @@ def serve(
         scorers: name -> reward (`RUN:STAGE`, or a plugin with its parameters), for the strategies of clients.
         strategies: name -> specification; `NAME@name` is then listed as a model.
         api_key: what clients must send.
+        allowed_hosts: names by which the server may be called, beside its own address and those of this machine.
         limits: what one request may ask for.
         threads: calls at work at once.
         grace_s: how long calls may go on after the signal; what is not done by then is answered with 503.
@@ -70,9 +72,12 @@ def serve(
         worker = Worker()
         known = Strategies(list(named), worker, dict(outside.scorers), strategies or {}, runs_dir)
         service = Service(open_models(named, runs_dir, loading or {}), known, worker, limits)
-        if api_key is None and host not in LOCAL:
+        if api_key is None and host not in LOOPBACK:
             tell(f"warning: whoever reaches {host} can use this server; --api-key KEY asks for a key")
-        _run(service, listener, api_key, threads, grace_s, tell)
+        # Behind a key and open to the network it is called by names that nobody can list; foreign pages stay out.
+        is_any = api_key is not None and host in ("0.0.0.0", "::") and not allowed_hosts
+        allowed = None if is_any else (*LOOPBACK, host, *allowed_hosts)
+        _run(service, listener, api_key, allowed, threads, grace_s, tell)
         return worker.close(LAST_WORDS_S)
 
 
@@ -80,6 +85,7 @@ def _run(
     service: Service,
     listener: socket.socket,
     api_key: str | None,
+    allowed: Collection[str] | None,
     threads: int,
     grace_s: float,
     tell: Callable[[str], None],
@@ -113,7 +119,11 @@ def _run(
 
     door = Door(service, api_key=api_key, threads=threads)
     config = uvicorn.Config(
-        create_app(door), log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=LAST_WORDS_S
+        OriginCheck(create_app(door), allowed),
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=LAST_WORDS_S,
     )
     Server(config).run([listener])
 

@@ -11,11 +11,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from posttrain_plugins.checkpoints import has_checkpoint, newest_checkpoint
 from posttrain_plugins.errors import (
@@ -28,48 +28,45 @@ from posttrain_plugins.errors import (
     StageFailed,
 )
 from posttrain_plugins.recipe import handoff
-from posttrain_plugins.recipe.check.check import check
 from posttrain_plugins.recipe.check.compatibility import check_handoff
 from posttrain_plugins.recipe.plan import keys
-from posttrain_plugins.recipe.plan.plan import HASHES, Plan, PlannedStage, plan
+from posttrain_plugins.recipe.plan.plan import HASHES, Plan, PlannedStage
 from posttrain_plugins.recipe.plan.store import Artifact
 from posttrain_plugins.recipe.plugin_schema import plugin_schema
 from posttrain_plugins.recipe.read import document
 from posttrain_plugins.recipe.run.inputs import Resolver
-from posttrain_plugins.recipe.spec import FromStage, Recipe, option_path
+from posttrain_plugins.recipe.spec import FromStage, option_path
 from posttrain_plugins.types import ModelArtifact, StageContext, StageResult
 
-__all__ = ["Observer", "Run", "Silent", "load_recipe", "run", "run_plan"]
+__all__ = ["Observer", "Run", "run_plan"]
 
 
 REQUEST_LOG = "log.jsonl"
 ALSO_RECORDED = ("accelerate", "datasets", "posttrain-plugins")
 
 
-class Observer(Protocol):
-    """Who wants to see a run; the CLI's display is one."""
+class Observer:
+    """Who sees a run; this one says nothing. The CLI's display is another."""
 
-    def planned(self, plan: Plan) -> None: ...
-    def started(self, stage: PlannedStage, resumes_from: Path | None) -> None: ...
+    def planned(self, plan: Plan) -> None:
+        """Called once, before anything runs."""
+
+    def started(self, stage: PlannedStage, resumes_from: Path | None) -> None:
+        """Called when a stage begins, with the checkpoint that it goes on from."""
+
     def progress(
         self, stage: PlannedStage, done: int, total: int | None, unit: str, figures: Mapping[str, float]
-    ) -> None: ...
-    def note(self, stage: PlannedStage, message: str) -> None: ...
-    def finished(self, stage: PlannedStage, artifact: Artifact, is_cached: bool) -> None: ...
-    def failed(self, stage: PlannedStage, error: BaseException) -> None: ...
+    ) -> None:
+        """Called often while a stage runs; see `Reporter.progress`."""
 
+    def note(self, stage: PlannedStage, message: str) -> None:
+        """Called with a line that the user should read."""
 
-class Silent:
-    """An observer that says nothing."""
+    def finished(self, stage: PlannedStage, artifact: Artifact, is_cached: bool) -> None:
+        """Called when a stage's artifact stands."""
 
-    def planned(self, plan: Plan) -> None: ...
-    def started(self, stage: PlannedStage, resumes_from: Path | None) -> None: ...
-    def progress(
-        self, stage: PlannedStage, done: int, total: int | None, unit: str, figures: Mapping[str, float]
-    ) -> None: ...
-    def note(self, stage: PlannedStage, message: str) -> None: ...
-    def finished(self, stage: PlannedStage, artifact: Artifact, is_cached: bool) -> None: ...
-    def failed(self, stage: PlannedStage, error: BaseException) -> None: ...
+    def failed(self, stage: PlannedStage, error: BaseException) -> None:
+        """Called when a stage has raised."""
 
 
 @dataclass(frozen=True)
@@ -87,41 +84,6 @@ class Run(Mapping[str, Artifact]):
 
     def __len__(self) -> int:
         return len(self.artifacts)
-
-
-def load_recipe(file: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Recipe:
-    """Reads and checks a recipe file; see `document.load` and `check.check` for what they raise."""
-    return check(document.load(Path(file), overrides))
-
-
-def run(
-    recipe: str | Path | Recipe,
-    overrides: Mapping[str, Any] | Sequence[str] = (),
-    *,
-    runs_dir: str | Path = "runs",
-    until: str | None = None,
-    only: Collection[str] = (),
-    force: Collection[str] = (),
-    observer: Observer | None = None,
-) -> Run:
-    """Runs a recipe and returns its artifacts; what is done already is not done again.
-
-    Args:
-        recipe: a file, or a recipe that was loaded.
-        overrides: `{"stages.sft.args.max_steps": 10}` or `["stages.sft.args.max_steps=10"]`.
-        runs_dir: where results go.
-        until: stop after this stage.
-        only: run these stages alone; what they need must be done.
-        force: run these stages again.
-        observer: is told what happens.
-
-    Raises:
-        RecipeErrors: all mistakes of the recipe.
-        StageFailed, NonFiniteLoss, Interrupted, GateNotMet: see `posttrain_plugins.errors`.
-    """
-    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
-    chosen = plan(loaded, Path(runs_dir).resolve(), until=until, only=only, force=force)
-    return run_plan(chosen, observer or Silent())
 
 
 def run_plan(chosen: Plan, observer: Observer) -> Run:

@@ -26,13 +26,13 @@ from posttrain_plugins.backends.protocol import Capabilities
 from posttrain_plugins.errors import InputError, Interrupted
 from posttrain_plugins.serve import models as serving_models
 from posttrain_plugins.serve import server
-from posttrain_plugins.serve.app import Door, create_app
+from posttrain_plugins.serve.app import RequestGate, create_app
+from posttrain_plugins.serve.model_thread import ModelThread
 from posttrain_plugins.serve.models import Served, open_models, parse_models
-from posttrain_plugins.serve.protocol import Limits
+from posttrain_plugins.serve.protocol import RequestLimits
 from posttrain_plugins.serve.queued import QueuedBackend, queued
 from posttrain_plugins.serve.service import Service
 from posttrain_plugins.serve.strategies import Strategies
-from posttrain_plugins.serve.worker import Worker
 from posttrain_plugins.text import to_text
 from posttrain_plugins.types import Budget, Completion, Generate, ResolvedReward, Usage
 
@@ -80,7 +80,7 @@ class Host:
     """A server in this process."""
 
     backends: Mapping[str, Any]
-    door: Door
+    request_gate: RequestGate
     http: TestClient
 
     @property
@@ -92,7 +92,10 @@ class Host:
     @property
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(
-            api_key=self.door.api_key or "none", base_url="http://testserver/v1", http_client=self.http, max_retries=0
+            api_key=self.request_gate.api_key or "none",
+            base_url="http://testserver/v1",
+            http_client=self.http,
+            max_retries=0,
         )
 
     def chat(self, model: str = "m", **fields: Any) -> Any:
@@ -105,24 +108,24 @@ class Host:
 @pytest.fixture
 def host() -> Iterator[Callable[..., Host]]:
     """Opens servers with scripted models, one named `m` unless told, and closes them."""
-    opened: list[Worker] = []
+    opened: list[ModelThread] = []
 
     def open_host(
         backends: Mapping[str, Any] | None = None,
         *,
         scorers: Mapping[str, Any] | None = None,
         named: Mapping[str, str] | None = None,
-        limits: Limits | None = None,
-        **of_door: Any,
+        limits: RequestLimits | None = None,
+        **of_gate: Any,
     ) -> Host:
-        worker = Worker()
+        worker = ModelThread()
         opened.append(worker)
         found = backends or {"m": Scripted()}
         rewards = {name: ResolvedReward(name, func) for name, func in (scorers or {}).items()}
         strategies = Strategies(list(found), worker, rewards, named or {})
         served = {name: Served(name, name, backend) for name, backend in found.items()}
-        door = Door(Service(served, strategies, worker, limits or Limits()), **of_door)
-        return Host(found, door, TestClient(create_app(door), raise_server_exceptions=False))
+        request_gate = RequestGate(Service(served, strategies, worker, limits or RequestLimits()), **of_gate)
+        return Host(found, request_gate, TestClient(create_app(request_gate), raise_server_exceptions=False))
 
     yield open_host
     for worker in opened:
@@ -275,7 +278,7 @@ def test_a_budget_ends_a_strategy_with_its_best_so_far(host: Callable[..., Host]
     assert reply.posttrain["stopped_by"] == "completions"
     assert reply.choices[0].finish_reason == "length"
     assert reply.choices[0].message.content.startswith("answer is")
-    capped = host(limits=Limits(budget=Budget(completions=3)))
+    capped = host(limits=RequestLimits(budget=Budget(completions=3)))
     assert (
         capped.chat("m@self_consistency(n=50)", extra_body={"budget": {"completions": 9}}).usage.completion_tokens == 9
     )
@@ -446,7 +449,7 @@ def test_the_key_is_asked_for(host: Callable[..., Host]) -> None:
 
 
 def test_large_requests_are_refused_whether_they_say_so_or_not(host: Callable[..., Host]) -> None:
-    here = host(limits=Limits(max_body_bytes=1000))
+    here = host(limits=RequestLimits(max_body_bytes=1000))
     large = [{"role": "user", "content": "x" * 2000}]
     assert here.post(messages=large).status_code == 413
     pieces = (b"x" * 100 for _ in range(50))
@@ -487,7 +490,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def waiting(here: Host) -> int:
-    return len(here.door.service.worker._jobs)
+    return len(here.request_gate.service.model_thread._jobs)
 
 
 def test_requests_that_wait_together_are_drawn_in_one_wave(host: Callable[..., Host]) -> None:
@@ -495,7 +498,7 @@ def test_requests_that_wait_together_are_drawn_in_one_wave(host: Callable[..., H
     here = host()
     here.backend.gate = threading.Event()
     kinds = ["m", "m@self_consistency(n=3)", "m@greedy", "m@best_of_n(n=2, scorer=short)"]
-    here.door.service.strategies.scorers["short"] = ResolvedReward("short", brevity)
+    here.request_gate.service.strategies.scorers["short"] = ResolvedReward("short", brevity)
     with ThreadPoolExecutor(8) as clients:
         first = clients.submit(here.chat)
         wait_for(lambda: len(here.backend.waves) == 1)
@@ -506,7 +509,7 @@ def test_requests_that_wait_together_are_drawn_in_one_wave(host: Callable[..., H
     assert [len(wave) for wave in here.backend.waves] == [1, 7]
     assert sorted(request.n for request in here.backend.waves[1]) == [1, 1, 1, 1, 2, 3, 3]
     assert all(reply.choices[0].message.content for reply in replies)
-    assert here.door.service.worker.waves == 2
+    assert here.request_gate.service.model_thread.waves == 2
 
 
 def test_a_long_search_does_not_hold_up_a_short_question(host: Callable[..., Host], tmp_path: Path) -> None:
@@ -569,7 +572,7 @@ def test_a_request_that_cannot_be_answered_fails_alone(host: Callable[..., Host]
 
 
 def test_clients_that_wait_for_a_scorer_share_a_call() -> None:
-    worker, calls = Worker(), []
+    worker, calls = ModelThread(), []
 
     def counted(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
         calls.append(len(completions))
@@ -594,7 +597,7 @@ def test_clients_that_wait_for_a_scorer_share_a_call() -> None:
 
 
 def test_a_scorer_that_fails_for_one_fails_for_that_one_alone() -> None:
-    worker = Worker()
+    worker = ModelThread()
 
     def picky(completions: list[str], **columns: Any) -> list[float]:
         return [1.0 / len(completion) for completion in completions]
@@ -635,7 +638,7 @@ def test_each_client_pays_for_its_own_judge(host: Callable[..., Host]) -> None:
 
 
 def test_a_client_that_has_gone_is_not_waited_for() -> None:
-    worker, backend = Worker(), Scripted()
+    worker, backend = ModelThread(), Scripted()
     backend.gate = threading.Event()
     gone = threading.Event()
     mine = QueuedBackend(worker, backend, gone.is_set)
@@ -658,15 +661,15 @@ def test_while_the_server_ends_nobody_comes_in(host: Callable[..., Host]) -> Non
     with ThreadPoolExecutor(2) as clients:
         inside = clients.submit(here.post)
         wait_for(lambda: len(here.backend.waves) == 1)
-        here.door.is_closing = True
+        here.request_gate.is_closing = True
         assert here.post().status_code == 503
         assert here.http.get("/health").status_code == 503
-        here.door.cancel_all()
+        here.request_gate.cancel_all()
         late = inside.result(PATIENCE_S)
         here.backend.gate.set()
     assert late.status_code == 503
     assert late.json()["error"]["code"] == "stopped"
-    assert here.door.inside == set()
+    assert here.request_gate.in_flight == set()
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -786,11 +789,11 @@ def test_a_reward_model_of_a_run_is_a_scorer_and_loaded_once(host: Callable[...,
     (folder.parent / "latest").mkdir()
     (folder.parent / "latest" / "rm").symlink_to(folder)
     here = host()
-    here.door.service.strategies.runs_dir = tmp_path / "runs"
+    here.request_gate.service.strategies.runs_dir = tmp_path / "runs"
     loaded = []
     for _ in range(2):
         assert here.chat("m@best_of_n(n=2, scorer='mine:rm')").usage.roles["mine:rm"]["calls"] == 1
-        loaded.append(here.door.service.strategies.scorers["mine:rm"].func)
+        loaded.append(here.request_gate.service.strategies.scorers["mine:rm"].func)
     assert loaded[0] is loaded[1]
     assert loaded[0].path == str(folder / "model")
 

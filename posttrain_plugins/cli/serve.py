@@ -59,7 +59,7 @@ def serve(
     console = err()
     quiet(console)  # before the server is imported, and torch with it
     from posttrain_plugins.serve import serve as run_server
-    from posttrain_plugins.serve.protocol import Limits
+    from posttrain_plugins.serve.protocol import RequestLimits
 
     # only what was given: a model's own dtype holds otherwise
     loading = {name: value for name, value in (("dtype", dtype), ("load_in_4bit", load_in_4bit)) if value}
@@ -71,7 +71,7 @@ def serve(
         strategies=read_pairs(strategy, "strategy"),
         api_key=api_key or None,
         allowed_hosts=allowed_host or (),
-        limits=Limits(max_tokens, max_n, max_body_bytes=max_body_kib * 1024, budget=read_budget(budget)),
+        limits=RequestLimits(max_tokens, max_n, max_body_bytes=max_body_kib * 1024, budget=read_budget(budget)),
         threads=max_concurrent,
         grace_s=grace_s,
         runs_dir=runs_dir,

@@ -16,13 +16,12 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from posttrain_plugins.serve import replies
 from posttrain_plugins.serve.fields import ApiError
-from posttrain_plugins.serve.protocol import Call, Limits, read_body, read_chat, read_completion
-from posttrain_plugins.serve.replies import Reply
-from posttrain_plugins.serve.service import Service, Ticket
+from posttrain_plugins.serve.protocol import ApiRequest, RequestLimits, read_body, read_chat, read_completion
+from posttrain_plugins.serve.replies import ApiReply, event
+from posttrain_plugins.serve.service import ActiveRequest, Service
 
-__all__ = ["Door", "create_app"]
+__all__ = ["RequestGate", "create_app"]
 
 KEEP_ALIVE_S = 10.0
 POLL_S = 0.2
@@ -30,14 +29,14 @@ BODY_S = 30.0
 CLIENT_GONE = ApiError(499, "the client has gone", code="client_gone")
 
 
-class Door:
-    """Who may come in, and who is inside.
+class RequestGate:
+    """Lets requests in, and knows which ones are in flight.
 
     Args:
         service: answers them.
         api_key: what clients must send; None lets everyone in.
-        threads: calls that are at work at once; further ones wait in line.
-        keep_alive_s: a stream that has nothing to tell yet sends a comment this often.
+        threads: requests that are answered at once; further ones wait in line.
+        keep_alive_s: a stream that has nothing to send yet sends a comment this often.
     """
 
     def __init__(
@@ -47,9 +46,9 @@ class Door:
         self.api_key = api_key
         self.keep_alive_s = keep_alive_s
         self.is_closing = False
-        self.inside: set[object] = set()
-        self.working: set[Ticket] = set()
-        self.seats = asyncio.Semaphore(threads)
+        self.in_flight: set[object] = set()
+        self.active: set[ActiveRequest] = set()
+        self.slots = asyncio.Semaphore(threads)
 
     def check(self, request: Request) -> None:
         """Turn away who may not come in.
@@ -58,6 +57,7 @@ class Door:
             ApiError: 401 without the key, 503 while the server ends.
         """
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        # In constant time: how long `==` takes tells how many characters of a guess are right.
         is_right = scheme.lower() == "bearer" and hmac.compare_digest(key.encode(), (self.api_key or "").encode())
         if self.api_key is not None and not is_right:
             raise ApiError(
@@ -67,62 +67,95 @@ class Door:
             raise ApiError(503, "the server ends; ask another one", code="closing")
 
     @contextmanager
-    def visit(self) -> Iterator[None]:
-        """Around a request, until its answer is written."""
-        visitor = object()
-        self.inside.add(visitor)
+    def tracked(self) -> Iterator[None]:
+        """Count a request as in flight until its answer is written."""
+        mark = object()
+        self.in_flight.add(mark)
         try:
-            with self.service.worker.client():
+            with self.service.model_thread.client():
                 yield
         finally:
-            self.inside.discard(visitor)
+            self.in_flight.discard(mark)
 
     @contextmanager
-    def at_work(self, ticket: Ticket) -> Iterator[asyncio.Task[Reply]]:
-        """The answer in the making; what is left without it is cancelled."""
-        task = asyncio.create_task(self._answer(ticket))
-        self.working.add(ticket)
+    def answering(self, active: ActiveRequest) -> Iterator[asyncio.Task[ApiReply]]:
+        """Give the task that makes the answer; where it is left before its end, it is cancelled."""
+
+        async def answer() -> ApiReply:
+            async with self.slots:
+                reply: ApiReply = await _in_thread(self.service.answer, active)
+                return reply
+
+        task = asyncio.create_task(answer())
+        self.active.add(active)
         try:
             yield task
         finally:
-            self.working.discard(ticket)
-            ticket.cancel()
+            self.active.discard(active)
+            active.cancel()  # a thread cannot be ended, but it looks at this between two completions
             task.cancel()
 
-    async def _answer(self, ticket: Ticket) -> Reply:
-        async with self.seats:
-            reply: Reply = await _in_thread(self.service.answer, ticket)
-            return reply
-
     def cancel_all(self) -> None:
-        """What is still at work ends with 503."""
-        for ticket in list(self.working):
-            ticket.cancel()
+        """End with 503 what is still answered."""
+        for active in list(self.active):
+            active.cancel()
+
+    async def respond(
+        self, request: Request, read: Callable[[Mapping[str, Any], RequestLimits], ApiRequest]
+    ) -> Response:
+        """Answer a request whose body `read` understands, whole or as a stream."""
+        self.check(request)
+        with self.tracked():
+            limits = self.service.limits
+            asked = read(read_body(await _body(request, limits.max_body_bytes)), limits)
+            # Checked before a stream begins: what is refused later could no longer have a status of its own.
+            active = await _in_thread(self.service.admit, asked)
+            if asked.is_streamed:
+                # A proxy that buffers would hold back the comments that keep the connection open.
+                headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+                return StreamingResponse(self._stream(request, active), media_type="text/event-stream", headers=headers)
+            with self.answering(active) as task:
+                async for _ in _until_done(request, active, task):
+                    pass
+                return JSONResponse(task.result().body())
+
+    async def _stream(self, request: Request, active: ActiveRequest) -> AsyncIterator[str]:
+        sent_at = time.monotonic()
+        with self.tracked(), self.answering(active) as task:  # tracked again: `respond` has returned by now
+            try:
+                async for _ in _until_done(request, active, task):
+                    if time.monotonic() - sent_at >= self.keep_alive_s:
+                        sent_at = time.monotonic()
+                        yield ": the answer is not finished\n\n"
+                for one in task.result().events():
+                    yield one
+            except ApiError as error:
+                yield event(error.to_json())
 
 
-def create_app(door: Door) -> FastAPI:
-    """The application; `door.service` answers."""
-    service = door.service
+def create_app(gate: RequestGate) -> FastAPI:
+    """Return the application; `gate.service` answers."""
+    service = gate.service
     app = FastAPI(title="posttrain", docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/health")
     async def health() -> Response:
         counts = {
-            "in_flight": len(door.inside),
-            "waves": service.worker.waves,
-            "completions": service.worker.completions,
+            "in_flight": len(gate.in_flight),
+            "waves": service.model_thread.waves,
+            "completions": service.model_thread.completions,
         }
-        state = {"status": "closing" if door.is_closing else "ok", "models": list(service.models), **counts}
-        return JSONResponse(state, 503 if door.is_closing else 200)
+        state = {"status": "closing" if gate.is_closing else "ok", "models": list(service.models), **counts}
+        return JSONResponse(state, 503 if gate.is_closing else 200)  # 503: a balancer takes it out
 
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
-        door.check(request)
+        gate.check(request)
         return JSONResponse({"object": "list", "data": service.listing()})
 
     @app.get("/v1/models/{name:path}")
     async def model(request: Request, name: str) -> Response:
-        door.check(request)
+        gate.check(request)
         found = next((row for row in service.listing() if row["id"] == name), None)
         if found is None:
             raise service.unknown(name)
@@ -130,11 +163,11 @@ def create_app(door: Door) -> FastAPI:
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        return await _answer(door, request, read_chat)
+        return await gate.respond(request, read_chat)
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        return await _answer(door, request, read_completion)
+        return await gate.respond(request, read_completion)
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> Response:
@@ -155,49 +188,21 @@ def create_app(door: Door) -> FastAPI:
     return app
 
 
-async def _answer(door: Door, request: Request, read: Callable[[Mapping[str, Any], Limits], Call]) -> Response:
-    door.check(request)
-    with door.visit():
-        call = read(read_body(await _bytes(request, door.service.limits.max_body_bytes)), door.service.limits)
-        ticket = await _in_thread(door.service.admit, call)
-        if call.is_streamed:
-            headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-            return StreamingResponse(_stream(door, request, ticket), media_type="text/event-stream", headers=headers)
-        with door.at_work(ticket) as task:
-            async for _ in _waiting(request, ticket, task):
-                pass
-            return JSONResponse(replies.body(task.result()))
-
-
-async def _stream(door: Door, request: Request, ticket: Ticket) -> AsyncIterator[str]:
-    told = time.monotonic()
-    with door.visit(), door.at_work(ticket) as task:
-        try:
-            async for _ in _waiting(request, ticket, task):
-                if time.monotonic() - told >= door.keep_alive_s:
-                    told = time.monotonic()
-                    yield ": the answer is not finished\n\n"
-            for event in replies.events(task.result()):
-                yield event
-        except ApiError as error:
-            yield replies.event(error.to_json())
-
-
-async def _waiting(request: Request, ticket: Ticket, task: asyncio.Task[Reply]) -> AsyncIterator[None]:
-    """Ticks until the answer is there, or until nobody waits for it.
+async def _until_done(request: Request, active: ActiveRequest, task: asyncio.Task[ApiReply]) -> AsyncIterator[None]:
+    """Tick until the answer is there, or until nobody waits for it.
 
     Raises:
         ApiError: 499, the client has gone; 503, the server ends.
     """
     while not (await asyncio.wait({task}, timeout=POLL_S))[0]:
         is_gone = await request.is_disconnected()
-        if is_gone or ticket.stopped.is_set():
+        if is_gone or active.stopped.is_set():
             raise CLIENT_GONE if is_gone else ApiError(503, "the request was stopped: the server ends", code="stopped")
         yield
 
 
 def _in_thread(function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
-    """Call it in a daemon thread, which the end of the process does not wait for."""
+    """Call it in a daemon thread: an executor's threads would hold up the end of the process."""
     future: Future[Any] = Future()
 
     def work() -> None:
@@ -211,21 +216,21 @@ def _in_thread(function: Callable[..., Any], *arguments: Any) -> asyncio.Future[
     return asyncio.wrap_future(future)
 
 
-async def _bytes(request: Request, limit: int) -> bytes:
-    """The body.
+async def _body(request: Request, limit: int) -> bytes:
+    """Read the body.
 
     Raises:
         ApiError: 413 where it is larger than the limit, 408 where it does not come in time.
     """
     too_large = ApiError(413, f"the body is larger than {limit} bytes", code="request_too_large")
-    if int(request.headers.get("content-length", "0")) > limit:
+    if int(request.headers.get("content-length", "0")) > limit:  # refused before a byte of it is read
         raise too_large
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_S):  # half a body would otherwise hold its connection for ever
             async for chunk in request.stream():
                 body += chunk
-                if len(body) > limit:
+                if len(body) > limit:  # a chunked body says no length
                     raise too_large
     except TimeoutError:
         raise ApiError(408, f"the body did not come within {BODY_S:g} s", code="request_timeout") from None

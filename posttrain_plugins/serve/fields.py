@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["ApiError", "flag", "integer", "listed", "number", "refused", "shown"]
+__all__ = ["ApiError", "flag", "integer", "listed", "number", "refused", "shown", "strings"]
 
 
 class ApiError(Exception):
@@ -24,7 +24,7 @@ class ApiError(Exception):
 
 
 def refused(field: str, message: str, code: str = "invalid_value") -> ApiError:
-    """The 400 for a field."""
+    """Return the 400 for a field."""
     return ApiError(400, f"{field}: {message}", code=code, param=field)
 
 
@@ -32,7 +32,7 @@ def integer(body: Mapping[str, Any], name: str, default: int, low: int, high: in
     value = body.get(name)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:  # True is an int in Python
         raise refused(name, f"{shown(value)}, expected a whole number from {low} to {high}")
     return value
 
@@ -59,7 +59,17 @@ def listed(value: Any, name: str) -> list[Any]:
     return value
 
 
+def strings(value: Any, name: str, at_most: int, note: str) -> tuple[str, ...]:
+    """Read a string or a list of strings."""
+    found = [value] if isinstance(value, str) else value
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise refused(name, f"{shown(value)}, expected a string or a list of strings{note}")
+    if len(found) > at_most:
+        raise refused(name, f"{len(found)} strings, expected at most {at_most}")
+    return tuple(found)
+
+
 def shown(value: Any) -> str:
-    """A value in a message: not longer than a line."""
+    """Return a value for a message: not longer than a line."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

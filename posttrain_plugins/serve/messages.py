@@ -14,7 +14,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 def read_messages(value: Any) -> list[dict[str, Any]]:
-    """Text content as one string, `developer` as `system`, the arguments of tool calls as objects.
+    """Read messages: text content as one string, `developer` as `system`, the arguments of tool calls as objects.
 
     Raises:
         ApiError: 400 for anything but messages with text.
@@ -25,7 +25,7 @@ def read_messages(value: Any) -> list[dict[str, Any]]:
 
 
 def read_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
-    """The schemas of functions that the model may call.
+    """Read the schemas of functions that the model may call.
 
     Raises:
         ApiError: 400 for anything else.
@@ -42,9 +42,22 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     role = message.get("role") if isinstance(message, Mapping) else None
     if role not in ROLES:
         raise refused(where, f"{shown(message)}, expected a message with a role of {', '.join(ROLES)}")
+    # No chat template of an open model knows `developer`, which is OpenAI's newer word for `system`.
     read = {"role": "system" if role == "developer" else role, "content": _content(message, where)}
-    if message.get("tool_calls"):
-        read["tool_calls"] = [_tool_call(call, where) for call in listed(message["tool_calls"], where)]
+    calls = []
+    for call in listed(message.get("tool_calls") or [], where):
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise refused(where, "a tool call without the name of a function")
+        try:  # JSON text in the protocol, an object in chat templates
+            arguments = function.get("arguments") or "{}"
+            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+        except ValueError as error:
+            raise refused(where, f"the arguments of a tool call are not JSON: {error}") from error
+        named = {"name": function["name"], "arguments": arguments}
+        calls.append({"id": call.get("id"), "type": "function", "function": named})
+    if calls:
+        read["tool_calls"] = calls
     return read | {name: message[name] for name in ("name", "tool_call_id") if isinstance(message.get(name), str)}
 
 
@@ -60,15 +73,3 @@ def _content(message: Mapping[str, Any], where: str) -> str:
         if part.get("type") != "text" or not isinstance(part.get("text"), str):
             raise refused(where, f"a part of type {part.get('type')!r}, only text is supported", "unsupported_value")
     return "".join(part["text"] for part in content)
-
-
-def _tool_call(call: Any, where: str) -> dict[str, Any]:
-    function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise refused(where, "a tool call without the name of a function")
-    try:
-        arguments = function.get("arguments") or "{}"
-        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-    except ValueError as error:
-        raise refused(where, f"the arguments of a tool call are not JSON: {error}") from error
-    return {"id": call.get("id"), "type": "function", "function": {"name": function["name"], "arguments": arguments}}

@@ -10,16 +10,16 @@ Reference: https://platform.openai.com/docs/api-reference/chat.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from posttrain_plugins.plugins.registry import suggest
-from posttrain_plugins.serve.fields import ApiError, flag, integer, number, refused, shown
+from posttrain_plugins.serve.fields import ApiError, flag, integer, number, refused, shown, strings
 from posttrain_plugins.serve.messages import read_messages, read_tools
 from posttrain_plugins.types import Budget, Prompt, SamplingParams
 
-__all__ = ["Call", "Limits", "capped", "read_body", "read_chat", "read_completion"]
+__all__ = ["ApiRequest", "RequestLimits", "capped", "read_body", "read_chat", "read_completion"]
 
 MAX_STOPS = 16
 
@@ -68,7 +68,7 @@ DEFAULT_BUDGET = Budget(completions=1024)
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """What one request may ask for.
 
     Args:
@@ -87,7 +87,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Call:
+class ApiRequest:
     """What a client asks.
 
     Args:
@@ -118,53 +118,57 @@ class Call:
 
 
 def read_body(raw: bytes) -> Mapping[str, Any]:
-    """The JSON object of a request.
+    """Read the JSON object of a request.
 
     Raises:
         ApiError: 400 for anything else.
     """
+
+    def refuse_constant(name: str) -> Any:  # `NaN` and `Infinity`, which Python reads and JSON does not have
+        raise ValueError(f"{name} is no JSON value")
+
     try:
-        body = json.loads(raw, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        body = json.loads(raw, parse_constant=refuse_constant)
+    except (ValueError, RecursionError) as error:  # the last: brackets in brackets without end
         raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from error
     if not isinstance(body, Mapping):
         raise ApiError(400, f"the body is {shown(body)}, expected a JSON object", code="invalid_json")
     return body
 
 
-def read_chat(body: Mapping[str, Any], limits: Limits) -> Call:
-    """`POST /v1/chat/completions`.
+def read_chat(body: Mapping[str, Any], limits: RequestLimits) -> ApiRequest:
+    """Read the body of `POST /v1/chat/completions`.
 
     Raises:
         ApiError: 400, with the field's name as `param`.
     """
-    _check_names(body, CHAT)
-    for name in ("tool_choice", "top_logprobs"):
-        _check_neutral(name, body.get(name))
-    given = [integer(body, name, 0, 1, limits.max_tokens) for name in ("max_tokens", "max_completion_tokens")]
-    if all(given) and given[0] != given[1]:
-        raise refused("max_completion_tokens", f"{given[1]}, while max_tokens is {given[0]}; give one of them")
-    params = replace(_params(body, max(given), limits), logprobs=flag(body, "logprobs"))
-    tools = read_tools(body.get("tools")) if body.get("tool_choice") != "none" else ()
-    return replace(_call(body, params, limits), prompts=(read_messages(body.get("messages")),), tools=tools)
+    request = _request(body, CHAT, ("max_tokens", "max_completion_tokens"), limits)  # the older and the newer name
+    return replace(
+        request,
+        params=replace(request.params, logprobs=flag(body, "logprobs")),
+        prompts=(read_messages(body.get("messages")),),
+        tools=read_tools(body.get("tools")) if body.get("tool_choice") != "none" else (),
+    )
 
 
-def read_completion(body: Mapping[str, Any], limits: Limits) -> Call:
-    """`POST /v1/completions`.
+def read_completion(body: Mapping[str, Any], limits: RequestLimits) -> ApiRequest:
+    """Read the body of `POST /v1/completions`.
 
     Raises:
         ApiError: 400, with the field's name as `param`.
     """
-    _check_names(body, COMPLETION)
-    if integer(body, "logprobs", 0, 0, 5):
+    request = _request(body, COMPLETION, ("max_tokens",), limits)
+    if integer(body, "logprobs", 0, 0, 5):  # a number here, where a chat has true or false
         raise refused("logprobs", f"{body['logprobs']}, only 0 is supported: the drawn tokens' own")
-    params = _params(body, integer(body, "max_tokens", 0, 1, limits.max_tokens), limits)
-    params = replace(params, logprobs=body.get("logprobs") is not None)
-    return replace(_call(body, params, limits), prompts=_prompts(body.get("prompt"), limits), is_chat=False)
+    prompts = strings(body.get("prompt"), "prompt", limits.max_prompts, "; token ids are not supported")
+    if not prompts:
+        raise refused("prompt", "[], expected at least one string")
+    params = replace(request.params, logprobs=body.get("logprobs") is not None)
+    return replace(request, params=params, prompts=prompts, is_chat=False)
 
 
 def capped(asked: Budget, limit: Budget) -> Budget:
-    """The lower of two budgets in each of their figures.
+    """Return the lower of two budgets in each of their figures.
 
     Example:
         >>> capped(Budget(tokens=900, calls=3), Budget(tokens=500))
@@ -175,57 +179,44 @@ def capped(asked: Budget, limit: Budget) -> Budget:
     return Budget(**{name: min(values) if values else None for name, values in known.items()})
 
 
-# --- the parts of a request ------------------------------------------------------------------------------------------
-
-
-def _check_names(body: Mapping[str, Any], known: set[str]) -> None:
+def _request(
+    body: Mapping[str, Any], known: set[str], token_fields: Sequence[str], limits: RequestLimits
+) -> ApiRequest:
+    """Read what chats and text completions have in common."""
     for name, value in body.items():
-        if name in NEUTRAL and name not in known:
-            _check_neutral(name, value)
-        elif name not in known and name not in IGNORED:
+        if name in NEUTRAL:
+            if value is not None and value not in NEUTRAL[name]:
+                raise refused(name, f"{shown(value)} is not supported; leave it out", "unsupported_parameter")
+        elif name not in known and name not in IGNORED:  # a misspelt field would change the answer in silence
             raise refused(name, suggest(name, sorted(known)) or "unknown field", "unknown_parameter")
-
-
-def _check_neutral(name: str, value: Any) -> None:
-    if value is not None and value not in NEUTRAL[name]:
-        raise refused(name, f"{shown(value)} is not supported; leave it out", "unsupported_parameter")
-
-
-def _call(body: Mapping[str, Any], params: SamplingParams, limits: Limits) -> Call:
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise refused("model", f"{shown(model)}, expected a name of GET /v1/models")
-    return Call(
+    given = [count for name in token_fields if (count := integer(body, name, 0, 1, limits.max_tokens))]
+    if len(set(given)) > 1:
+        raise refused(token_fields[-1], f"{given[1]}, while {token_fields[0]} is {given[0]}; give one of them")
+    top_p = number(body, "top_p", 1.0, 0.0, 1.0)
+    if top_p == 0.0:
+        raise refused("top_p", "0, expected a number above 0 and up to 1")
+    stop = body.get("stop")
+    stops = strings(stop if isinstance(stop, str) else stop or [], "stop", MAX_STOPS, ", none of them empty")
+    if "" in stops:  # it would stand everywhere
+        raise refused("stop", f"{shown(stop)}, expected a string or a list of strings, none of them empty")
+    options = body.get("stream_options")
+    if not isinstance(options, Mapping | None):
+        raise refused("stream_options", f"{shown(options)}, expected {{'include_usage': true}}")
+    max_tokens = given[0] if given else min(SamplingParams().max_tokens, limits.max_tokens)
+    temperature = number(body, "temperature", 1.0, 0.0, 2.0)
+    return ApiRequest(
         model=model,
-        params=params,
+        params=SamplingParams(temperature=temperature, top_p=top_p, max_tokens=max_tokens, stop=stops),
         n=integer(body, "n", 1, 1, limits.max_n),
         seed=None if body.get("seed") is None else integer(body, "seed", 0, -(2**63), 2**63 - 1),
         budget=capped(_budget(body.get("budget")), limits.budget),
         is_streamed=flag(body, "stream"),
-        with_usage=_wants_usage(body.get("stream_options")),
+        with_usage=flag(options or {}, "include_usage"),
         with_trace=flag(body, "trace"),
     )
-
-
-def _params(body: Mapping[str, Any], max_tokens: int, limits: Limits) -> SamplingParams:
-    top_p = number(body, "top_p", 1.0, 0.0, 1.0)
-    if top_p == 0.0:
-        raise refused("top_p", "0, expected a number above 0 and up to 1")
-    return SamplingParams(
-        temperature=number(body, "temperature", 1.0, 0.0, 2.0),
-        top_p=top_p,
-        max_tokens=max_tokens or min(SamplingParams().max_tokens, limits.max_tokens),
-        stop=_stops(body.get("stop")),
-    )
-
-
-def _stops(value: Any) -> tuple[str, ...]:
-    stops = [value] if isinstance(value, str) else value or []
-    if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
-        raise refused("stop", f"{shown(value)}, expected a string or a list of strings, none of them empty")
-    if len(stops) > MAX_STOPS:
-        raise refused("stop", f"{len(stops)} strings, expected at most {MAX_STOPS}")
-    return tuple(stops)
 
 
 def _budget(value: Any) -> Budget:
@@ -239,22 +230,3 @@ def _budget(value: Any) -> Budget:
         if isinstance(limit, bool) or not fits or not limit > 0:
             raise refused("budget", f"{name} is {shown(limit)}, expected a number above 0")
     return Budget(**value)
-
-
-def _wants_usage(options: Any) -> bool:
-    if not isinstance(options, Mapping | None):
-        raise refused("stream_options", f"{shown(options)}, expected {{'include_usage': true}}")
-    return flag(options or {}, "include_usage")
-
-
-def _prompts(value: Any, limits: Limits) -> tuple[Prompt, ...]:
-    prompts = [value] if isinstance(value, str) else value
-    if not isinstance(prompts, list) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-        raise refused("prompt", f"{shown(value)}, expected a string or a list of strings; token ids are not supported")
-    if len(prompts) > limits.max_prompts:
-        raise refused("prompt", f"{len(prompts)} prompts, expected at most {limits.max_prompts}")
-    return tuple(prompts)
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON value")

@@ -16,10 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from posttrain_plugins.serve.protocol import Call
+from posttrain_plugins.serve.protocol import ApiRequest
 from posttrain_plugins.types import Completion, Result, Usage
 
-__all__ = ["Choice", "Reply", "body", "event", "events"]
+__all__ = ["ApiReply", "Choice", "event"]
 
 PIECE_CHARS = 32
 
@@ -31,145 +31,110 @@ class Choice:
     completion: Completion
     tokens: Sequence[str] = ()
 
+    def to_json(self, index: int, is_chat: bool) -> dict[str, Any]:
+        """Return the choice as it stands in a whole answer."""
+        completion = self.completion
+        ended = {"finish_reason": completion.finish_reason, "stop_reason": completion.stop_reason}
+        logprobs: dict[str, Any] | None = None
+        if not is_chat:
+            if completion.logprobs is not None:
+                logprobs = {"tokens": list(self.tokens), "token_logprobs": completion.logprobs, "top_logprobs": None}
+            return {"index": index, "text": completion.text, "logprobs": logprobs, **ended}
+        if completion.logprobs is not None:
+            pairs = zip(self.tokens, completion.logprobs, strict=True)
+            content = [
+                {"token": token, "logprob": logprob, "bytes": list(token.encode()), "top_logprobs": []}
+                for token, logprob in pairs
+            ]
+            logprobs = {"content": content, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": completion.text, "refusal": None}
+        if completion.tool_calls:
+            functions = [
+                {"name": call["name"], "arguments": json.dumps(call["arguments"], ensure_ascii=False)}
+                for call in completion.tool_calls
+            ]
+            # An id of its own for each: the client sends a tool's result back under it.
+            message["tool_calls"] = [
+                {"id": f"call_{secrets.token_hex(8)}", "type": "function", "function": function}
+                for function in functions
+            ]
+            message["content"] = completion.text or None  # null, not "", is how OpenAI says that it only calls
+        return {"index": index, "message": message, "logprobs": logprobs, **ended}
+
+    def chunks(self, index: int, is_chat: bool) -> Iterator[dict[str, Any]]:
+        """Yield the choice in pieces, the last of which says how it ended."""
+        whole = self.to_json(index, is_chat)
+        text = self.completion.text
+        pieces = [text[start : start + PIECE_CHARS] for start in range(0, len(text), PIECE_CHARS)]
+        unfinished = {"index": index, "logprobs": None, "finish_reason": None}
+        if not is_chat:
+            yield from ({**unfinished, "text": piece} for piece in pieces)
+            yield {**whole, "text": ""}
+            return
+        message = whole.pop("message")
+        deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
+        deltas += [{"content": piece} for piece in pieces]
+        if "tool_calls" in message:  # pieces of several calls may be mixed in a stream, so each has its number
+            deltas.append({"tool_calls": [{"index": i, **call} for i, call in enumerate(message["tool_calls"])]})
+        yield from ({**unfinished, "delta": delta} for delta in deltas)
+        yield {**whole, "delta": {}}
+
 
 @dataclass(frozen=True)
-class Reply:
-    """What a call came to: `n` choices for each prompt, in order, and one result for each prompt."""
+class ApiReply:
+    """What a request came to: `n` choices for each prompt, in order, and one result for each prompt."""
 
-    call: Call
+    request: ApiRequest
     choices: Sequence[Choice]
     results: Sequence[Result]
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
     def head(self, is_chunk: bool = False) -> dict[str, Any]:
-        if self.call.is_chat:
-            kind = "chat.completion.chunk" if is_chunk else "chat.completion"
-            return {"id": f"chatcmpl-{self.id}", "object": kind, "created": self.created, "model": self.call.model}
-        return {"id": f"cmpl-{self.id}", "object": "text_completion", "created": self.created, "model": self.call.model}
+        """Return what stands in front of the choices, in a whole answer and in each chunk of a stream."""
+        prefix, kind = "cmpl", "text_completion"
+        if self.request.is_chat:
+            prefix, kind = "chatcmpl", "chat.completion.chunk" if is_chunk else "chat.completion"
+        return {"id": f"{prefix}-{self.id}", "object": kind, "created": self.created, "model": self.request.model}
 
+    def totals(self) -> dict[str, Any]:
+        """Return `usage` over all roles, and `posttrain`: of the one prompt of a chat, or of each prompt."""
+        roles: dict[str, Usage] = {}
+        extras = []
+        for result in self.results:
+            for role, usage in result.usage.items():
+                roles[role] = roles.get(role, Usage()) + usage
+            answer = None if result.answer is None else str(result.answer)
+            trace = {"trace": result.trace} if self.request.with_trace else {}
+            extras.append({"answer": answer, "stopped_by": result.stopped_by, **trace})
+        spent = sum(roles.values(), Usage())
+        usage_json = {
+            "prompt_tokens": spent.prompt_tokens,
+            "completion_tokens": spent.completion_tokens,
+            "total_tokens": spent.total_tokens,
+            "roles": {role: asdict(usage) for role, usage in roles.items()},
+        }
+        return {"usage": usage_json, "posttrain": extras[0] if len(extras) == 1 else {"prompts": extras}}
 
-def body(reply: Reply) -> dict[str, Any]:
-    """The whole answer."""
-    choice = _chat_choice if reply.call.is_chat else _text_choice
-    choices = [choice(i, one) for i, one in enumerate(reply.choices)]
-    return {**reply.head(), "choices": choices, "usage": _usage(reply.results), "posttrain": _extra(reply)}
+    def body(self) -> dict[str, Any]:
+        """Return the whole answer."""
+        choices = [choice.to_json(i, self.request.is_chat) for i, choice in enumerate(self.choices)]
+        return {**self.head(), "choices": choices, **self.totals()}
 
-
-def events(reply: Reply) -> Iterator[str]:
-    """The answer as server-sent events."""
-    chunk = _chat_chunk if reply.call.is_chat else _text_chunk
-    head = reply.head(is_chunk=True)
-    for i, choice in enumerate(reply.choices):
-        for part in chunk(i, choice):
-            yield event({**head, "choices": [part]})
-    if reply.call.with_usage:
-        yield event({**head, "choices": [], "usage": _usage(reply.results), "posttrain": _extra(reply)})
-    elif reply.call.with_trace:
-        yield event({**head, "choices": [], "posttrain": _extra(reply)})
-    yield "data: [DONE]\n\n"
+    def events(self) -> Iterator[str]:
+        """Yield the answer as server-sent events."""
+        head = self.head(is_chunk=True)
+        for i, choice in enumerate(self.choices):
+            for chunk in choice.chunks(i, self.request.is_chat):
+                yield event({**head, "choices": [chunk]})
+        totals = self.totals()
+        if not self.request.with_usage:  # OpenAI's rule: only who asked for it is told
+            del totals["usage"]
+        if self.request.with_usage or self.request.with_trace:
+            yield event({**head, "choices": [], **totals})
+        yield "data: [DONE]\n\n"
 
 
 def event(value: Mapping[str, Any]) -> str:
-    """One server-sent event."""
+    """Return one server-sent event."""
     return f"data: {json.dumps(value)}\n\n"
-
-
-# --- chat ------------------------------------------------------------------------------------------------------------
-
-
-def _chat_choice(index: int, choice: Choice) -> dict[str, Any]:
-    completion = choice.completion
-    message: dict[str, Any] = {"role": "assistant", "content": completion.text, "refusal": None}
-    if completion.tool_calls:
-        message |= {"content": completion.text or None, "tool_calls": _tool_calls(completion)}
-    return {
-        "index": index,
-        "message": message,
-        "logprobs": _chat_logprobs(choice),
-        "finish_reason": completion.finish_reason,
-        "stop_reason": completion.stop_reason,
-    }
-
-
-def _chat_chunk(index: int, choice: Choice) -> Iterator[dict[str, Any]]:
-    completion = choice.completion
-    deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
-    deltas += [{"content": piece} for piece in _pieces(completion.text)]
-    if completion.tool_calls:
-        deltas.append({"tool_calls": [{"index": i, **call} for i, call in enumerate(_tool_calls(completion))]})
-    for delta in deltas:
-        yield {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
-    last = {"index": index, "delta": {}, "logprobs": _chat_logprobs(choice)}
-    yield {**last, "finish_reason": completion.finish_reason, "stop_reason": completion.stop_reason}
-
-
-def _tool_calls(completion: Completion) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": f"call_{secrets.token_hex(8)}",
-            "type": "function",
-            "function": {"name": call["name"], "arguments": json.dumps(call["arguments"], ensure_ascii=False)},
-        }
-        for call in completion.tool_calls or ()
-    ]
-
-
-def _chat_logprobs(choice: Choice) -> dict[str, Any] | None:
-    if choice.completion.logprobs is None:
-        return None
-    pairs = zip(choice.tokens, choice.completion.logprobs, strict=True)
-    content = [
-        {"token": token, "logprob": logprob, "bytes": list(token.encode()), "top_logprobs": []}
-        for token, logprob in pairs
-    ]
-    return {"content": content, "refusal": None}
-
-
-# --- text completions ------------------------------------------------------------------------------------------------
-
-
-def _text_choice(index: int, choice: Choice) -> dict[str, Any]:
-    completion = choice.completion
-    logprobs = None
-    if completion.logprobs is not None:
-        logprobs = {"tokens": list(choice.tokens), "token_logprobs": completion.logprobs, "top_logprobs": None}
-    ended = {"finish_reason": completion.finish_reason, "stop_reason": completion.stop_reason}
-    return {"index": index, "text": completion.text, "logprobs": logprobs, **ended}
-
-
-def _text_chunk(index: int, choice: Choice) -> Iterator[dict[str, Any]]:
-    for piece in _pieces(choice.completion.text):
-        yield {"index": index, "text": piece, "logprobs": None, "finish_reason": None}
-    yield {**_text_choice(index, choice), "text": ""}
-
-
-# --- both ------------------------------------------------------------------------------------------------------------
-
-
-def _pieces(text: str) -> Iterator[str]:
-    return (text[start : start + PIECE_CHARS] for start in range(0, len(text), PIECE_CHARS))
-
-
-def _usage(results: Sequence[Result]) -> dict[str, Any]:
-    roles: dict[str, Usage] = {}
-    for result in results:
-        for role, usage in result.usage.items():
-            roles[role] = roles.get(role, Usage()) + usage
-    spent = sum(roles.values(), Usage())
-    return {
-        "prompt_tokens": spent.prompt_tokens,
-        "completion_tokens": spent.completion_tokens,
-        "total_tokens": spent.total_tokens,
-        "roles": {role: asdict(usage) for role, usage in roles.items()},
-    }
-
-
-def _extra(reply: Reply) -> dict[str, Any]:
-    """Of the one prompt of a chat, or of each prompt."""
-    told = []
-    for result in reply.results:
-        answer = None if result.answer is None else str(result.answer)
-        trace = {"trace": result.trace} if reply.call.with_trace else {}
-        told.append({"answer": answer, "stopped_by": result.stopped_by, **trace})
-    return told[0] if len(told) == 1 else {"prompts": told}

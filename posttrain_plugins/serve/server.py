@@ -13,17 +13,17 @@ from typing import Any
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.recipe.run.ad_hoc import NameResolver
+from posttrain_plugins.serve.model_thread import ModelThread
 from posttrain_plugins.serve.models import open_models, parse_models
 from posttrain_plugins.serve.origin import LOOPBACK, OriginCheck
-from posttrain_plugins.serve.protocol import Limits
+from posttrain_plugins.serve.protocol import RequestLimits
 from posttrain_plugins.serve.service import Service
 from posttrain_plugins.serve.strategies import Strategies
-from posttrain_plugins.serve.worker import Worker
 
 __all__ = ["serve"]
 
 LAST_WORDS_S = 3  # for answers of cancelled calls to be written, and for the models' thread to end
-LIMITS = Limits()
+LIMITS = RequestLimits()
 
 
 def serve(
@@ -35,7 +35,7 @@ def serve(
     strategies: Mapping[str, str] | None = None,
     api_key: str | None = None,
     allowed_hosts: Collection[str] = (),
-    limits: Limits = LIMITS,
+    limits: RequestLimits = LIMITS,
     threads: int = 64,
     grace_s: float = 30.0,
     runs_dir: Path = Path("runs"),
@@ -65,20 +65,23 @@ def serve(
     Raises:
         InputError: FastAPI is not installed, the port is taken, or a name cannot be resolved.
     """
-    _check_installed()
+    missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
+    if missing:
+        hint = "pip install 'posttrain-plugins[serve]'"
+        raise InputError(f"the server needs {' and '.join(missing)}, which are not installed", hint=hint)
     named = parse_models(models)
     outside = NameResolver.with_scorers(runs_dir.resolve(), scorers or {})
     with _listening(host, port) as listener:
-        worker = Worker()
-        known = Strategies(list(named), worker, dict(outside.scorers), strategies or {}, runs_dir)
-        service = Service(open_models(named, runs_dir, loading or {}), known, worker, limits)
+        model_thread = ModelThread()
+        known = Strategies(list(named), model_thread, dict(outside.scorers), strategies or {}, runs_dir)
+        service = Service(open_models(named, runs_dir, loading or {}), known, model_thread, limits)
         if api_key is None and host not in LOOPBACK:
             tell(f"warning: whoever reaches {host} can use this server; --api-key KEY asks for a key")
         # Behind a key and open to the network it is called by names that nobody can list; foreign pages stay out.
         is_any = api_key is not None and host in ("0.0.0.0", "::") and not allowed_hosts
         allowed = None if is_any else (*LOOPBACK, host, *allowed_hosts)
         _run(service, listener, api_key, allowed, threads, grace_s, tell)
-        return worker.close(LAST_WORDS_S)
+        return model_thread.close(LAST_WORDS_S)
 
 
 def _run(
@@ -92,34 +95,41 @@ def _run(
 ) -> None:
     import uvicorn
 
-    from posttrain_plugins.serve.app import Door, create_app
+    from posttrain_plugins.serve.app import RequestGate, create_app
 
     class Server(uvicorn.Server):
-        """Ends when nobody is inside any more, or when the grace is over."""
+        """Ends when no request is in flight any more, or when the grace is over."""
 
         deadline: float | None = None
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            tell(_ready(listener, service, api_key))
+            host, port = listener.getsockname()[:2]
+            url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+            key = " -H 'Authorization: Bearer KEY'" if api_key else ""
+            messages = [{"role": "user", "content": "2+3=?"}]
+            body = json.dumps({"model": f"{next(iter(service.models))}@self_consistency(n=8)", "messages": messages})
+            try_it = f"curl {url}/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'"
+            tell(f"serving {', '.join(service.models)} at {url}\n  {try_it}")
 
         def handle_exit(self, sig: int, frame: Any) -> None:
-            if self.deadline is not None:
+            if self.deadline is not None:  # the second signal
                 self.should_exit = self.force_exit = True
                 return
             self.deadline = time.monotonic() + grace_s
-            door.is_closing = True
-            tell(f"stopping: {len(door.inside)} in flight, at most {grace_s:g} s; again stops at once")
+            gate.is_closing = True
+            tell(f"stopping: {len(gate.in_flight)} in flight, at most {grace_s:g} s; again stops at once")
 
         async def on_tick(self, counter: int) -> bool:
-            if self.deadline is not None and (not door.inside or time.monotonic() >= self.deadline):
-                door.cancel_all()
+            # Not uvicorn's own end at the signal: it would close the port, and a balancer would see errors, not 503.
+            if self.deadline is not None and (not gate.in_flight or time.monotonic() >= self.deadline):
+                gate.cancel_all()
                 self.should_exit = True
             return await super().on_tick(counter)
 
-    door = Door(service, api_key=api_key, threads=threads)
+    gate = RequestGate(service, api_key=api_key, threads=threads)
     config = uvicorn.Config(
-        OriginCheck(create_app(door), allowed),
+        OriginCheck(create_app(gate), allowed),
         log_level="warning",
         access_log=False,
         lifespan="off",
@@ -128,19 +138,12 @@ def _run(
     Server(config).run([listener])
 
 
-def _check_installed() -> None:
-    missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
-    if missing:
-        hint = "pip install 'posttrain-plugins[serve]'"
-        raise InputError(f"the server needs {' and '.join(missing)}, which are not installed", hint=hint)
-
-
 @contextlib.contextmanager
 def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    """The port, taken before a model is loaded; connections are accepted when all are."""
+    """Give the port, taken before a model is loaded; connections are accepted when all are."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that ended a moment ago still holds it
     try:
         listener.bind((host, port))
     except (OSError, OverflowError) as error:
@@ -149,16 +152,3 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         raise InputError(message, hint="choose another: --port 8001, or --port 0 for a free one") from error
     with contextlib.closing(listener):
         yield listener
-
-
-def _ready(listener: socket.socket, service: Service, api_key: str | None) -> str:
-    """What a person wants to know: where, what, and how to try it."""
-    host, port = listener.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
-    key = " -H 'Authorization: Bearer KEY'" if api_key else ""
-    first = next(iter(service.models))
-    body = json.dumps({"model": f"{first}@self_consistency(n=8)", "messages": [{"role": "user", "content": "2+3=?"}]})
-    return (
-        f"serving {', '.join(service.models)} at {url}\n"
-        f"  curl {url}/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'"
-    )

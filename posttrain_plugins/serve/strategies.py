@@ -23,8 +23,8 @@ from posttrain_plugins.recipe.plan.store import Store
 from posttrain_plugins.recipe.plugin_schema import parse_call, plugin_schema
 from posttrain_plugins.recipe.run.ad_hoc import NameResolver
 from posttrain_plugins.recipe.spec import Given, Source
+from posttrain_plugins.serve.model_thread import ModelThread
 from posttrain_plugins.serve.queued import queued
-from posttrain_plugins.serve.worker import Worker
 from posttrain_plugins.types import ModelArtifact, ResolvedReward, ResolvedStrategy
 
 __all__ = ["Strategies"]
@@ -47,7 +47,7 @@ class Strategies:
     """
 
     models: Collection[str]
-    worker: Worker
+    worker: ModelThread
     scorers: dict[str, ResolvedReward] = field(default_factory=dict)
     named: Mapping[str, str] = field(default_factory=dict)
     runs_dir: Path = Path("runs")

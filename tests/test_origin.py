@@ -104,7 +104,7 @@ def test_half_a_body_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(app, "BODY_S", 0.01)
     with pytest.raises(ApiError, match="did not come within") as refused:
-        asyncio.run(app._bytes(Half(), 1000))  # type: ignore[arg-type]
+        asyncio.run(app._body(Half(), 1000))  # type: ignore[arg-type]
     assert refused.value.status == 408
 
 

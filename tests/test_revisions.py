@@ -318,7 +318,7 @@ def test_adapters_on_two_revisions_share_no_base(hub: Hub, tmp_path: Path) -> No
     """Not in the server, not as policy and reward on one base, and not when they are combined."""
     from peft import LoraConfig, get_peft_model
 
-    from posttrain_plugins.serve.models import _Source
+    from posttrain_plugins.serve.models import _UnloadedModel
     from posttrain_plugins.stages.combine import Combine
     from posttrain_plugins.trainers.ppo.shared_reward import SharedReward, shared
     from posttrain_plugins.types import ModelArtifact, StageContext
@@ -333,7 +333,7 @@ def test_adapters_on_two_revisions_share_no_base(hub: Hub, tmp_path: Path) -> No
         for name in (revision, f"policy-{revision}"):
             load_tokenizer(REPO).save_pretrained(tmp_path / name)
     folders = [str(tmp_path / f"policy-{revision}") for revision in COMMITS]
-    keys = [_Source(folder, folder, tmp_path, {}).share_key for folder in folders]
+    keys = [_UnloadedModel(folder, folder, tmp_path, {}).share_key for folder in folders]
     assert None not in keys
     assert keys[0] != keys[1]
     models = [ModelArtifact(folder, folder) for folder in folders]

@@ -737,10 +737,13 @@ def test_adapters_that_cannot_share_are_loaded_by_themselves(
     config = json.loads((other / "adapter_config.json").read_text())
     for more in ({"modules_to_save": ["lm_head"]}, {"init_lora_weights": "pissa"}):
         (other / "adapter_config.json").write_text(json.dumps({**config, **more}))
-        assert serving_models._Source("x", str(other), tmp_path, {}).share_key is None, more
-    ones = [serving_models._Source("x", str(adapters[0]), tmp_path, loading) for loading in ({}, {"dtype": "float32"})]
+        assert serving_models._UnloadedModel("x", str(other), tmp_path, {}).share_key is None, more
+    ones = [
+        serving_models._UnloadedModel("x", str(adapters[0]), tmp_path, loading)
+        for loading in ({}, {"dtype": "float32"})
+    ]
     assert ones[0].share_key != ones[1].share_key
-    assert ones[0].share_key == serving_models._Source("b", str(tiny_model), tmp_path, {}).share_key
+    assert ones[0].share_key == serving_models._UnloadedModel("b", str(tiny_model), tmp_path, {}).share_key
 
 
 def test_a_real_model_prompts_that_are_too_long_and_logprobs(host: Callable[..., Host], tiny_model: Path) -> None:

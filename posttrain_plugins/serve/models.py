@@ -53,7 +53,7 @@ class Served:
 
 
 def parse_models(texts: Sequence[str]) -> dict[str, str]:
-    """`MODEL` or `NAME=MODEL` -> name -> model.
+    """Read `MODEL` or `NAME=MODEL` as name -> model.
 
     A folder goes by its own name, `model` by that of the folder above, a server's model by its name there.
 
@@ -67,8 +67,11 @@ def parse_models(texts: Sequence[str]) -> dict[str, str]:
     named: dict[str, str] = {}
     for text in texts:
         name, equals, model = text.partition("=")
-        if not equals or is_url(text) or Path(text).exists():
-            name, model = _name_of(text), text
+        if not equals or is_url(text) or Path(text).exists():  # a folder or an address may have `=` in its name
+            path = Path(text).resolve()
+            folder = path.parent.name if path.name == "model" else path.name  # a stage's folder holds `model/`
+            name = text.partition("#")[2] if is_url(text) else folder if Path(text).exists() else text
+            model = text
         if model.startswith(("/", ".")) and not Path(model).exists():
             raise InputError(f"no such folder: {model}")
         if not NAME.fullmatch(name) or not model:
@@ -79,16 +82,6 @@ def parse_models(texts: Sequence[str]) -> dict[str, str]:
             )
         named[name] = model
     return named
-
-
-def _name_of(model: str) -> str:
-    if is_url(model):
-        return model.partition("#")[2]
-    path = Path(model)
-    if not path.exists():
-        return model
-    path = path.resolve()
-    return path.parent.name if path.name == "model" else path.name
 
 
 def open_models(models: Mapping[str, str], runs_dir: Path, loading: Mapping[str, Any]) -> dict[str, Served]:
@@ -103,7 +96,7 @@ def open_models(models: Mapping[str, str], runs_dir: Path, loading: Mapping[str,
     """
     outside = NameResolver(runs_dir.resolve())
     models = {n: one for name, model in models.items() for n, one in outside.each(name, model).items()}
-    sources = [_Source(name, model, runs_dir, loading) for name, model in models.items()]
+    sources = [_UnloadedModel(name, model, runs_dir, loading) for name, model in models.items()]
     shared: dict[Hashable, _SharedBase] = {}
     opened: dict[str, Served] = {}
     for source in sorted(sources, key=lambda source: not source.is_adapter):  # a base may lie under adapters already
@@ -118,7 +111,7 @@ def open_models(models: Mapping[str, str], runs_dir: Path, loading: Mapping[str,
     return {name: opened[name] for name in models}
 
 
-class _Source:
+class _UnloadedModel:
     """A model before it is loaded: where it lies, how it is loaded, and with what it can share a base."""
 
     def __init__(self, name: str, model: str, runs_dir: Path, loading: Mapping[str, Any]) -> None:
@@ -135,17 +128,19 @@ class _Source:
 
     @property
     def share_key(self) -> Hashable | None:
-        """Equal for those that can share; None for an adapter that changes more than its own weights."""
+        """A key that is equal for those that can share a base; None for what changes more than its own weights."""
         more = ("modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication")
         is_plain = (
             self.config.get("peft_type") == "LORA" and self.config.get("bias") == "none" and not moves_base(self.config)
         )
+        # A critic or a second adapter is a part of what is served, and switching the first would leave it behind.
         if is_url(self.model) or shared_critic_in(self.path) is not None or len(adapters_in(self.path)) > 1:
             return None
         if self.is_adapter and (not is_plain or any(self.config.get(name) for name in more)):
             return None
         base, revision = base_of(self.path, self.loading.get("model_revision"))
         where = str(Path(base).resolve()) if Path(base).exists() else f"{base}@{revision or 'main'}"
+        # With another tokenizer the same ids mean something else; loaded in another way it is another base.
         return where, handoff.record(Path(self.path), {})["tokenizer"], json.dumps(self.loading, sort_keys=True)
 
     def load(self) -> Any:
@@ -157,7 +152,7 @@ class _Source:
 
 
 class _SharedBase:
-    """One base with named adapters. Only the worker's thread draws, so one adapter is on at a time."""
+    """One base with named adapters. Only the models' thread draws, so one adapter is on at a time."""
 
     def __init__(self, loaded: TransformersBackend) -> None:
         self.model = loaded.model
@@ -165,15 +160,15 @@ class _SharedBase:
         self.count = 0
         self.first = _OnSharedBase(loaded, partial(self.model.set_adapter, "default"))
 
-    def add(self, source: _Source) -> _OnSharedBase:
-        """A sibling of the first adapter, or the base itself."""
+    def add(self, source: _UnloadedModel) -> _OnSharedBase:
+        """Return the backend of a sibling of the first adapter, or of the base itself."""
         backend = TransformersBackend(
             self.model,
             load_tokenizer(source.path, source.loading),
             max_batch_tokens=self.max_batch_tokens,
             identity=source.path,
         )
-        if not source.is_adapter:
+        if not source.is_adapter:  # the same weights, for as long as the adapters are off
             return _OnSharedBase(backend, self.model.disable_adapter)
         self.count += 1
         name = f"adapter_{self.count}"
@@ -196,5 +191,5 @@ class _OnSharedBase:
         self, batch: Sequence[Generate], seeds: Sequence[Sequence[int]]
     ) -> Iterator[tuple[int, int, Completion]]:
         """See `Backend.generate`."""
-        with self._switch() or nullcontext():
+        with self._switch() or nullcontext():  # `set_adapter` gives nothing, `disable_adapter` a context
             yield from self._backend.generate(batch, seeds)

@@ -42,12 +42,12 @@ class Strategies:
         models: the served names, which a strategy may ask as further models.
         scorers: name -> reward.
         named: name -> specification, given on the server's command line.
-        worker: calls the scorers.
+        model_thread: calls the scorers.
         runs_dir: where `RUN:STAGE` scorers are looked up.
     """
 
     models: Collection[str]
-    worker: ModelThread
+    model_thread: ModelThread
     scorers: dict[str, ResolvedReward] = field(default_factory=dict)
     named: Mapping[str, str] = field(default_factory=dict)
     runs_dir: Path = Path("runs")
@@ -56,29 +56,33 @@ class Strategies:
         self._lock = threading.Lock()
         for reward in self.scorers.values():
             _check_columns(reward)
-        for name in self.named:
+        for name in self.named:  # what the command line has wrong stops the server, not its first client
             self.find(name)
 
     def find(self, text: str) -> ResolvedStrategy:
-        """A strategy of its own for one call: some of them remember what they have solved.
+        """Return a strategy for one request alone: some of them remember what they have solved.
 
         Raises:
             InputError: no such strategy, or parameters that it does not take or that a client may not give.
         """
         spec = self.named.get(text, text)
-        if len(text) > MAX_CHARS:
+        if len(text) > MAX_CHARS:  # before it is parsed
             raise InputError(f"the strategy has {len(text)} characters, expected at most {MAX_CHARS}")
         names = NameResolver(self.runs_dir.resolve())
         return names.strategy(spec, self._served if text in self.named else self._of_a_client)
 
     def _served(self, kind: str, value: Any) -> Source | Mapping[str, Any]:
-        """What the server's own command line may name: served models, scorers, and whatever a recipe may."""
+        """Resolve what the server's own command line may name: served models, scorers, and whatever a recipe may."""
         if kind == "reward":
             return Given(str(value), self._scorer(value))
-        return Given(str(value), self._model(value)) if kind == "model" else None
+        if kind != "model":
+            return None
+        if value not in self.models:
+            raise InputError(f"no model {value!r} is served", hint=listed(["policy", *self.models], "known: "))
+        return Given(value, ModelArtifact(value, value))  # the name is its role; the server has it loaded
 
     def _of_a_client(self, kind: str, value: Any) -> Source | Mapping[str, Any]:
-        """The same without code and files: strategies by their entry point, no object, no file."""
+        """Resolve what a client may name, which is no code and no file: strategies go by their entry point alone."""
         if kind == "object":
             raise InputError(
                 f"{value!r} names an object, which a client may not", hint="start the server with --strategy"
@@ -88,48 +92,35 @@ class Strategies:
         if not isinstance(value, str):
             raise InputError(f"{value!r} is no strategy", hint="for instance self_consistency(n=8)")
         name, params = parse_call(value)
-        fields = plugin_schema(self._installed(name)).fields
+        installed = registry.installed("strategy")
+        found = [plugin for plugin in installed if name in (plugin.name, f"{plugin.distribution}:{plugin.name}")]
+        if len(found) != 1:  # `module:attr` and `./file.py:attr` are not looked up at all
+            known = [*self.named, *dict.fromkeys(plugin.name for plugin in installed)]
+            raise InputError(f"unknown strategy {name!r}", hint=suggest(name, known) or f"known: {', '.join(known)}")
+        fields = plugin_schema(found[0]).fields
         for key in params:
+            # By its name, since a path has no type of its own; a reference is resolved here, and is no path.
             if FILE.search(key) and (key not in fields or fields[key].ref is None):
                 what = f"strategy '{name}': a client may not give '{key}'"
                 raise InputError(what, hint="start the server with --strategy")
         return None
 
-    def _installed(self, name: str) -> registry.Plugin:
-        """By its entry point only: other forms name code."""
-        found = [p for p in registry.installed("strategy") if name in (p.name, f"{p.distribution}:{p.name}")]
-        if len(found) == 1:
-            return found[0]
-        known = [*self.named, *dict.fromkeys(p.name for p in registry.installed("strategy"))]
-        raise InputError(f"unknown strategy {name!r}", hint=suggest(name, known) or f"known: {', '.join(known)}")
-
-    def _model(self, name: Any) -> ModelArtifact:
-        if name in self.models:
-            return ModelArtifact(name, name)  # the name is its role; the server has it loaded
-        raise InputError(f"no model {name!r} is served", hint=listed(["policy", *self.models], "known: "))
-
     def _scorer(self, name: Any) -> ResolvedReward:
-        """One of the server's, or a reward model of a run, which is loaded once."""
+        """Return one of the server's scorers, or a reward model of a run, which is loaded once."""
         if not isinstance(name, str):
             raise InputError(f"no scorer {name!r}", hint="a scorer is a name")
-        with self._lock:
+        with self._lock:  # two requests that name the same one would load it twice
             if name not in self.scorers:
-                self.scorers[name] = self._of_run(name)
-            return queued(self.worker, self.scorers[name])
-
-    def _of_run(self, name: Any) -> ResolvedReward:
-        if not self._is_of_run(name):  # the form alone is not enough: `os:system` has it, too
-            known = listed(self.scorers, "known: ") if self.scorers else "start the server with --scorer"
-            raise InputError(f"no scorer {name!r}", hint=f"{known}, or name a reward model as RUN:STAGE")
-        reward = NameResolver(self.runs_dir.resolve()).reward(name)
-        _check_columns(reward)
-        return reward
-
-    def _is_of_run(self, name: Any) -> bool:
-        if not (isinstance(name, str) and RUN_STAGE.fullmatch(name)):
-            return False
-        run, _, stage = name.partition(":")
-        return Store(self.runs_dir.resolve(), run).latest(stage) is not None
+                run, _, stage = name.partition(":")
+                runs_dir = self.runs_dir.resolve()
+                # The form alone is not enough: `os:system` has it, too.
+                if not RUN_STAGE.fullmatch(name) or Store(runs_dir, run).latest(stage) is None:
+                    known = listed(self.scorers, "known: ") if self.scorers else "start the server with --scorer"
+                    raise InputError(f"no scorer {name!r}", hint=f"{known}, or name a reward model as RUN:STAGE")
+                reward = NameResolver(runs_dir).reward(name)
+                _check_columns(reward)
+                self.scorers[name] = reward
+            return queued(self.model_thread, self.scorers[name])
 
 
 def _check_columns(reward: ResolvedReward) -> None:

@@ -59,6 +59,7 @@ class DistinctRows:
 
 def split_rows(arguments: Mapping[str, Any]) -> DistinctRows:
     """Take a call apart; a value that is no list with one entry for each completion is shared."""
+    # By what every call has; a list of another length is not of the completions, and goes to all of them.
     count = next((len(arguments[name]) for name in SIZED_BY if arguments.get(name) is not None), 0)
     columns = {
         name: list(value)

@@ -85,6 +85,7 @@ class Guarded:
         return self._score_steps if name == "step_scores" else found
 
     def __getstate__(self) -> dict[str, Any]:
+        # Processes and locks stay here; who unpickles it starts processes of its own.
         return {name: value for name, value in self.__dict__.items() if name not in ("_pool", "_lock", "_recent")}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
@@ -105,7 +106,7 @@ class Guarded:
         return self._score("step_scores", _arguments(prompts, completions, columns))
 
     def _score(self, method: ScoreMethod, arguments: Mapping[str, Any]) -> list[Any]:
-        batch = split_rows(arguments)
+        batch = split_rows(arguments)  # GRPO's groups repeat completions, the more the better the policy is
         if self.is_isolated:
             outcomes = self._wait_for_all(self._submit(method, batch))
         elif outcome.is_async(outcome.method_of(self.func, method)):
@@ -166,7 +167,7 @@ class Guarded:
         counts = Counter[str](one.kind for one in of_each)
         with self._lock:
             self.outcomes.update(counts)
-            for row, one in zip(batch.rows, outcomes, strict=True):
+            for row, one in zip(batch.rows, outcomes, strict=True):  # the first of each kind, for the message
                 if one.kind in FAILED:
                     text = str(row.get("completions", row.get("prompts", "?")))
                     shown = text if len(text) <= 160 else f"{text[:120]} ... {text[-30:]}"

@@ -70,7 +70,7 @@ def score(reward: Any, method: ScoreMethod, row: Mapping[str, Any]) -> ScoreOutc
         return _read(method, method_of(reward, method)(**row))
     except InputError:
         raise
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # a library that calls `sys.exit` ends no run
         return _failed(error)
 
 
@@ -96,6 +96,7 @@ async def score_async(
 
 
 def timed_out(timeout_s: float | None) -> ScoreOutcome:
+    """Return the outcome of a completion that took too long."""
     return ScoreOutcome("timeout", detail=f"no score within {timeout_s:g} s")
 
 
@@ -107,7 +108,7 @@ def read_value(method: ScoreMethod, value: Any) -> ScoreOutcome:
         numbers = [float(value)] if method == "__call__" else [float(one) for one in value]
     except (TypeError, ValueError) as error:
         return ScoreOutcome("error", detail=f"it gave {value!r:.80}, expected a number: {error}")
-    if not all(map(math.isfinite, numbers)):
+    if not all(map(math.isfinite, numbers)):  # one NaN in a group makes all its advantages NaN
         return ScoreOutcome("non_finite", detail=f"it gave {value!r:.80}")
     return ScoreOutcome("ok", numbers[0] if method == "__call__" else numbers)
 

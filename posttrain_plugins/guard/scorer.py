@@ -54,5 +54,5 @@ class Scorer:
 
 
 def _plain(error: InputError) -> InputError:
-    """Of a class that the other process knows; a plugin's own subclass may not be there, or not pickle."""
+    """Return it in a class that the other process knows: a plugin's own may not be there, or not pickle."""
     return InputError(error.message, error.hint)

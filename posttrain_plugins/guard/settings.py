@@ -71,7 +71,8 @@ class GuardSettings:
 
     @property
     def workers(self) -> int:
-        """How many processes there are."""
+        """The number of processes."""
+        # Those that this process may use: in a container, or under `taskset`, fewer than the machine has.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return self.num_workers or min(cores, MAX_WORKERS)
 

@@ -86,7 +86,7 @@ class ProcessPool:
 
     @property
     def pids(self) -> list[int]:
-        """The processes that are alive now."""
+        """The ids of the processes that are alive now."""
         return [one.process.pid for one in list(self._state.processes)]
 
     def submit(
@@ -141,12 +141,14 @@ class _State:
         _STATES.add(self)
 
     def begin(self) -> None:
+        """Start with no request and no thread."""
         self.lock = threading.Lock()
         self.requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self.idle = threading.Semaphore(0)  # as many as threads wait for a request
         self.num_threads = 0
 
     def close(self) -> None:
+        """End threads and processes."""
         for _ in range(self.num_threads):
             self.requests.put(None)
         for process in list(self.processes):
@@ -263,7 +265,7 @@ class KillableProcess:
         os.close(self.lifeline)
 
     def forget(self) -> None:
-        """In a forked child: the process is the parent's. A lifeline held here would let it outlive the parent."""
+        """Give it up in a forked child: it is the parent's, and a lifeline held here would let it outlive that one."""
         self.channel.close()
         os.close(self.lifeline)
         self.process.returncode = 0  # not ours to wait for
@@ -292,7 +294,7 @@ _STATES: weakref.WeakSet[_State] = weakref.WeakSet()
 
 
 def _begin_in_child() -> None:
-    """After a fork: threads and locks of the parent are not here, and its processes are not ours."""
+    """Begin anew after a fork: the parent's threads are not here, its locks may be held, its processes are not ours."""
     for state in list(_STATES):
         for process in state.processes:
             process.forget()

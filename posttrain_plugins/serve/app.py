@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass
 from threading import Thread
 from typing import Any
 
@@ -29,6 +30,7 @@ BODY_S = 30.0
 CLIENT_GONE = ApiError(499, "the client has gone", code="client_gone")
 
 
+@dataclass
 class RequestGate:
     """Lets requests in, and knows which ones are in flight.
 
@@ -39,16 +41,16 @@ class RequestGate:
         keep_alive_s: a stream that has nothing to send yet sends a comment this often.
     """
 
-    def __init__(
-        self, service: Service, *, api_key: str | None = None, threads: int = 64, keep_alive_s: float = KEEP_ALIVE_S
-    ) -> None:
-        self.service = service
-        self.api_key = api_key
-        self.keep_alive_s = keep_alive_s
+    service: Service
+    api_key: str | None = None
+    threads: int = 64
+    keep_alive_s: float = KEEP_ALIVE_S
+
+    def __post_init__(self) -> None:
         self.is_closing = False
         self.in_flight: set[object] = set()
         self.active: set[ActiveRequest] = set()
-        self.slots = asyncio.Semaphore(threads)
+        self.slots = asyncio.Semaphore(self.threads)
 
     def check(self, request: Request) -> None:
         """Turn away who may not come in.

@@ -71,5 +71,5 @@ def strings(value: Any, name: str, at_most: int, note: str) -> tuple[str, ...]:
 
 def shown(value: Any) -> str:
     """Return a value for a message: not longer than a line."""
-    text = repr(value)
+    text = repr(value)  # a client's own text comes back to it, and no megabyte of it
     return text if len(text) <= 80 else text[:77] + "..."

@@ -64,12 +64,12 @@ def _message(message: Any, where: str) -> dict[str, Any]:
 def _content(message: Mapping[str, Any], where: str) -> str:
     content = message.get("content")
     if content is None and message["role"] == "assistant":
-        return ""  # it only calls tools
+        return ""  # it only calls tools; some templates fail on a content that is null
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
         raise refused(where, f"content is {shown(content)}, expected text")
-    for part in content:
+    for part in content:  # an image that is left out in silence would make the answer a guess
         if part.get("type") != "text" or not isinstance(part.get("text"), str):
             raise refused(where, f"a part of type {part.get('type')!r}, only text is supported", "unsupported_value")
     return "".join(part["text"] for part in content)

@@ -99,7 +99,8 @@ def open_models(models: Mapping[str, str], runs_dir: Path, loading: Mapping[str,
     sources = [_UnloadedModel(name, model, runs_dir, loading) for name, model in models.items()]
     shared: dict[Hashable, _SharedBase] = {}
     opened: dict[str, Served] = {}
-    for source in sorted(sources, key=lambda source: not source.is_adapter):  # a base may lie under adapters already
+    # Adapters first: the base that comes with them is then served too, and not loaded a second time.
+    for source in sorted(sources, key=lambda source: not source.is_adapter):
         if source.share_key in shared:
             backend: AnyBackend = shared[source.share_key].add(source)
         elif source.is_adapter and source.share_key is not None:

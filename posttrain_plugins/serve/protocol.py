@@ -33,7 +33,7 @@ COMPLETION = COMMON | {"prompt"}
 IGNORED = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
 }  # fmt: skip
-"""Fields that do not change what is answered."""
+"""Fields that do not change what is answered: OpenAI's clients send them unasked."""
 
 NEUTRAL: dict[str, list[Any]] = {
     "audio": [],
@@ -163,7 +163,7 @@ def read_completion(body: Mapping[str, Any], limits: RequestLimits) -> ApiReques
     prompts = strings(body.get("prompt"), "prompt", limits.max_prompts, "; token ids are not supported")
     if not prompts:
         raise refused("prompt", "[], expected at least one string")
-    params = replace(request.params, logprobs=body.get("logprobs") is not None)
+    params = replace(request.params, logprobs=body.get("logprobs") is not None)  # 0 asks for the drawn tokens' own
     return replace(request, params=params, prompts=prompts, is_chat=False)
 
 
@@ -223,6 +223,7 @@ def _budget(value: Any) -> Budget:
     known = [f.name for f in fields(Budget)]
     if value is None:
         return Budget()
+    # Checked one by one: a budget that is misread is one that nobody has.
     if not isinstance(value, Mapping) or not set(value) <= set(known):
         raise refused("budget", f"{shown(value)}, expected an object with some of {', '.join(known)}")
     for name, limit in value.items():

@@ -21,7 +21,7 @@ class QueuedBackend:
     """A backend whose completions are drawn by the models' thread, together with other clients'."""
 
     def __init__(self, model_thread: ModelThread, backend: Backend, is_stopped: Callable[[], bool]) -> None:
-        self.identity = backend.identity
+        self.identity = backend.identity  # the model's own: seeds, and so answers, do not depend on the queue
         self.capabilities = backend.capabilities
         self._draw = partial(model_thread.draw, backend, is_stopped=is_stopped)
 

@@ -21,7 +21,7 @@ from posttrain_plugins.types import Completion, Result, Usage
 
 __all__ = ["ApiReply", "Choice", "event"]
 
-PIECE_CHARS = 32
+PIECE_CHARS = 32  # about a line of a chat at a time
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class ApiReply:
         roles: dict[str, Usage] = {}
         extras = []
         for result in self.results:
-            for role, usage in result.usage.items():
+            for role, usage in result.usage.items():  # who pays for the model pays for its judge
                 roles[role] = roles.get(role, Usage()) + usage
             answer = None if result.answer is None else str(result.answer)
             trace = {"trace": result.trace} if self.request.with_trace else {}
@@ -132,7 +132,7 @@ class ApiReply:
             del totals["usage"]
         if self.request.with_usage or self.request.with_trace:
             yield event({**head, "choices": [], **totals})
-        yield "data: [DONE]\n\n"
+        yield "data: [DONE]\n\n"  # no JSON: clients of OpenAI's protocol read to this line
 
 
 def event(value: Mapping[str, Any]) -> str:

@@ -69,7 +69,7 @@ def serve(
     if missing:
         hint = "pip install 'posttrain-plugins[serve]'"
         raise InputError(f"the server needs {' and '.join(missing)}, which are not installed", hint=hint)
-    named = parse_models(models)
+    named = parse_models(models)  # names first, the port next, models last: what fails soonest costs least
     outside = NameResolver.with_scorers(runs_dir.resolve(), scorers or {})
     with _listening(host, port) as listener:
         model_thread = ModelThread()
@@ -81,6 +81,7 @@ def serve(
         is_any = api_key is not None and host in ("0.0.0.0", "::") and not allowed_hosts
         allowed = None if is_any else (*LOOPBACK, host, *allowed_hosts)
         _run(service, listener, api_key, allowed, threads, grace_s, tell)
+        # What runs in torch cannot be broken off: after a few seconds the caller ends the process without it.
         return model_thread.close(LAST_WORDS_S)
 
 

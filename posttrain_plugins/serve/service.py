@@ -57,6 +57,7 @@ class _PlainSampling:
         return choose(candidates(self.drawn[problem.id]), 0)
 
 
+@dataclass
 class Service:
     """All that is served.
 
@@ -67,13 +68,10 @@ class Service:
         limits: what one request may ask for.
     """
 
-    def __init__(
-        self, models: Mapping[str, Served], strategies: Strategies, model_thread: ModelThread, limits: RequestLimits
-    ) -> None:
-        self.models = models
-        self.strategies = strategies
-        self.model_thread = model_thread
-        self.limits = limits
+    models: Mapping[str, Served]
+    strategies: Strategies
+    model_thread: ModelThread
+    limits: RequestLimits
 
     def admit(self, asked: ApiRequest) -> ActiveRequest:
         """Find what the request names, and check that its prompts fit.

@@ -31,6 +31,7 @@ __all__ = ["Strategies"]
 
 MAX_CHARS = 1000
 RUN_STAGE = re.compile(r"\w[\w-]*:\w[\w.-]*")
+# Whole words of a name: `memory_file` and `url`, not `profile`.
 FILE = re.compile(r"(?:^|_)(?:file|path|dir|folder|url|command)s?(?:$|_)")
 
 

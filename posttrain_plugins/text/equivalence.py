@@ -27,7 +27,7 @@ Question: TypeAlias = tuple[Literal["equal", "right"], str, str]
 
 
 def is_mathematically_equal(a: str, b: str, limit_s: float = LIMIT_S) -> bool:
-    r"""True where `math_verify` finds two expressions equal within the limit; from any thread.
+    r"""Return whether `math_verify` finds two expressions equal within the limit, from any thread.
 
     Args:
         a: LaTeX, without the dollars.
@@ -48,7 +48,7 @@ def is_mathematically_equal(a: str, b: str, limit_s: float = LIMIT_S) -> bool:
 
 
 def is_right(completion: str, solution: str, limit_s: float = 2 * LIMIT_S) -> bool | None:
-    r"""Whether the last LaTeX answer of a completion is the solution, as TRL's `accuracy_reward` decides it.
+    r"""Return whether the last LaTeX answer of a completion is the solution, as TRL's `accuracy_reward` decides it.
 
     Args:
         completion: text with an answer in LaTeX, in a box before any other.
@@ -70,7 +70,7 @@ def is_right(completion: str, solution: str, limit_s: float = 2 * LIMIT_S) -> bo
 
 @cache
 def is_available() -> bool:
-    """Is `math_verify` installed?"""
+    """Return whether `math_verify` is installed."""
     return importlib.util.find_spec("math_verify") is not None
 
 
@@ -82,7 +82,7 @@ class _AlgebraProcesses:
         self.is_broken = False  # `math_verify` is there, but cannot be imported
 
     def ask(self, question: Question, limit_s: float) -> bool | None:
-        """The answer of a process; False where there is none in time, or ever."""
+        """Return the answer of a process; False where there is none in time, or ever."""
         from posttrain_plugins.processes.pool import ProcessFailure  # not above: most who compare need no algebra
 
         for _ in range(2):  # the system may have killed the process, for memory or because it was idle
@@ -165,7 +165,7 @@ class _Algebra:
 
 @cache
 def _boxed_first() -> list[Any]:
-    """LaTeX with its delimiters, a box before any other, units taken off: as TRL reads a completion."""
+    """Return how TRL reads a completion: LaTeX with its delimiters, a box before any other, units taken off."""
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig
 
@@ -175,7 +175,7 @@ def _boxed_first() -> list[Any]:
 
 @lru_cache(maxsize=4096)
 def _parsed(solution: str) -> Any:
-    """A reference, which a batch of completions shares."""
+    """Return a reference as math_verify reads it; a batch of completions shares it."""
     import math_verify
 
     with contextlib.suppress(Exception):

@@ -176,12 +176,13 @@ def test_a_hub_model_has_one_identity_before_and_after_its_download(
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(keys, "_commit_on_hub", lambda kind, repository, revision: "abc123")
-    before = keys._hub_identity("model", "org/name")
+    before = keys.HashCache(tmp_path / "hashes.json").of_repository("model", "org/name")
     refs = tmp_path / "models--org--name" / "refs"
     refs.mkdir(parents=True)
     (refs / "main").write_text("abc123\n")
     monkeypatch.setattr(keys, "_commit_on_hub", lambda kind, repository, revision: "not asked")
-    assert keys._hub_identity("model", "org/name") == before == "hub:org/name@abc123"
+    after = keys.HashCache(tmp_path / "hashes.json").of_repository("model", "org/name")
+    assert after == before == "hub:org/name@abc123"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 
 import posttrain_plugins
 from posttrain_plugins.errors import InputError
+from posttrain_plugins.plugins import registry
 from posttrain_plugins.recipe import source_hash
 from posttrain_plugins.recipe.check.check import check
 from posttrain_plugins.recipe.plan import keys
@@ -287,7 +288,7 @@ def test_files_are_hashed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def _source(file: Path, package: str = "") -> str:
-    source_hash._package_hash.cache_clear()
+    source_hash._read_once.cache_clear()
     return source_hash.source_hash(file, package)
 
 
@@ -345,6 +346,31 @@ def test_our_own_core_does_not_count(tmp_path: Path, edited: str, counts: bool) 
     with (ours / edited).open("a") as file:
         file.write("\nADDED = 1\n")
     assert (_source(ours / "stages/sft.py", "posttrain_plugins") != before) == counts
+
+
+COUNTED = {
+    *("adapters", "datasets", "rewards", "stages", "strategies"),
+    *("backends", "engine", "evaluation", "guard", "models", "nested_rewards.py", "processes", "sandbox", "search"),
+    *("text", "tiny_world", "trainers", "training_data"),
+}
+"""What makes a built-in plugin's result; a new room is put here or into `source_hash.CORE`, by whoever builds it."""
+
+
+def test_what_a_built_in_plugin_reaches_counts_or_is_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, core = tmp_path / "posttrain_plugins", source_hash.CORE
+    shutil.copytree(Path(posttrain_plugins.__file__).parent, ours)
+    plugins = [file for kind in registry.PLURAL.values() for file in (ours / kind).glob("*.py")]
+    assert len(plugins) > 80
+    everything = ours / "everything.py"
+    everything.write_text("\n".join(f"import posttrain_plugins.{file.parent.name}.{file.stem}" for file in plugins))
+
+    def rooms() -> set[str]:
+        found = source_hash.own_sources(everything, "posttrain_plugins")
+        return {Path(name).parts[0] for name in found} - {everything.name}
+
+    assert rooms() == COUNTED
+    monkeypatch.setattr(source_hash, "CORE", frozenset())
+    assert rooms() == COUNTED | core
 
 
 # --- plans -----------------------------------------------------------------------------------------------------------

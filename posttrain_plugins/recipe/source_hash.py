@@ -18,30 +18,33 @@ from typing import Any
 
 from posttrain_plugins.plugins.registry import Plugin
 
-__all__ = ["CORE", "module_file", "plugin_hash", "sha256_of", "source_hash"]
+__all__ = ["CORE", "module_file", "own_sources", "plugin_hash", "sha256_of", "source_hash"]
 
-CORE = frozenset(
-    ("errors.py", "types", "plugins", "__init__.py", "recipe", "cli", "testing", "checkpoints.py", "rows", "api.py")
-)
-"""Rooms of this package that change no stage's result; a test compares them with the disk."""
+CORE = frozenset(("__init__.py", "api.py", "checkpoints.py", "errors.py", "plugins", "recipe", "types"))
+"""Rooms of this package that built-in plugins reach by imports and that change no stage's result.
+
+What they decide is in a key by another way: `recipe` and `plugins` by the values that they read, `types` by the fields
+that a stage sets. A test compares this with what the plugins import.
+"""
 
 
 def sha256_of(value: Any) -> str:
-    """The hash of a JSON value."""
+    """Return the hash of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def plugin_hash(plugin: Plugin) -> str:
-    """The source of a plugin's module and of what it imports from its own package."""
+    """Return the hash of a plugin's module and of what it imports from its own package."""
     if plugin.file is not None:
         return source_hash(plugin.file)
-    file = module_file(plugin.target.partition(":")[0])
-    if file is None:
-        return f"{plugin.distribution} {plugin.version}"
-    return source_hash(file, package=plugin.target.partition(":")[0].partition(".")[0])
+    module = plugin.target.partition(":")[0]
+    file = module_file(module)
+    # A module without Python source, such as a compiled one, counts by its release.
+    return source_hash(file, module.partition(".")[0]) if file else f"{plugin.distribution} {plugin.version}"
 
 
 def module_file(name: str) -> Path | None:
+    """Return the source file of a module, which is not imported; its packages are."""
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):
@@ -50,23 +53,28 @@ def module_file(name: str) -> Path | None:
 
 
 def source_hash(file: Path, package: str = "") -> str:
-    """The hash of a file and of what it imports from its own package or folder, comments and docstrings left out.
-
-    A process reads a package once, as it imports it once; a file that is named in place is read again.
+    """Return the hash of a file and of what it imports from its own package or folder, without comments and docstrings.
 
     Args:
         file: a module's source.
         package: the module's top-level package; empty for a file that is named in place, which has its folder.
     """
-    return _package_hash(file.resolve(), package) if package else _hash_from(file.resolve(), file.resolve().parent, "")
+    # A process imports a package once, so it is read once, too. A file that is named in place may be edited between two
+    # plans of one process, such as a notebook, and is read again.
+    read = _read_once if package else own_sources
+    return sha256_of(read(file.resolve(), package))
 
 
-@cache
-def _package_hash(file: Path, package: str) -> str:
-    return _hash_from(file, _package_folder(file, package), package)
+def own_sources(file: Path, package: str = "") -> dict[str, str]:
+    """Return the hash of each file that counts as a plugin's source, by its path from the package or folder.
 
-
-def _hash_from(file: Path, root: Path, package: str) -> str:
+    Args:
+        file: as for `source_hash`, resolved.
+        package: as for `source_hash`.
+    """
+    # A module without a package has nothing below it: its neighbours in site-packages are other people's.
+    root = next((folder for folder in file.parents if folder.name == package), file) if package else file.parent
+    is_ours = root.name == "posttrain_plugins"
     pending, found = [file], dict[str, str]()
     while pending:
         current = pending.pop()
@@ -74,53 +82,43 @@ def _hash_from(file: Path, root: Path, package: str) -> str:
         if name in found:
             continue
         tree = ast.parse(current.read_bytes())
-        pending.extend(path for path in _own_imports(tree, current, root, package) if not _is_core(path, root))
-        found[name] = hashlib.sha256(ast.unparse(_without_docstrings(tree)).encode()).hexdigest()
-    return sha256_of(found)
+        imported = _own_imports(tree, current, root, package)
+        pending.extend(path for path in imported if not (is_ours and path.relative_to(root).parts[0] in CORE))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                body = node.body
+                if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+                    node.body = body[1:] or [ast.Pass()]
+        # Unparsed, so that neither comments nor line breaks count. Another Python may unparse otherwise: then a stage
+        # runs once more than it had to, which is the safe side.
+        found[name] = hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+    return found
 
 
-def _package_folder(file: Path, package: str) -> Path:
-    """The folder of the top-level package; of a module without one, the module's own file, which holds nothing else."""
-    return next((folder for folder in file.parents if folder.name == package), file)
-
-
-def _is_core(path: Path, root: Path) -> bool:
-    return root.name == "posttrain_plugins" and path.relative_to(root).parts[0] in CORE
+_read_once = cache(own_sources)
 
 
 def _own_imports(tree: ast.Module, file: Path, root: Path, package: str) -> Iterator[Path]:
-    for level, module, name in _imports(tree):
-        parts = module.split(".") if module else []
-        if level:
-            folder = file.parents[level - 1]
-        elif not package:
-            folder = root
-        elif parts[0] == package:
-            folder, parts = root, parts[1:]
-        else:
-            continue
-        found = _candidates(folder.joinpath(*parts), name)
-        yield from (path for path in found if path.is_file() and path.is_relative_to(root))
-
-
-def _imports(tree: ast.Module) -> Iterator[tuple[int, str, str]]:
-    """Level, module and name of every import, also inside functions."""
+    """Yield the files below `root` that a module imports, also inside functions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from ((0, alias.name, "") for alias in node.names)
+            imports = [(0, alias.name, "") for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            yield from ((node.level, node.module or "", alias.name) for alias in node.names)
-
-
-def _candidates(path: Path, name: str) -> list[Path]:
-    inner = [path / f"{name}.py", path / name / "__init__.py"] if name else []
-    return [*inner, path.with_suffix(".py"), path / "__init__.py"]
-
-
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            body = node.body
-            if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-                node.body = body[1:] or [ast.Pass()]
-    return tree
+            imports = [(node.level, node.module or "", alias.name) for alias in node.names]
+        else:
+            continue
+        for level, module, name in imports:
+            parts = module.split(".") if module else []
+            if level:
+                folder = file.parents[level - 1]
+            elif not package:
+                folder = root
+            elif parts[0] == package:
+                folder, parts = root, parts[1:]
+            else:
+                continue
+            # `from a.b import c` may mean the module c.py, the package c/, or a name in b.py or b/__init__.py.
+            path = folder.joinpath(*parts)
+            inside = [path / f"{name}.py", path / name / "__init__.py"] if name else []
+            candidates = [*inside, path.with_suffix(".py"), path / "__init__.py"]
+            yield from (found for found in candidates if found.is_file() and found.is_relative_to(root))

@@ -11,7 +11,6 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,13 @@ from posttrain_plugins.recipe.spec import DataFile, External, FromStage, Object,
 
 __all__ = ["HashCache", "parts_of", "version", "weights_identity"]
 
+KEY_FORMAT = "2"
+"""Counted up whenever the parts of a key are made in another way: then every key is another, and `plan` can say why.
+
+1 had no such part, and counted files of this package by the paths of before the rooms.
+"""
 VERSIONS = ("trl", "transformers", "peft", "torch")
-IRRELEVANT = (
+IRRELEVANT = (  # beginnings of names of trainers' options that change no weights
     "save_",
     "logging_",
     "log_",
@@ -48,11 +52,15 @@ WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt
 
 
 class HashCache:
-    """File hashes by path, size and mtime, kept beside the runs so that large weights are read once."""
+    """Identities of files and repositories. Hashes of files are kept beside the runs by path, size and mtime.
+
+    A model of many GB is so read once, and a plan takes milliseconds.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.known: dict[str, str] = {}
+        self.commits: dict[tuple[str, str, str], str] = {}
         self.is_changed = False
         try:
             self.known = json.loads(file.read_text(encoding="utf-8"))
@@ -60,6 +68,7 @@ class HashCache:
             self.known = {}
 
     def of_file(self, path: Path) -> str:
+        """Return the hash of a file's content."""
         status = path.stat()
         mark = f"{path}|{status.st_size}|{status.st_mtime_ns}"
         if mark not in self.known:
@@ -69,37 +78,53 @@ class HashCache:
         return self.known[mark]
 
     def of_path(self, path: Path) -> str:
-        """A file, or every file below a folder."""
+        """Return the hash of a file, or of every file below a folder by its name there."""
         if path.is_file():
             return self.of_file(path)
         files = sorted(file for file in path.rglob("*") if file.is_file())
         return sha256_of({str(file.relative_to(path)): self.of_file(file) for file in files})
 
     def of_folder(self, path: Path) -> str:
-        """A model's folder as a model, any other with every file below it."""
+        """Return the hash of a model's folder as a model, of any other with every file below it."""
         is_model = any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
         return self.of_model(path) if is_model else self.of_path(path)
 
     def of_model(self, path: Path, revision: str | None = None) -> str:
-        """A model folder's weights, configs and tokenizer; an adapter's with those of its base, in this revision."""
+        """Return the hash of a model's weights, configs and tokenizer; an adapter's with its base, in this revision."""
         files = sorted({file for pattern in WEIGHT_FILES for file in path.glob(pattern)})
         content = {file.name: self.of_file(file) for file in files if file.name != "adapter_config.json"}
         if not (path / "adapter_config.json").is_file():
             return sha256_of(content)
         adapter = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-        adapter.pop("base_model_name_or_path", None)
+        adapter.pop("base_model_name_or_path", None)  # an absolute path: the base counts by what stands there
         base, revision = base_of(path, revision)
         weights = [sorted(one.glob("adapter_model*")) for one in adapters_in(path)[:-1]]
         below = [self.of_file(file) for files in weights for file in files]
         is_local = not base or Path(base).is_absolute() or Path(base).is_dir()
-        weights_of = self.of_model(Path(base)) if is_local else _hub_identity("model", base, revision or "main")
-        return sha256_of([content, adapter, weights_of, *below])
+        base_hash = self.of_model(Path(base)) if is_local else self.of_repository("model", base, revision)
+        return sha256_of([content, adapter, base_hash, *below])
+
+    def of_repository(self, kind: str, repository: str, revision: str | None = None) -> str:
+        """Return the commit of a Hub repository: the one in the local cache, else the Hub's own.
+
+        So a first run and a second one agree. Offline and before any download there is only the revision's name.
+        """
+        revision = revision or "main"
+        home = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", "~/.cache/huggingface")) / "hub")
+        file = home.expanduser() / f"{kind}s--{repository.replace('/', '--')}" / "refs" / revision
+        if file.is_file():
+            return f"hub:{repository}@{file.read_text(encoding='utf-8').strip()}"
+        asked = (kind, repository, revision)
+        if asked not in self.commits:
+            self.commits[asked] = _commit_on_hub(*asked)
+        return f"hub:{repository}@{self.commits[asked]}"
 
     def save(self) -> None:
-        """Best effort: a folder that cannot be written costs time, not the run."""
+        """Write the hashes; best effort, since a folder that cannot be written costs time and not the run."""
         if not self.is_changed:
             return
         try:
+            # Two runs may end at once; each renames a whole file, and the worst that happens is a hash made twice.
             scratch = self.file.with_suffix(f".{os.getpid()}.tmp")
             scratch.write_text(json.dumps(self.known), encoding="utf-8")
             scratch.replace(self.file)
@@ -108,7 +133,7 @@ class HashCache:
 
 
 def parts_of(spec: StageSpec, seed: int, stage_keys: Mapping[str, str], hashes: HashCache) -> dict[str, str]:
-    """Every part of a stage's key, by a name that a person understands when it is the one that changed.
+    """Return every part of a stage's key, by a name that a person understands when it is the one that changed.
 
     Args:
         spec: the stage.
@@ -116,23 +141,27 @@ def parts_of(spec: StageSpec, seed: int, stage_keys: Mapping[str, str], hashes: 
         stage_keys: keys of the stages before it.
         hashes: for files.
     """
-    parts = {"stage": spec.plugin.target.rpartition("/")[2], "source": plugin_hash(spec.plugin), "world_size": "1"}
+    parts = {"key format": KEY_FORMAT, "stage": spec.plugin.target.rpartition("/")[2], "world_size": "1"}
     parts |= {f"version of {name}": version(name) for name in VERSIONS}
-    parts["seed"] = str(seed)
+    parts |= {"source": plugin_hash(spec.plugin), "seed": str(seed)}
     if spec.adapter_mode is not None:
         parts["adapter_mode"] = spec.adapter_mode
     for name, value in spec.params.items():
         if name in spec.outputs:
             parts[name] = str(value)  # not what stands there: the stage itself put it there
         elif name in spec.configs:
-            parts |= {f"{name}.{k}": _text(v, hashes) for k, v in _relevant(value or {}).items()}
+            args = value or {}
+            # With this option the trainer saves what evaluated best, so how often it saves decides which weights win.
+            keeps_best = bool(args.get("load_best_model_at_end"))
+            relevant = {k: v for k, v in args.items() if keeps_best or not k.startswith(IRRELEVANT)}
+            parts |= {f"{name}.{k}": _text(v, hashes) for k, v in relevant.items()}
         else:
             parts[name] = _text(value, hashes)
-    named = spec.produces == "figures"
     for name, source in flat(spec.inputs):
         found = source_parts(source, spec.loading, stage_keys, hashes)
         parts |= {f"{name}{suffix}": value for suffix, value in found.items()}
-        if named and isinstance(source, FromStage | External):
+        # Weights do not know what their model is called; tables of figures do.
+        if spec.produces == "figures" and isinstance(source, FromStage | External):
             parts[f"{name} name"] = source.model_name if isinstance(source, FromStage) else source.name
     return parts
 
@@ -140,18 +169,22 @@ def parts_of(spec: StageSpec, seed: int, stage_keys: Mapping[str, str], hashes: 
 def source_parts(
     source: Source, loading: Mapping[str, Any], stage_keys: Mapping[str, str], hashes: HashCache
 ) -> dict[str, str]:
-    """The parts of one input: suffix -> value."""
+    """Return the parts of one input: suffix -> value."""
     if isinstance(source, FromStage):
+        # The stage's key stands for all that it was made from, so a change far up reaches every stage below.
         parts = {"": stage_keys.get(source.stage, "?")} | ({".loading": _text(loading, hashes)} if loading else {})
         parts |= {".adapter": source.adapter} if source.adapter else {}
         reads = source.reward_plugin
         return parts | ({".source": plugin_hash(registry.find("reward", reads))} if reads else {})
     if isinstance(source, External):
-        found = {"": _model_identity(source, hashes)} | {f".{k}": _text(v, hashes) for k, v in source.loading.items()}
+        revision = source.loading.get("model_revision")
+        found = {"": weights_identity(source.path, hashes, revision)}
+        found |= {f".{k}": _text(v, hashes) for k, v in source.loading.items()}
         template = {".chat_template": _object_identity(source.template.target, hashes)} if source.template else {}
         return found | template
     if isinstance(source, DataFile):
-        identity = hashes.of_path(Path(source.path)) if source.is_local else _hub_identity("dataset", source.path)
+        path = source.path
+        identity = hashes.of_path(Path(path)) if source.is_local else hashes.of_repository("dataset", path)
         return {"": identity} | {f".{k}": _text(v, hashes) for k, v in source.options.items()}
     if isinstance(source, Object):
         return {"": _object_identity(source.target, hashes)}
@@ -167,77 +200,49 @@ def source_parts(
 
 
 def weights_identity(path: str, hashes: HashCache, revision: str | None = None) -> str:
-    """Of a model by its folder (the hash of its files) or Hub id (the commit)."""
-    return _model_identity(External("", path, {"model_revision": revision} if revision else {}), hashes)
+    """Return what a model's weights are known by: a folder's hash, a Hub id's commit, a server's URL."""
+    if Path(path).is_absolute():
+        return hashes.of_model(Path(path), revision)
+    if path.startswith(("http://", "https://")):  # what runs behind it nobody can tell
+        return path
+    return hashes.of_repository("model", path, revision)
 
 
 def version(name: str) -> str:
-    """The installed version without its local label (`2.13.0+cpu` is `2.13.0`)."""
+    """Return the installed version without its local label (`2.13.0+cpu` is `2.13.0`)."""
     try:
         return importlib.metadata.version(name).partition("+")[0]
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
 
 
-def _relevant(args: Mapping[str, Any]) -> dict[str, Any]:
-    if args.get("load_best_model_at_end"):
-        return dict(args)
-    return {k: v for k, v in args.items() if not k.startswith(IRRELEVANT)}
-
-
 def _text(value: Any, hashes: HashCache) -> str:
-    return json.dumps(_by_content(value, hashes), sort_keys=True, default=str)
+    """Return a parameter as JSON; a path counts by what stands there, so that a moved folder changes nothing."""
+
+    def by_content(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: by_content(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [by_content(v) for v in value]
+        if not isinstance(value, str) or not value.startswith("/"):  # the check has made paths absolute
+            return value
+        head, colon, attr = value.rpartition(":") if ".py:" in value else (value, "", "")
+        path = Path(head)
+        try:
+            if path.is_file():
+                return f"{hashes.of_file(path)}{colon}{attr}"
+            if path.is_dir():
+                return hashes.of_folder(path)
+            # `data_files` may be a pattern, which stands for the files that match it now.
+            first = next((i for i, part in enumerate(path.parts) if any(sign in part for sign in "*?[")), 0)
+            matches = Path(*path.parts[:first]).glob(str(Path(*path.parts[first:]))) if first else ()
+            return [hashes.of_path(found) for found in sorted(matches)] or value
+        except OSError:  # too long for a name, or not ours to read
+            return value
+
+    return json.dumps(by_content(value), sort_keys=True, default=str)
 
 
-def _by_content(value: Any, hashes: HashCache) -> Any:
-    """A parameter that is a path counts by what stands there, so that a moved folder changes nothing."""
-    if isinstance(value, Mapping):
-        return {k: _by_content(v, hashes) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_by_content(v, hashes) for v in value]
-    if not isinstance(value, str) or not value.startswith("/"):
-        return value
-    head, colon, attr = value.rpartition(":") if ".py:" in value else (value, "", "")
-    path = Path(head)
-    try:
-        if path.is_file():
-            return f"{hashes.of_file(path)}{colon}{attr}"
-        if path.is_dir():
-            return hashes.of_folder(path)
-        return [hashes.of_path(found) for found in _matches(path)] or value
-    except OSError:  # too long for a name, or not ours to read
-        return value
-
-
-def _matches(pattern: Path) -> list[Path]:
-    """What an absolute glob, such as that of `data_files`, stands for; nothing where it is none."""
-    parts = pattern.parts
-    first = next((i for i, part in enumerate(parts) if any(sign in part for sign in "*?[")), 0)
-    return sorted(Path(*parts[:first]).glob(str(Path(*parts[first:])))) if first else []
-
-
-def _model_identity(source: External, hashes: HashCache) -> str:
-    path = Path(source.path)
-    if path.is_absolute():
-        return hashes.of_model(path, source.loading.get("model_revision"))
-    if source.path.startswith(("http://", "https://")):  # a server: what runs behind it nobody can tell
-        return source.path
-    revision = str(source.loading.get("model_revision", "main"))
-    return _hub_identity("model", source.path, revision)
-
-
-def _hub_identity(kind: str, repository: str, revision: str = "main") -> str:
-    """With the commit that the local Hub cache holds, else the Hub's own, so that a first run and a second one agree.
-
-    Offline and before any download there is only the revision's name.
-    """
-    home = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", "~/.cache/huggingface")) / "hub")
-    file = home.expanduser() / f"{kind}s--{repository.replace('/', '--')}" / "refs" / revision
-    commit = file.read_text(encoding="utf-8").strip() if file.is_file() else _commit_on_hub(kind, repository, revision)
-    return f"hub:{repository}@{commit}"
-
-
-@cache
 def _commit_on_hub(kind: str, repository: str, revision: str) -> str:
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "on", "yes"):
         return revision
@@ -250,11 +255,12 @@ def _commit_on_hub(kind: str, repository: str, revision: str) -> str:
 
 
 def _object_identity(target: str, hashes: HashCache) -> str:
+    """Return what `package.module:attr`, a file, a folder or a Hub id is known by; nothing is imported."""
     head, colon, attr = target.rpartition(":")
     if not colon:
         path = Path(target)
         if not path.exists():
-            return _hub_identity("model", target)
+            return hashes.of_repository("model", target)
         return hashes.of_folder(path) if path.is_dir() else hashes.of_path(path)
     file = Path(head) if head.endswith(".py") else module_file(head)
     package = "" if head.endswith(".py") else head.partition(".")[0]

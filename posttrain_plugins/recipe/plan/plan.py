@@ -92,7 +92,7 @@ def plan(
     only: Collection[str] = (),
     force: Collection[str] = (),
 ) -> Plan:
-    """Computes keys and compares them with what stands below `runs_dir`.
+    """Compute keys and compare them with what stands below `runs_dir`.
 
     Args:
         recipe: a checked recipe.
@@ -104,21 +104,27 @@ def plan(
     A loop's name, and a turn's (`loop.2`), stand for all stages in it.
 
     Raises:
-        InputError: an unknown stage name, or choices that contradict each other.
+        InputError: an unknown stage name, choices that contradict each other, or a result of that very key which a
+            newer version wrote.
     """
     if until is not None and only:
         raise InputError("--until and --only contradict each other", hint="give one of them")
     forced = {id for name in force for id in _stages(recipe, name)}
-    store = Store(runs_dir, recipe.name)
-    hashes = keys.HashCache(runs_dir / HASHES)
-    wanted = {id for name in only for id in _stages(recipe, name)} or _needed(recipe, until)
+    named = only or ([] if until is None else [until])
+    wanted = {id for name in named for id in _stages(recipe, name)} or {spec.id for spec in recipe.stages}
+    for spec in () if only else reversed(recipe.stages):  # parents stand before, so one pass finds all that is needed
+        wanted.update(spec.parents() if spec.id in wanted else ())
     if forced - wanted:
         names = ", ".join(sorted(forced - wanted))
         raise InputError(f"--force names {names}, which --only or --until leave out", hint="name the stage in both")
+    store = Store(runs_dir, recipe.name)
+    hashes = keys.HashCache(runs_dir / HASHES)
     done: dict[str, PlannedStage] = {}
     for spec in recipe.stages:
         parts = keys.parts_of(spec, recipe.seed, {id: stage.key for id, stage in done.items()}, hashes)
         key = sha256_of(parts)
+        # A parent that runs again may come out different under the same key (a GPU is not exact), so its old children
+        # are not its children. One that is left out and not there is no reason: its child may be done already.
         reruns = [parent for parent in spec.parents() if done[parent].artifact is None and done[parent].is_wanted]
         artifact = None if spec.id in forced or reruns else store.get(spec.id, key)
         reasons = () if artifact else _reasons(store, spec, parts, reruns, spec.id in forced)
@@ -128,7 +134,7 @@ def plan(
         done[spec.id] = PlannedStage(
             spec, key, parts, artifact, reasons, spec.id in wanted, resumes, is_forced, stands_on
         )
-    if runs_dir.is_dir():
+    if runs_dir.is_dir():  # `plan` writes nothing where nothing has run
         hashes.save()
     return Plan(recipe, store, tuple(done.values()))
 
@@ -136,45 +142,41 @@ def plan(
 def _reasons(
     store: Store, spec: StageSpec, parts: Mapping[str, str], reruns: list[str], is_forced: bool
 ) -> tuple[str, ...]:
+    """Say why a stage has to run, by what is different from its latest result."""
     if is_forced:
         return ("forced",)
     if reruns:
         return tuple(f"'{parent}' runs" for parent in reruns)
-    latest = store.latest(spec.id)
+    try:
+        latest = store.latest(spec.id)
+    except InputError as error:
+        return (error.message,)
     if latest is None:
         return ("never run",)
     before = latest.manifest.get("parts", {})
-    names = sorted(name for name in {*before, *parts} if before.get(name) != parts.get(name))
-    told = [_difference(name, before.get(name), parts.get(name)) for name in names[:MAX_REASONS]]
+    format_before, format_now = before.get("key format", "1"), parts["key format"]
+    names = sorted(name for name in {*before, *parts} - {"key format"} if before.get(name) != parts.get(name))
+    reasons = []
+    if format_before != format_now:
+        reasons = [f"keys have another format ({format_before} -> {format_now}), so what stands is made again once"]
+    for name in names[:MAX_REASONS]:
+        was, now = before.get(name), parts.get(name)
+        if any(value is not None and len(value) >= 60 for value in (was, now)):  # hashes, which tell a reader nothing
+            reasons.append(f"{name} changed")
+        elif was is None:
+            reasons.append(f"{name}: {now} is new")
+        else:
+            reasons.append(f"{name}: {was} is gone" if now is None else f"{name}: {was} -> {now}")
     if len(names) > MAX_REASONS:
-        told.append(f"and {len(names) - MAX_REASONS} more")
-    return tuple(told) or ("its result was removed",)
-
-
-def _difference(name: str, before: str | None, now: str | None) -> str:
-    if any(value is not None and len(value) >= 60 for value in (before, now)):
-        return f"{name} changed"
-    if before is None:
-        return f"{name}: {now} is new"
-    return f"{name}: {before} is gone" if now is None else f"{name}: {before} -> {now}"
+        reasons.append(f"and {len(names) - MAX_REASONS} more")
+    return tuple(reasons) or ("its result was removed",)
 
 
 def _stages(recipe: Recipe, name: str) -> list[str]:
+    """Return the ids that a name on the command line stands for."""
     ids = [stage.id for stage in recipe.stages]
     found = [id for id in ids if id == name or id.startswith(f"{name}.")]
     if not found:
         known = "its stages: " + ", ".join(ids)
         raise InputError(f"recipe '{recipe.name}' has no stage '{name}'", hint=suggest(name, ids) or known)
     return found
-
-
-def _needed(recipe: Recipe, until: str | None) -> set[str]:
-    if until is None:
-        return {stage.id for stage in recipe.stages}
-    needed, pending = set[str](), _stages(recipe, until)
-    while pending:
-        id = pending.pop()
-        if id not in needed:
-            needed.add(id)
-            pending.extend(recipe.stage(id).parents())
-    return needed

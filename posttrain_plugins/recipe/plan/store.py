@@ -18,7 +18,10 @@ from typing import Any
 from posttrain_plugins.errors import InputError, StageFailed
 from posttrain_plugins.types import EXPORT_MARKER
 
-__all__ = ["Artifact", "Store", "settle_model"]
+__all__ = ["Artifact", "Store", "read_artifact"]
+
+MANIFEST_FORMAT = 2
+"""Of `manifest.json`. 1 had no `folder`, no `base_revision` and keys without a `key format`; it is read as well."""
 
 FOLDER = "folder"
 """The manifest's entry that says where the artifact was published, so that one that was moved is known."""
@@ -69,13 +72,14 @@ class Store:
         self.folder = root / recipe
 
     def prepare(self) -> None:
-        """Makes the folder, or says why it cannot be.
+        """Make the folder, or say why it cannot be made.
 
         Raises:
             InputError: it cannot be written.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            # Asking for permission is not enough: root may write anywhere, and a full or read-only disk says yes.
             probe = self.folder / f".probe-{os.getpid()}"
             probe.touch()
             probe.unlink()
@@ -85,63 +89,79 @@ class Store:
             ) from cause
 
     def path(self, stage: str, key: str) -> Path:
+        """Return the folder that a stage is published in."""
         return self.folder / f"{stage}-{key[:12]}"
 
     def partial(self, stage: str, key: str) -> Path:
+        """Return the folder that a stage works in; its name begins with a dot, so no glob for results finds it."""
         return self.folder / f".{stage}-{key[:12]}.partial"
 
     def get(self, stage: str, key: str) -> Artifact | None:
-        """The finished artifact of that key, or None; another recipe's, or another stage's, serves as well."""
+        """Return the finished artifact of that key, or None; another recipe's, or another stage's, serves as well.
+
+        Raises:
+            InputError: a newer version wrote it.
+        """
         own = self.path(stage, key)
         elsewhere = sorted(self.root.glob(f"*/[!.]*-{key[:12]}")) if self.root.is_dir() else []
         for folder in (own, *elsewhere):
-            artifact = _read(folder)
-            if artifact is not None and artifact.manifest["key"] == key and _stands(artifact):
+            artifact = read_artifact(folder)
+            if artifact is None or artifact.manifest["key"] != key:  # the name has twelve digits of the key only
+                continue
+            path = artifact.model_path
+            if path is None or path.is_relative_to(artifact.folder):
                 return artifact
+            # An export stands outside the store, where it may have been deleted, or overwritten by another stage since.
+            with contextlib.suppress(OSError, ValueError):
+                marker = json.loads((path / EXPORT_MARKER).read_text(encoding="utf-8"))
+                if marker["made_by"] == f"{artifact.folder.parent.name}/{artifact.folder.name}":
+                    return artifact
         return None
 
     def latest(self, stage: str) -> Artifact | None:
-        """The artifact that the stage made last, whatever its key."""
-        return _read(self.folder / "latest" / stage)
+        """Return the artifact that the stage made last, whatever its key."""
+        return read_artifact(self.folder / "latest" / stage)
 
     def all_latest(self) -> dict[str, Artifact]:
-        """Every stage's latest artifact, in the order in which they were made."""
-        found = {link.name: _read(link) for link in (self.folder / "latest").glob("*")}
+        """Return every stage's latest artifact, in the order in which they were made."""
+        found = {link.name: read_artifact(link) for link in (self.folder / "latest").glob("*")}
         done = {stage: artifact for stage, artifact in found.items() if artifact is not None}
         return dict(sorted(done.items(), key=lambda item: str(item[1].manifest["finished"])))
 
     def publish(self, stage: str, key: str, manifest: Mapping[str, Any]) -> Artifact:
-        """Writes the manifest last and renames; from here on the stage is done."""
+        """Write the manifest last and rename; from here on the stage is done."""
         partial, final = self.partial(stage, key), self.path(stage, key)
-        _relocate(partial, final)
-        manifest = {
-            **_replaced(manifest, lambda text: text.replace(str(partial), str(final))),
-            FOLDER: str(final.resolve()),
-        }
-        _write_synced(partial / "manifest.json", json.dumps(manifest, indent=1, default=str) + "\n")
+
+        def published(text: str) -> str:  # an adapter's config names its base, which may be a folder of this stage
+            return text.replace(str(partial), str(final))
+
+        manifest = {"format": MANIFEST_FORMAT, **_replaced(manifest, published), FOLDER: str(final.resolve())}
+        _write(partial, manifest, published)
+        # A folder cannot be renamed onto one that holds files. The old one steps aside first, so that what bears the
+        # final name is whole at any moment; a crash between the two renames leaves the stage undone, never torn.
         old = final.with_name(f".{final.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if final.exists():
-            final.rename(old)  # what bears the final name is whole at any moment
+            final.rename(old)
         partial.rename(final)
         shutil.rmtree(old, ignore_errors=True)
         self.point(stage, final)
         return Artifact(final, manifest)
 
     def point(self, stage: str, folder: Path) -> None:
-        """Lets `latest/<stage>` name this artifact."""
+        """Let `latest/<stage>` name this artifact."""
         link = self.folder / "latest" / stage
-        target = os.path.relpath(folder, link.parent)
+        target = os.path.relpath(folder, link.parent)  # relative, so that a runs folder can be moved
         if link.is_symlink() and str(link.readlink()) == target:
             return
         link.parent.mkdir(exist_ok=True)
-        scratch = link.with_name(f".{stage}.{os.getpid()}")
+        scratch = link.with_name(f".{stage}.{os.getpid()}")  # a symlink cannot be changed, but replaced in one step
         scratch.unlink(missing_ok=True)
         scratch.symlink_to(target)
         scratch.replace(link)
 
     def remove(self, stage: str, key: str) -> None:
-        """Takes a stage's result and what was begun of it away, for one that is forced.
+        """Delete a stage's result and what was begun of it, for one that is forced.
 
         Raises:
             StageFailed: another process is at it; nothing was taken away.
@@ -151,13 +171,13 @@ class Store:
             old = final.with_name(f".{final.name}.old")
             shutil.rmtree(old, ignore_errors=True)
             if final.exists():
-                final.rename(old)
+                final.rename(old)  # at once undone: deleting takes a while, and half a result must not bear the name
                 shutil.rmtree(old)
             shutil.rmtree(partial, ignore_errors=True)
 
     @contextlib.contextmanager
     def locked(self, stage: str, key: str) -> Iterator[Path]:
-        """The partial folder, made if needed and held by this process alone.
+        """Make the partial folder if needed, and hold it for this process alone.
 
         Raises:
             StageFailed: another process is at it.
@@ -165,6 +185,7 @@ class Store:
         lock = self.folder / f".{stage}-{key[:12]}.lock"
         with lock.open("w") as handle:
             try:
+                # The kernel frees it when the process dies, however it dies; a file with a pid would stay behind.
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as cause:
                 raise StageFailed(
@@ -175,33 +196,37 @@ class Store:
             yield partial
 
 
-def settle_model(path: Path) -> None:
-    """Give a model that is named by its folder, in an artifact that was moved, the paths of where it stands."""
-    for folder in (path, path.parent):
-        if (folder / "manifest.json").is_file():
-            _read(folder)
+def read_artifact(folder: Path) -> Artifact | None:
+    """Return the finished stage in a folder, None where no whole manifest stands.
 
+    One that was moved or copied since it was published is given the paths of the place where it stands: an adapter
+    names its base by an absolute path, since plain `PeftModel.from_pretrained` would look for a relative one from the
+    working directory. What stood in the artifact, beside it or below the same runs folder is taken from there if it is
+    there, also where the old place still stands: a copy must outlive what it was copied from.
 
-def _read(folder: Path) -> Artifact | None:
+    Raises:
+        InputError: a newer version wrote it.
+    """
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    if not isinstance(manifest, dict) or "key" not in manifest:
+        return None
+    found = manifest.get("format", 1)
+    if found not in range(1, MANIFEST_FORMAT + 1):
+        by = f"posttrain-plugins {manifest.get('versions', {}).get('posttrain-plugins', 'of another version')} wrote it"
+        message = f"{folder}/manifest.json has format {found!r}, expected at most {MANIFEST_FORMAT}: {by}"
+        raise InputError(message, hint="pip install --upgrade posttrain-plugins, or make it again by --force STAGE")
     folder = folder.resolve()
-    if manifest.get(FOLDER) not in (None, str(folder)):
-        manifest = _settle(folder, manifest)
-    return Artifact(folder, manifest)
-
-
-def _settle(folder: Path, manifest: Mapping[str, Any]) -> Any:
-    """Give an artifact that was moved or copied the paths of the place where it stands.
-
-    An adapter names its base by an absolute path, since plain `PeftModel.from_pretrained` would look for a relative one
-    from the working directory. What stood in the artifact, beside it or below the same runs folder is taken from there
-    if it is there, also where the old place still stands: a copy must outlive what it was copied from.
-    """
-    old = Path(manifest[FOLDER])
-    places = [(old, folder), (old.parent, folder.parent), (old.parent.parent, folder.parent.parent)]
+    old = manifest.get(FOLDER)
+    base = Path(manifest.get("handoff", {}).get("base") or "")
+    if old is None and base.is_absolute() and len(base.parts) > 4 and not base.exists():
+        # Format 1 did not say where it was published. The base did: ROOT/RECIPE/STAGE-KEY/model, if a stage made it.
+        old = str(base.parents[2] / folder.parent.name / folder.name)
+    if old in (None, str(folder)):
+        return Artifact(folder, manifest)
+    places = list(zip((Path(old), *Path(old).parents[:2]), (folder, *folder.parents[:2]), strict=False))
 
     def here(text: str) -> str:
         for before, now in places:
@@ -211,43 +236,14 @@ def _settle(folder: Path, manifest: Mapping[str, Any]) -> Any:
                     return str(candidate)
         return text
 
-    settled = {**_replaced(manifest, here), FOLDER: str(folder)}
-    with contextlib.suppress(
-        OSError
-    ):  # on a disk that is read-only, what is recorded is right for this process at least
-        for file in folder.glob("**/*config.json"):
-            values = json.loads(file.read_text(encoding="utf-8"))
-            if (new := _replaced(values, here)) != values:
-                _write_synced(file.with_suffix(".new"), json.dumps(new, indent=2) + "\n")
-                file.with_suffix(".new").replace(file)
-        _write_synced(folder / "manifest.new", json.dumps(settled, indent=1, default=str) + "\n")
-        (folder / "manifest.new").replace(folder / "manifest.json")
-    return settled
-
-
-def _stands(artifact: Artifact) -> bool:
-    """What a stage wrote outside the store may be gone, or be another's by now."""
-    path = artifact.model_path
-    if path is None or path.is_relative_to(artifact.folder):
-        return True
-    try:
-        marker = json.loads((path / EXPORT_MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return bool(marker["made_by"] == f"{artifact.folder.parent.name}/{artifact.folder.name}")
-
-
-def _relocate(partial: Path, final: Path) -> None:
-    """Configs that name the partial folder (an adapter's base) name the final one."""
-    for file in partial.glob("**/*config.json"):
-        values = json.loads(file.read_text(encoding="utf-8"))
-        moved = _replaced(values, lambda text: text.replace(str(partial), str(final)))
-        if moved != values:
-            file.write_text(json.dumps(moved, indent=2) + "\n", encoding="utf-8")
+    moved = {**_replaced(manifest, here), FOLDER: str(folder)}
+    with contextlib.suppress(OSError):  # on a read-only disk, what is returned is right for this process at least
+        _write(folder, moved, here)
+    return Artifact(folder, moved)
 
 
 def _replaced(value: Any, new: Callable[[str], str]) -> Any:
-    """A JSON value with every text in it replaced."""
+    """Return a JSON value with every text in it replaced."""
     if isinstance(value, dict):
         return {k: _replaced(v, new) for k, v in value.items()}
     if isinstance(value, list):
@@ -255,8 +251,17 @@ def _replaced(value: Any, new: Callable[[str], str]) -> Any:
     return new(value) if isinstance(value, str) else value
 
 
-def _write_synced(file: Path, text: str) -> None:
-    with file.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
+def _write(folder: Path, manifest: Mapping[str, Any], new: Callable[[str], str]) -> None:
+    """Replace the paths in all configs of an artifact, then write its manifest: what has one is whole."""
+    texts = {}
+    for file in folder.glob("**/*config.json"):
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if (replaced := _replaced(values, new)) != values:
+            texts[file] = json.dumps(replaced, indent=2)
+    texts[folder / "manifest.json"] = json.dumps(manifest, indent=1, default=str)
+    for file, text in texts.items():
+        with file.with_suffix(".new").open("w", encoding="utf-8") as stream:
+            stream.write(text + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())  # else a power cut may keep the rename and lose the content
+        file.with_suffix(".new").replace(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from posttrain_plugins.plugins import registry
 from posttrain_plugins.recipe import files, handoff
 from posttrain_plugins.recipe.build import assemble, build
 from posttrain_plugins.recipe.lineage import identity
-from posttrain_plugins.recipe.plan.store import Artifact, settle_model
+from posttrain_plugins.recipe.plan.store import Artifact, read_artifact
 from posttrain_plugins.recipe.plugin_schema import required_columns
 from posttrain_plugins.recipe.spec import (
     REWARD_LOADING,
@@ -100,7 +101,9 @@ class Resolver:
     def model(self, source: Source, loading: Mapping[str, Any]) -> ModelArtifact:
         """A model that exists, with its record checked and its ancestors' prompts at hand."""
         if isinstance(source, External):
-            settle_model(Path(source.path))
+            for folder in (Path(source.path), Path(source.path).parent):
+                with contextlib.suppress(InputError):  # a newer version's manifest does not matter: the model is named
+                    read_artifact(folder)  # an adapter of a run that was moved gets the path of where its base stands
             problem = files.model_problem(Path(source.path)) if Path(source.path).is_absolute() else None
             if problem:
                 raise InputError(problem, hint="save_pretrained() writes such a folder")

@@ -238,7 +238,6 @@ def _manifest(
     stage: PlannedStage, result: StageResult, recorded: Mapping[str, Any], partial: Path, seconds: float
 ) -> dict[str, Any]:
     return {
-        "format": 1,
         "stage": stage.id,
         "use": stage.spec.plugin.name,
         "plugin": f"{stage.spec.plugin.distribution} {stage.spec.plugin.version}".strip() or stage.spec.plugin.target,

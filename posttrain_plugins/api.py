@@ -16,7 +16,7 @@ from posttrain_plugins.recipe.plugin_schema import parse_call
 from posttrain_plugins.recipe.read import document
 from posttrain_plugins.recipe.read.packaged import find_recipe
 from posttrain_plugins.recipe.run.ad_hoc import NameResolver, dataset_named, is_url
-from posttrain_plugins.recipe.run.inputs import dataset_of
+from posttrain_plugins.recipe.run.data import dataset_of
 from posttrain_plugins.recipe.run.run import Observer, Run, run_plan
 from posttrain_plugins.recipe.spec import Recipe, Use
 from posttrain_plugins.types import (

@@ -39,7 +39,7 @@ ALLOWED = {
     "search": NOUNS,
     "tiny_world": NOUNS,
     "guard": NOUNS | PLUGINS | {"processes"},
-    "recipe": NOUNS | PLUGINS | {"guard", "models", "rows", "checkpoints"},
+    "recipe": NOUNS | PLUGINS | {"models", "rows"},
     "recipe.read": NOUNS | PLUGINS | {"recipe"},
     "recipe.check": NOUNS | PLUGINS | {"guard", "models", "rows", "recipe", "recipe.read"},
     "recipe.plan": NOUNS | PLUGINS | {"models", "checkpoints", "recipe"},

@@ -26,7 +26,8 @@ from posttrain_plugins.recipe.check.check import check
 from posttrain_plugins.recipe.plan.plan import PlannedStage
 from posttrain_plugins.recipe.plan.store import Artifact
 from posttrain_plugins.recipe.read import document
-from posttrain_plugins.recipe.run.inputs import Resolver, _with_options
+from posttrain_plugins.recipe.run.data import _with_options
+from posttrain_plugins.recipe.run.inputs import Resolver
 from posttrain_plugins.recipe.run.run import Observer
 from posttrain_plugins.stages.pretrain import Pretrain
 from posttrain_plugins.trainers import training
@@ -125,13 +126,22 @@ def test_empty_data_file(sft_recipe: Callable[..., Path], tmp_path: Path, text: 
     assert "data.jsonl" in error.message
 
 
-@pytest.mark.parametrize("missing", [{"completion": row("", "2")["completion"]}, {**row("1>2", "2"), "prompt": None}])
-def test_row_without_its_prompt_is_named(
-    sft_recipe: Callable[..., Path], tmp_path: Path, missing: dict[str, object]
-) -> None:
-    text = GOOD * 2 + json.dumps(missing) + "\n" + GOOD
+def test_row_without_its_prompt_is_named(sft_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    text = GOOD * 2 + json.dumps({"completion": row("", "2")["completion"]}) + "\n" + GOOD
     error = refused(InputError, 2, sft_recipe(text), tmp_path / "runs")
     assert "row 3 has no 'prompt'" in error.message
+
+
+def test_a_prompt_of_null_is_told_before_anything_runs(sft_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    text = GOOD * 2 + json.dumps({**row("1>2", "2"), "prompt": None}) + "\n" + GOOD
+    error = refused(RecipeErrors, 2, sft_recipe(text), tmp_path / "runs")
+    assert f"{tmp_path / 'data.jsonl'}:3: 'prompt' is null, expected text or a list of messages" in error.message
+
+
+def test_a_row_behind_the_head_is_found_by_the_run(sft_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    text = GOOD * 60 + json.dumps({**row("1>2", "2"), "completion": 2}) + "\n" + GOOD
+    error = refused(InputError, 2, sft_recipe(text), tmp_path / "runs")
+    assert "data.jsonl" in error.message
 
 
 def test_no_row_has_the_prompt(sft_recipe: Callable[..., Path], tmp_path: Path) -> None:
@@ -143,12 +153,12 @@ def test_no_row_has_the_prompt(sft_recipe: Callable[..., Path], tmp_path: Path) 
 
 
 def test_line_that_is_not_json_is_named(sft_recipe: Callable[..., Path], tmp_path: Path) -> None:
-    error = refused(InputError, 2, sft_recipe(GOOD * 2 + "prompt: not JSON\n" + GOOD), tmp_path / "runs")
+    error = refused(RecipeErrors, 2, sft_recipe(GOOD * 2 + "prompt: not JSON\n" + GOOD), tmp_path / "runs")
     assert f"{tmp_path / 'data.jsonl'}:3" in error.message
 
 
 def test_first_line_that_is_not_json_is_named(sft_recipe: Callable[..., Path], tmp_path: Path) -> None:
-    error = refused(InputError, 2, sft_recipe('{"prompt": \n' + GOOD), tmp_path / "runs")
+    error = refused(RecipeErrors, 2, sft_recipe('{"prompt": \n' + GOOD), tmp_path / "runs")
     assert f"{tmp_path / 'data.jsonl'}:1" in error.message
 
 

@@ -86,10 +86,11 @@ def test_every_reserved_word_is_explained() -> None:
 
 def test_every_type_of_file_that_counts_as_data_can_be_read_and_is_told() -> None:
     from posttrain_plugins.recipe import files
-    from posttrain_plugins.recipe.run import inputs
+    from posttrain_plugins.recipe.run import data
+    from posttrain_plugins.rows.read import TEXT_SUFFIXES
 
     told = (DOCS / "datasets.md").read_text(encoding="utf-8")
-    assert set(inputs.LOADERS) == files.SUFFIXES == set(re.findall(r"`x(\.\w+)`", told))
+    assert set(data.LOADERS) | TEXT_SUFFIXES == files.SUFFIXES == set(re.findall(r"`x(\.\w+)`", told))
 
 
 def test_every_strategy_is_measured_or_said_not_to_be() -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["columns", "exists", "model_problem", "renamed"]
+from posttrain_plugins.rows.formats import convert
+from posttrain_plugins.rows.read import TEXT_SUFFIXES, Row, place_of, read_rows
+
+__all__ = ["columns", "exists", "head", "model_problem", "renamed"]
 
 SUFFIXES = frozenset({".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".arrow"})
 MAX_JSON_BYTES = 1_000_000
+HEAD_ROWS = 50
+"""So many rows are looked at by `validate`; the run looks at all."""
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.safetensors.index.json")
 
 
@@ -24,11 +28,36 @@ def exists(path: Path) -> bool:
 
 
 def columns(file: Path, options: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The columns of a JSONL, JSON, CSV or Parquet file after `rename` and `columns`; None where it cannot be told."""
-    try:
-        return renamed(_raw_columns(file), options)
-    except (OSError, ValueError, UnicodeDecodeError):
+    """Return the columns of a data file after `format`, `columns` and `rename`; None where it cannot be told.
+
+    Raises:
+        InputError: a row at its beginning cannot be read, or is not of the format.
+    """
+    if file.suffix == ".parquet":
+        import pyarrow.parquet  # reads the footer only
+
+        try:
+            return renamed(tuple(pyarrow.parquet.read_schema(file).names), options)
+        except (OSError, ValueError):
+            return None
+    rows = head(file, options)
+    return None if rows is None else tuple(dict.fromkeys(name for row in rows for name in row))
+
+
+def head(file: Path, options: Mapping[str, Any]) -> list[Row] | None:
+    """Return the first rows of a text file in the columns of the recipe; None of other files and of large JSON lists.
+
+    Raises:
+        InputError: as `columns`.
+    """
+    is_large = file.suffix == ".json" and file.stat().st_size > MAX_JSON_BYTES
+    if file.suffix not in TEXT_SUFFIXES or is_large:
         return None
+    rows = read_rows(file, options.get("types"), limit=HEAD_ROWS)
+    if "format" in options:
+        rows = convert(rows, options["format"], lambda index: place_of(file, index))
+    kept, rename = options.get("columns"), options.get("rename") or {}
+    return [{rename.get(k, k): v for k, v in row.items() if not kept or k in kept} for row in rows]
 
 
 def renamed(names: tuple[str, ...] | None, options: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -62,28 +91,3 @@ def _names_base(adapter: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and bool(config.get("base_model_name_or_path"))
-
-
-def _raw_columns(file: Path) -> tuple[str, ...] | None:
-    if file.suffix == ".jsonl":
-        return _first_record(file)
-    if file.suffix in (".csv", ".tsv"):
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            return tuple(next(csv.reader(lines, delimiter="\t" if file.suffix == ".tsv" else ","), ()))
-    if file.suffix == ".parquet":
-        import pyarrow.parquet  # reads the footer only
-
-        return tuple(pyarrow.parquet.read_schema(file).names)
-    if file.suffix == ".json" and file.stat().st_size <= MAX_JSON_BYTES:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-        return tuple(rows[0]) if isinstance(rows, list) and rows and isinstance(rows[0], dict) else None
-    return None
-
-
-def _first_record(file: Path) -> tuple[str, ...] | None:
-    with file.open(encoding="utf-8") as lines:
-        for line in lines:
-            if line.strip():
-                record = json.loads(line)
-                return tuple(record) if isinstance(record, dict) else None
-    return ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from posttrain_plugins.errors import InputError
 from posttrain_plugins.plugins.registry import suggest
 from posttrain_plugins.recipe import files
 from posttrain_plugins.recipe.check.diagnostics import Checker, listed
@@ -12,6 +13,8 @@ from posttrain_plugins.recipe.check.loops import RawStages
 from posttrain_plugins.recipe.plugin_schema import declared_columns, needed_columns, required_columns
 from posttrain_plugins.recipe.read.document import Keys
 from posttrain_plugins.recipe.spec import DataFile, FromStage, Input, StageSpec, Use, flat
+from posttrain_plugins.rows.read import place_of
+from posttrain_plugins.rows.shape import check_rows
 
 __all__ = ["check_columns"]
 
@@ -37,7 +40,12 @@ def _check_inputs(checker: Checker, path: Keys, spec: StageSpec, specs: Mapping[
     except Exception:  # the plugin boundary; `Checker.check_built` tells it
         return
     for name, alternatives in required.items():
-        columns = _columns_of(spec.inputs.get(name), specs)
+        source = spec.inputs.get(name)
+        try:
+            columns = _columns_of(source, specs)
+        except InputError as error:
+            checker.error((*path, name), error.message, error.hint)
+            continue
         if columns == ():
             message = f"data set {getattr(spec.inputs[name], 'path', name)} is empty"
             checker.error((*path, name), message, "each line is one JSON object")
@@ -45,10 +53,19 @@ def _check_inputs(checker: Checker, path: Keys, spec: StageSpec, specs: Mapping[
             wanted = " or ".join(" + ".join(f"'{c}'" for c in group) for group in alternatives)
             message = f"missing column: stage '{path[-1]}' needs {wanted}, the data has {listed(columns)}"
             checker.error((*path, name), message, "rename: {old: new} on the data set")
+        elif columns is not None and isinstance(source, DataFile) and source.is_local:
+            group = next(group for group in alternatives if set(group) <= set(columns))
+            mistake = check_rows(files.head(Path(source.path), source.options) or (), {*group, "prompt"})
+            if mistake is not None:
+                place = place_of(Path(source.path), mistake.index)
+                checker.error((*path, name), f"{place}: {mistake}", mistake.hint)
 
 
 def _check_rewards(checker: Checker, path: Keys, spec: StageSpec, specs: Mapping[str, StageSpec]) -> None:
-    columns = _columns_of(spec.inputs.get("dataset"), specs)
+    try:
+        columns = _columns_of(spec.inputs.get("dataset"), specs)
+    except InputError:  # told already
+        return
     if not columns:
         return  # unknown, or empty, which is told already
     for _, source in spec.sources():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.plugins import registry
@@ -28,7 +28,13 @@ DATA_OPTIONS: dict[str, Any] = {
     "system_prompt": str,
 }
 MAX_HUB_ID = 200  # the Hub allows 96 for each half
-FILE_OPTIONS: dict[str, Any] = {**DATA_OPTIONS, "data_dir": str, "data_files": str | list[str] | dict[str, str]}
+FILE_OPTIONS: dict[str, Any] = {
+    **DATA_OPTIONS,
+    "data_dir": str,
+    "data_files": str | list[str] | dict[str, str],
+    "format": Literal["sharegpt", "alpaca", "openai", "ultrafeedback", "hh", "prm800k"],
+    "types": dict[str, Literal["str", "int", "float", "bool"]],
+}
 
 
 def existing_model(checker: Checker, name: str, target: str, path: Keys, loading: Mapping[str, Any]) -> External:

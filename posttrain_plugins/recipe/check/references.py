@@ -60,6 +60,8 @@ SAID: dict[str, dict[str, str]] = {
         "name": "beside `path` only: the configuration of a Hub data set.",
         "data_dir": "beside `path` only: a folder inside it.",
         "data_files": "beside `path` only: some of its files.",
+        "format": "beside `path` only: the form of a well-known set, turned into TRL's columns.",
+        "types": "beside `path` only: of CSV columns that are no text, `{label: bool}`.",
         "split": "one of its splits, by default `train`; of the Hub also a slice, `train[:1000]`.",
         "columns": "these are kept, by their names before `rename`.",
         "limit": "the first so many rows.",

@@ -3,6 +3,7 @@
 | file | holds |
 |---|---|
 | `inputs.py` | what a stage's references stand for -> the objects that it is given |
+| `data.py` | data sets: read, converted, given their options, and checked row by row |
 | `run.py` | the loop over stages: lock, resume, call, record, publish, or keep what cost something |
 | `report.py` | the figures of the latest artifacts as tables |
 | `preview.py` | which tokens carry loss, by TRL's own trainers on a stand-in model |

@@ -18,6 +18,7 @@ from posttrain_plugins.recipe.build import assemble, build
 from posttrain_plugins.recipe.lineage import identity
 from posttrain_plugins.recipe.plan.store import Artifact, read_artifact
 from posttrain_plugins.recipe.plugin_schema import required_columns
+from posttrain_plugins.recipe.run.data import check_dataset, dataset_of, read_jsonl
 from posttrain_plugins.recipe.spec import (
     REWARD_LOADING,
     REWARD_PLUGIN,
@@ -33,30 +34,16 @@ from posttrain_plugins.recipe.spec import (
     StageSpec,
     Use,
 )
-from posttrain_plugins.text import to_messages
 from posttrain_plugins.types import ModelArtifact, ResolvedAdapter, ResolvedReward
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    pass
 
 __all__ = [
     "Resolver",
-    "dataset_of",
-    "load_data_file",
     "object_of",
-    "read_jsonl",
     "template_of",
 ]
-
-LOADERS = {
-    ".jsonl": "json",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".txt": "text",
-}
 
 
 class Resolver:
@@ -91,7 +78,7 @@ class Resolver:
         for name, value in spec.inputs.items():
             resolved[name] = self.resolve(value, spec.loading)
             if name in required:
-                _check_rows(resolved[name], required[name], _data_name(value))
+                check_dataset(resolved[name], required[name], value)
         return resolved
 
     def dataset(self, spec: StageSpec, name: str) -> Any:
@@ -198,128 +185,6 @@ class Resolver:
         return ResolvedReward(source.stage, reward, 1.0, model.path if is_classifier else None)
 
 
-def read_jsonl(file: Path) -> Dataset:
-    """A stage's own data file as a data set."""
-    from datasets import Dataset
-
-    with file.open(encoding="utf-8") as lines:
-        return Dataset.from_list([json.loads(line) for line in lines if line.strip()])
-
-
-def dataset_of(source: DataFile | Use) -> Dataset:
-    """What a data set's plugin makes, or a file or Hub data set, with its options applied.
-
-    Raises:
-        InputError: as `load_data_file`, or the plugin refuses its parameters.
-    """
-    if isinstance(source, DataFile):
-        return load_data_file(source)
-    return _with_options(build(source), source.reserved, source.name)
-
-
-def load_data_file(source: DataFile) -> Dataset:
-    """A local file or a Hub data set, with its options applied.
-
-    Raises:
-        InputError: it is empty or cannot be read; a bad line is named.
-    """
-    from datasets import load_dataset
-
-    options = source.options
-    path = Path(source.path)
-    if source.is_local and path.is_file():
-        if path.stat().st_size == 0:
-            raise InputError(f"data set '{source.name}' is empty: {path}", hint="each line is one JSON object")
-        builder = LOADERS.get(path.suffix, "json")
-        extra = {"delimiter": "\t"} if path.suffix == ".tsv" else {}
-        try:
-            loaded = load_dataset(builder, data_files=str(path), split="train", **extra)
-        except Exception as cause:
-            raise InputError(
-                f"data set '{source.name}' cannot be read: {_bad_line(path) or cause}",
-                hint="mend or remove that line; each line is one JSON object" if _bad_line(path) else None,
-            ) from cause
-    else:
-        keys = ("name", "data_dir", "data_files")
-        try:
-            given = {k: options[k] for k in keys if k in options}
-            loaded = load_dataset(source.path, split=options.get("split", "train"), **given)
-        except Exception as cause:
-            raise InputError(f"data set '{source.path}' cannot be loaded: {cause}") from cause
-    return _with_options(loaded, options, source.name)
-
-
-def _with_options(loaded: Any, options: Mapping[str, Any], name: str) -> Dataset:
-    """`split`, `columns`, `rename`, `limit`, `system_prompt`, in this order."""
-    if isinstance(loaded, Mapping):  # a DatasetDict
-        split = options.get("split", "train")
-        if split not in loaded:
-            raise InputError(f"data set '{name}' has no split '{split}', it has {', '.join(loaded)}")
-        loaded = loaded[split]
-    if options.get("columns"):
-        loaded = loaded.select_columns([c for c in options["columns"] if c in loaded.column_names])
-    if options.get("rename"):
-        loaded = loaded.rename_columns({k: v for k, v in options["rename"].items() if k in loaded.column_names})
-    if options.get("limit"):
-        loaded = loaded.select(range(min(int(options["limit"]), len(loaded))))
-    if options.get("system_prompt"):
-        loaded = _with_system_prompt(loaded, options["system_prompt"], name)
-    if len(loaded) == 0:
-        raise InputError(f"data set '{name}' is empty")
-    return loaded
-
-
-def _with_system_prompt(dataset: Any, text: str, name: str) -> Any:
-    """A system message before every prompt, which makes plain prompts conversational, and with them what follows."""
-    names = dataset.column_names
-    column = next((c for c in ("messages", "prompt") if c in names), None)
-    if column is None:
-        raise InputError(
-            f"data set '{name}' has no 'prompt' or 'messages' that system_prompt could go before, it has "
-            f"{', '.join(names)}",
-            hint="rename: {old: prompt} on the data set, or remove its system_prompt",
-        )
-    system = {"role": "system", "content": text}
-    changed = {column: [v if v is None else [system, *to_messages(v)] for v in dataset[column]]}
-    for after in ("completion", "chosen", "rejected") if column == "prompt" else ():
-        if after in names:
-            said = dataset[after]
-            changed[after] = [[{"role": "assistant", "content": v}] if isinstance(v, str) else v for v in said]
-    for old, rows in changed.items():  # added first: a data set without columns has no rows
-        dataset = dataset.add_column(f"new {old}", rows).remove_columns([old]).rename_column(f"new {old}", old)
-    return dataset
-
-
-def _check_rows(dataset: Any, alternatives: Any, name: str) -> None:
-    """Every row has the columns that the stage needs."""
-    if dataset is None:
-        return
-    names = dataset.column_names
-    group = next((g for g in alternatives if set(g) <= set(names)), None)
-    if group is None:
-        wanted = " or ".join(" + ".join(f"'{c}'" for c in g) for g in alternatives)
-        raise InputError(
-            f"data set '{name}' has no {wanted}, it has {', '.join(names)}", hint="rename: {old: new} on the data set"
-        )
-    for column in group:
-        if dataset.data.column(column).null_count:
-            row = next(i for i, value in enumerate(dataset[column]) if value is None)
-            raise InputError(f"data set '{name}': row {row + 1} has no '{column}'", hint="fill it or remove the row")
-
-
-def _bad_line(file: Path) -> str | None:
-    if file.suffix != ".jsonl":
-        return None
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                json.loads(line or "null")
-            except ValueError as cause:
-                if line.strip():
-                    return f"{file}:{number}: not JSON: {cause}"
-    return None
-
-
 def object_of(target: str) -> Any:
     """What `package.module:attr` names, imported; the `Path` of a file or folder; else the text, a Hub id."""
     head, colon, _ = target.rpartition(":")
@@ -341,7 +206,3 @@ def template_of(template: Object | None) -> str | None:
         return None
     found = object_of(template.target)
     return found.read_text(encoding="utf-8") if isinstance(found, Path) else str(found)
-
-
-def _data_name(value: Any) -> str:
-    return value.stage if isinstance(value, FromStage) else getattr(value, "name", str(value))

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 SCRIPTS = (
     "adapters.py",
+    "mutated_recipes.py",
     "endpoint.py",
     "engine.py",
     "gpu/recipes.py",

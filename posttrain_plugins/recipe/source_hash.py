@@ -20,7 +20,7 @@ from posttrain_plugins.plugins.registry import Plugin
 
 __all__ = ["CORE", "module_file", "own_sources", "plugin_hash", "sha256_of", "source_hash"]
 
-CORE = frozenset(("__init__.py", "api.py", "checkpoints.py", "errors.py", "plugins", "recipe", "types"))
+CORE = frozenset(("__init__.py", "api.py", "checkpoints.py", "rows", "errors.py", "plugins", "recipe", "types"))
 """Rooms of this package that built-in plugins reach by imports and that change no stage's result.
 
 What they decide is in a key by another way: `recipe` and `plugins` by the values that they read, `types` by the fields

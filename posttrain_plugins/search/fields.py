@@ -32,7 +32,8 @@ def check_fields(name: str, plugin: Any, *counts: str) -> None:
             refuse_field(name, field.name, value, "at least 1")
         if field.name == "separator" and not value:  # `str.split` raises on it, in the middle of a run
             refuse_field(name, field.name, value, "what ends a step")
-    n, beam_width = getattr(plugin, "n", 0), getattr(plugin, "beam_width", 1)
+    given = vars(plugin)
+    n, beam_width = given.get("n", 0), given.get("beam_width", 1)
     if n % beam_width:  # n / beam_width beams are kept: a fraction of one would be draws that nobody counts
         refuse_field(name, "beam_width", beam_width, f"a divisor of n ({n})")
 

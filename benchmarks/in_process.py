@@ -7,7 +7,7 @@ The same model, prompts, length and sampling five ways, interleaved, so that a b
 | `one_at_a_time`          | `model.generate` for each completion                                      |
 | `one_question_at_a_time` | `model.generate(num_return_sequences=n)` for each question                |
 | `one_batch`              | `model.generate` for all of them, padded                                  |
-| `ours`                   | `posttrain_plugins.inference.sample` for all of them                      |
+| `ours`                   | `posttrain_plugins.engine.solve.sample` for all of them                      |
 | `continuous_batching`    | the same with transformers' continuous batching in place of our own loop  |
 
 Nothing is downloaded: random weights in several shapes, the tiny world's tokenizer and problems. A completion ends at

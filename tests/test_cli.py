@@ -190,7 +190,11 @@ def test_help_imports_nothing_that_takes_long() -> None:
     assert "posttrain_plugins.cli.commands" in loaded
     slow = {"torch", "transformers", "trl", "peft", "datasets", "numpy", "pandas", "asyncio", "multiprocessing", "yaml"}
     assert not loaded & slow
-    assert not [name for name in loaded if name.startswith(("posttrain_plugins.recipe", "posttrain_plugins.inference"))]
+    assert not [
+        name
+        for name in loaded
+        if name.startswith(("posttrain_plugins.recipe", "posttrain_plugins.engine", "posttrain_plugins.backends"))
+    ]
 
 
 # --- ask -------------------------------------------------------------------------------------------------------------

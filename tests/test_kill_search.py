@@ -24,7 +24,7 @@ CONCURRENCY = 8
 CLIENT = """
 import json, sys
 from pathlib import Path
-from posttrain_plugins.inference import solve
+from posttrain_plugins.engine.solve import solve
 from posttrain_plugins.backends.openai.backend import OpenAIBackend
 from posttrain_plugins.strategies.mcts import MCTS
 from posttrain_plugins.types import Problem, ResolvedReward, SamplingParams

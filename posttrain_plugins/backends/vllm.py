@@ -43,7 +43,7 @@ class VLLMBackend:
         InputError: where vLLM is not installed, or an adapter is not a LoRA that it can serve.
 
     Example:
-        >>> from posttrain_plugins.inference import solve                                   # doctest: +SKIP
+        >>> from posttrain_plugins.engine.solve import solve                                   # doctest: +SKIP
         >>> backend = VLLMBackend("Qwen/Qwen3-0.6B", options={"max_model_len": 8192})       # doctest: +SKIP
         >>> solve(SelfConsistency(n=8), problems, backend=backend)                          # doctest: +SKIP
     """

@@ -53,7 +53,7 @@ class OpenAIBackend:
         InputError: at the first request, for a host that cannot be reached, a key that is refused, or an unknown model.
 
     Example:
-        >>> from posttrain_plugins.inference import solve                                   # doctest: +SKIP
+        >>> from posttrain_plugins.engine.solve import solve                                   # doctest: +SKIP
         >>> backend = OpenAIBackend("Qwen/Qwen3-0.6B", "http://localhost:8000/v1")          # doctest: +SKIP
         >>> print(*backend.describe(), sep="\\n")                                            # doctest: +SKIP
         >>> solve(SelfConsistency(n=8), problems, backend=backend)                          # doctest: +SKIP

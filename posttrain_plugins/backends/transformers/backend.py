@@ -46,7 +46,7 @@ class TransformersBackend:
         InputError: for a value head that does not read this model's hidden states.
 
     Example:
-        >>> from posttrain_plugins.inference import solve                               # doctest: +SKIP
+        >>> from posttrain_plugins.engine.solve import solve                               # doctest: +SKIP
         >>> backend = TransformersBackend("Qwen/Qwen3-0.6B", loading={"dtype": "bfloat16"})  # doctest: +SKIP
         >>> solve(SelfConsistency(n=8), problems, backend=backend)                       # doctest: +SKIP
     """

@@ -343,3 +343,14 @@ def test_the_columns_that_are_needed() -> None:
     assert Sample("d", ["r"]).requires_columns == {"dataset": (("prompt", "completion"), ("prompt", "completions"))}
     assert ("prompt", "completions", "scores") in Sample("d").requires_columns["dataset"]
     assert ("prompt", "completion") not in Sample("d").requires_columns["dataset"]
+
+
+def test_a_rollout_goes_on_from_a_prompt_that_is_begun() -> None:
+    """One assistant message: two in a row are refused by many chat templates."""
+    from posttrain_plugins.training_data.step_labels import _Rollouts
+    from posttrain_plugins.types import Problem
+
+    question = {"role": "user", "content": "2+2=?"}
+    problem = Problem([question, {"role": "assistant", "content": "It "}], id="a")
+    [request] = next(_Rollouts({"a": ["is"]}, 1)(problem))  # type: ignore[misc]
+    assert request.prompt == [question, {"role": "assistant", "content": "It is"}]  # type: ignore[union-attr]

@@ -19,9 +19,10 @@ from typing import Any, Literal, TypeAlias
 from posttrain_plugins.engine.log import RequestLog
 from posttrain_plugins.engine.scoring import Scored, score, score_steps
 from posttrain_plugins.engine.solve import solve
+from posttrain_plugins.text import prefill
 from posttrain_plugins.text.steps import SEPARATOR, split_steps
 from posttrain_plugins.training_data.selection import Judged
-from posttrain_plugins.types import Generate, Problem, Prompt, Request, ResolvedReward, Result
+from posttrain_plugins.types import Generate, Problem, Request, ResolvedReward, Result
 
 __all__ = ["Estimate", "StepLabels"]
 
@@ -149,16 +150,12 @@ class _Rollouts:
 
     def __call__(self, problem: Problem) -> Generator[Request | list[Request], Any, Result]:
         requests: list[Request] = [
-            Generate(_prefilled(problem.prompt, prefix), n=self.n, params=problem.params, purpose="rollout")
+            Generate(prefill(problem.prompt, prefix), n=self.n, params=problem.params, purpose="rollout")
             for prefix in self.prefixes[problem.id]
         ]
         answers = (yield requests) if requests else []
         texts = [[c.text for c in completions if c.finish_reason != "error"] for completions in answers]
         return Result(answer=texts, text="")
-
-
-def _prefilled(prompt: Prompt, text: str) -> Prompt:
-    return prompt + text if isinstance(prompt, str) else [*prompt, {"role": "assistant", "content": text}]
 
 
 def _row(columns: Mapping[str, Sequence[Any]], i: int) -> dict[str, Any]:

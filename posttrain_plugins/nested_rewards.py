@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from statistics import fmean, pvariance
 from typing import Any, Literal
@@ -12,7 +11,7 @@ from typing import Any, Literal
 from posttrain_plugins.errors import PluginBroken
 from posttrain_plugins.types import Prompt, ResolvedReward
 
-__all__ = ["any_declares", "call_reward", "combine_rewards", "token_counter"]
+__all__ = ["any_declares", "call_reward", "combine_rewards", "token_counter", "wait_for"]
 
 
 def call_reward(
@@ -33,7 +32,7 @@ def call_reward(
         PluginBroken: it does not give one score for each completion.
     """
     found = _callable(reward)(prompts=prompts, completions=completions, **columns)
-    scores = list(_wait_for(found) if inspect.isawaitable(found) else found)
+    scores = list(wait_for(found) if inspect.isawaitable(found) else found)
     if len(scores) != len(completions):
         name = getattr(reward, "name", None) or getattr(reward, "__name__", type(reward).__name__)
         raise PluginBroken(f"reward '{name}' gave {len(scores)} scores, expected {len(completions)}")
@@ -80,6 +79,17 @@ def combine_rewards(
     return combined
 
 
+def wait_for(awaitable: Awaitable[Any]) -> Any:
+    """Return what a coroutine gives, to a caller that is none."""
+    import asyncio
+
+    async def wait() -> Any:  # `asyncio.run` takes coroutines only, and a reward may return any awaitable
+        return await awaitable
+
+    with ThreadPoolExecutor(1) as pool:  # the caller's own thread may have a running loop: a notebook, a trainer
+        return pool.submit(asyncio.run, wait()).result()
+
+
 def any_declares(attribute: str, *fields: str, without: bool = False) -> property:
     """Return a property for a reward's class: does one of the rewards that it is made of declare this?
 
@@ -117,13 +127,3 @@ def _rewards_in(owner: Any, fields: Sequence[str]) -> Iterator[Any]:
 
 def _callable(reward: Any) -> Any:
     return reward.func if isinstance(reward, ResolvedReward) else reward
-
-
-def _wait_for(awaitable: Any) -> Any:
-    """In a thread of its own: the caller's may have a running loop."""
-
-    async def wait() -> Any:
-        return await awaitable
-
-    with ThreadPoolExecutor(1) as apart:
-        return apart.submit(asyncio.run, wait()).result()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from posttrain_plugins.errors import InputError, PluginBroken
+from posttrain_plugins.nested_rewards import wait_for
 from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.types import ResolvedReward
 
@@ -68,12 +68,9 @@ def _call(reward: ResolvedReward, rows: Sequence[Mapping[str, Any]]) -> list[flo
     columns = {name: [row.get(name) for row in rows] for name in names}
     texts = {f"{name}s": [row[name] for row in rows] for name in ("prompt", "completion")}
 
-    async def wait(found: Any) -> Any:  # `asyncio.run` takes coroutines only, and a reward may return any awaitable
-        return await found
-
     try:
         found = reward.func(**{**columns, **texts})
-        values = asyncio.run(wait(found)) if inspect.isawaitable(found) else found
+        values = wait_for(found) if inspect.isawaitable(found) else found
         # TRL writes None as NaN into its tensor of rewards: a reward may say either
         scores = [None if value is None or math.isnan(value) else float(value) for value in values]
     except Exception as cause:  # the plugin boundary

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
@@ -19,6 +18,7 @@ from typing import Any, Literal, TypeAlias
 from posttrain_plugins.engine.keys import prompt_text, score_key
 from posttrain_plugins.engine.log import RequestLog
 from posttrain_plugins.errors import InputError, PluginBroken, RewardFailed
+from posttrain_plugins.nested_rewards import wait_for
 from posttrain_plugins.text import is_conversational
 from posttrain_plugins.types import Problem, Prompt, ResolvedReward, Score, ScoreSteps, Usage
 
@@ -130,7 +130,7 @@ class Call:
         before = self._spent()
         with _blaming(self.reward):
             values = self._begin()
-            found = _wait_for(values) if isinstance(values, Awaitable) else values
+            found = wait_for(values) if isinstance(values, Awaitable) else values
         self._finish(found, before)
 
     async def arun(self) -> None:
@@ -249,14 +249,3 @@ def _as_score(value: Any) -> float | None:
 
 def _as_steps(values: Any) -> list[float]:
     return [float(value) for value in values]
-
-
-def _wait_for(awaitable: Awaitable[Any]) -> Any:
-    """Run it in a thread of its own: the caller's may already have a running event loop (a notebook)."""
-    import asyncio
-
-    async def wait() -> Any:
-        return await awaitable
-
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, wait()).result()

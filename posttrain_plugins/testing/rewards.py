@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import functools
 import inspect
@@ -14,6 +13,7 @@ from numbers import Real
 from typing import Any
 from unittest import SkipTest
 
+from posttrain_plugins.nested_rewards import wait_for
 from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.plugins.signature import reward_columns
 from posttrain_plugins.testing.noise import assert_untouched
@@ -142,11 +142,7 @@ def _result(function: Any, arguments: Mapping[str, Any], *, is_filtered: bool = 
     parameters = inspect.signature(function).parameters
     is_open = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     found = function(**{k: v for k, v in arguments.items() if is_open or not is_filtered or k in parameters})
-
-    async def wait() -> Any:  # `asyncio.run` takes coroutines only, and a reward may return any awaitable
-        return await found
-
-    return asyncio.run(wait()) if is_awaited and inspect.isawaitable(found) else found
+    return wait_for(found) if is_awaited and inspect.isawaitable(found) else found
 
 
 def _is_number(value: Any) -> bool:

@@ -6,16 +6,15 @@ Those with rewards call asynchronous ones as if they were not, and give none a `
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 from posttrain_plugins.guard import outcome
 from posttrain_plugins.guard.guarded import Guarded, figures_of
 from posttrain_plugins.models.load import load_tokenizer
+from posttrain_plugins.nested_rewards import wait_for
 
 __all__ = ["as_stable", "load_experimental"]
 
@@ -77,11 +76,7 @@ class _Awaited:
         self.__name__ = getattr(reward, "__name__", type(reward).__name__)
 
     def __call__(self, **arguments: Any) -> Any:
-        async def wait() -> Any:
-            return await self.reward(**arguments)
-
-        with ThreadPoolExecutor(1) as apart:  # the caller's thread may have a running loop
-            return apart.submit(asyncio.run, wait()).result()
+        return wait_for(self.reward(**arguments))
 
 
 def _log_outcomes(trainer: Any, rewards: list[Guarded]) -> None:

@@ -25,7 +25,7 @@ from posttrain_plugins.plugins.declarations import DECLARATIONS
 from posttrain_plugins.plugins.registry import Plugin
 from posttrain_plugins.plugins.schema import type_name
 from posttrain_plugins.recipe.check.local_paths import FILE_OPTIONS
-from posttrain_plugins.recipe.check.references import RESERVED, SAID
+from posttrain_plugins.recipe.check.references import MEANINGS, RESERVED
 from posttrain_plugins.recipe.describe import catalogue
 from posttrain_plugins.recipe.describe.json_schema import argument_docs
 from posttrain_plugins.types import KINDS
@@ -229,7 +229,7 @@ def _checks(title: str, found: Any) -> str:
 
 def reserved() -> str:
     """Return a table of the words beside a plugin's own parameters, with their types."""
-    said = {**SAID, "reward": {**SAID["reward"], **argument_docs(inspect.getdoc(GuardSettings) or "")}}
+    said = {**MEANINGS, "reward": {**MEANINGS["reward"], **argument_docs(inspect.getdoc(GuardSettings) or "")}}
     words = {**RESERVED, "dataset": FILE_OPTIONS, "loop": LOOP}
     lines = ["| on | word | type | |", "|---|---|---|---|"]
     for kind, known in words.items():

@@ -15,7 +15,7 @@ import pytest
 import posttrain_plugins as pp
 from posttrain_plugins.errors import HandoffError, RecipeErrors
 from posttrain_plugins.recipe.check.template import templates
-from posttrain_plugins.recipe.handoff import hash_of_template, record
+from posttrain_plugins.recipe.handoff import record, short_hash
 from posttrain_plugins.tiny_world.tokenizer import CHAT_TEMPLATE
 
 TINY = "posttrain_plugins.tiny_world.tokenizer:CHAT_TEMPLATE"
@@ -61,8 +61,8 @@ SECOND = "  dpo: {use: sft, model: sft, dataset: demos.jsonl}\n"
 @pytest.mark.parametrize(
     ("third", "values"),
     [
-        ("chat_template: ./other.jinja", ("chat_template", hash_of_template("other"), hash_of_template(CHAT_TEMPLATE))),
-        ("args: {chat_template_path: ./other.jinja}", ("chat_template", hash_of_template("other"), "")),
+        ("chat_template: ./other.jinja", ("chat_template", short_hash("other"), short_hash(CHAT_TEMPLATE))),
+        ("args: {chat_template_path: ./other.jinja}", ("chat_template", short_hash("other"), "")),
         ("args: {eos_token: t0}", ("eos_token", "t0", "t2")),
     ],
 )
@@ -166,7 +166,7 @@ def test_the_recipes_template_is_recorded_and_carried_on_through_data_and_traini
     )
     run = pp.run(file, runs_dir=tmp_path / "runs")
     assert AutoTokenizer.from_pretrained(run["kto"].model_path).chat_template == CHAT_TEMPLATE
-    assert run["kto"].manifest["handoff"]["chat_template"] == hash_of_template(CHAT_TEMPLATE)
+    assert run["kto"].manifest["handoff"]["chat_template"] == short_hash(CHAT_TEMPLATE)
     assert run.plan["kto"].parts["model.chat_template"] == run.plan["made"].parts["model.chat_template"]
 
 

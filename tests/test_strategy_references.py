@@ -339,7 +339,7 @@ def test_objects_names_scorers_and_models(
         f"{{{COUNCIL}, judge: grpo, members: [policy, base], scorers: [correct, rm], "
         f"fallback: {inner}, strategies: [greedy, {best}], tools: ['./tools.py:calculator']}}"
     )
-    (found,) = Resolver(recipe, artifacts).inputs(recipe.stage("eval"), {})["strategies"]
+    (found,) = Resolver(recipe, artifacts).inputs(recipe.stage("eval"))["strategies"]
     council = found.strategy
     assert isinstance(council, Council)
     assert (council.judge, council.members, council.scorers) == ("grpo", ["policy", "base"], ["correct", "rm"])
@@ -359,7 +359,7 @@ def test_a_reward_stage_is_used_through_its_own_plugin(
     read: Callable[[str], Recipe], artifacts: dict[str, Artifact]
 ) -> None:
     recipe = read("{use: best_of_n, scorer: prm}")
-    (found,) = Resolver(recipe, artifacts).inputs(recipe.stage("eval"), {})["strategies"]
+    (found,) = Resolver(recipe, artifacts).inputs(recipe.stage("eval"))["strategies"]
     reward = found.scorers["prm"]
     assert reward.func == Verifier(str(artifacts["prm"].model_path), separator=";", aggregate="prod")
     assert reward.model_path is None  # TRL must not load it as a classifier
@@ -369,7 +369,7 @@ def test_a_reward_model_is_one_object_however_often_it_is_named(
     read: Callable[[str], Recipe], artifacts: dict[str, Artifact]
 ) -> None:
     recipe = read("{use: best_of_n, scorer: rm}\n      - {use: best_of_n, scorer: rm, weighted: true}")
-    first, second = Resolver(recipe, artifacts).inputs(recipe.stage("eval"), {})["strategies"]
+    first, second = Resolver(recipe, artifacts).inputs(recipe.stage("eval"))["strategies"]
     assert first.scorers["rm"].func is second.scorers["rm"].func
     assert first.scorers["rm"].model_path == str(artifacts["rm"].model_path)
 
@@ -378,7 +378,7 @@ def test_a_rewards_own_references(read: Callable[[str], Recipe], folder: Path, a
     panel = f"{{use: '{HERE}:Panel', rewards: [correct, rm], model: grpo, render: './tools.py:calculator'}}"
     recipe = read(f"{{use: best_of_n, scorer: {panel}}}")
     assert recipe.stage("eval").parents() == ("rm", "grpo")
-    (found,) = Resolver(recipe, artifacts).inputs(recipe.stage("eval"), {})["strategies"]
+    (found,) = Resolver(recipe, artifacts).inputs(recipe.stage("eval"))["strategies"]
     (reward,) = found.scorers.values()
     correct, rm = reward.func.rewards
     assert (correct.name, rm.name, rm.model_path) == ("correct", "rm", str(artifacts["rm"].model_path))
@@ -391,7 +391,7 @@ def test_a_server_is_a_model(read: Callable[[str], Recipe], folder: Path, artifa
     url = "http://localhost:8000/v1#org/judge"
     recipe = read(f"{{{COUNCIL}, judge: '{url}'}}")
     assert parts(recipe, folder)["strategies[0].judge"] == url
-    (found,) = Resolver(recipe, artifacts).inputs(recipe.stage("eval"), {})["strategies"]
+    (found,) = Resolver(recipe, artifacts).inputs(recipe.stage("eval"))["strategies"]
     assert found.models == {url: ModelArtifact(url, url)}
     assert found.strategy.judge == url
 

@@ -14,7 +14,7 @@ __all__ = ["assemble", "build", "construct", "gather"]
 
 
 def build(source: Use, refs: Mapping[str, Any] | None = None) -> Any:
-    """A plugin's object: a class with its parameters, a function as it is, or called where its kind makes something.
+    """Return a plugin's object: of a class, a function as it is, or what it makes if its kind is called once.
 
     Raises:
         PluginBroken: it cannot be imported, or fails.
@@ -24,6 +24,7 @@ def build(source: Use, refs: Mapping[str, Any] | None = None) -> Any:
     params = {**source.params, **(refs or {})}
     makes_something = source.kind in ("adapter", "dataset")
     try:
+        # A function that returns a reward looks like a reward until its arguments are read: it takes no completions.
         if source.kind == "reward" and not isinstance(loaded, type):
             makes_something = of_object(loaded).makes_reward
         if isinstance(loaded, type):
@@ -45,14 +46,14 @@ def build(source: Use, refs: Mapping[str, Any] | None = None) -> Any:
 
 
 def construct(plugin: type, params: Mapping[str, Any]) -> Any:
-    """An object of a plugin's class. YAML has lists only; a field that wants a tuple gets one."""
+    """Return an object of a plugin's class. YAML has lists only; a field that wants a tuple gets one."""
     wanted = getattr(plugin, "__annotations__", {})
     is_tuple = {name for name, annotation in wanted.items() if str(annotation).startswith(("tuple", "Tuple"))}
     return plugin(**{k: tuple(v) if k in is_tuple and isinstance(v, list) else v for k, v in params.items()})
 
 
 def assemble(source: Use, parts: Mapping[str, Any]) -> ResolvedStrategy:
-    """A strategy of a recipe or a text; `parts` are what its fields refer to, see `gather`."""
+    """Return a strategy of a recipe or a text; `parts` are what its fields refer to, see `gather`."""
     values, scorers, models = gather(parts)
     return ResolvedStrategy(source.name, build(source, values), scorers, models)
 
@@ -60,7 +61,7 @@ def assemble(source: Use, parts: Mapping[str, Any]) -> ResolvedStrategy:
 def gather(
     parts: Mapping[str, Any],
 ) -> tuple[dict[str, Any], dict[str, ResolvedReward], dict[str, ModelArtifact]]:
-    """What a strategy's fields hold, the scorers, and the models beside the policy.
+    """Sort what a strategy's fields refer to into values, scorers, and models beside the policy.
 
     Args:
         parts: field -> what it refers to, resolved, or a list of these.
@@ -75,7 +76,7 @@ def gather(
     def value(part: Any) -> Any:
         if isinstance(part, list):
             return [value(item) for item in part]
-        if isinstance(part, ResolvedStrategy):
+        if isinstance(part, ResolvedStrategy):  # by value: a strategy runs another one itself, with `yield from`
             scorers.update(part.scorers)
             models.update(part.models)
             return part.strategy
@@ -83,6 +84,7 @@ def gather(
             scorers[part.name] = part
         if isinstance(part, ModelArtifact):
             models[part.name] = part
+        # By name: a strategy yields `Score(scorer="rm")` and holds no reward, so the engine can batch over problems.
         return part.name if isinstance(part, ResolvedReward | ModelArtifact) else part
 
     return {field: value(part) for field, part in parts.items()}, scorers, models

@@ -14,14 +14,14 @@ from typing import Any
 from posttrain_plugins.errors import HandoffError
 from posttrain_plugins.models.folder import adapter_config, adapters_in, digest, named_adapters, task_of
 
-__all__ = ["check_kept", "check_unchanged", "hash_of_template", "record"]
+__all__ = ["check_kept", "check_unchanged", "record", "short_hash"]
 
 FIELDS = ("tokenizer", "chat_template", "eos_token_id", "pad_token_id", "adapters")
 KEPT = FIELDS[:-1]
 
 
 def record(folder: Path, loading: Mapping[str, Any], *, whole: bool = True) -> dict[str, Any]:
-    """The hand-off record of a model folder.
+    """Return the hand-off record of a model folder.
 
     Args:
         folder: a saved model or adapter with its tokenizer.
@@ -40,20 +40,30 @@ def record(folder: Path, loading: Mapping[str, Any], *, whole: bool = True) -> d
     adapter = adapter_config(folder)
     base = Path(adapter["base_model_name_or_path"] or "") if adapter else folder
     config, generation = _json(base / "config.json"), _json(base / "generation_config.json")
-    tokenizer_folder = folder if (folder / "tokenizer_config.json").is_file() else base
-    vocabulary = _vocabulary(tokenizer_folder) if whole else {}
+    home = folder if (folder / "tokenizer_config.json").is_file() else base
+    settings = _json(home / "tokenizer_config.json")
+    content = _json(home / "tokenizer.json") if whole else {}
+    # Padding and truncation are set by each trainer, and do not make another tokenizer.
+    rules = {k: v for k, v in content.items() if k not in ("padding", "truncation")}
+    vocabulary = _vocabulary(content)
+    file = home / "chat_template.jinja"  # where transformers writes it; earlier versions had it in the config
+    template = file.read_text(encoding="utf-8") if file.is_file() else settings.get("chat_template")
+    eos = settings.get("eos_token")
+    is_judge = task_of(folder) in ("SequenceClassification", "TokenClassification")
+    stack = [(adapter_config(one).get("peft_type"), digest(one) if whole else None) for one in adapters_in(folder)]
     return {
-        "tokenizer": _tokenizer_hash(tokenizer_folder) if whole else None,
-        "vocabulary": _hash(json.dumps(vocabulary, sort_keys=True)) if vocabulary else None,
+        "tokenizer": short_hash(json.dumps(rules, sort_keys=True)) if content else None,
+        "vocabulary": short_hash(json.dumps(vocabulary, sort_keys=True)) if vocabulary else None,
         "tokens": len(vocabulary) or None,
-        "chat_template": _template_hash(tokenizer_folder),
-        "eos_token": _token(_json(tokenizer_folder / "tokenizer_config.json").get("eos_token")),
+        "chat_template": short_hash(template) if isinstance(template, str) else None,
+        "eos_token": eos.get("content") if isinstance(eos, dict) else eos,
+        # Generation stops at what `generation_config.json` says, which wins over the model's own config.
         "eos_token_id": generation.get("eos_token_id", config.get("eos_token_id")),
         "pad_token_id": generation.get("pad_token_id", config.get("pad_token_id")),
         "architecture": (config.get("architectures") or [None])[0],
-        "heads": _heads(folder),
+        "heads": (["score"] if is_judge else []) + (["value"] if (folder / "critic").is_dir() else []),
         "quantization": {k: v for k, v in loading.items() if k.startswith(("load_in_", "bnb_", "use_bnb"))} or None,
-        "adapters": [_adapter(one, whole) for one in adapters_in(folder)],
+        "adapters": [{"type": kind, "weights": weights} for kind, weights in stack],
         "base": str(base) if adapter else None,
         "base_revision": adapter.get("revision"),
     }
@@ -62,7 +72,7 @@ def record(folder: Path, loading: Mapping[str, Any], *, whole: bool = True) -> d
 def check_unchanged(
     name: str, folder: Path, recorded: Mapping[str, Any], weights_of: Callable[..., str] | None = None
 ) -> None:
-    """Refuses a model whose files no longer are what its maker recorded.
+    """Refuse a model whose files no longer are what its maker recorded.
 
     Args:
         name: of the model.
@@ -80,28 +90,25 @@ def check_unchanged(
             f"model '{name}' is an adapter, and its base is gone: {base}", hint=f"posttrain run RECIPE --force {name}"
         )
     weights = weights_of(base, recorded.get("base_revision")) if base and weights_of else ""
-    if weights and recorded.get("base_weights") not in (None, weights):
+    expected = recorded.get("base_weights")
+    if weights and expected not in (None, weights):
+        # The beginning of a hash is enough; of a Hub's model the commit tells two apart, and stands last.
+        found, wanted = (text if text.startswith("hub:") else text[:16] for text in (weights, expected))
         raise HandoffError(
-            f"model '{name}' is an adapter, and its base changed: {base} is {_short(weights)}, "
-            f"expected {_short(recorded['base_weights'])}",
+            f"model '{name}' is an adapter, and its base changed: {base} is {found}, expected {wanted}",
             hint=f"put the base back, or make it again: posttrain run RECIPE --force {name}",
         )
     now = record(folder, {})
     for field in FIELDS:
-        if field in recorded and now[field] != recorded[field]:
+        if field in recorded and now[field] != recorded[field]:  # an earlier version may not have recorded it
             raise HandoffError(
                 f"model '{name}' changed after it was made: {field} is {now[field]}, expected {recorded[field]}",
                 hint=f"make it again: posttrain run RECIPE --force {name}",
             )
 
 
-def _short(identity: str) -> str:
-    """A hash by its beginning; of a Hub's model, the commit tells two apart, and stands last."""
-    return identity if identity.startswith("hub:") else identity[:16]
-
-
 def check_kept(stage: str, before: Mapping[str, Any], after: Mapping[str, Any], template_given: bool) -> None:
-    """Refuses a stage that silently changed tokenizer, template, EOS or pad.
+    """Refuse a stage that silently changed tokenizer, template, EOS or pad.
 
     Raises:
         HandoffError: names the field and both values.
@@ -116,6 +123,11 @@ def check_kept(stage: str, before: Mapping[str, Any], after: Mapping[str, Any], 
         )
 
 
+def short_hash(text: str) -> str:
+    """Return a text's hash as it stands in a record: 16 hex digits."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def _json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
@@ -124,51 +136,8 @@ def _json(file: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _tokenizer_hash(folder: Path) -> str | None:
-    """Vocabulary and merges; padding and truncation are set by each trainer and do not count."""
-    content = _json(folder / "tokenizer.json")
-    if not content:
-        return None
-    kept = {k: v for k, v in content.items() if k not in ("padding", "truncation")}
-    return _hash(json.dumps(kept, sort_keys=True))
-
-
-def _adapter(folder: Path, whole: bool) -> dict[str, Any]:
-    return {"type": adapter_config(folder).get("peft_type"), "weights": digest(folder) if whole else None}
-
-
-def _vocabulary(folder: Path) -> dict[str, int]:
-    """Token -> id, of a fast tokenizer."""
-    content = _json(folder / "tokenizer.json")
+def _vocabulary(content: Mapping[str, Any]) -> dict[str, int]:
+    """Return token -> id of a `tokenizer.json`: a mapping for BPE, pairs with scores for Unigram."""
     listed = (content.get("model") or {}).get("vocab") or {}
     plain = listed if isinstance(listed, dict) else {str(item[0]): i for i, item in enumerate(listed)}
     return {**plain, **{str(added["content"]): int(added["id"]) for added in content.get("added_tokens") or ()}}
-
-
-def _heads(folder: Path) -> list[str]:
-    """What stands beside the language model's head: `score` of a judge of texts or steps, `value` of a critic."""
-    is_judge = task_of(folder) in ("SequenceClassification", "TokenClassification")
-    return (["score"] if is_judge else []) + (["value"] if (folder / "critic").is_dir() else [])
-
-
-def _token(value: Any) -> str | None:
-    return value.get("content") if isinstance(value, dict) else value
-
-
-def hash_of_template(text: str) -> str:
-    """As it stands in a record."""
-    return _hash(text)
-
-
-def _template_hash(folder: Path) -> str | None:
-    file = folder / "chat_template.jinja"
-    text = (
-        file.read_text(encoding="utf-8")
-        if file.is_file()
-        else _json(folder / "tokenizer_config.json").get("chat_template")
-    )
-    return _hash(text) if isinstance(text, str) else None
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -6,15 +6,12 @@ whole, and it is said.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from posttrain_plugins.models.folder import adapter_config, adapters_in
 from posttrain_plugins.models.stack import choose_mode
 from posttrain_plugins.plugins.source import of_config
-from posttrain_plugins.recipe.plugin_schema import plugin_schema
 from posttrain_plugins.recipe.source_hash import sha256_of
 from posttrain_plugins.recipe.spec import External, FromStage, Input, Recipe, StageSpec, Use
 from posttrain_plugins.types import AdapterMode
@@ -63,29 +60,39 @@ class StartingPoint:
 
 def is_full(adapter: Input) -> bool:
     """Does a stage's `adapter` train all parameters? None does, and plugins that say `is_full`."""
-    return not isinstance(adapter, Use) or bool(plugin_schema(adapter.plugin).declares("is_full"))
+    return not isinstance(adapter, Use) or bool(adapter.schema.declares("is_full"))
 
 
 def identity(adapter: Use) -> str:
-    """The same for the same plugin with the same parameters, whatever the recipe calls it."""
+    """Return what is the same for the same plugin with the same parameters, whatever the recipe calls it."""
     return sha256_of([adapter.plugin.target, adapter.params])[:16]
 
 
 def layers(recipe: Recipe, source: Input) -> Layers:
-    """What a model is made of, as far as the recipe tells."""
-    if isinstance(source, FromStage):
-        spec = recipe.stage(source.stage)
-        return _made(recipe, spec) if spec.configs else Layers(spec.id)
+    """Return what a model is made of, as far as the recipe tells."""
     if isinstance(source, External):
         found = adapters_in(source.path)
         below = tuple(f"{source.name}/stack/{number}" for number in range(len(found) - 1))
         base = Path(str(adapter_config(source.path).get("base_model_name_or_path", ""))).name
         return Layers(base, (*below, source.name)) if found else Layers(source.name)
-    return Layers("")
+    if not isinstance(source, FromStage):
+        return Layers("")
+    spec = recipe.stage(source.stage)
+    if not spec.configs:  # it trains nothing: what it makes, such as a merged model, is a base of its own
+        return Layers(spec.id)
+    start, mode, adapter = layers(recipe, spec.inputs.get("model")), _mode(recipe, spec), spec.inputs.get("adapter")
+    if mode == "continue":
+        return Layers(start.base, (*start.adapters[:-1], spec.id), start.top)
+    if is_full(adapter):
+        return Layers(spec.id)
+    top = identity(adapter)  # type: ignore[arg-type]
+    if mode == "stack":
+        return Layers(start.base, (*start.adapters, spec.id), top)
+    return Layers("+".join([start.base, *start.adapters]), (spec.id,), top)
 
 
 def starting_point(recipe: Recipe, spec: StageSpec) -> StartingPoint | None:
-    """What a stage with a trainer's config stands on; None for one that trains nothing."""
+    """Return what a stage with a trainer's config stands on; None for one that trains nothing."""
     if not spec.configs or spec.produces not in ("model", "reward"):
         return None
     start, mode = layers(recipe, spec.inputs.get("model")), _mode(recipe, spec)
@@ -99,8 +106,11 @@ def starting_point(recipe: Recipe, spec: StageSpec) -> StartingPoint | None:
         trains = f"a new adapter{named}" if named else "all parameters"
     head = " and a new head" if spec.produces == "reward" else ""
     frozen = ["the base", *(f"adapter of {name}" for name in kept)] if named or mode == "continue" else []
+    how = spec.loading
+    bits = f" (4-bit {how.get('bnb_4bit_quant_type', 'nf4')})" if how.get("load_in_4bit") else ""
+    bits = bits or (" (8-bit)" if how.get("load_in_8bit") else "")
     return StartingPoint(
-        base + _quantized(spec.loading),
+        base + bits,
         ", ".join(f"adapter of {name}" for name in start.adapters) if mode == "merge" else "nothing",
         " + ".join(frozen) or "nothing",
         trains + head,
@@ -109,40 +119,21 @@ def starting_point(recipe: Recipe, spec: StageSpec) -> StartingPoint | None:
     )
 
 
-def _made(recipe: Recipe, spec: StageSpec) -> Layers:
-    """What a training stage makes."""
-    adapter, mode = spec.inputs.get("adapter"), _mode(recipe, spec)
-    start = layers(recipe, spec.inputs.get("model"))
-    if mode == "continue":
-        return Layers(start.base, (*start.adapters[:-1], spec.id), start.top)
-    if is_full(adapter):
-        return Layers(spec.id)
-    top = identity(adapter)  # type: ignore[arg-type]
-    if mode == "stack":
-        return Layers(start.base, (*start.adapters, spec.id), top)
-    return Layers("+".join([start.base, *start.adapters]), (spec.id,), top)
-
-
 def _mode(recipe: Recipe, spec: StageSpec) -> AdapterMode | None:
-    """As `trainers.start` decides it from the files."""
+    """Return how a stage goes on from an adapter, decided as `trainers.start` decides it from the files."""
     start, adapter = layers(recipe, spec.inputs.get("model")), spec.inputs.get("adapter")
     if not start.adapters:
         return None
     has_adapter = not is_full(adapter)
+    # A reward model's head is new, so even the same adapter is not gone on with: it learned without that head.
     is_same = has_adapter and spec.produces == "model" and start.top == identity(adapter)  # type: ignore[arg-type]
-    is_quantized = bool(_quantized(spec.loading))
+    is_quantized = bool(spec.loading.get("load_in_4bit") or spec.loading.get("load_in_8bit"))
     return choose_mode(spec.adapter_mode, is_same=is_same, has_adapter=has_adapter, is_quantized=is_quantized)
 
 
-def _quantized(loading: Mapping[str, Any]) -> str:
-    if loading.get("load_in_4bit"):
-        return f" (4-bit {loading.get('bnb_4bit_quant_type', 'nf4')})"
-    return " (8-bit)" if loading.get("load_in_8bit") else ""
-
-
 def _reference(spec: StageSpec, start: Layers) -> str | None:
-    """A stage class says `reference`: `model`, or the option of its `args` without which there is none."""
-    option = plugin_schema(spec.plugin).declares("reference")
+    """Name the reference: a stage class says `model`, or the option of its `args` without which there is none."""
+    option = spec.schema.declares("reference")
     if not option:
         return None
     if option != "model":

@@ -14,9 +14,9 @@ from posttrain_plugins.plugins.schema import Schema
 from posttrain_plugins.plugins.signature import of_object, reward_columns
 from posttrain_plugins.plugins.source import of_source
 from posttrain_plugins.recipe.build import construct
-from posttrain_plugins.recipe.spec import StageSpec
+from posttrain_plugins.recipe.spec import StageSpec, Use
 
-__all__ = ["declared_columns", "needed_columns", "parse_call", "plugin_schema"]
+__all__ = ["declared_columns", "needed_columns", "parse_call", "plugin_schema", "required_columns"]
 
 
 def parse_call(text: str) -> tuple[str, dict[str, Any]]:
@@ -66,7 +66,7 @@ class _Arguments:
         return self.rest().lstrip().startswith(sign)
 
     def named(self) -> dict[str, Any]:
-        """`key=value, ...)`, with the bracket that ends it."""
+        """Read `key=value, ...)`, with the bracket that ends it."""
         params: dict[str, Any] = {}
         while not self.next_is(")"):
             key = self.take()
@@ -108,15 +108,16 @@ class _Arguments:
 
 
 def plugin_schema(plugin: Plugin) -> Schema:
-    """A plugin's parameters; a reward or strategy that is a plain function has none.
+    """Return a plugin's parameters; a reward or strategy that is a plain function has none.
 
-    A function that makes a reward, as TRL's `get_soft_overlong_punishment` does, has its own, and needs no column.
+    A check reads it once, and it travels with `Use` and `StageSpec` from there. A function that makes a reward, as
+    TRL's `get_soft_overlong_punishment` does, has its own, and needs no column.
 
     Raises:
         PluginBroken: it cannot be imported.
         LookupError, SyntaxError: its file cannot be read.
     """
-    if plugin.file is not None:
+    if plugin.file is not None:  # a user's file is never imported by a check, which must be safe and quick
         found = of_source(plugin.file, plugin.attr)
         if plugin.kind == "reward" and found.makes_reward:
             return replace(found, attributes={**found.attributes, "reward_columns": ()})
@@ -129,29 +130,30 @@ def plugin_schema(plugin: Plugin) -> Schema:
     return of_object(loaded)
 
 
-def needed_columns(reward: Plugin, found: Schema | None) -> tuple[str, ...]:
-    """The data-set columns that a reward needs; `found` is its schema."""
-    attributes = found.attributes if found else {}
-    if reward.file is not None or "reward_columns" in attributes:
+def needed_columns(reward: Use) -> tuple[str, ...]:
+    """Return the data-set columns that a reward needs."""
+    attributes = reward.schema.attributes
+    if reward.plugin.file is not None or "reward_columns" in attributes:
         return tuple(attributes.get("requires_columns", attributes.get("reward_columns", ())))
-    return reward_columns(reward.load())
+    return reward_columns(reward.plugin.load())
 
 
-def declared_columns(plugin: Plugin, params: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """What a data set plugin or a data-making stage says of its columns; None where it says nothing."""
-    if plugin.file is not None:
-        literal = plugin_schema(plugin).declares("columns")
-        return tuple(literal) if isinstance(literal, list | tuple) else None
-    loaded = plugin.load()
-    try:
-        columns = getattr(loaded(**params) if isinstance(loaded, type) else loaded, "columns", None)
-    except Exception:  # the plugin boundary; `Checker.check_built` tells it
-        return None
+def declared_columns(source: Use | StageSpec) -> tuple[str, ...] | None:
+    """Return what a data set plugin or a data-making stage says of its columns; None where it says nothing."""
+    columns = source.schema.declares("columns")
+    if source.plugin.file is None:
+        loaded = source.plugin.load()
+        params = source.params if isinstance(source, Use) else {**source.names(), **source.params}
+        try:  # of an object: `columns` may be a property, since parameters decide
+            columns = getattr(loaded(**params) if isinstance(loaded, type) else loaded, "columns", None)
+        except Exception:  # the plugin boundary; `Checker.check_built` tells it
+            return None
     return tuple(columns) if isinstance(columns, list | tuple) else None
 
 
-def required_columns(spec: StageSpec, declared: Any) -> Mapping[str, Any]:
-    """A stage's `requires_columns`: a mapping, or a property of the configured stage where its parameters decide."""
+def required_columns(spec: StageSpec) -> Mapping[str, Any]:
+    """Return a stage's `requires_columns`: a mapping, or a property of the configured stage if parameters decide."""
+    declared = spec.schema.declares("requires_columns")
     if isinstance(declared, property):
         declared = construct(spec.plugin.load(), {**spec.names(), **spec.params}).requires_columns
     return declared if isinstance(declared, Mapping) else {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from posttrain_plugins.plugins.registry import Plugin
+from posttrain_plugins.plugins.schema import Schema
 from posttrain_plugins.types import AdapterMode, Issue, Kind
 
 __all__ = [
@@ -28,7 +29,7 @@ __all__ = [
 
 REWARD_PLUGIN = "reward_model"
 """What a stage that makes a reward is used through, unless its class says `reward_plugin`."""
-REWARD_LOADING = (  # fields of TRL's `ModelConfig` that the plugins `reward_model` and `process_reward_model` take too
+REWARD_LOADING = (
     "dtype",
     "load_in_4bit",
     "load_in_8bit",
@@ -37,11 +38,25 @@ REWARD_LOADING = (  # fields of TRL's `ModelConfig` that the plugins `reward_mod
     "attn_implementation",
     "model_revision",
 )
+"""Fields of TRL's `ModelConfig` that the plugins `reward_model` and `process_reward_model` take too.
+
+An adapter that scores is read on its base as that was loaded for training; a full model needs none of them.
+"""
 
 
 @dataclass(frozen=True)
 class Use:
-    """A plugin with its parameters; `refs` are those that are references themselves, such as a strategy's scorer."""
+    """A plugin with its parameters.
+
+    Args:
+        kind: of the plugin.
+        name: what figures and logs call it: its entry's name, or the call as it is written in place.
+        plugin: where it is.
+        params: plain parameters.
+        reserved: words of the recipe beside them, such as a reward's `weight`, that the plugin knows nothing of.
+        refs: parameters that are references themselves, such as a strategy's scorer.
+        schema: what the plugin takes and declares, as the check has read it; empty if nothing was checked.
+    """
 
     kind: Kind
     name: str
@@ -49,6 +64,7 @@ class Use:
     params: Mapping[str, Any] = field(default_factory=dict)
     reserved: Mapping[str, Any] = field(default_factory=dict)
     refs: Mapping[str, Input] = field(default_factory=dict)
+    schema: Schema = field(default=Schema({}), compare=False, repr=False)  # follows from the plugin
 
 
 @dataclass(frozen=True)
@@ -112,7 +128,7 @@ class Given:
 
 
 def option_path(id: str) -> str:
-    """How `-o` names a stage: `model` for the base, `stages.loop.stages.t` for every turn of a loop's stage `t`."""
+    """Return how `-o` names a stage: `model` for the base, `stages.loop.stages.t` for every turn of stage `t`."""
     if id == "base":
         return "model"
     loop, *rest = id.split(".")
@@ -125,7 +141,7 @@ Input: TypeAlias = Source | tuple[Source, ...]
 
 
 def flat(inputs: Mapping[str, Input]) -> Iterator[tuple[str, Source]]:
-    """Every source by its place: `model`, `rewards[0]`, `rewards[1]`."""
+    """Yield every source with its place: `model`, `rewards[0]`, `rewards[1]`."""
     for name, value in inputs.items():
         if isinstance(value, tuple):
             yield from ((f"{name}[{i}]", item) for i, item in enumerate(value))
@@ -135,12 +151,21 @@ def flat(inputs: Mapping[str, Input]) -> Iterator[tuple[str, Source]]:
 
 @dataclass(frozen=True)
 class StageSpec:
-    """One stage: its plugin, its plain parameters, and what each reference field refers to (a list for list fields).
+    """One stage.
 
-    `configs` says which parameter goes to which config class (`trl:SFTConfig`), `loading` how the recipe's models are
-    loaded, `adapter_mode` what the recipe says of a model that is an adapter, `warnings` what the stage warns of,
-    `reserved` which of the inputs are words of the recipe that the plugin knows nothing of, and `outputs` which
-    parameters say where it writes.
+    Args:
+        id: its name; `loop.2.t` for a stage of a loop's turn.
+        plugin: where its class is.
+        produces: what it makes.
+        params: its plain parameters.
+        inputs: what each reference field refers to, a tuple for list fields.
+        configs: parameter -> the config class that takes it, such as `args` -> `trl:SFTConfig`.
+        loading: TRL `ModelConfig` fields with which the recipe's models are loaded.
+        adapter_mode: what the recipe says of a model that is an adapter.
+        warnings: what its class warns of.
+        reserved: which of the inputs are words of the recipe that the plugin knows nothing of.
+        outputs: which parameters say where it writes.
+        schema: what the plugin takes and declares, as the check has read it.
     """
 
     id: str
@@ -154,17 +179,18 @@ class StageSpec:
     warnings: tuple[Issue, ...] = ()
     reserved: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
+    schema: Schema = field(default=Schema({}), compare=False, repr=False)
 
     def sources(self) -> Iterator[tuple[str, Source]]:
-        """Every source with its field; also those inside strategies, at any depth (`strategies.scorer`)."""
+        """Yield every source with its field; also those inside strategies, at any depth (`strategies.scorer`)."""
         return _sources(self.inputs)
 
     def names(self) -> dict[str, Any]:
-        """What the stage's own reference fields hold: names, as in the recipe."""
+        """Return what the stage's own reference fields hold: names, as in the recipe."""
         return {name: _name(value) for name, value in self.inputs.items() if name not in self.reserved}
 
     def parents(self) -> tuple[str, ...]:
-        """The stages that this one needs, each once, in the order of the fields."""
+        """Return the stages that this one needs, each once, in the order of the fields."""
         found = [source.stage for _, source in self.sources() if isinstance(source, FromStage)]
         return tuple(dict.fromkeys(found))
 
@@ -179,6 +205,7 @@ def _name(value: Input) -> Any:
 
 def _sources(inputs: Mapping[str, Input]) -> Iterator[tuple[str, Source]]:
     for place, source in flat(inputs):
+        # Without the index: mistakes and files of a stage are told by field, since all of a list share one annotation.
         name = place.partition("[")[0]
         yield name, source
         if isinstance(source, Use):
@@ -204,6 +231,7 @@ class Recipe:
     data: Mapping[str, Any]
 
     def stage(self, id: str) -> StageSpec:
+        """Return a stage by its id."""
         return next(stage for stage in self.stages if stage.id == id)
 
     @property

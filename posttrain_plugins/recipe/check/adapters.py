@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,48 +20,59 @@ from posttrain_plugins.recipe.spec import FromStage, StageSpec, Use
 __all__ = ["check_adapters", "check_merges", "with_named_fields"]
 
 
-def check_adapters(checker: Checker, path: Keys, spec: StageSpec, found: Schema) -> None:
-    """Tells what cannot work, before anything is loaded."""
-    args = _arguments(spec)
-    for role, use in _adapters(spec, found):
-        schema = checker.schemas.get(use.plugin)
-        if schema is not None and schema.declares("is_full"):
-            if role == "critic" and schema.declares("prepare"):
+def check_adapters(checker: Checker, path: Keys, spec: StageSpec) -> None:
+    """Check that a stage's adapters can do what the stage needs of them, before anything is loaded."""
+    fields = spec.schema.fields
+    arguments: dict[str, Any] = {}  # what the trainer's config will hold, as far as its source tells
+    for name, target in spec.configs.items():
+        with contextlib.suppress(LookupError):  # told by the check of the stage
+            known = of_config(target).fields.items()
+            arguments |= {key: field.default for key, field in known if field.is_literal and not field.is_required}
+            given = spec.params.get(name)
+            arguments |= given if isinstance(given, Mapping) else {}
+    for role, use in spec.inputs.items():
+        if role not in fields or not isinstance(use, Use) or use.kind != "adapter":
+            continue
+        if use.schema.declares("is_full"):
+            if role == "critic" and use.schema.declares("prepare"):
                 message = f"stage '{path[-1]}': {adapter_compatibility.no_set_up(use.name)}"
                 checker.error((*path, role), message, adapter_compatibility.PLAIN_CRITIC)
             _check_full(checker, (*path, role), spec)
             continue
-        peft = _abilities(checker, use)
+        peft = _abilities(use)
         if peft is None:
             continue
         situation = adapter_compatibility.Use(
             peft,
             use.params,
-            args,
+            arguments,
             spec.loading,
-            refuses=found.declares("refuses"),
-            reference=str(found.declares("reference")),
+            refuses=spec.schema.declares("refuses"),
+            reference=str(spec.schema.declares("reference")),
             role=role,
         )
         for refusal in adapter_compatibility.refusals(situation):
+            # At the option itself if the recipe sets it; a default that does not fit is told at the stage.
             field, _, name = refusal.where.partition(".")
             where = (*path, field, name) if name in spec.params.get(field, {}) else (*path, field)
             message = f"adapter '{use.name}' in stage '{path[-1]}': {refusal.message}"
             checker.error(where if checker.document.get(where) is not None else path, message, refusal.hint)
-    if "adapter" in found.fields and spec.inputs.get("adapter") is None:
+    if "adapter" in fields and spec.inputs.get("adapter") is None:
         _check_full(checker, (*path, "adapter"), spec)
 
 
 def check_merges(checker: Checker, stages: RawStages, specs: Mapping[str, StageSpec]) -> None:
-    """A stage that `merges` needs a model whose adapter can be merged."""
+    """Check that a stage that `merges` is given a model whose adapter can be merged.
+
+    After all stages are read: what adapter a model has, the stage says that makes it.
+    """
     for id, spec in specs.items():
-        found = checker.schemas[spec.plugin]
         source = spec.inputs.get("model") or spec.inputs.get("reward")
         maker = specs.get(source.stage) if isinstance(source, FromStage) else None
         adapter = maker.inputs.get("adapter") if maker is not None else None
-        if found is None or not found.declares("merges") or not isinstance(adapter, Use):
+        if not spec.schema.declares("merges") or not isinstance(adapter, Use):
             continue
-        peft = _abilities(checker, adapter)
+        peft = _abilities(adapter)
         if peft is not None and not peft.merges:
             assert isinstance(source, FromStage)
             message = f"the adapter '{adapter.name}' of stage '{source.stage}' cannot be merged: {peft.name}"
@@ -69,64 +81,39 @@ def check_merges(checker: Checker, stages: RawStages, specs: Mapping[str, StageS
             )
 
 
-def _abilities(checker: Checker, use: Use) -> PeftTypeAbilities | None:
-    """What the type of an adapter can; None where its plugin does not say its type."""
-    schema = checker.schemas.get(use.plugin)
-    target = schema.declares("params_of") if schema is not None else ""
+def _abilities(use: Use) -> PeftTypeAbilities | None:
+    """Return what the type of an adapter can; None if its plugin does not say its type, or PEFT has no such."""
+    target = use.schema.declares("params_of")
     try:
-        return abilities(_class_of(target.format(**use.params))) if target else None
+        return abilities(target) if target else None
     except LookupError:  # also a parameter that the target names, and that is missing: told elsewhere
         return None
 
 
-def with_named_fields(checker: Checker, found: Schema, given: Mapping[str, Any], path: Keys) -> Schema | None:
-    """`params_of = "peft:{peft_type}"`: a parameter names the type whose fields the other parameters are.
+def with_named_fields(checker: Checker, schema: Schema, given: Mapping[str, Any], path: Keys) -> Schema | None:
+    """Resolve `params_of = "peft:{peft_type}"`: a parameter names the type whose fields the other parameters are.
 
     Returns:
-        The schema with these fields; None where there is no such type, which is told.
+        The schema with these fields and that class as its `params_of`; None if there is no such type, which is told.
     """
-    target = str(found.declares("params_of"))
+    target = str(schema.declares("params_of"))
     names = re.findall(r"\{(\w+)\}", target)
     if not names or any(name not in given for name in names):
-        return found
+        return schema
+    target = target.format(**given)
+    package, _, name = target.partition(":")
     try:
-        fields = of_config(_class_of(target.format(**given))).fields
+        target = config_class(name) if package == "peft" and name.isupper() else target  # `peft:LOHA`: PEFT's own name
+        fields = {**of_config(target).fields, **schema.fields}
     except LookupError as cause:
         checker.error((*path, names[0]), str(cause))
         return None
-    return replace(found, fields={**fields, **found.fields}, is_open=False)
-
-
-def _adapters(spec: StageSpec, found: Schema) -> Iterator[tuple[str, Use]]:
-    for name, field in found.fields.items():
-        source = spec.inputs.get(name)
-        if field.ref is not None and field.ref.kind == "adapter" and isinstance(source, Use):
-            yield name, source
-
-
-def _class_of(target: str) -> str:
-    """`peft:LOHA`, of the plugin that takes any type, names the type."""
-    package, _, name = target.partition(":")
-    return config_class(name) if package == "peft" and name.isupper() else target
-
-
-def _arguments(spec: StageSpec) -> Mapping[str, Any]:
-    """What the trainer's config will hold, as far as its source tells."""
-    arguments: dict[str, Any] = {}
-    for name, target in spec.configs.items():
-        try:
-            fields = of_config(target).fields
-        except LookupError:
-            continue
-        arguments |= {key: field.default for key, field in fields.items() if field.is_literal and not field.is_required}
-        given = spec.params.get(name)
-        arguments |= given if isinstance(given, Mapping) else {}
-    return arguments
+    return replace(schema, fields=fields, attributes={**schema.attributes, "params_of": target}, is_open=False)
 
 
 def _check_full(checker: Checker, path: Keys, spec: StageSpec) -> None:
-    """The weights of a quantized model cannot be trained; an adapter on it can."""
-    if spec.adapter_mode == "continue":
+    """Refuse to train the weights of a quantized model: they are packed integers. An adapter on it can be trained."""
+    if spec.adapter_mode == "continue":  # the model is an adapter already, and that is trained
         return
     quantized = next((name for name in adapter_compatibility.QUANTIZED if spec.loading.get(name) is True), None)
     if quantized and path[-1] == "adapter" and spec.inputs.get("model") and spec.produces in ("model", "reward"):

@@ -34,9 +34,8 @@ def check_columns(checker: Checker, stages: RawStages, specs: Mapping[str, Stage
 
 def _check_inputs(checker: Checker, path: Keys, spec: StageSpec, specs: Mapping[str, StageSpec]) -> None:
     """Against the plugin's `requires_columns`: for each field, groups of columns one of which must be there."""
-    found = checker.schemas[spec.plugin]
     try:
-        required = required_columns(spec, found.declares("requires_columns") if found else None)
+        required = required_columns(spec)
     except Exception:  # the plugin boundary; `Checker.check_built` tells it
         return
     for name, alternatives in required.items():
@@ -71,7 +70,7 @@ def _check_rewards(checker: Checker, path: Keys, spec: StageSpec, specs: Mapping
     for _, source in spec.sources():
         if not isinstance(source, Use) or source.kind != "reward":
             continue
-        missing = [c for c in needed_columns(source.plugin, checker.schemas[source.plugin]) if c not in columns]
+        missing = [c for c in needed_columns(source) if c not in columns]
         if missing:
             what = f"reward '{source.name}' needs {listed(missing)}, the data has {listed(columns)}"
             hint = suggest(missing[0], columns) or "rename: {old: new} on the data set"
@@ -83,11 +82,11 @@ def _columns_of(source: Input, specs: Mapping[str, StageSpec]) -> tuple[str, ...
     if isinstance(source, DataFile):
         return files.columns(Path(source.path), source.options) if source.is_local else None
     if isinstance(source, Use):
-        return files.renamed(declared_columns(source.plugin, source.params), source.reserved)
+        return files.renamed(declared_columns(source), source.reserved)
     if isinstance(source, FromStage) and source.stage in specs:
         spec = specs[source.stage]
         earlier = {id: other for id, other in specs.items() if id != source.stage}  # a circle ends, it is told already
-        own = declared_columns(spec.plugin, {**spec.names(), **spec.params})
+        own = declared_columns(spec)
         kept = _columns_of(spec.inputs.get("dataset"), earlier)
         return None if own is None or kept is None else tuple(dict.fromkeys((*own, *kept)))
     return None

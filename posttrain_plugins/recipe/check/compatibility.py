@@ -1,4 +1,4 @@
-"""What a stage is about to be given against what it was made for, before any weights are loaded.
+"""Check that a stage's inputs match the tokenizer, chat template and EOS its model was trained with.
 
 A model that a stage of the recipe trained keeps its template, EOS and tokenizer: what would change them is refused with
 both values, by `validate` and `plan` where the files are there already, else when the stage is about to start.
@@ -6,7 +6,6 @@ both values, by `validate` and `plan` where the files are there already, else wh
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import HandoffError
-from posttrain_plugins.plugins.schema import Schema
 from posttrain_plugins.recipe import handoff
 from posttrain_plugins.recipe.check.diagnostics import Checker
 from posttrain_plugins.recipe.check.loops import RawStages
 from posttrain_plugins.recipe.check.template import template_text
-from posttrain_plugins.recipe.spec import DataFile, External, FromStage, Object, Source, StageSpec
+from posttrain_plugins.recipe.spec import DataFile, External, FromStage, Object, StageSpec
 from posttrain_plugins.types import ModelArtifact
 
 __all__ = ["check_handoff", "check_handoffs", "record_of"]
@@ -38,25 +36,36 @@ class Found:
 
 
 def check_handoffs(checker: Checker, stages: RawStages, ordered: tuple[StageSpec, ...]) -> None:
-    """Follows what each stage hands on through a recipe, from the files that are there."""
+    """Follow what each stage hands on through a recipe, from the files that are there.
+
+    Args:
+        checker: takes what does not fit.
+        stages: as written.
+        ordered: in an order in which they can run, so that what a stage starts from is known before it.
+    """
     known: dict[str, Found] = {}
-    whole = any(_shared(checker.schemas[spec.plugin]) or "tokenizer" in spec.inputs for spec in ordered)
+    # Vocabularies are megabytes of JSON; they are read only if some stage compares them.
+    whole = any(spec.schema.declares("shares_tokenizer") or "tokenizer" in spec.inputs for spec in ordered)
     for spec in ordered:
-        schema = checker.schemas[spec.plugin]
-        path = stages.by_id[spec.id].path
-        single = {name: source for name, source in spec.inputs.items() if not isinstance(source, tuple)}
-        models = {name: _known(source, known, whole) for name, source in single.items()}
-        found = {name: model for name, model in models.items() if model is not None}
-        is_conversational = _is_conversation(spec.inputs.get("dataset"))
-        for field, message, hint in _problems(spec, schema, found, is_conversational):
-            checker.error((*path, field), message, hint)
-        if spec.produces == "model" and spec.configs:
+        found: dict[str, Found] = {}
+        for name, source in spec.inputs.items():
+            if isinstance(source, FromStage) and source.stage in known:
+                found[name] = known[source.stage]
+            elif isinstance(source, External) and Path(source.path).is_absolute():
+                record = handoff.record(Path(source.path), source.loading, whole=whole)
+                if source.template is not None:
+                    text = template_text(source.template)
+                    record["chat_template"] = handoff.short_hash(text) if text is not None else "given by the recipe"
+                found[name] = Found(source.name, record)
+        for field, message, hint in _problems(spec, found, _holds_messages(_first_row(spec.inputs.get("dataset")))):
+            checker.error((*stages.by_id[spec.id].path, field), message, hint)
+        if spec.produces == "model" and spec.configs:  # training keeps everything but what it is told to change
             start = found.get("model", Found(spec.id, {}))
             known[spec.id] = Found(spec.id, {**start.record, **_asked(spec)}, is_ours=True)
 
 
-def check_handoff(spec: StageSpec, schema: Schema, inputs: Mapping[str, Any]) -> None:
-    """The same for one stage with what it is really given.
+def check_handoff(spec: StageSpec, inputs: Mapping[str, Any]) -> None:
+    """Check the same for one stage with what it is really given.
 
     Raises:
         HandoffError: names the field and both values.
@@ -66,55 +75,33 @@ def check_handoff(spec: StageSpec, schema: Schema, inputs: Mapping[str, Any]) ->
         for name, model in inputs.items()
         if isinstance(model, ModelArtifact) and spec.configs
     }
-    for _, message, hint in _problems(spec, schema, found, _rows_are_conversational(inputs.get("dataset"))):
+    dataset = inputs.get("dataset")
+    first = dataset[0] if dataset is not None and hasattr(dataset, "column_names") and len(dataset) > 0 else None
+    for _, message, hint in _problems(spec, found, _holds_messages(first)):
         raise HandoffError(message, hint=hint)
 
 
 def record_of(model: ModelArtifact) -> dict[str, Any]:
-    """A model's record: its maker's, else from its files; of a Hub id from those that are small."""
+    """Return a model's record: its maker's, else from its files; of a Hub id from those that are small."""
     if model.handoff:
         return dict(model.handoff)
     folder = Path(model.path)
     if not folder.is_dir():
-        fetched = _small_files(model)
-        if fetched is None:
+        if "://" in model.path:
             return {}
-        folder = fetched
-    record = handoff.record(folder, model.loading)
-    return record | ({"chat_template": handoff.hash_of_template(model.chat_template)} if model.chat_template else {})
+        from huggingface_hub import snapshot_download
 
-
-def _small_files(model: ModelArtifact) -> Path | None:
-    """The configs and the tokenizer of a Hub id, which loading it would fetch first."""
-    if "://" in model.path:
-        return None
-    from huggingface_hub import snapshot_download
-
-    with contextlib.suppress(Exception):  # loading it will tell
         revision = model.loading.get("model_revision") or None
-        return Path(snapshot_download(model.path, revision=revision, allow_patterns=list(SMALL_FILES)))
-    return None
-
-
-def _shared(schema: Schema | None) -> tuple[str, ...]:
-    """A stage class says in `shares_tokenizer` which of its models read the same token ids as `model`."""
-    return tuple(schema.declares("shares_tokenizer")) if schema else ()
-
-
-def _known(source: Source, known: Mapping[str, Found], whole: bool) -> Found | None:
-    if isinstance(source, FromStage):
-        return known.get(source.stage)
-    if not isinstance(source, External) or not Path(source.path).is_absolute():
-        return None
-    record = handoff.record(Path(source.path), source.loading, whole=whole)
-    if source.template is not None:
-        text = template_text(source.template)
-        record["chat_template"] = handoff.hash_of_template(text) if text is not None else "given by the recipe"
-    return Found(source.name, record)
+        try:  # the configs and the tokenizer, which loading it would fetch first
+            folder = Path(snapshot_download(model.path, revision=revision, allow_patterns=list(SMALL_FILES)))
+        except Exception:  # no network, no such repository: loading it will tell
+            return {}
+    record = handoff.record(folder, model.loading)
+    return record | ({"chat_template": handoff.short_hash(model.chat_template)} if model.chat_template else {})
 
 
 def _asked(spec: StageSpec) -> dict[str, Any]:
-    """What a stage's own fields and options make of template and EOS; a template that cannot be read by its name."""
+    """Return what a stage's own fields and options make of template and EOS."""
     asked: dict[str, Any] = {}
     args = next((spec.params.get(name) for name in spec.configs), None)
     args = args if isinstance(args, Mapping) else {}
@@ -123,38 +110,31 @@ def _asked(spec: StageSpec) -> dict[str, Any]:
         template = Object(args["chat_template_path"])
     if isinstance(template, Object):
         text = template_text(template)
-        asked["chat_template"] = handoff.hash_of_template(text) if text is not None else template.target
+        # A template in the user's own module is known by its name: reading it would import code.
+        asked["chat_template"] = handoff.short_hash(text) if text is not None else template.target
     return asked | ({"eos_token": args["eos_token"]} if isinstance(args.get("eos_token"), str) else {})
 
 
 def _problems(
-    spec: StageSpec, schema: Schema | None, found: Mapping[str, Found], is_conversational: bool
+    spec: StageSpec, found: Mapping[str, Found], is_conversational: bool
 ) -> Iterator[tuple[str, str, str | None]]:
-    """Field, message and hint of everything that does not fit."""
+    """Yield field, message and hint of everything that does not fit."""
+    if not spec.configs:  # it trains nothing: figures may be measured of any model
+        return
     for name, model in found.items():
-        if "score" in (model.record.get("heads") or ()) and spec.configs:
+        if "score" in (
+            model.record.get("heads") or ()
+        ):  # TRL would load it as a language model with a new, random head
             kind = model.record.get("architecture")
             message = f"'{model.name}' is a reward model ({', '.join(model.record['heads'])} head on {kind})"
             yield name, f"{message}, expected a causal language model", "name it under rewards"
     start = found.get("model")
-    if start is None or not spec.configs:
+    if start is None:
         return
     asked = _asked(spec)
-    yield from _changes(spec, start, asked)
-    yield from _vocabularies(spec, start, found, _shared(schema))
-    if (
-        is_conversational
-        and "tokenizer" in start.record
-        and not (asked.get("chat_template") or start.record.get("chat_template"))
-    ):
-        yield "dataset", f"stage '{spec.id}' has messages to learn from, but '{start.name}' has no chat template", GIVE
-
-
-def _changes(spec: StageSpec, start: Found, asked: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """What a stage that trains a model of this recipe may not change."""
     for field, value in asked.items():
         was = start.record.get(field)
-        if start.is_ours and was is not None and was != value:
+        if start.is_ours and was is not None and was != value:  # a foreign model may be given another template
             place = "chat_template" if field == "chat_template" and "chat_template" in spec.inputs else "args"
             hint = f"remove it, or set it where '{start.name}' got its own"
             yield place, f"stage '{spec.id}' sets {field} to {value}, expected {was}, as '{start.name}' has it", hint
@@ -162,36 +142,28 @@ def _changes(spec: StageSpec, start: Found, asked: Mapping[str, Any]) -> Iterato
     if isinstance(tokenizer, Object):
         message = f"stage '{spec.id}' sets tokenizer to {tokenizer.target}, expected {start.record.get('tokenizer')}"
         yield "tokenizer", f"{message}, as '{start.name}' has it", "remove it: a model keeps its tokenizer"
-
-
-def _vocabularies(
-    spec: StageSpec, start: Found, found: Mapping[str, Found], shared: Any
-) -> Iterator[tuple[str, str, str]]:
-    """Of models that have to read the same token ids."""
-    for name in shared:
+    for name in spec.schema.declares("shares_tokenizer"):  # a teacher scores the student's token ids as they are
         other = found.get(name)
-        told = [model.record.get("vocabulary") for model in (start, other) if model is not None]
-        if other is not None and None not in told and told[0] != told[1]:
+        vocabularies = [model.record.get("vocabulary") for model in (start, other) if model is not None]
+        if other is not None and None not in vocabularies and vocabularies[0] != vocabularies[1]:
             theirs, ours = (f"{m.record['vocabulary']} ({m.record['tokens']} tokens)" for m in (other, start))
-            message = (
-                f"{name} '{other.name}' has another vocabulary: {theirs}, expected {ours}, as '{start.name}' has it"
-            )
-            yield name, message, "name one with the model's tokenizer, or `sample` with it and `sft` on its texts"
+            message = f"{name} '{other.name}' has another vocabulary: {theirs}, expected {ours}"
+            hint = "name one with the model's tokenizer, or `sample` with it and `sft` on its texts"
+            yield name, f"{message}, as '{start.name}' has it", hint
+    has_template = asked.get("chat_template") or start.record.get("chat_template")
+    if is_conversational and "tokenizer" in start.record and not has_template:
+        yield "dataset", f"stage '{spec.id}' has messages to learn from, but '{start.name}' has no chat template", GIVE
 
 
-def _is_conversation(source: Any) -> bool:
-    """Does the first record of a JSONL file hold messages?"""
+def _first_row(source: Any) -> Any:
+    """Return the first record of a local JSONL file; None of anything else."""
     if not isinstance(source, DataFile) or not source.is_local or Path(source.path).suffix != ".jsonl":
-        return False
+        return None
     try:
         with Path(source.path).open(encoding="utf-8") as lines:
-            return _holds_messages(json.loads(next((line for line in lines if line.strip()), "{}")))
+            return json.loads(next((line for line in lines if line.strip()), "{}"))
     except (OSError, ValueError):
-        return False
-
-
-def _rows_are_conversational(dataset: Any) -> bool:
-    return dataset is not None and hasattr(dataset, "column_names") and len(dataset) > 0 and _holds_messages(dataset[0])
+        return None
 
 
 def _holds_messages(row: Any) -> bool:

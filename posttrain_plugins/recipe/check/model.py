@@ -29,7 +29,7 @@ class Model:
 
 
 def read_model(checker: Checker, stages: RawStages) -> Model:
-    """Reads the section `model`; a model that a plugin makes becomes the first stage."""
+    """Read the section `model`; a model that a plugin makes becomes the first stage."""
     path: Keys = ("model",)
     value = checker.document.get(path)
     if isinstance(value, str):
@@ -39,7 +39,19 @@ def read_model(checker: Checker, stages: RawStages) -> Model:
             checker.error(path, f"'model' is a folder, a Hub id or a mapping, found {value!r}")
         return Model()
     if "use" in value:
-        return _made(checker, stages, value, path)
+        plugin = checker.plugin("stage", value["use"], path)
+        own = plugin[1].fields if plugin is not None else value
+        # One mapping holds two things: parameters of the plugin, and how the model that it makes is loaded afterwards.
+        # A plugin's own parameter wins, or a plugin could not have one that ModelConfig happens to have, too.
+        loading = {k: v for k, v in value.items() if k in of_config(MODEL_CONFIG).fields and k not in own}
+        _check_loading(checker, path, loading)
+        body = {k: v for k, v in value.items() if k not in loading}
+        made = plugin[1].declares("produces") if plugin is not None else None
+        if plugin is not None and made != "model":
+            message = f"stage plugin '{value['use']}' makes {made}, expected a model"
+            checker.error((*path, "use"), message, "use: pretrain")
+        stages.put_first(RawStage("base", path, body, {}, plugin), "model" if made == "model" else None)
+        return Model(FromStage("base", "model"), loading)
     loading = {k: v for k, v in value.items() if k not in ("model_name_or_path", "chat_template")}
     _check_loading(checker, path, loading)
     target = value.get("model_name_or_path")
@@ -53,22 +65,8 @@ def read_model(checker: Checker, stages: RawStages) -> Model:
     return Model(found, loading)
 
 
-def _made(checker: Checker, stages: RawStages, value: Mapping[str, Any], path: Keys) -> Model:
-    """What is no parameter of the plugin but a field of `ModelConfig` says how the model is loaded."""
-    looked_up = checker.plugin("stage", value["use"], path)
-    own = looked_up[1].fields if looked_up is not None else value
-    known = of_config(MODEL_CONFIG).fields
-    loading = {k: v for k, v in value.items() if k in known and k not in own}
-    _check_loading(checker, path, loading)
-    body = {k: v for k, v in value.items() if k not in loading}
-    made = looked_up[1].declares("produces") if looked_up is not None else None
-    if looked_up is not None and made != "model":
-        checker.error((*path, "use"), f"stage plugin '{value['use']}' makes {made}, expected a model", "use: pretrain")
-    stages.put_first(RawStage("base", path, body, {}), "model" if made == "model" else None)
-    return Model(FromStage("base", "model"), loading)
-
-
 def _check_loading(checker: Checker, path: Keys, loading: Mapping[str, Any]) -> None:
+    """Check fields of `ModelConfig`; those of PEFT, which it has too, are adapters here: a stage may have several."""
     known = of_config(MODEL_CONFIG).fields
     for name, value in loading.items():
         if name.startswith(PEFT_IN_MODEL):

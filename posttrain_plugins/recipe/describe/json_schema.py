@@ -22,7 +22,7 @@ from posttrain_plugins.plugins.schema import Field, Schema, is_list
 from posttrain_plugins.plugins.source import of_config
 from posttrain_plugins.recipe.check.local_paths import FILE_OPTIONS
 from posttrain_plugins.recipe.check.model import MODEL_CONFIG, PEFT_IN_MODEL
-from posttrain_plugins.recipe.check.references import RESERVED, SAID
+from posttrain_plugins.recipe.check.references import MEANINGS, RESERVED
 from posttrain_plugins.recipe.check.stages import OURS_IN_ARGS, reserved_words
 from posttrain_plugins.recipe.plugin_schema import plugin_schema
 from posttrain_plugins.types import KINDS, Kind
@@ -43,7 +43,7 @@ def recipe_schema() -> Json:
     for kind in KINDS:
         definitions[kind] = _use(kind, definitions)
     definitions["loop"] = _loop()
-    options = {name: _said(SAID["dataset"][name]) | schema_of(kind) for name, kind in FILE_OPTIONS.items()}
+    options = {name: _said(MEANINGS["dataset"][name]) | schema_of(kind) for name, kind in FILE_OPTIONS.items()}
     definitions["data"] = _closed(options, ["path"])
     sections: dict[str, Json] = {
         "name": {
@@ -130,7 +130,7 @@ def _parameters(plugin: Plugin, found: Schema, definitions: Json) -> Json:
     docs = argument_docs(found.doc or inspect.getdoc(plugin.load()) or "")
     own = {name: _field(field, docs.get(name, ""), definitions) for name, field in found.fields.items()}
     words = reserved_words(found) if plugin.kind == "stage" else RESERVED.get(plugin.kind, {})
-    said = SAID.get(plugin.kind, {})
+    said = MEANINGS.get(plugin.kind, {})
     reserved = {name: _said(said.get(name)) | schema_of(kind) for name, kind in words.items() if name not in own}
     required = [name for name, field in found.fields.items() if field.is_required]
     made = _closed({"use": {"const": plugin.name}, **reserved, **own}, ["use", *required])

@@ -65,15 +65,15 @@ class Resolver:
         self.weights_of = weights_of
         self._rewards: list[tuple[Source, ResolvedReward]] = []  # each once: it may hold a model
 
-    def inputs(self, spec: StageSpec, required: Any) -> dict[str, Any]:
-        """Every reference field of a stage; `required` is its `requires_columns`.
+    def inputs(self, spec: StageSpec) -> dict[str, Any]:
+        """Return the object of every reference field of a stage.
 
         Raises:
             InputError: a data set is empty or lacks a column, a model has no weights, a plugin refuses its parameters.
             HandoffError: a model is not what its maker recorded.
         """
         resolved: dict[str, Any] = {}
-        required = required_columns(spec, required)
+        required = required_columns(spec)
         for name, value in spec.inputs.items():
             resolved[name] = self.resolve(value, spec.loading)
             if name in required:

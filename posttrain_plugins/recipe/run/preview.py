@@ -14,7 +14,6 @@ from typing import Any
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.load import load_tokenizer
 from posttrain_plugins.recipe.plan.plan import Plan, PlannedStage
-from posttrain_plugins.recipe.plugin_schema import plugin_schema
 from posttrain_plugins.recipe.run.inputs import Resolver, object_of, template_of
 from posttrain_plugins.recipe.spec import External, FromStage, Input, Object, StageSpec, flat
 from posttrain_plugins.types import ModelArtifact, ResolvedReward, StageContext
@@ -85,7 +84,7 @@ def _shown(plan: Plan, stage: PlannedStage, rows: int) -> dict[str, Any]:
 def _inputs(spec: StageSpec, model: ModelArtifact, dataset: Any) -> dict[str, Any]:
     """What the stage is given: its rows, and a stand-in for every model and reward."""
     inputs: dict[str, Any] = {"model": model, "dataset": dataset}
-    for name, field in plugin_schema(spec.plugin).fields.items():
+    for name, field in spec.schema.fields.items():
         source = spec.inputs.get(name)
         if field.ref is None or source is None or name in inputs:
             continue

@@ -32,7 +32,6 @@ from posttrain_plugins.recipe.check.compatibility import check_handoff
 from posttrain_plugins.recipe.plan import keys
 from posttrain_plugins.recipe.plan.plan import HASHES, Plan, PlannedStage
 from posttrain_plugins.recipe.plan.store import Artifact
-from posttrain_plugins.recipe.plugin_schema import plugin_schema
 from posttrain_plugins.recipe.read import document
 from posttrain_plugins.recipe.run.inputs import Resolver
 from posttrain_plugins.recipe.spec import FromStage, option_path
@@ -160,10 +159,8 @@ def _context(
     observer: Observer,
     should_stop: _Flag,
 ) -> StageContext:
-    schema = plugin_schema(stage.spec.plugin)
-    resolver = Resolver(chosen.recipe, artifacts, _weights_of(chosen, stage))
-    inputs = resolver.inputs(stage.spec, schema.declares("requires_columns") or {})
-    check_handoff(stage.spec, schema, inputs)
+    inputs = Resolver(chosen.recipe, artifacts, _weights_of(chosen, stage)).inputs(stage.spec)
+    check_handoff(stage.spec, inputs)
     args = next((dict(stage.spec.params.get(name) or {}) for name in stage.spec.configs), {})
     seed = int(args.get("seed", chosen.recipe.seed))
     reporter = _StageReporter(stage, observer)

@@ -15,6 +15,7 @@ import posttrain_plugins as pp
 from posttrain_plugins.errors import InputError, RecipeErrors
 from posttrain_plugins.models.folder import adapters_in, copy_below, digest
 from posttrain_plugins.models.load import load_adapted, load_model, load_tokenizer
+from posttrain_plugins.models.merge import check_mergeable
 from posttrain_plugins.models.stack import attach_frozen, choose_mode, is_wrapped
 from posttrain_plugins.recipe.run.run import Observer, Run
 from posttrain_plugins.trainers import training
@@ -238,6 +239,49 @@ def test_a_prompt_cannot_lie_below(tiny_model: Path, tmp_path: Path) -> None:
     get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="PROMPT_TUNING, which cannot be merged"):
         attach_frozen(model, [tmp_path])
+
+
+HELD = """
+def held(**params):
+    from peft import LoraConfig
+    return LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False, **params)
+held.can_merge = False
+"""
+
+
+def test_an_adapter_whose_plugin_says_that_it_cannot_be_merged_is_not(
+    go: Any, tiny_model: Path, tmp_path: Path, write_recipe: Callable[..., Path], tiny_data: Path
+) -> None:
+    """PEFT would merge this LoRA, its author says no: it is refused at once, and wrapped where another is put on it."""
+    (tmp_path / "held.py").write_text(HELD, encoding="utf-8")
+    values = {"model": tiny_model, "data": tiny_data, "loading": ""}
+    mine = "{use: ./held.py:held}"
+    stages = (
+        f"  one: {{use: sft, model: base, dataset: demos, adapter: {mine}, args: {{{STILL}}}}}\n"
+        f"  top: {{use: sft, model: one, dataset: demos, adapter: second, adapter_mode: stack, args: {{{STILL}}}}}\n"
+    )
+    run = go(stages, tiny_model)
+    first, top = (run[name].model_path for name in ("one", "top"))
+    assert is_wrapped(load_adapted(top, dtype="float32"))
+    ids = torch.arange(10, 40)[None]
+    assert torch.equal(load_adapted(top, dtype="float32").eval()(ids).logits, _model(first, "plain")(ids).logits)
+    for folder in (first, top):
+        with pytest.raises(InputError, match=r"adapter of 'm' cannot be merged: LORA \(its plugin declares can_merge"):
+            check_mergeable("m", folder)
+    for then in (
+        "use: merge, model: one",
+        "use: export, model: one, to: ./never",
+        f"use: sft, model: one, dataset: demos, adapter: second, adapter_mode: merge, args: {{{STILL}}}",
+    ):
+        with pytest.raises(RecipeErrors, match="of stage 'one' cannot be merged"):
+            pp.validate(
+                write_recipe(RECIPE + stages + f"  m: {{{then}}}", model=tiny_model, data=tiny_data, loading="")
+            )
+    with pytest.raises(InputError, match="adapter of 'base' cannot be merged"):
+        go(f"  s: {{use: sft, model: base, dataset: demos, adapter: second, args: {{{STILL}}}}}", first)
+    vllm = f"  g: {{use: grpo, model: base, dataset: d, rewards: [digits], adapter: {mine}, args: {{use_vllm: true}}}}"
+    with pytest.raises(RecipeErrors, match="vLLM is sent the weights with the adapter merged"):
+        pp.validate(write_recipe(RECIPE + vllm, **values))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from posttrain_plugins.models import adapter_types
+from posttrain_plugins.plugins import registry
+from posttrain_plugins.plugins.declarations import declared
 
 SMALL: dict[str, dict[str, Any]] = {
     "ADALORA": {"total_step": 10},
@@ -55,6 +57,34 @@ def test_prompts_are_told_from_layers() -> None:
         assert found.is_prompt == issubclass(CONFIG_CLASSES[name], PromptLearningConfig)
 
 
+def test_what_merges_is_what_peft_s_layers_say() -> None:
+    """A layer class merges if it, or one that derives from it, has a `merge` that does more than raise."""
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING as TUNERS
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    def classes(layer: type) -> list[type]:
+        return [layer, *(one for inner in layer.__subclasses__() for one in classes(inner))]
+
+    def merges(layer: type | None) -> bool:
+        own = {one.merge for one in classes(layer)} - {BaseTunerLayer.merge} if layer else set()  # type: ignore[attr-defined]
+        return any("raise NotImplementedError" not in inspect.getsource(merge) for merge in own)
+
+    says = {name: merges(getattr(TUNERS[name], "tuner_layer_cls", None)) for name in adapter_types._registered()}
+    found = {name: adapter_types.abilities(adapter_types.config_class(name)) for name in says}
+    wrong = {name: says[name] for name, one in found.items() if one is None or one.can_merge != says[name]}
+    assert wrong == {}, "to be put into, or taken out of, adapter_types.UNMERGEABLE"
+
+
+def test_our_adapter_plugins_declare_what_the_table_says() -> None:
+    """The kit reads the one, the core both; a plugin of a type that PEFT has not is alone in saying it."""
+    for plugin in registry.installed("adapter"):
+        definition = plugin.load()
+        target = declared(definition, "params_of")
+        found = adapter_types.abilities(target) if target and "{" not in target else None
+        if found is not None and found.name in adapter_types._registered():
+            assert declared(definition, "can_merge") == found.can_merge, plugin.name
+
+
 @pytest.fixture(scope="module")
 def types() -> list[str]:
     return [name for name in adapter_types._registered() if name not in ELSEWHERE]
@@ -86,7 +116,7 @@ def test_what_merges_merges_and_what_does_not_refuses(tiny_model: Path, types: l
             merges = True
         except Exception:  # each type has its own
             merges = False
-        assert found.merges == merges, name
+        assert found.can_merge == merges, name
 
 
 @pytest.mark.slow

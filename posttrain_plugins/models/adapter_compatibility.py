@@ -13,7 +13,7 @@ from typing import Any
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.adapter_types import PeftTypeAbilities, abilities, moves_base
 
-__all__ = ["PLAIN_CRITIC", "Refusal", "Use", "check_fits", "no_set_up", "refusals"]
+__all__ = ["PLAIN_CRITIC", "AdapterInStage", "Incompatibility", "check_fits", "incompatibilities", "no_set_up"]
 
 QUANTIZED = ("load_in_4bit", "load_in_8bit")
 MIXING = frozenset({"ADALORA", "HIRA", "IA3", "PVERA", "RANDLORA", "VERA"})
@@ -24,7 +24,7 @@ PLAIN_CRITIC = "critic: {use: lora}, or leave critic out; args: {critic_learning
 
 
 @dataclass(frozen=True)
-class Refusal:
+class Incompatibility:
     """Why an adapter does not fit.
 
     Args:
@@ -39,7 +39,7 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class Use:
+class AdapterInStage:
     """An adapter in a stage.
 
     Args:
@@ -82,56 +82,59 @@ class Use:
         return next((name for name in QUANTIZED if self.loading.get(name) is True), None)
 
 
-def refusals(use: Use) -> Iterator[Refusal]:
-    """Everything that does not fit."""
-    name, moved = use.peft.name, moves_base(use.params)
-    if use.peft.has_cache and use.args.get("gradient_checkpointing"):
+def incompatibilities(in_stage: AdapterInStage) -> Iterator[Incompatibility]:
+    """Yield everything that does not fit."""
+    peft, args, role, quantized = in_stage.peft, in_stage.args, in_stage.role, in_stage.quantized
+    name, moved = peft.name, moves_base(in_stage.params)
+    if peft.has_cache and args.get("gradient_checkpointing"):
         message = f"{name} hands its tokens on as a cache, which gradient checkpointing switches off"
-        yield Refusal("args.gradient_checkpointing", message, "args: {gradient_checkpointing: false}")
-    if not use.peft.merges and use.args.get("use_vllm"):
+        yield Incompatibility("args.gradient_checkpointing", message, "args: {gradient_checkpointing: false}")
+    if not peft.can_merge and args.get("use_vllm"):
         message = f"vLLM is sent the weights with the adapter merged into them, which {name} cannot be"
-        yield Refusal("args.use_vllm", message, "args: {use_vllm: false}, or use: lora")
-    if use.quantized and not use.peft.quantizes:
-        message = f"{name} reads or trains the base's own weights, which {use.quantized} packs"
-        yield Refusal(use.role, message, f"use: lora, or remove {use.quantized} from model")
-    if use.quantized and moved:
-        message = f"init_lora_weights: {moved} computes the adapter from the weights that {use.quantized} packs"
-        yield Refusal(use.role, message, f"init_lora_weights: true, or remove {use.quantized} from model")
-    if use.is_on_cpu and moved == "loftq":
+        yield Incompatibility("args.use_vllm", message, "args: {use_vllm: false}, or use: lora")
+    if quantized and not peft.quantizes:
+        message = f"{name} reads or trains the base's own weights, which {quantized} packs"
+        yield Incompatibility(role, message, f"use: lora, or remove {quantized} from model")
+    if quantized and moved:
+        message = f"init_lora_weights: {moved} computes the adapter from the weights that {quantized} packs"
+        yield Incompatibility(role, message, f"init_lora_weights: true, or remove {quantized} from model")
+    if in_stage.is_on_cpu and moved == "loftq":
         message = "PEFT computes LoftQ's quantization on an accelerator, which this machine has not"
-        yield Refusal(use.role, message, "init_lora_weights: true")
-    if use.is_on_cpu and use.mixes:
+        yield Incompatibility(role, message, "init_lora_weights: true")
+    if in_stage.is_on_cpu and in_stage.mixes:
         message = f"{name} mixes its bfloat16 with the precision of the base, which only autocast reconciles"
         plain = "" if name in ONE_PRECISION else ", or model: {load_in_4bit: true, dtype: float32}"
-        yield Refusal("args.bf16", message, f"args: {{bf16: true, use_cpu: true}}{plain}")
-    if use.is_on_cpu and use.params.get("use_dora") and use.quantized == "load_in_8bit":
+        yield Incompatibility("args.bf16", message, f"args: {{bf16: true, use_cpu: true}}{plain}")
+    if in_stage.is_on_cpu and in_stage.params.get("use_dora") and quantized == "load_in_8bit":
         message = "DoRA reads the base's weights, which bitsandbytes does not unpack from 8 bits on a CPU"
-        yield Refusal(use.role, message, "model: {load_in_4bit: true}, or use_dora: false")
-    if moved and use.is_held:
+        yield Incompatibility(role, message, "model: {load_in_4bit: true}, or use_dora: false")
+    if moved and in_stage.is_held:
         message = (
             f"init_lora_weights: {moved} takes a part out of the base, so that the reference, the model without its "
             "adapter, is another model"
         )
-        or_none = "" if use.reference == "model" else f", or args: {{{use.reference}: 0}}"
-        yield Refusal(use.role, message, f"init_lora_weights: true{or_none}")
-    if use.role == "critic" and moved:
+        or_none = "" if in_stage.reference == "model" else f", or args: {{{in_stage.reference}: 0}}"
+        yield Incompatibility(role, message, f"init_lora_weights: true{or_none}")
+    if role == "critic" and moved:
         message = f"init_lora_weights: {moved} would take a part out of the base that the policy shares"
-        yield Refusal("critic", message, "init_lora_weights: true")
-    if use.role == "critic" and use.params.get("loraplus_lr_ratio"):
+        yield Incompatibility("critic", message, "init_lora_weights: true")
+    if role == "critic" and in_stage.params.get("loraplus_lr_ratio"):
         message = (
             "loraplus_lr_ratio sets up the optimizer for the policy's adapter, and would do nothing for a critic's"
         )
-        yield Refusal("critic", message, "critic: {use: lora} without it, and args: {critic_learning_rate: ...}")
-    if use.role == "critic" and not use.peft.shares:
+        yield Incompatibility(
+            "critic", message, "critic: {use: lora} without it, and args: {critic_learning_rate: ...}"
+        )
+    if role == "critic" and not peft.shares:
         message = f"a critic's adapter is trained beside the policy's on one base, which {name} cannot be"
-        yield Refusal("critic", message, "critic: {use: lora} with a LoRA policy, or leave critic out")
-    has_copy = use.args.get("advantage_estimator") == "gae" and use.args.get("critic") in (None, "separate")
-    if use.role == "adapter" and has_copy and use.quantized and not use.peft.shares:
-        message = f"beside {name} the critic is a copy of the model, which cannot be trained in {use.quantized}"
-        yield Refusal(use.role, message, "args: {critic: shared}, or use: lora")
-    for ability, reason in use.refuses.items():
-        if getattr(use.peft, ability):
-            yield Refusal(use.role, f"{name} does not work here: {reason}", "use: lora")
+        yield Incompatibility("critic", message, "critic: {use: lora} with a LoRA policy, or leave critic out")
+    has_copy = args.get("advantage_estimator") == "gae" and args.get("critic") in (None, "separate")
+    if role == "adapter" and has_copy and quantized and not peft.shares:
+        message = f"beside {name} the critic is a copy of the model, which cannot be trained in {quantized}"
+        yield Incompatibility(role, message, "args: {critic: shared}, or use: lora")
+    for ability, reason in in_stage.refuses.items():
+        if getattr(peft, ability):
+            yield Incompatibility(role, f"{name} does not work here: {reason}", "use: lora")
 
 
 def check_fits(stage: str, config: Any, args: Any, loading: Mapping[str, Any], is_on_cpu: bool = False) -> None:
@@ -155,8 +158,8 @@ def check_fits(stage: str, config: Any, args: Any, loading: Mapping[str, Any], i
         return
     if peft is None:
         return
-    for refusal in refusals(Use(peft, vars(config), vars(args), loading, is_on_cpu=is_on_cpu)):
-        raise InputError(f"stage '{stage}': {refusal.message}", hint=refusal.hint)
+    for found in incompatibilities(AdapterInStage(peft, vars(config), vars(args), loading, is_on_cpu=is_on_cpu)):
+        raise InputError(f"stage '{stage}': {found.message}", hint=found.hint)
 
 
 def no_set_up(name: str) -> str:

@@ -1,26 +1,40 @@
-"""What PEFT's adapter types can do and what not, read from the source of their config classes: PEFT is not imported.
+"""What PEFT's adapter types can do and what not, without importing PEFT: the recipe's check asks before a model loads.
 
-One table for all who ask: the recipe's check before anything is loaded, and a training stage before its model is. What
-PEFT's source does not say stands in `NOT_QUANTIZED` and `ONE_AT_A_TIME`; `tests/test_peft_types.py` tries every type.
+The types and their config classes are read from PEFT's source, and what they can from the tables below, which
+`tests/test_peft_types.py` compares with PEFT's classes and with what every type does on a tiny model. Of a type that is
+not PEFT's, the plugin that brings it declares what it cannot (`can_merge`), and so it may of one of PEFT's.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import InputError, PosttrainError
+from posttrain_plugins.models.folder import UNMERGEABLE_FILE, adapter_config
 from posttrain_plugins.plugins import registry
+from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.plugins.source import classes_of, package_file
 
-__all__ = ["PeftTypeAbilities", "abilities", "config_class", "ensure_registered", "moves_base", "shares_base"]
+__all__ = [
+    "PeftTypeAbilities",
+    "abilities",
+    "config_class",
+    "ensure_registered",
+    "moves_base",
+    "shares_base",
+    "why_unmergeable",
+]
 
+UNMERGEABLE = frozenset({"ADAPTION_PROMPT", "LILY", "POLY", "SHADOW", "XLORA"})
+"""Types, beside the prompts, whose layers PEFT cannot merge: what they add is no linear function of their input."""
 NOT_QUANTIZED = frozenset(
     {"ADAMSS", "DEFT", "DELORA", "FROD", "GLORA", "HRA", "LOHA", "LOKR", "OSF", "PEANUT", "POLY", "PSOFT", "SHADOW"}
     | {"SUPERTUNING", "TINYLORA", "TRAINABLE_TOKENS", "XLORA"}
@@ -28,6 +42,7 @@ NOT_QUANTIZED = frozenset(
 """Types that read the base's weights, or train them, in a form that bitsandbytes has not."""
 ONE_AT_A_TIME = frozenset({"ADALORA", "OSF", "SHADOW", "XLORA", "POLY"})
 """Types of which PEFT lets one base have a single trainable adapter."""
+DECLARED = "its plugin declares can_merge = False"
 CACHES = frozenset({"PREFIX_TUNING", "CARTRIDGE"})
 MOVING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 """Values of `init_lora_weights` that put a part of the base's weights into the adapter."""
@@ -41,7 +56,7 @@ class PeftTypeAbilities:
         name: PEFT's name, `LORA`.
         is_prompt: it learns tokens before the text, and leaves every layer as it is.
         has_cache: its tokens are keys and values of every layer, handed to the model as a cache.
-        merges: its weights can be added to the base's.
+        can_merge: its weights can be added to the base's.
         quantizes: it trains on a base in 4 or 8 bits.
         shares: several can be trained on one base, each chosen by the layers themselves.
     """
@@ -49,7 +64,7 @@ class PeftTypeAbilities:
     name: str
     is_prompt: bool
     has_cache: bool
-    merges: bool
+    can_merge: bool
     quantizes: bool
     shares: bool
 
@@ -67,16 +82,15 @@ def abilities(config: str) -> PeftTypeAbilities | None:
         LookupError: there is no such class.
     """
     classes = classes_of(config)
-    names = ((_type_name(node), parsed.file) for parsed, node in classes)
-    name, file = next(((name, file) for name, file in names if name), ("", Path()))
-    if not name:
+    name = next(filter(None, (_type_name(node) for _, node in classes)), None)
+    if name is None:
         return None
     is_prompt = any(node.name == "PromptLearningConfig" for _, node in classes)
     return PeftTypeAbilities(
         name,
         is_prompt=is_prompt,
         has_cache=is_prompt and name in CACHES,
-        merges=not is_prompt and _merges(file),
+        can_merge=not is_prompt and name not in UNMERGEABLE,
         quantizes=name not in NOT_QUANTIZED,
         shares=not is_prompt and name not in ONE_AT_A_TIME,
     )
@@ -113,25 +127,46 @@ def moves_base(params: Mapping[str, Any]) -> str | None:
     return init if isinstance(init, str) and init.startswith(MOVING_INITS) else None
 
 
-def ensure_registered(folder: str | Path) -> None:
-    """Makes the type of a saved adapter known to PEFT, by importing the plugin that brings it.
+def why_unmergeable(folder: str | Path) -> str | None:
+    """Return why the weights of a saved adapter cannot be added to its base's; None if they can.
 
-    That is the plugin that the stage's manifest names, else the adapter plugin called as the type. Nothing happens to a
-    type of PEFT's own, or where the folder holds no adapter.
+    What the plugin that trained it declared lies beside it (`UNMERGEABLE_FILE`). Else PEFT's own types are in the table
+    above, and any other is asked of the plugin that brings the type.
+    """
+    if (Path(folder) / UNMERGEABLE_FILE).is_file():
+        return DECLARED
+    name = str(adapter_config(folder).get("peft_type"))
+    if name not in _registered():
+        is_refused = any(not declared(plugin, "can_merge") for plugin in _plugins_of(folder, name))
+        return DECLARED if is_refused else None
+    found = abilities(config_class(name))
+    if found is None or found.can_merge:
+        return None
+    if found.is_prompt:
+        return "it adds virtual tokens to the prompt, not weights to the model"
+    return "it adds modules that are not linear in their input"
+
+
+def ensure_registered(folder: str | Path) -> None:
+    """Make the type of a saved adapter known to PEFT, by importing the plugin that brings it.
+
+    Nothing happens to a type of PEFT's own, or where the folder holds no adapter.
 
     Raises:
         InputError: no plugin brings the type.
     """
-    file = Path(folder) / "adapter_config.json"
-    name = _json(file).get("peft_type")
+    name = adapter_config(folder).get("peft_type")
     if not isinstance(name, str) or name in _registered():
         return
     from peft import PeftType
 
-    made_by = _json(Path(folder).parent / "manifest.json").get("handoff", {}).get("adapter", {}).get("plugin")
-    for plugin in [made_by, name.lower()]:
-        if name not in PeftType.__members__ and isinstance(plugin, str):
-            _import(plugin)
+    for plugin in _plugins_of(folder, name):
+        # its own module, or that of the config class whose fields it takes, registers the type as it is imported
+        owner = str(declared(plugin, "params_of")).partition(":")[0]
+        if owner and owner != "peft":
+            registry.import_object(f"{owner}:__name__")
+        if name in PeftType.__members__:
+            break
     if name not in PeftType.__members__:
         raise InputError(
             f"{folder} is an adapter of type {name}, which neither PEFT nor an installed plugin knows",
@@ -139,15 +174,13 @@ def ensure_registered(folder: str | Path) -> None:
         )
 
 
-def _import(plugin: str) -> None:
-    """A plugin's module, and the module of the config class whose fields it takes: one of the two registers."""
-    try:
-        found = registry.find("adapter", plugin).load()
-    except PosttrainError:
-        return
-    owner = str(getattr(found, "params_of", "")).partition(":")[0]
-    if owner and owner != "peft":
-        registry.import_object(f"{owner}:__name__")
+def _plugins_of(folder: str | Path, peft_type: str) -> Iterator[Any]:
+    """Import the plugins that may bring a type: the one that the stage's manifest names, and the one called as it."""
+    made_by = _json(Path(folder).parent / "manifest.json").get("handoff", {}).get("adapter", {}).get("plugin")
+    for plugin in dict.fromkeys((made_by, peft_type.lower())):
+        if isinstance(plugin, str):
+            with contextlib.suppress(PosttrainError):  # not installed, or moved: the other one may be there
+                yield registry.find("adapter", plugin).load()
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -178,11 +211,3 @@ def _type_name(node: ast.ClassDef) -> str | None:
     """`self.peft_type = PeftType.LORA`, or `PeftType("LORA")`, in a config class."""
     found = re.search(r"self\.peft_type = PeftType(?:\.|\[|\()'?(\w+)", ast.unparse(node))
     return found[1] if found else None
-
-
-def _merges(config_file: Path) -> bool:
-    """Does a layer class beside the config, or the one that LoHa and LoKr share, note what it has merged?"""
-    files = config_file.parent.glob("*.py") if config_file.name == "config.py" else [config_file]
-    return any(
-        re.search(r"merged_adapters\.(append|extend)\(|\bLycorisLayer\)", file.read_text("utf-8")) for file in files
-    )

@@ -24,6 +24,7 @@ from posttrain_plugins.errors import InputError
 __all__ = [
     "ADAPTERS",
     "TASKS",
+    "UNMERGEABLE_FILE",
     "BaseWeights",
     "Task",
     "adapter_config",
@@ -40,6 +41,8 @@ __all__ = [
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTERS = "adapters.json"
 BELOW = "stack"
+UNMERGEABLE_FILE = "adapter_unmergeable"
+"""The file beside an adapter that says that its plugin declared `can_merge = False`; it goes where the weights go."""
 
 Task: TypeAlias = Literal["CausalLM", "SequenceClassification", "TokenClassification"]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import InputError
+from posttrain_plugins.models.adapter_types import why_unmergeable
 from posttrain_plugins.models.folder import Task, adapter_config, adapters_in
 from posttrain_plugins.models.load import (
     load_adapted,
@@ -36,21 +37,6 @@ __all__ = [
     "save_plain",
 ]
 
-VIRTUAL_TOKENS = "it adds virtual tokens to the prompt, not weights to the model"
-OWN_MODULES = "it adds modules that are not linear in their input"
-NOT_MERGEABLE = {
-    "PROMPT_TUNING": VIRTUAL_TOKENS,
-    "MULTITASK_PROMPT_TUNING": VIRTUAL_TOKENS,
-    "P_TUNING": VIRTUAL_TOKENS,
-    "PREFIX_TUNING": VIRTUAL_TOKENS,
-    "CPT": VIRTUAL_TOKENS,
-    "CARTRIDGE": VIRTUAL_TOKENS,
-    "ADAPTION_PROMPT": OWN_MODULES,
-    "BOTTLENECK": OWN_MODULES,
-    "POLY": OWN_MODULES,
-    "XLORA": OWN_MODULES,
-}
-
 
 @dataclass(frozen=True)
 class Merged:
@@ -67,15 +53,14 @@ class Merged:
 
 
 def check_mergeable(name: str, path: str | Path) -> None:
-    """Refuses what cannot be merged, before anything is loaded.
+    """Refuse what cannot be merged, before anything is loaded.
 
     Raises:
         InputError: says why and what to do.
     """
     for folder in adapters_in(path):
-        kind = str(adapter_config(folder)["peft_type"])
-        if kind in NOT_MERGEABLE:
-            raise _refusal(name, kind, NOT_MERGEABLE[kind])
+        if (reason := why_unmergeable(folder)) is not None:
+            raise _refusal(name, str(adapter_config(folder)["peft_type"]), reason)
 
 
 def load_plain(

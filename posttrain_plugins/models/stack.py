@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.models.adapter_types import abilities, ensure_registered
+from posttrain_plugins.models.adapter_types import ensure_registered, why_unmergeable
 from posttrain_plugins.models.folder import digest
 from posttrain_plugins.types import AdapterMode
 
@@ -62,8 +62,8 @@ def attach_frozen(model: Any, adapters: Sequence[str | Path]) -> Any:
         if getattr(config, "ensure_weight_tying", False) and model.get_output_embeddings() is None:
             general["ensure_weight_tying"] = False  # a classifier has no LM head to tie a trained embedding to
         adapted = PeftModel.from_pretrained(model, str(adapter), config=replace(config, **general))
-        is_plain = getattr(model, "hf_quantizer", None) is None and _can_merge(config)
-        model = adapted.merge_and_unload() if is_plain else _wrapped(adapted)
+        can_merge = getattr(model, "hf_quantizer", None) is None and why_unmergeable(adapter) is None
+        model = adapted.merge_and_unload() if can_merge else _wrapped(adapted)
         model.requires_grad_(False)
         attached = (*attached, digest(adapter))
     model.attached_adapters = attached
@@ -78,12 +78,6 @@ def attached_adapters(model: Any) -> tuple[str, ...]:
 def is_wrapped(model: Any) -> bool:
     """Tell whether one of them is around the weights, so that whoever copies these alone (a saved model) loses it."""
     return any("_apply" in vars(module) for module in model.modules())
-
-
-def _can_merge(config: Any) -> bool:
-    """As the source of its type says; a type that does not tell is tried."""
-    found = abilities(f"{type(config).__module__}:{type(config).__name__}")
-    return found is None or found.merges
 
 
 def _wrapped(adapted: Any) -> Any:

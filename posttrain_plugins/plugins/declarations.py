@@ -85,8 +85,8 @@ _LISTED = (
                 "True if it trains the model's own weights."),
     Declaration("prepare", ("adapter",), ("kit", "core"), "method(trainer) -> dict[str, Any] | None", None,
                 "Sets up the trainer before it trains; what it returns is recorded with the model."),
-    Declaration("can_merge", ("adapter",), ("kit",), "bool", True,
-                "False if its weights cannot be merged into the base."),
+    Declaration("can_merge", ("adapter",), ("kit", "core"), "bool", True,
+                "False if its weights cannot be merged into the base: nothing then merges it."),
     Declaration("keeps_base", ("adapter",), ("kit",), "bool", True,
                 "False if attaching it changes the base weights."),
     # --- strategies

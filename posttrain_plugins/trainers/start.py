@@ -10,9 +10,9 @@ from typing import Any
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.adapter_types import ensure_registered
-from posttrain_plugins.models.folder import TASKS, adapter_config, adapters_in, base_of
+from posttrain_plugins.models.folder import TASKS, UNMERGEABLE_FILE, adapter_config, adapters_in, base_of, copy_below
 from posttrain_plugins.models.load import load_adapted, load_base, load_tokenizer, options_of
-from posttrain_plugins.models.merge import merged
+from posttrain_plugins.models.merge import check_mergeable, merged
 from posttrain_plugins.models.quantization import is_quantized
 from posttrain_plugins.models.stack import choose_mode, is_wrapped
 from posttrain_plugins.trainers import compat
@@ -33,6 +33,7 @@ class Start:
         handoff: what the next stage should know of the adapter.
         below: the adapters that the trained one lies on, from the base up.
         prepare: what the adapter does to the trainer.
+        can_merge: what the adapter's plugin declares.
     """
 
     model: Any
@@ -41,6 +42,7 @@ class Start:
     handoff: dict[str, Any] = field(default_factory=dict)
     below: list[Path] = field(default_factory=list)
     prepare: Callable[[Any], Mapping[str, Any] | None] | None = None
+    can_merge: bool = True
 
     def set_up(self, trainer: Any) -> None:
         """Let the adapter set up the trainer, once that stands; what it returns goes on to the next stage."""
@@ -49,6 +51,13 @@ class Start:
         found = self.prepare(trainer) if self.prepare is not None else None
         if found:
             self.handoff["adapter"] = {**self.handoff.get("adapter", {}), **found}
+
+    def complete(self, folder: Path) -> None:
+        """Put what the saved adapter lies on below it, and beside it that it cannot be merged."""
+        if self.below:
+            copy_below(self.below, folder)
+        if not self.can_merge:
+            (folder / UNMERGEABLE_FILE).write_text("can_merge = False\n", encoding="utf-8")
 
 
 def start(context: StageContext, task_type: str = "CAUSAL_LM", artifact: ModelArtifact | None = None) -> Start:
@@ -80,6 +89,7 @@ def start(context: StageContext, task_type: str = "CAUSAL_LM", artifact: ModelAr
         begin.handoff["adapter"] = {"name": adapter.name, "identity": adapter.identity, "plugin": adapter.plugin}
     if peft_config is not None:
         begin.kwargs["peft_config"] = peft_config
+        begin.can_merge = context.inputs["adapter"].can_merge
     if mode is not None:
         _start_from_adapter(begin, mode, artifact, context, task_type)
     base = base_of(artifact.path, artifact.loading.get("model_revision"))
@@ -160,6 +170,7 @@ def _start_from_adapter(
     if mode == "merge":
         again = " (dequantized; what is loaded is quantized again)" if "quantization_config" in begin.kwargs else ""
         note(f"merges the adapter of '{artifact.name}' into its base first{again}")
+        check_mergeable(artifact.name, artifact.path)
         begin.model = str(merged(artifact.path, context.folder / "merged", artifact.loading))
         return
     begin.kwargs["processing_class"] = _tokenizer(artifact)  # TRL would take the base's, and its template
@@ -167,6 +178,7 @@ def _start_from_adapter(
         note(f"goes on training the adapter of '{artifact.name}'")
         begin.model = _trainable(begin, artifact, context, task_type)
         begin.below = adapters_in(artifact.path)[:-1]
+        begin.can_merge = not (Path(artifact.path) / UNMERGEABLE_FILE).is_file()
         begin.handoff = {"adapter": artifact.handoff["adapter"]} if "adapter" in artifact.handoff else begin.handoff
         begin.kwargs.pop("peft_config", None)
     else:

@@ -19,7 +19,6 @@ from typing import Any
 
 from posttrain_plugins.errors import InputError, Interrupted
 from posttrain_plugins.models.adapter_compatibility import check_fits
-from posttrain_plugins.models.folder import copy_below
 from posttrain_plugins.text import fingerprint, to_text
 from posttrain_plugins.trainers import compat, loss_masks, saved_rollouts
 from posttrain_plugins.trainers.start import Start, has_accelerator, start
@@ -117,7 +116,7 @@ def train(
     history = trainer.state.log_history
     metrics = {"train_s": seconds, "steps": float(trainer.state.global_step), **_last_figures(history)}
     if trainer.is_world_process_zero():
-        _complete(context, trainer, begin.below)
+        _complete(context, trainer, begin)
     trainer.accelerator.wait_for_everyone()  # no process reads or publishes the folder before it is done
     return StageResult(metrics=metrics, model_path=folder, handoff=begin.handoff)
 
@@ -193,15 +192,14 @@ def _fit(context: StageContext, trainer: Any) -> float:
     return time.perf_counter() - began
 
 
-def _complete(context: StageContext, trainer: Any, below: list[Path]) -> None:
+def _complete(context: StageContext, trainer: Any, begin: Start) -> None:
     """Make the stage's folder what the next stage reads, out of what the trainer saved."""
     folder = context.folder / "model"
     # what is not the model: pickled arguments, model cards with no facts, TRL's copy of the reference
     for file in (folder / "training_args.bin", *folder.rglob("README.md")):
         file.unlink(missing_ok=True)
     shutil.rmtree(folder / "ref", ignore_errors=True)
-    if below:
-        copy_below(below, folder)
+    begin.complete(folder)
     _write_seen(context.folder / "seen.txt", context.inputs["dataset"])
     (context.folder / "log.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in trainer.state.log_history), encoding="utf-8"

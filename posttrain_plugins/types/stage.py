@@ -90,6 +90,7 @@ class ResolvedAdapter:
         identity: the same for the same plugin with the same parameters; empty where nobody knows.
         prepare: sets up the trainer, see `Adapter`.
         plugin: what made it, `package.module:attr` or `file.py:attr`.
+        can_merge: what its plugin declares.
     """
 
     name: str
@@ -97,6 +98,7 @@ class ResolvedAdapter:
     identity: str = ""
     prepare: Callable[[Any], Mapping[str, Any] | None] | None = None
     plugin: str = ""
+    can_merge: bool = True
 
 
 @dataclass(frozen=True)

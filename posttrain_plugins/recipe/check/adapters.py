@@ -42,7 +42,7 @@ def check_adapters(checker: Checker, path: Keys, spec: StageSpec) -> None:
         peft = _abilities(use)
         if peft is None:
             continue
-        situation = adapter_compatibility.Use(
+        situation = adapter_compatibility.AdapterInStage(
             peft,
             use.params,
             arguments,
@@ -88,6 +88,15 @@ def _abilities(use: Use) -> PeftTypeAbilities | None:
         return abilities(target) if target else None
     except LookupError:  # also a parameter that the target names, and that is missing: told elsewhere
         return None
+    target = schema.declares("params_of")
+    try:
+        found = abilities(_class_of(target.format(**use.params))) if target else None
+    except LookupError:  # also a parameter that the target names, and that is missing: told elsewhere
+        found = None
+    if schema.declares("can_merge"):
+        return found
+    unknown = PeftTypeAbilities(use.name, False, False, can_merge=False, quantizes=True, shares=True)
+    return replace(found or unknown, can_merge=False)
 
 
 def with_named_fields(checker: Checker, schema: Schema, given: Mapping[str, Any], path: Keys) -> Schema | None:

@@ -12,6 +12,7 @@ from posttrain_plugins.errors import InputError
 from posttrain_plugins.guard.settings import KEYS, GuardSettings
 from posttrain_plugins.models.folder import choose_adapter
 from posttrain_plugins.plugins import registry
+from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.recipe import files, handoff
 from posttrain_plugins.recipe.build import assemble, build
 from posttrain_plugins.recipe.lineage import identity
@@ -196,7 +197,9 @@ def _adapter(source: Use) -> ResolvedAdapter:
     """What is not a PEFT config and not None trains all parameters, and sets up the trainer."""
     made = build(source)
     config = made if hasattr(made, "peft_type") else None
-    return ResolvedAdapter(source.name, config, identity(source), getattr(made, "prepare", None), source.plugin.target)
+    can_merge = bool(declared(source.plugin.load(), "can_merge"))
+    prepare = getattr(made, "prepare", None)
+    return ResolvedAdapter(source.name, config, identity(source), prepare, source.plugin.target, can_merge)
 
 
 def template_of(template: Object | None) -> str | None:

@@ -35,11 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DigitChain"]
 
-_COLUMNS = {
-    "problems": ("prompt", "solution"),
-    "corpus": ("text",),
-    "demonstrations": ("prompt", "completion"),
-}
+_COLUMNS = {"problems": ("prompt", "solution"), "corpus": ("text",), "demonstrations": ("prompt", "completion")}
 _MAX_REFUSED = 10_000  # draws in a row that give no new problem: there are no more
 _DOCUMENT_MARK = "<eos>"
 
@@ -98,6 +94,7 @@ class DigitChain:
             share = getattr(self, name)
             self._require(name, share is None or 0.0 <= share <= 1.0, "a share in [0, 1]")
 
+    # As a property, so that a recipe's check knows them from `part` without making any row.
     @property
     def columns(self) -> tuple[str, ...]:
         """The names of the columns, known without making the data."""

@@ -63,6 +63,7 @@ class ReasoningGym:
         except ImportError as cause:
             hint = "pip install 'posttrain-plugins[reasoning-gym]'"
             raise InputError("reasoning_gym needs reasoning-gym, which is not installed", hint=hint) from cause
+        # Told here with all names, since the library's own error names none.
         if self.task not in DATASETS:
             raise InputError(f"reasoning_gym has no task '{self.task}'", hint=f"it has {', '.join(sorted(DATASETS))}")
         # The library checks a task's config by assertions and by its dataclasses' signatures.

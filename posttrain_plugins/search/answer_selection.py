@@ -30,6 +30,8 @@ def stop_when_spent(found: Sequence[PartialCompletion]) -> Iterator[None]:
     try:
         yield
     except BudgetExhausted:
+        # With nothing finished the engine knows better: it has seen all completions of the problem, also those that
+        # another strategy (`compute_optimal`'s pilot) drew before this search.
         if not any(path.ended for path in found):
             raise
 

@@ -173,6 +173,7 @@ def flatten(children: Iterable[Iterable[PartialCompletion]]) -> list[PartialComp
 
 def deduplicate(paths: Iterable[PartialCompletion], *, are_votes: bool = False) -> list[PartialCompletion]:
     """Keep the first of the paths with one text and one end; all ended ones where each of them is a vote."""
+    # by text, not by tokens: two ways to tokenise one text have the same future, as far as a prefill can tell
     first: dict[tuple[Any, ...], PartialCompletion] = {}
     for i, path in enumerate(paths):
         first.setdefault((path.text, path.ended, i if are_votes and path.ended else None), path)
@@ -191,4 +192,5 @@ def split_draws(total: int, count: int) -> list[int]:
 
 def sort_by_score(paths: Iterable[PartialCompletion]) -> list[PartialCompletion]:
     """Sort paths, the best first; of equal ones the first stays first."""
+    # `sorted` is stable also in reverse, so a search does not depend on anything but scores and the order of draws
     return sorted(paths, key=lambda path: sortable(path.score), reverse=True)

@@ -44,6 +44,7 @@ def judge_paths(
         how: how step scores become one; a path has none where a step's score is missing or not a number.
         separator: ends a step.
     """
+    # The empty path is the root: no step was written, and a reward model would score the prompt alone.
     texts = list(dict.fromkeys(path.text for path in paths if path.text))
     if not texts:
         return list(paths)

@@ -169,26 +169,22 @@ class GraphOfThoughts:
         match operation.op:
             case "generate" if not operation.inputs:
                 prompt = replace_question(problem.prompt, own) if own else problem.prompt
-                [drawn] = yield [Generate(prompt, n=k, params=problem.params)]
-                return _finished(drawn)
-            case "generate":
-                return search.flatten((yield from self._transform(problem, own or self.extend_prompt, k, inputs)))
-            case "improve":
-                return search.flatten((yield from self._transform(problem, own or self.improve_prompt, k, inputs)))
             case "aggregate" if inputs:  # the transformation that a tree lacks: several parents
                 texts = "\n\n".join(f"Solution {i}:\n{thought.text}" for i, thought in enumerate(inputs, 1))
                 prompt = replace_question(problem.prompt, own or self.aggregate_prompt, thoughts=texts)
-                [drawn] = yield [Generate(prompt, n=k, params=problem.params)]
-                return _finished(drawn)
+            case "generate" | "improve":
+                template = own or (self.improve_prompt if operation.op == "improve" else self.extend_prompt)
+                return search.flatten((yield from self._transform(problem, template, k, inputs)))
             case "score":
                 return (yield from self._score(problem, own, inputs))
             case "keep_best":  # the paper's ranking R(G, p, h)
                 return sorted(inputs, key=lambda thought: sortable(thought.score), reverse=True)[:k]
             case "validate":
                 return (yield from self._validate(problem, operation, inputs))
-            case "select":
+            case _:  # `select`; an `aggregate` of nothing has no indices
                 return [inputs[i] for i in operation.indices if -len(inputs) <= i < len(inputs)]
-        return []
+        [drawn] = yield [Generate(prompt, n=k, params=problem.params)]
+        return _finished(drawn)
 
     def _transform(self, problem: Problem, template: str, k: int, inputs: Thoughts) -> Waves[list[Thoughts]]:
         """Draw `k` new thoughts from each input; failed samples are left out."""

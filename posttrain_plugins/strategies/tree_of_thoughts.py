@@ -9,7 +9,7 @@ are valued one by one or voted on, and the tree is walked breadth first (algorit
 2. Equal thoughts of one wave are one state with its true value.
 3. A verdict that cannot be read abstains; a state's value is the mean of the others. Votes are shares.
 4. A scorer, where there is one, takes the place of values and votes.
-5. Depth-first search ends at the first solution, unless told to look for more.
+5. Depth-first search ends at the first solution, unless `num_solutions` asks for more.
 6. Where the best state has no answer, the model completes it.
 """
 

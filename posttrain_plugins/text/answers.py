@@ -174,7 +174,7 @@ def majority(answers: Sequence[Hashable | None], weights: Sequence[float] | None
 
     Args:
         answers: one per voter; None abstains.
-        weights: what each vote counts, 1 unless told.
+        weights: what each vote counts; 1 by default.
 
     Returns:
         An index into `answers`, or None where all abstain; of equal classes the one seen first wins.
@@ -194,7 +194,7 @@ def tally(answers: Sequence[Hashable | None], weights: Sequence[float] | None = 
 
     Args:
         answers: one per voter; None abstains.
-        weights: what each vote counts, 1 unless told.
+        weights: what each vote counts; 1 by default.
 
     Example:
         >>> tally(["a", "b", "B", None])

@@ -1,4 +1,4 @@
-"""Are two answers equal as mathematics? `math_verify` is asked in a process of its own, with a time limit.
+"""Decide whether two answers are equal as mathematics, by `math_verify` in a process of its own, with a time limit.
 
 A computer algebra system may take for ever (`9^{9^9}`), and `math_verify`'s own limit is a signal, which works on the
 main thread only. The process is started by the first question, answers one after the other, is killed and replaced when

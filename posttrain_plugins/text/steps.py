@@ -1,7 +1,7 @@
 """Find where each step of a completion ends, and make one score out of the scores of its steps.
 
-Strategies, rewards, `sample` and the trainers share this one rule: a step ends after a separator, an empty line unless
-told; what follows the last separator is the last step, so the steps joined are the completion again. Tags and the
+Strategies, rewards, `sample` and the trainers share this one rule: a step ends after a separator, an empty line by
+default; what follows the last separator is the last step, so the steps joined are the completion again. Tags and the
 answer belong to the step in which they stand. Replace the rule by giving another `separator` wherever a plugin or stage
 has a field of that name. Papers: Lightman et al., 2023 (https://huggingface.co/papers/2305.20050), section 2, which has
 one step per line; Snell et al., 2024 (https://huggingface.co/papers/2408.03314), section 5.1 and appendix E, for the

@@ -417,10 +417,10 @@ def test_a_recipe_guards_a_reward_and_reports_what_became_of_its_scores(recipe, 
 
 def test_without_a_guard_a_stage_is_given_the_authors_own_callable(recipe, tmp_path: Path) -> None:
     checked = pp.validate(recipe("weight: 0.5"))
-    (reward,) = Resolver(checked, {}).inputs(checked.stage("kept"), {})["rewards"]
+    (reward,) = Resolver(checked, {}).inputs(checked.stage("kept"))["rewards"]
     assert reward.func is registry.load("reward", "./shaky.py:shaky", tmp_path)
     checked = pp.validate(recipe("timeout_s: 2"))
-    (guarded,) = Resolver(checked, {}).inputs(checked.stage("kept"), {})["rewards"]
+    (guarded,) = Resolver(checked, {}).inputs(checked.stage("kept"))["rewards"]
     assert guarded.func.__wrapped__ is reward.func
     assert guarded.func.settings == GuardSettings(timeout_s=2)
 

@@ -51,18 +51,18 @@ def check_adapters(checker: Checker, path: Keys, spec: StageSpec) -> None:
             reference=str(spec.schema.declares("reference")),
             role=role,
         )
-        for refusal in adapter_compatibility.refusals(situation):
+        for problem in adapter_compatibility.incompatibilities(situation):
             # At the option itself if the recipe sets it; a default that does not fit is told at the stage.
-            field, _, name = refusal.where.partition(".")
+            field, _, name = problem.where.partition(".")
             where = (*path, field, name) if name in spec.params.get(field, {}) else (*path, field)
-            message = f"adapter '{use.name}' in stage '{path[-1]}': {refusal.message}"
-            checker.error(where if checker.document.get(where) is not None else path, message, refusal.hint)
+            message = f"adapter '{use.name}' in stage '{path[-1]}': {problem.message}"
+            checker.error(where if checker.document.get(where) is not None else path, message, problem.hint)
     if "adapter" in fields and spec.inputs.get("adapter") is None:
         _check_full(checker, (*path, "adapter"), spec)
 
 
 def check_merges(checker: Checker, stages: RawStages, specs: Mapping[str, StageSpec]) -> None:
-    """Check that a stage that `merges` is given a model whose adapter can be merged.
+    """Check that a stage that `merges`, by itself or by its `adapter_mode`, gets a model whose adapter can be merged.
 
     After all stages are read: what adapter a model has, the stage says that makes it.
     """
@@ -70,10 +70,11 @@ def check_merges(checker: Checker, stages: RawStages, specs: Mapping[str, StageS
         source = spec.inputs.get("model") or spec.inputs.get("reward")
         maker = specs.get(source.stage) if isinstance(source, FromStage) else None
         adapter = maker.inputs.get("adapter") if maker is not None else None
-        if not spec.schema.declares("merges") or not isinstance(adapter, Use):
+        merges = bool(spec.schema.declares("merges")) or spec.adapter_mode == "merge"
+        if not merges or not isinstance(adapter, Use):
             continue
         peft = _abilities(adapter)
-        if peft is not None and not peft.merges:
+        if peft is not None and not peft.can_merge:
             assert isinstance(source, FromStage)
             message = f"the adapter '{adapter.name}' of stage '{source.stage}' cannot be merged: {peft.name}"
             checker.error(
@@ -82,18 +83,13 @@ def check_merges(checker: Checker, stages: RawStages, specs: Mapping[str, StageS
 
 
 def _abilities(use: Use) -> PeftTypeAbilities | None:
-    """Return what the type of an adapter can; None if its plugin does not say its type, or PEFT has no such."""
+    """Return what the type of an adapter can and its plugin does not deny; None if nobody says what it cannot."""
     target = use.schema.declares("params_of")
     try:
-        return abilities(target) if target else None
-    except LookupError:  # also a parameter that the target names, and that is missing: told elsewhere
-        return None
-    target = schema.declares("params_of")
-    try:
-        found = abilities(_class_of(target.format(**use.params))) if target else None
+        found = abilities(target) if target else None
     except LookupError:  # also a parameter that the target names, and that is missing: told elsewhere
         found = None
-    if schema.declares("can_merge"):
+    if use.schema.declares("can_merge"):
         return found
     unknown = PeftTypeAbilities(use.name, False, False, can_merge=False, quantizes=True, shares=True)
     return replace(found or unknown, can_merge=False)

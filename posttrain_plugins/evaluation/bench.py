@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from posttrain_plugins.backends.protocol import AnyBackend
@@ -27,7 +28,8 @@ ORACLE = " (oracle)"
 def problems_of(
     rows: Sequence[Mapping[str, Any]], params: SamplingParams
 ) -> tuple[list[Problem], dict[str, list[Any]]]:
-    """The rows of a data set as problems, and the other columns, which only rewards are given."""
+    """Return the rows of a data set as problems, and the other columns, which only rewards are given."""
+    # the id is the row's number: it is part of every request's key, so equal prompts draw completions of their own
     problems = [Problem(row["prompt"], params, id=str(i)) for i, row in enumerate(rows)]
     names = dict.fromkeys(name for row in rows for name in row if name not in NOT_REFERENCE)
     return problems, {name: [row.get(name) for row in rows] for name in names}
@@ -40,7 +42,8 @@ def score_texts(
     texts: Sequence[Sequence[str]],
     log: RequestLog,
 ) -> list[list[float | None]]:
-    """Every text of every problem, scored in one call: P lists, as long as those of `texts`."""
+    """Score every text of every problem in one call: P lists, as long as those of `texts`."""
+    # one call, so that a reward with a model fills its batches and a judge's requests run side by side
     items = scored_items(problems, columns, texts)
     scores = iter(score(reward, [item for of_problem in items for item in of_problem], log))
     return [[next(scores) for _ in of_problem] for of_problem in texts]
@@ -49,7 +52,7 @@ def score_texts(
 def scored_items(
     problems: Sequence[Problem], columns: Mapping[str, Sequence[Any]], texts: Sequence[Sequence[str]]
 ) -> list[list[Scored]]:
-    """The texts of each problem with the problem's other columns, as a reward is asked about them."""
+    """Return the texts of each problem with the problem's other columns, as a reward is asked about them."""
     rows = [{name: values[i] for name, values in columns.items()} for i in range(len(problems))]
     return [
         [Scored(problem.id, problem.prompt, text, row) for text in of_problem]
@@ -82,37 +85,44 @@ class Bench:
     verifiers: Sequence[ResolvedReward] = ()
 
     def measure_draws(self, n: int, progress: Progress | None = None) -> list[Measure]:
-        """`sampled`: the mean over `n` completions, with what 1, 2 ... n of them give; and `majority`: their vote."""
+        """Draw `n` completions of each problem, and measure their mean and their vote.
+
+        Returns:
+            `sampled`, with the curves of what 1, 2 ... n completions give, and `majority`.
+        """
+        draw = partial(
+            sample, self.problems, backend=self.backends, log=self.log, seed=self.seed, should_stop=self.should_stop
+        )
         started = time.monotonic()
-        results = sample(self.problems, n, **self._options(progress))
+        results = draw(n, progress=progress)
         seconds = time.monotonic() - started
         drawn = [[candidate.text for candidate in result.candidates] for result in results]
-        texts = [row + [""] * (n - len(row)) for row in drawn]  # a failed sample is a wrong one
-        scores = {reward.name: self._score(reward, texts) for reward in self.rewards}
+        # a failed sample is a wrong one: left out, a model that crashes on hard problems would look better for it
+        texts = [row + [""] * (n - len(row)) for row in drawn]
+        scores = {
+            reward.name: score_texts(reward, self.problems, self.columns, texts, self.log) for reward in self.rewards
+        }
         answers = [[extract(text) for text in row] for row in texts]
         voted = [majority(row) or 0 for row in answers]
-        usage = _total_usage(results)
-        once = _tokens(sample(self.problems, 1, **self._options(None))) if n > 1 else _tokens(results)
-        sampled = Measure(
-            name="sampled",
-            scores={name: sampled_accuracy(rows) for name, rows in scores.items()},
-            usage=usage,
-            seconds=seconds,
-            tokens_per_problem=self._mean(once),
-            curves=self._curves(n, drawn, scores[self.rewards[0].name], answers, (once, _tokens(results))),
-            samples=self._samples("sampled", texts, scores),
-        )
         vote = {
             name: sampled_accuracy([[row[i]] for row, i in zip(rows, voted, strict=True)])
             for name, rows in scores.items()
         }
-        of_all = self._mean(_tokens(results))
-        return [sampled, Measure("majority", vote, usage, seconds, tokens_per_problem=of_all)]
+        sampled = self._measure("sampled", results, texts, scores, seconds)
+        majority_of_n = Measure("majority", vote, sampled.usage, seconds, sampled.tokens_per_problem)
+        # What one completion costs is asked of the log, not divided by n: the prompt is read once for all n, and a
+        # reader compares with a strategy that draws once.
+        once = draw(1) if n > 1 else results
+        first = sum(usage.total_tokens + usage.cached_tokens for result in once for usage in result.usage.values())
+        sampled.tokens_per_problem = first / max(len(self.problems), 1)
+        metric = scores[self.rewards[0].name]
+        sampled.curves = self._curves(n, drawn, metric, answers, (first, sampled.tokens))
+        return [sampled, majority_of_n]
 
     def measure_strategy(
         self, resolved: ResolvedStrategy, budget: Budget | None = None, progress: Progress | None = None
     ) -> Measure:
-        """A strategy's own answer to each problem, within a budget for each."""
+        """Measure a strategy's own answer to each problem, within a budget for each."""
         started = time.monotonic()
         results = solve(
             copy.deepcopy(resolved.strategy),  # one that remembers starts anew with each model and budget
@@ -120,25 +130,61 @@ class Bench:
             scorers=resolved.scorers,
             columns=self.columns,
             budget=budget,
-            **self._options(progress),
+            backend=self.backends,
+            log=self.log,
+            seed=self.seed,
+            progress=progress,
+            should_stop=self.should_stop,
         )
         seconds = time.monotonic() - started
         texts = [[result.text] for result in results]
-        scores = {reward.name: self._score(reward, texts) for reward in self.rewards}
+        scores = {
+            reward.name: score_texts(reward, self.problems, self.columns, texts, self.log) for reward in self.rewards
+        }
         is_oracle = any(scorer.is_oracle for scorer in resolved.scorers.values())
-        name = resolved.label + _printed(budget) + ORACLE * is_oracle
-        told = [{"tokens": _tokens([result]), "stopped_by": result.stopped_by} for result in results]
-        return Measure(
-            name=name,
-            scores={reward: sampled_accuracy(rows) for reward, rows in scores.items()},
-            usage=_total_usage(results),
-            seconds=seconds,
-            tokens_per_problem=self._mean(_tokens(results)),
-            samples=self._samples(name, texts, scores, told),
-            errors=[f"problem {p.id}: {r.error}" for p, r in zip(self.problems, results, strict=True) if r.error],
-            stopped=sum(result.stopped_by is not None for result in results),
-            is_oracle=is_oracle,
-        )
+        limits = {name: limit for name, limit in asdict(budget).items() if limit is not None} if budget else {}
+        # the budget is part of the name, by which figures of two models are paired and plots tell points apart
+        within = " @ " + ", ".join(f"{name}={limit}" for name, limit in limits.items()) if limits else ""
+        measure = self._measure(resolved.label + within + ORACLE * is_oracle, results, texts, scores, seconds)
+        for line, result in zip(measure.samples, results, strict=True):
+            tokens = sum(usage.total_tokens + usage.cached_tokens for usage in result.usage.values())
+            line |= {"tokens": tokens, "stopped_by": result.stopped_by}
+        measure.errors = [f"problem {p.id}: {r.error}" for p, r in zip(self.problems, results, strict=True) if r.error]
+        measure.stopped = sum(result.stopped_by is not None for result in results)
+        measure.is_oracle = is_oracle
+        return measure
+
+    def _measure(
+        self,
+        name: str,
+        results: Sequence[Result],
+        texts: Sequence[Sequence[str]],
+        scores: Mapping[str, Sequence[Sequence[float | None]]],
+        seconds: float,
+    ) -> Measure:
+        """Return the figures of one way of answering, what it took, and a line for each completion."""
+        usage: dict[str, Usage] = {}
+        for result in results:
+            for role, spent in result.usage.items():
+                usage[role] = usage.get(role, Usage()) + spent
+        lines = [
+            {
+                # with the problem's other columns, so that the file can be scored again by other rewards
+                **{column: values[i] for column, values in self.columns.items()},
+                "measure": name,
+                "problem": problem.id,
+                "prompt": problem.prompt,
+                "completion": text,
+                "answer": extract(text),
+                "rewards": {reward: rows[i][j] for reward, rows in scores.items()},
+            }
+            for i, problem in enumerate(self.problems)
+            for j, text in enumerate(texts[i])
+        ]
+        means = {reward: sampled_accuracy(rows) for reward, rows in scores.items()}
+        measure = Measure(name, means, usage, seconds, samples=lines)
+        measure.tokens_per_problem = measure.tokens / max(len(self.problems), 1)
+        return measure
 
     def _curves(
         self,
@@ -148,84 +194,29 @@ class Bench:
         answers: Sequence[Sequence[str | None]],
         tokens: tuple[int, int],
     ) -> dict[str, Curve]:
-        """Every curve with its cost: what is drawn, by `tokens` of one draw and of all, and what the verifier reads."""
-        said = {reward.name: self._score(reward, drawn) for reward in self.verifiers}
+        """Return every curve with its cost: `tokens` of one draw and of all n, and what the verifier reads."""
+        count = max(len(self.problems), 1)
+        items = [item for row in scored_items(self.problems, self.columns, drawn) for item in row]
+        verdicts, reads = {}, {}
+        for reward in self.verifiers:
+            rows = score_texts(reward, self.problems, self.columns, drawn, self.log)
+            # a failed sample has no text to judge; it stays a draw that the verifier never chooses
+            verdicts[reward.name] = [[*row, *[None] * (n - len(row))] for row in rows]
+            # equal completions are counted as often as they were drawn: a verifier that is used alone reads each
+            read = sum(self.log.cost_of(key).total_tokens for key in score_keys("score", reward, items))
+            reads[reward.name] = read / count
         draws = [
-            Draws(
-                metric[i], answers[i], {name: [*rows[i], *[None] * (n - len(rows[i]))] for name, rows in said.items()}
-            )
-            for i in range(len(drawn))
+            Draws(metric[i], answers[i], {name: rows[i] for name, rows in verdicts.items()}) for i in range(len(drawn))
         ]
-        reads = {reward.name: self._mean(self._read(reward, drawn)) for reward in self.verifiers}
         oracles = {reward.name for reward in self.verifiers if reward.is_oracle}
-        first, step = self._mean(tokens[0]), self._mean(tokens[1] - tokens[0]) / max(n - 1, 1)
+        # between one draw and all of them the cost is a line: each further completion shares the prompt that is read
+        first, step = tokens[0] / count, (tokens[1] - tokens[0]) / count / max(n - 1, 1)
         found = {}
         for name, values in curves(draws, n, self.seed).items():
             verifier = name.partition("/")[2]
             each = reads.get(verifier, 0.0) / n
             cost = {k: first + step * (k - 1) + each * k for k in powers(n)}
             is_oracle = verifier in oracles
+            # pass@k needs to know which completion is right, as an oracle does: neither can be had at test time
             found[name + ORACLE * is_oracle] = Curve(values, cost, is_oracle or name == "pass")
         return found
-
-    def _read(self, reward: ResolvedReward, drawn: Sequence[Sequence[str]]) -> int:
-        """The tokens that scoring all draws took, equal ones counted as often as they were drawn."""
-        items = [item for row in scored_items(self.problems, self.columns, drawn) for item in row]
-        return sum(self.log.cost_of(key).total_tokens for key in score_keys("score", reward, items))
-
-    def _mean(self, tokens: int) -> float:
-        return tokens / max(len(self.problems), 1)
-
-    def _options(self, progress: Progress | None) -> dict[str, Any]:
-        return {
-            "backend": self.backends,
-            "log": self.log,
-            "seed": self.seed,
-            "progress": progress,
-            "should_stop": self.should_stop,
-        }
-
-    def _score(self, reward: ResolvedReward, texts: Sequence[Sequence[str]]) -> list[list[float | None]]:
-        return score_texts(reward, self.problems, self.columns, texts, self.log)
-
-    def _samples(
-        self,
-        name: str,
-        texts: Sequence[Sequence[str]],
-        scores: Mapping[str, Sequence[Sequence[float | None]]],
-        told: Sequence[Mapping[str, Any]] | None = None,
-    ) -> list[dict[str, Any]]:
-        """With the problem's other columns, so that the file can be scored again by other rewards."""
-        return [
-            {
-                **{column: values[i] for column, values in self.columns.items()},
-                "measure": name,
-                "problem": problem.id,
-                "prompt": problem.prompt,
-                "completion": text,
-                "answer": extract(text),
-                "rewards": {reward: rows[i][j] for reward, rows in scores.items()},
-                **(told[i] if told else {}),
-            }
-            for i, problem in enumerate(self.problems)
-            for j, text in enumerate(texts[i])
-        ]
-
-
-def _printed(budget: Budget | None) -> str:
-    """` @ tokens=500`; nothing without a limit."""
-    limits = {name: limit for name, limit in asdict(budget).items() if limit is not None} if budget else {}
-    return " @ " + ", ".join(f"{name}={limit}" for name, limit in limits.items()) if limits else ""
-
-
-def _total_usage(results: Iterable[Result]) -> dict[str, Usage]:
-    total: dict[str, Usage] = {}
-    for result in results:
-        for role, usage in result.usage.items():
-            total[role] = total.get(role, Usage()) + usage
-    return total
-
-
-def _tokens(results: Iterable[Result]) -> int:
-    spent = sum(_total_usage(results).values(), Usage())
-    return spent.total_tokens + spent.cached_tokens

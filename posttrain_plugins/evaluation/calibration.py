@@ -46,7 +46,7 @@ class Calibration:
 
 
 def calibration(margins: Sequence[float], bins: int = BINS) -> Calibration:
-    """Accuracy and calibration of a reward model on pairs.
+    """Return the accuracy and calibration of a reward model on pairs.
 
     Args:
         margins: score of the chosen less that of the rejected completion, one for each pair.
@@ -56,11 +56,14 @@ def calibration(margins: Sequence[float], bins: int = BINS) -> Calibration:
         >>> calibration([2.0, 2.0, 2.0, -2.0]).accuracy
         0.75
     """
+    # folded at 0.5: the order of a pair is ours, so a margin of -2 is the same confidence in the other completion
+    # (500 keeps `exp` from overflowing, and is 1.0 long before)
     sure = [1 / (1 + math.exp(-min(abs(margin), 500.0))) for margin in margins]
     right = [0.5 if margin == 0 else float(margin > 0) for margin in margins]
     edges = [0.5 + 0.5 * i / bins for i in range(bins + 1)]
     found = []
     for low, high in pairwise(edges):
+        # the last bin holds its upper edge too, which a float reaches at a margin of 37
         inside = [i for i, p in enumerate(sure) if low <= p < high or (p >= 1.0 and high == 1.0)]
         if inside:
             said = sum(sure[i] for i in inside) / len(inside)
@@ -72,7 +75,7 @@ def calibration(margins: Sequence[float], bins: int = BINS) -> Calibration:
 
 
 def score_pairs(path: str, rows: Sequence[dict[str, Any]], loading: dict[str, Any], batch_size: int) -> list[float]:
-    """The margins of a reward model on pairs, read as it was trained on them.
+    """Return the margins of a reward model on pairs, read as it was trained on them.
 
     Args:
         path: the model's folder.
@@ -82,20 +85,22 @@ def score_pairs(path: str, rows: Sequence[dict[str, Any]], loading: dict[str, An
     """
     model = Classifier(path, "SequenceClassification", loading=loading)
     try:
+        # both sides in one call: `logits` sorts by length, and the more texts it sorts, the less padding it reads
         texts = [_text(model.tokenizer, row, name) for row in rows for name in ("chosen", "rejected")]
         ids = model.tokenizer(texts, add_special_tokens=False)["input_ids"]
         scores = [0.0] * len(ids)
         for i, logits in model.logits(ids, batch_size):
             scores[i] = float(logits[0])
     finally:
-        model.close()
+        model.close()  # the stage that asks has its trainer's model in memory too
     return [chosen - rejected for chosen, rejected in zip(scores[::2], scores[1::2], strict=True)]
 
 
 def calibrate(context: StageContext, result: StageResult, pairs: Sequence[dict[str, Any]]) -> None:
-    """Adds the figures of the reward model that a stage made, on held-out pairs, to its result."""
+    """Add the figures of the reward model that a stage made, on held-out pairs, to its result."""
     artifact: ModelArtifact = context.inputs["model"]
     assert result.model_path is not None
+    # full weights are read as they were saved: the recipe's loading (4 bits, a revision) is that of an adapter's base
     loading = dict(artifact.loading) if (result.model_path / "adapter_config.json").is_file() else {}
     batch_size = int(context.args.get("per_device_eval_batch_size") or 8)
     found = calibration(score_pairs(str(result.model_path), pairs, loading, batch_size))
@@ -104,14 +109,16 @@ def calibrate(context: StageContext, result: StageResult, pairs: Sequence[dict[s
 
 
 def write(found: Calibration, folder: Path) -> None:
-    """`calibration.json` beside the model."""
+    """Write `calibration.json` beside the model."""
     text = json.dumps(asdict(found), indent=2)
     (folder / "calibration.json").write_text(text + "\n", encoding="utf-8")
 
 
 def _text(tokenizer: Any, row: dict[str, Any], name: str) -> str:
+    """Write a completion with its prompt as TRL's reward trainer does."""
     prompt, completion = row.get("prompt"), row[name]
     if is_conversational(completion):
         return str(tokenizer.apply_chat_template([*(prompt or []), *completion], tokenize=False))
     text = str((prompt or "") + completion)
+    # TRL ends a plain text with EOS, and the score is read at the last token: without it, another position is judged
     return text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token

@@ -57,7 +57,7 @@ def powers(n: int) -> list[int]:
 
 
 def curves(problems: Sequence[Draws], n: int, seed: int = 0) -> dict[str, Curve]:
-    """All curves.
+    """Return all curves.
 
     Args:
         problems: P problems with n draws each.
@@ -67,64 +67,56 @@ def curves(problems: Sequence[Draws], n: int, seed: int = 0) -> dict[str, Curve]
     Returns:
         `pass`, `maj`, and for each verifier `weighted/NAME` and `best/NAME`.
     """
-    ks = powers(n)
-    subsets = {k: _subsets(n, k, seed) for k in ks}
     voters = [_Voter(draws) for draws in problems]
     names = list(problems[0].verifiers) if problems else []
-    found: dict[str, Curve] = {
-        "pass": {k: [_pass(draws.metric, k) for draws in problems] for k in ks},
-        "maj": {k: [voter.vote(subsets[k]) for voter in voters] for k in ks},
-    }
-    for name in names:
-        found[f"weighted/{name}"] = {k: [voter.vote(subsets[k], name) for voter in voters] for k in ks}
-        found[f"best/{name}"] = {k: [_best(draws.metric, draws.verifiers[name], k) for draws in problems] for k in ks}
+    kinds = ["pass", "maj", *(f"{kind}/{name}" for name in names for kind in ("weighted", "best"))]
+    found: dict[str, Curve] = {kind: {} for kind in kinds}
+    for k in powers(n):
+        # One choice of subsets for all problems and both votes: curves then differ by the vote, not by the draw.
+        if math.comb(n, k) <= SUBSETS:
+            subsets = list(combinations(range(n), k))
+        else:
+            rng = random.Random(f"{seed}:{n}:{k}")
+            subsets = [tuple(sorted(rng.sample(range(n), k))) for _ in range(SUBSETS)]
+        # a completion that cannot be judged does not pass: it is one of the n that were drawn
+        passing = [sum(score is not None and score >= RIGHT for score in draws.metric) for draws in problems]
+        found["pass"][k] = [pass_at_k(len(draws.metric), c, k) for draws, c in zip(problems, passing, strict=True)]
+        found["maj"][k] = [voter.vote(subsets) for voter in voters]
+        for name in names:
+            found[f"weighted/{name}"][k] = [voter.vote(subsets, name) for voter in voters]
+            found[f"best/{name}"][k] = [_best(draws.metric, draws.verifiers[name], k) for draws in problems]
     return found
 
 
 def classes(answers: Sequence[str | None]) -> list[int | None]:
-    """A number for each answer, the same for equivalent ones; None abstains.
+    """Return a number for each answer, the same for equivalent ones; None abstains.
 
     Example:
         >>> classes(["1/2", None, "7", "0.5"])
         [0, None, 1, 0]
     """
-    known: dict[str, int] = {}  # a class goes by the canonical form seen first
-    return [None if answer is None else _class(canonical(answer), known) for answer in answers]
-
-
-def _class(form: str, known: dict[str, int]) -> int:
-    if form not in known:
-        same = next((number for other, number in known.items() if equivalent(other, form)), None)
-        known[form] = len(set(known.values())) if same is None else same
-    return known[form]
-
-
-def _subsets(n: int, k: int, seed: int) -> list[tuple[int, ...]]:
-    if math.comb(n, k) <= SUBSETS:
-        return list(combinations(range(n), k))
-    rng = random.Random(f"{seed}:{n}:{k}")
-    return [tuple(sorted(rng.sample(range(n), k))) for _ in range(SUBSETS)]
-
-
-def _pass(metric: Sequence[float | None], k: int) -> float:
-    """A completion that cannot be judged does not pass."""
-    return pass_at_k(len(metric), sum(score is not None and score >= RIGHT for score in metric), k)
+    numbers: dict[str, int] = {}  # canonical form -> class; a class goes by the form seen first
+    forms = [None if answer is None else canonical(answer) for answer in answers]
+    for form in forms:
+        if form is not None and form not in numbers:
+            # equivalence is decided by computing, which costs far more than a look at the forms that are known
+            same = next((number for other, number in numbers.items() if equivalent(other, form)), None)
+            numbers[form] = len(set(numbers.values())) if same is None else same
+    return [None if form is None else numbers[form] for form in forms]
 
 
 def _best(metric: Sequence[float | None], scores: Sequence[float | None], k: int) -> float:
-    """The metric of the completion that the verifier likes best among k, on average over all subsets.
+    """Return the metric of the completion that the verifier likes best among k, on average over all subsets.
 
     The one of rank i is chosen in C(n-1-i, k-1) of C(n, k) subsets; of equal ones the first drawn counts.
     """
     n = len(scores)
-    ranked = sorted(range(n), key=lambda i: _rank(scores[i]), reverse=True)  # stable: equal ones stay in order
+    known = [-math.inf if score is None else score for score in scores]
+    ranked = sorted(range(n), key=known.__getitem__, reverse=True)  # stable: equal ones stay in order
     weights = [math.comb(n - 1 - rank, k - 1) / math.comb(n, k) for rank in range(n)]
-    known = [(weight, metric[i]) for weight, i in zip(weights, ranked, strict=True)]
-    return _weighted_mean([(weight, value) for weight, value in known if value is not None])
-
-
-def _rank(score: float | None) -> float:
-    return -math.inf if score is None else score
+    # where the metric cannot judge the chosen one, the mean is over the other subsets: None is not 0.0
+    judged = [(weight, metric[i]) for weight, i in zip(weights, ranked, strict=True)]
+    return _weighted_mean([(weight, value) for weight, value in judged if value is not None])
 
 
 def _weighted_mean(pairs: Sequence[tuple[float, float]]) -> float:
@@ -137,31 +129,34 @@ class _Voter:
 
     def __init__(self, draws: Draws) -> None:
         self.draws = draws
+        # classes and weights once among all n and not in each subset: a subset's vote must not hang on which forms and
+        # which scores happen to be in it
         self.classes = classes(draws.answers)
-        self.weights = {name: _weights(scores) for name, scores in draws.verifiers.items()}
+        self.weights: dict[str, list[float | None]] = {}
+        for name, scores in draws.verifiers.items():
+            # scores of which one is below zero are taken for logits and go through a sigmoid, as in `best_of_n`
+            is_logit = any(score is not None and score < 0 for score in scores)
+            self.weights[name] = [s if s is None or not is_logit else (1 + math.tanh(s / 2)) / 2 for s in scores]
 
     def vote(self, subsets: Sequence[tuple[int, ...]], verifier: str | None = None) -> float:
-        """The metric of the completion that stands for the vote's winner, on average over the subsets."""
+        """Return the metric of the completion that stands for the vote's winner, on average over the subsets."""
         values = [self.draws.metric[self._winner(subset, verifier)] for subset in subsets]
         return _weighted_mean([(1.0, value) for value in values if value is not None])
 
     def _winner(self, subset: tuple[int, ...], verifier: str | None) -> int:
-        """As `self_consistency` and `best_of_n(weighted=True)` choose: of equal classes the one seen first."""
+        """Choose as `self_consistency` and `best_of_n(weighted=True)` do: of equal classes the one seen first."""
         votes: dict[int, float] = {}
         first: dict[int, int] = {}
         for i in subset:
-            of = self.classes[i]
+            number = self.classes[i]
             weight = 1.0 if verifier is None else self.weights[verifier][i]
-            if of is not None and weight is not None:
-                votes[of] = votes.get(of, 0.0) + weight
-                first.setdefault(of, i)
+            if number is not None and weight is not None:
+                votes[number] = votes.get(number, 0.0) + weight
+                first.setdefault(number, i)
         if votes:
-            return first[max(votes, key=votes.__getitem__)]
-        scores = self.draws.verifiers[verifier] if verifier is not None else ()
-        return max(subset, key=lambda i: _rank(scores[i])) if scores else subset[0]
-
-
-def _weights(scores: Sequence[float | None]) -> list[float | None]:
-    """Scores of which one is below zero are taken for logits and go through a sigmoid, as in `best_of_n`."""
-    is_logit = any(score is not None and score < 0 for score in scores)
-    return [score if score is None or not is_logit else (1 + math.tanh(score / 2)) / 2 for score in scores]
+            return first[max(votes, key=votes.__getitem__)]  # `max` keeps the first of equals
+        # Nobody votes: the verifier's favourite, or the first drawn, as the strategies answer where no answer is read.
+        if verifier is None:
+            return subset[0]
+        scores = self.draws.verifiers[verifier]
+        return max(subset, key=lambda i: -math.inf if scores[i] is None else scores[i])

@@ -9,16 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 __all__ = ["Interval", "difference_interval", "mean_interval", "pareto", "pass_at_k", "sampled_accuracy"]
 
 DRAWS = 10_000
-CHUNK = 2**22  # numbers held at once
+CHUNK = 2**22  # numbers held at once, however many problems there are
 
 
 @dataclass(frozen=True)
@@ -34,7 +29,7 @@ class Interval:
 
 
 def mean_interval(values: Sequence[float], draws: int = DRAWS, seed: int = 0) -> Interval:
-    """The mean over problems with its 95 % interval.
+    """Return the mean over problems with its 95 % interval.
 
     Args:
         values: one per problem; NaN (nobody could judge it) is left out, and with an infinite one there is no mean.
@@ -48,17 +43,22 @@ def mean_interval(values: Sequence[float], draws: int = DRAWS, seed: int = 0) ->
     import numpy as np
 
     known = np.asarray(values, dtype=float)
-    known = known[~np.isnan(known)]
+    known = known[~np.isnan(known)]  # NaN is "nobody could judge", which is no score of zero
+    # an infinite score has no mean to bootstrap, and numpy would warn at each of the draws
     if len(known) == 0 or np.isinf(known).any():
         return Interval(float("nan"), float("nan"), float("nan"))
-    low, high = np.percentile(_bootstrap_means(known, draws, seed), [2.5, 97.5])
+    rng = np.random.default_rng(seed)  # one seed for all figures: equal scores get equal intervals
+    rows = max(1, CHUNK // len(known))
+    parts = [min(rows, draws - done) for done in range(0, draws, rows)]
+    means = [known[rng.integers(len(known), size=(part, len(known)))].mean(axis=1) for part in parts]
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
     return Interval(float(known.mean()), float(low), float(high))
 
 
 def difference_interval(
     values: Sequence[float], baseline: Sequence[float], draws: int = DRAWS, seed: int = 0
 ) -> Interval:
-    """The mean of `values - baseline`, paired by problem, with its 95 % interval.
+    """Return the mean of `values - baseline`, paired by problem, with its 95 % interval.
 
     Example:
         >>> difference_interval([1.0, 1.0, 0.5], [0.5, 0.5, 0.0])
@@ -68,7 +68,7 @@ def difference_interval(
 
 
 def sampled_accuracy(scores: Sequence[Sequence[float | None]]) -> list[float]:
-    """Per problem the mean score of its completions; None is left out, NaN where nothing is left.
+    """Average the scores of each problem's completions; None is left out, NaN where nothing is left.
 
     Example:
         >>> sampled_accuracy([[1.0, 0.0], [1.0, None]])
@@ -79,7 +79,7 @@ def sampled_accuracy(scores: Sequence[Sequence[float | None]]) -> list[float]:
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """The chance that one of `k` of `n` completions is right, of which `correct` are: `1 - C(n-c, k) / C(n, k)`.
+    """Return the chance that one of `k` of `n` completions is right, of which `correct` are: `1 - C(n-c, k) / C(n, k)`.
 
     Example:
         >>> pass_at_k(4, 1, 1), pass_at_k(4, 1, 2), pass_at_k(4, 3, 2)
@@ -89,7 +89,7 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Which of these stand on the Pareto front: no other is as accurate at the same cost or less, and better in one.
+    """Tell which points are on the Pareto front: no other is as accurate at the same cost or less, and better in one.
 
     Args:
         points: accuracy and cost; one with NaN is not on the front.
@@ -99,17 +99,9 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
         [True, True, False, False]
     """
     known = [(accuracy, cost) for accuracy, cost in points if accuracy == accuracy and cost == cost]
-    return [point in known and not any(_beats(other, point) for other in known) for point in points]
-
-
-def _beats(other: tuple[float, float], point: tuple[float, float]) -> bool:
-    return other[0] >= point[0] and other[1] <= point[1] and other != point
-
-
-def _bootstrap_means(values: npt.NDArray[np.float64], draws: int, seed: int) -> npt.NDArray[np.float64]:
-    import numpy as np
-
-    rng = np.random.default_rng(seed)
-    rows = max(1, CHUNK // len(values))
-    parts = [min(rows, draws - done) for done in range(0, draws, rows)]
-    return np.concatenate([values[rng.integers(len(values), size=(part, len(values)))].mean(axis=1) for part in parts])
+    # of two equal points neither beats the other, so both stand on the front
+    return [
+        (accuracy, cost) in known
+        and not any(best >= accuracy and least <= cost and (best, least) != (accuracy, cost) for best, least in known)
+        for accuracy, cost in points
+    ]

@@ -29,6 +29,7 @@ class Curve:
     is_oracle: bool = False
 
     def summary(self) -> dict[str, Any]:
+        """Return k -> the mean with its interval and its cost, as JSON values."""
         points = {k: (mean_interval(values), self.tokens[k]) for k, values in self.values.items()}
         return {str(k): {**asdict(found), "tokens": t} for k, (found, t) in points.items() if not isnan(found.mean)}
 
@@ -69,16 +70,23 @@ class Measure:
         """The metric, which is the first reward, for each problem."""
         return next(iter(self.scores.values()))
 
-    def summary(self) -> dict[str, Any]:
-        """JSON values: intervals, costs, errors."""
+    @property
+    def tokens(self) -> int:
+        """What all problems took, read and written by all roles, whether fresh or from the log."""
         spent = sum(self.usage.values(), Usage())
+        # a run that goes on after a kill has most of its answers from the log, and must report the same cost
+        return spent.total_tokens + spent.cached_tokens
+
+    def summary(self) -> dict[str, Any]:
+        """Return the intervals, costs and errors as JSON values."""
         intervals = {name: mean_interval(values) for name, values in self.scores.items()}
+        # a mean that nobody can tell is left out: NaN is no JSON, and a reader would have to know what it stands for
         at_k = {name: curve.summary() for name, curve in self.curves.items()}
         return {
             "rewards": {name: asdict(found) for name, found in intervals.items() if not isnan(found.mean)},
-            "tokens": spent.total_tokens + spent.cached_tokens,
+            "tokens": self.tokens,
             "tokens_per_problem": self.tokens_per_problem,
-            "calls": spent.calls,
+            "calls": sum(usage.calls for usage in self.usage.values()),
             "seconds": round(self.seconds, 3),
             "usage": {role: asdict(usage) for role, usage in self.usage.items()},
             "pass_at": {k: found["mean"] for k, found in at_k.get("pass", {}).items()},
@@ -95,7 +103,8 @@ class Measure:
 
 
 def mark_pareto(measures: Sequence[Measure]) -> None:
-    """Mark those measures of one model on the Pareto front of accuracy against tokens; an oracle does not compete."""
+    """Mark those measures of one model on the Pareto front of accuracy against tokens."""
+    # an oracle does not compete: it would push off the front what can be had without knowing the answers
     honest = [measure for measure in measures if not measure.is_oracle]
     front = pareto([(measure.interval.mean, measure.tokens_per_problem) for measure in honest])
     for measure, is_pareto in zip(honest, front, strict=True):
@@ -103,11 +112,12 @@ def mark_pareto(measures: Sequence[Measure]) -> None:
 
 
 def gains(artifact: ModelArtifact, measured: Mapping[str, Sequence[Measure]]) -> dict[str, Any]:
-    """Each measure against that of its nearest measured ancestor, paired by problem; the first is the headline."""
+    """Compare each measure with that of its nearest measured ancestor, paired by problem; the first is the headline."""
     parent = next((name for name in artifact.ancestors if name in measured), None)
     if parent is None:
         return {}
     before = {measure.name: measure.values for measure in measured[parent]}
+    # paired by problem: problems differ more than models do, and that part of the noise cancels in the difference
     found = {
         measure.name: difference_interval(measure.values, before[measure.name])
         for measure in measured[artifact.name]
@@ -119,7 +129,7 @@ def gains(artifact: ModelArtifact, measured: Mapping[str, Sequence[Measure]]) ->
 def flat_figures(
     metric: str, summaries: Mapping[str, Mapping[str, Mapping[str, Any]]], gained: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, float]:
-    """The figures by one name each, every interval with `_low` and `_high`.
+    """Return the figures by one name each, every interval with `_low` and `_high`.
 
     Args:
         metric: the reward that counts.
@@ -143,6 +153,7 @@ def flat_figures(
                 kind, slash, verifier = curve.partition("/")
                 for k, point in points.items():
                     figures |= _spread(f"{model}/{kind}@{k}{slash}{verifier}", point)
+        # the first measure is `sampled`: its gain is the model's own, what any strategy adds comes on top
         for i, (name, gain) in enumerate(gained[model].get("measures", {}).items()):
             figures |= _spread(f"{model}/gain" if i == 0 else f"{model}/gain/{name}", gain)
     return figures

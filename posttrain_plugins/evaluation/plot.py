@@ -44,7 +44,10 @@ def draw(details: Mapping[str, Any], path: Path) -> list[Path]:
     models = details["models"]
     columns = min(COLUMNS, len(models))
     rows = ceil(len(models) / columns)
+    # Without a salt and a date two drawings of the same figures differ, and a stage that ran again would look changed;
+    # text stays text, so that a label can be found and copied.
     with mpl.rc_context({"svg.hashsalt": "posttrain", "svg.fonttype": "none", "font.size": 9}):
+        # not pyplot: it keeps every figure alive and picks a screen to draw on
         figure = Figure(layout="constrained")
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
         looks = _looks(models)
@@ -53,7 +56,13 @@ def draw(details: Mapping[str, Any], path: Path) -> list[Path]:
         for panel in panels[len(models) :]:
             panel.set_axis_off()
         _label(panels, str(details["metric"]), columns, len(models))
-        lines = _legend(figure, panels)
+        # one legend for all panels: most ways of answering stand in each of them
+        named = [zip(*panel.get_legend_handles_labels(), strict=True) for panel in panels]
+        handles = {label: handle for pairs in named for handle, label in pairs}
+        labels = ["\n".join(wrap(label, LABEL_CHARS, subsequent_indent="  ")) for label in handles]
+        figure.legend(list(handles.values()), labels, loc="outside right upper", frameon=False)
+        # matplotlib would cut off a legend that is longer than the panels are high
+        lines = sum(label.count("\n") + 1 for label in labels)
         height = max(PANEL_INCHES[1] * rows, LINE_INCHES * lines + 0.3)
         figure.set_size_inches(PANEL_INCHES[0] * columns + LEGEND_INCHES, height)
         files = [path.with_name(f"{path.name}{suffix}") for suffix in (".svg", ".png")]
@@ -62,45 +71,33 @@ def draw(details: Mapping[str, Any], path: Path) -> list[Path]:
     return files
 
 
-def _legend(figure: Any, panels: Any) -> int:
-    """One legend for all panels, long labels wrapped; gives how many lines it has."""
-    named = [zip(*panel.get_legend_handles_labels(), strict=True) for panel in panels]
-    handles = {label: handle for pairs in named for handle, label in pairs}
-    labels = ["\n".join(wrap(label, LABEL_CHARS, subsequent_indent="  ")) for label in handles]
-    figure.legend(list(handles.values()), labels, loc="outside right upper", frameon=False)
-    return sum(label.count("\n") + 1 for label in labels)
-
-
 def _looks(models: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """A strategy has one colour in all panels, and a marker for each of its budgets."""
+    """Give a strategy one colour in all panels, and a marker for each of its budgets."""
     names = dict.fromkeys(name for found in models.values() for name in found["measures"])
-    strategies = {strategy: i for i, strategy in enumerate(dict.fromkeys(map(_strategy, names)))}
-    budgets = {budget: i for i, budget in enumerate(dict.fromkeys(map(_budget, names)))}
-
-    def look(name: str) -> tuple[str, str]:
-        turn, color = divmod(strategies[_strategy(name)], 10)
-        return f"C{color}", MARKERS[(turn * len(budgets) + budgets[_budget(name)]) % len(MARKERS)]
-
-    return {name: look(name) for name in names}
-
-
-def _strategy(name: str) -> str:
-    return name.partition(" @ ")[0].removesuffix(" (oracle)")
-
-
-def _budget(name: str) -> str:
-    return name.partition(" @ ")[2].removesuffix(" (oracle)")
+    parts = {name: name.removesuffix(" (oracle)").partition(" @ ") for name in names}  # `Bench` makes the names
+    strategies = {
+        strategy: i for i, strategy in enumerate(dict.fromkeys(strategy for strategy, _, _ in parts.values()))
+    }
+    budgets = {budget: i for i, budget in enumerate(dict.fromkeys(budget for _, _, budget in parts.values()))}
+    looks = {}
+    for name, (strategy, _, budget) in parts.items():
+        # matplotlib has ten colours: strategies that share one are told apart by other markers
+        turn, color = divmod(strategies[strategy], 10)
+        looks[name] = (f"C{color}", MARKERS[(turn * len(budgets) + budgets[budget]) % len(MARKERS)])
+    return looks
 
 
 def _panel(
     panel: Any, title: str, measures: Mapping[str, Any], metric: str, looks: Mapping[str, tuple[str, str]]
 ) -> None:
+    # an answer for no tokens, as of a constant, has no place on an axis of logarithms
     shown = {name: m for name, m in measures.items() if metric in m["rewards"] and m["tokens_per_problem"] > 0}
     for measure in shown.values():
         _curves(panel, measure.get("at_k", {}))
     front = sorted((m["tokens_per_problem"], m["rewards"][metric]["mean"]) for m in shown.values() if m["pareto"])
     if front:
         tokens, accuracy = zip(*front, strict=True)
+        # a step, not a line: between two ways of answering there is none that one could buy
         panel.step(tokens, accuracy, where="post", color="0.75", linewidth=4, zorder=1, label="Pareto front")
     for name, measure in shown.items():
         _point(panel, name, measure, measure["rewards"][metric], *looks[name])
@@ -111,12 +108,13 @@ def _panel(
 def _point(
     panel: Any, name: str, measure: Mapping[str, Any], found: Mapping[str, float], color: str, marker: str
 ) -> None:
-    """With its 95 % interval; hollow where the answer was known."""
-    below, above = found["mean"] - found["low"], found["high"] - found["mean"]
+    """Draw a measure with its 95 % interval; hollow where the answer was known."""
+    # a mean may lie below its own interval by a rounding, and matplotlib refuses lengths below zero
+    below, above = max(found["mean"] - found["low"], 0.0), max(found["high"] - found["mean"], 0.0)
     panel.errorbar(
         [measure["tokens_per_problem"]],
         [found["mean"]],
-        yerr=[[max(below, 0.0)], [max(above, 0.0)]],
+        yerr=[[below], [above]],
         fmt=marker,
         color=color,
         markerfacecolor="white" if measure["oracle"] else color,
@@ -141,14 +139,15 @@ def _curves(panel: Any, at_k: Mapping[str, Mapping[str, Mapping[str, float]]]) -
 
 
 def _label(panels: Any, metric: str, columns: int, count: int) -> None:
+    """Name and number the axes once a column and once a row."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     for i, panel in enumerate(panels[:count]):
-        panel.set_xscale("log", base=2)
+        panel.set_xscale("log", base=2)  # k doubles from point to point
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panel.xaxis.set_minor_formatter(NullFormatter())
         if i % columns == 0:
             panel.set_ylabel(metric)
         if i + columns >= count:
             panel.set_xlabel("tokens per problem")
-            panel.tick_params(labelbottom=True)
+            panel.tick_params(labelbottom=True)  # shared axes hide it above an empty place of the last row

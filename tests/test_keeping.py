@@ -18,7 +18,7 @@ from posttrain_plugins.rewards.digit_chain_steps import DigitChainSteps
 from posttrain_plugins.rewards.exact_answer import ExactAnswer
 from posttrain_plugins.stages import sample as sample_module
 from posttrain_plugins.stages.sample import Sample
-from posttrain_plugins.training_data.selection import Judged, Keeping, read_saved
+from posttrain_plugins.training_data.selection import Judged, Selection, read_saved
 from posttrain_plugins.types import Completion, ModelArtifact, ResolvedReward, StageContext, Usage
 
 CORRECT = ResolvedReward("correct", ExactAnswer())
@@ -187,19 +187,19 @@ def judged(*values: tuple[str, float | None]) -> list[Judged]:
 
 def test_labelled_and_ranked_leave_out_what_nobody_could_judge() -> None:
     items = judged(("a", 0.2), ("b", None), ("c", 0.9), ("a", 0.2))
-    assert Keeping("labelled").rows(items, 0) == [
+    assert Selection("labelled").rows(items, 0) == [
         {"completion": "c", "label": True},
         {"completion": "a", "label": False},
     ]
-    assert Keeping("ranked").rows(items, 0) == [{"completions": ["c", "a"], "scores": [0.9, 0.2]}]
-    assert Keeping("ranked").rows(judged(("a", 0.5), ("b", 0.5)), 0) == []
+    assert Selection("ranked").rows(items, 0) == [{"completions": ["c", "a"], "scores": [0.9, 0.2]}]
+    assert Selection("ranked").rows(judged(("a", 0.5), ("b", 0.5)), 0) == []
 
 
 def test_all_keeps_right_and_wrong_with_what_they_are_worth() -> None:
     items = judged(("a", 0.2), ("b", None), ("c", 0.9), ("a", 0.2))
     kept = [{"completion": "c", "reward": 0.9}, {"completion": "a", "reward": 0.2}]
-    assert Keeping("all").rows(items, 0) == kept
-    assert Keeping("all_correct").rows(items, 0) == kept[:1]
+    assert Selection("all").rows(items, 0) == kept
+    assert Selection("all_correct").rows(items, 0) == kept[:1]
 
 
 def test_a_data_sets_own_completions_do_not_come_along(tmp_path: Path, opened: list[str]) -> None:

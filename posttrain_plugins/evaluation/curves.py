@@ -111,12 +111,16 @@ def _best(metric: Sequence[float | None], scores: Sequence[float | None], k: int
     The one of rank i is chosen in C(n-1-i, k-1) of C(n, k) subsets; of equal ones the first drawn counts.
     """
     n = len(scores)
-    known = [-math.inf if score is None else score for score in scores]
-    ranked = sorted(range(n), key=known.__getitem__, reverse=True)  # stable: equal ones stay in order
+    ranked = sorted(range(n), key=lambda i: _rank(scores[i]), reverse=True)  # stable: equal ones stay in order
     weights = [math.comb(n - 1 - rank, k - 1) / math.comb(n, k) for rank in range(n)]
     # where the metric cannot judge the chosen one, the mean is over the other subsets: None is not 0.0
     judged = [(weight, metric[i]) for weight, i in zip(weights, ranked, strict=True)]
     return _weighted_mean([(weight, value) for weight, value in judged if value is not None])
+
+
+def _rank(score: float | None) -> float:
+    """Order scores so that a completion which the verifier cannot judge comes last."""
+    return -math.inf if score is None else score
 
 
 def _weighted_mean(pairs: Sequence[tuple[float, float]]) -> float:
@@ -159,4 +163,4 @@ class _Voter:
         if verifier is None:
             return subset[0]
         scores = self.draws.verifiers[verifier]
-        return max(subset, key=lambda i: -math.inf if scores[i] is None else scores[i])
+        return max(subset, key=lambda i: _rank(scores[i]))

@@ -25,7 +25,7 @@ from posttrain_plugins.training_data.selection import (
     COLUMNS,
     Judged,
     Keep,
-    Keeping,
+    Selection,
     distinct,
     judge,
     read_saved,
@@ -228,8 +228,8 @@ class Sample:
             for items, found in zip(among, labels, strict=True)
         ]
 
-    def _keeping(self, seed: int) -> Keeping:
-        return Keeping(self.keep, self.top_k, self.threshold, self.max_pairs_per_prompt, seed)
+    def _keeping(self, seed: int) -> Selection:
+        return Selection(self.keep, self.top_k, self.threshold, self.max_pairs_per_prompt, seed)
 
     @contextmanager
     def _backends(self, context: StageContext) -> Iterator[dict[str, AnyBackend]]:

@@ -1,4 +1,4 @@
-"""What is kept of judged completions, and in which of TRL's formats; and completions that were saved before.
+"""Select judged completions, write them in one of TRL's formats, and read those that were saved before.
 
 | keep                           | columns beside the prompt         | for                              |
 |--------------------------------|-----------------------------------|----------------------------------|
@@ -30,7 +30,7 @@ from posttrain_plugins.errors import InputError
 from posttrain_plugins.text import is_conversational, to_text
 from posttrain_plugins.types import Prompt, ResolvedReward
 
-__all__ = ["COLUMNS", "Judged", "Keep", "Keeping", "Saved", "distinct", "judge", "read_saved", "without_texts"]
+__all__ = ["COLUMNS", "Judged", "Keep", "Saved", "Selection", "distinct", "judge", "read_saved", "without_texts"]
 
 Keep: TypeAlias = Literal["best", "top_k", "all_correct", "all", "pairs", "labelled", "ranked", "steps"]
 
@@ -78,31 +78,36 @@ def judge(
     rewards: Sequence[ResolvedReward],
     scores: Sequence[Sequence[float | None]],
 ) -> list[Judged]:
-    """The completions of one problem, as texts or as they were saved; `scores` has a list for each reward."""
-    return [
-        Judged(to_text(completion), _formatted(prompt, completion), *_worth(rewards, [row[j] for row in scores]))
-        for j, completion in enumerate(completions)
-    ]
+    """Return the judged completions of one problem.
 
-
-def _worth(rewards: Sequence[ResolvedReward], values: Sequence[float | None]) -> tuple[float | None, float | None]:
-    """Weighted sum and first reward; as in TRL, a reward that cannot judge adds nothing to the sum."""
-    known = [reward.weight * value for reward, value in zip(rewards, values, strict=True) if value is not None]
-    return (sum(known) if known else None), values[0]
+    Args:
+        completions: N of them, as texts or as they were saved.
+        prompt: what they answer.
+        rewards: R rewards; the first gives the verdict.
+        scores: R lists of N scores.
+    """
+    judged = []
+    for j, completion in enumerate(completions):
+        values = [row[j] for row in scores]
+        # as in TRL, a reward that cannot judge adds nothing to the sum
+        known = [reward.weight * value for reward, value in zip(rewards, values, strict=True) if value is not None]
+        total = sum(known) if known else None
+        judged.append(Judged(to_text(completion), _formatted(prompt, completion), total, values[0]))
+    return judged
 
 
 def _formatted(prompt: Prompt, completion: Any) -> Any:
-    """In its prompt's format; messages that were saved stay whole (tool calls, several turns)."""
+    """Write a completion in its prompt's format; saved messages stay whole (tool calls, several turns)."""
     if is_conversational(prompt):
         return as_completion(prompt, completion) if isinstance(completion, str) else list(completion)
     return to_text(completion)
 
 
-# --- Keeping ---------------------------------------------------------------------------------------------------------
+# --- Selection -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Keeping:
+class Selection:
     """Which completions of a problem are kept, and how.
 
     Args:
@@ -120,9 +125,10 @@ class Keeping:
     seed: int = 0
 
     def rows(self, judged: Iterable[Judged], number: int) -> list[dict[str, Any]]:
-        """The new columns of what is kept of problem `number`, a row each."""
+        """Return the new columns of what is kept of problem `number`, a row each."""
         ranked = sorted(distinct(judged), key=lambda item: -item.total)
         if self.keep == "pairs":
+            # seeded by the problem's number: a problem's pairs stay the same when others are added or fail
             pairs = self._pairs(ranked, random.Random(f"{self.seed}:{number}"))
             return [
                 {"chosen": chosen.completion, "rejected": rejected.completion}
@@ -132,32 +138,36 @@ class Keeping:
             return [{"completion": item.completion, "label": self.is_right(item)} for item in ranked]
         if self.keep == "ranked":
             is_order = len({item.total for item in ranked}) > 1  # all equal: nothing to learn
-            told = {"completions": [i.completion for i in ranked], "scores": [i.reward for i in ranked]}
-            return [told] if is_order else []
+            columns = {"completions": [i.completion for i in ranked], "scores": [i.reward for i in ranked]}
+            return [columns] if is_order else []
+        # the verdict says who is right before the sum says who is best: a fluent wrong answer is no SFT data
         right = [item for item in ranked if self.keep == "all" or self.is_right(item)]
         count = {"best": 1, "top_k": self.top_k}.get(self.keep, len(right))
         return [{"completion": item.completion, "reward": item.reward} for item in right[:count]]
 
     def is_right(self, item: Judged) -> bool:
+        """Tell whether the first reward passes the threshold; one that could not judge is no pass."""
         return item.verdict is not None and (self.threshold is None or item.verdict >= self.threshold)
 
     def _pairs(self, ranked: list[Judged], rng: random.Random) -> list[tuple[Judged, Judged]]:
+        """Pair right with wrong completions at random, or without a threshold the best with the worst."""
         if self.threshold is None:
             return [(a, b) for a, b in zip(ranked, reversed(ranked), strict=True) if a.total > b.total]
         right = [item for item in ranked if self.is_right(item)]
         wrong = [item for item in ranked if not self.is_right(item)]
+        # shuffled: in order of reward, the few pairs that are kept would always be those of the best of both
         rng.shuffle(right)
         rng.shuffle(wrong)
         return list(zip(right, wrong, strict=False))
 
 
 def without_texts(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of the data set without the completions that it brought along: TRL would take them for the data."""
+    """Return a row of the data set without the completions that it has: TRL would take them for the data."""
     return {name: value for name, value in row.items() if name not in TEXTS}
 
 
 def distinct(judged: Iterable[Judged]) -> list[Judged]:
-    """Every text once, those that no reward could judge left out."""
+    """Return every text once, without those that no reward could judge."""
     return list({i.text: i for i in judged if i.reward is not None and i.verdict is not None}.values())
 
 
@@ -179,16 +189,19 @@ class Saved:
     rewards: list[Any] = field(default_factory=list)
 
     def judged(self) -> list[Judged]:
-        """By the saved rewards."""
-        prompt = self.row["prompt"]
-        return [
-            Judged(to_text(completion), _formatted(prompt, completion), *_told(reward))
-            for completion, reward in zip(self.completions, self.rewards, strict=True)
-        ]
+        """Return the completions, judged by the saved rewards."""
+        prompt, judged = self.row["prompt"], []
+        for completion, reward in zip(self.completions, self.rewards, strict=True):
+            values = list(reward.values()) if isinstance(reward, Mapping) else [reward]
+            known = [float(value) for value in values if value is not None]
+            # summed as they are: weights belong to rewards that the recipe names, and here it names none
+            total, verdict = (sum(known) if known else None), (None if values[0] is None else float(values[0]))
+            judged.append(Judged(to_text(completion), _formatted(prompt, completion), total, verdict))
+        return judged
 
 
 def read_saved(rows: Sequence[Mapping[str, Any]], needs_rewards: bool) -> list[Saved]:
-    """The problems of a data set with a column `completion`, or with several `completions` to a row.
+    """Group the rows of a data set, with `completion` or several `completions` each, by problem.
 
     Rows with the same prompt are one problem. Rewards stand in `reward`, `rewards` or `scores`: as many as completions.
 
@@ -197,6 +210,7 @@ def read_saved(rows: Sequence[Mapping[str, Any]], needs_rewards: bool) -> list[S
     """
     found: dict[str, Saved] = {}
     for number, row in enumerate(rows, start=1):
+        # by text, since messages cannot be keys of a dict
         key = json.dumps(row["prompt"], sort_keys=True, default=str)
         others = {name: value for name, value in row.items() if name not in (*TEXTS, *VERDICTS)}
         saved = found.setdefault(key, Saved(others))
@@ -207,27 +221,17 @@ def read_saved(rows: Sequence[Mapping[str, Any]], needs_rewards: bool) -> list[S
 
 
 def _completions_and_rewards(row: Mapping[str, Any], number: int, needs_rewards: bool) -> tuple[list[Any], list[Any]]:
-    """Of one row; a row of a data set has every column, with None for what it lacks."""
+    """Read one row; a row of a data set has every column, with None for what it lacks."""
     is_many = row.get("completions") is not None
     completions = list(row["completions"]) if is_many else [row["completion"]]
-    told = next((row[name] for name in ("reward", "rewards", "scores") if row.get(name) is not None), None)
-    rewards = list(told) if is_many and isinstance(told, Sequence) else [told] * (1 if not is_many else 0)
+    saved = next((row[name] for name in ("reward", "rewards", "scores") if row.get(name) is not None), None)
+    rewards = list(saved) if is_many and isinstance(saved, Sequence) else [saved] * (1 if not is_many else 0)
     if not needs_rewards:
         return completions, [None] * len(completions)
-    if len(rewards) != len(completions) or not all(map(_is_reward, rewards)):
-        message = f"row {number} of the data set has {len(completions)} completions and the rewards {told!r}"
+    # a number, or numbers by the rewards' names, of which at least one; None is "could not judge" and is allowed
+    values = [list(reward.values()) if isinstance(reward, Mapping) else [reward] for reward in rewards]
+    is_number = [bool(of) and all(v is None or isinstance(v, int | float) for v in of) for of in values]
+    if len(rewards) != len(completions) or not all(is_number):
+        message = f"row {number} of the data set has {len(completions)} completions and the rewards {saved!r}"
         raise InputError(f"{message}, expected a number for each", hint="or name rewards that score them anew")
     return completions, rewards
-
-
-def _is_reward(value: Any) -> bool:
-    values = list(value.values()) if isinstance(value, Mapping) else [value]
-    is_number = [v is None or (isinstance(v, int | float) and not isinstance(v, str)) for v in values]
-    return bool(values) and all(is_number)
-
-
-def _told(reward: Any) -> tuple[float | None, float | None]:
-    """Sum and first of what was saved."""
-    values = list(reward.values()) if isinstance(reward, Mapping) else [reward]
-    known = [float(value) for value in values if value is not None]
-    return (sum(known) if known else None), (None if values[0] is None else float(values[0]))

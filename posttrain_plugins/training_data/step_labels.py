@@ -1,4 +1,4 @@
-"""Which steps of a completion are right: told by a rule, or by where the model gets from there.
+"""Which steps of a completion are right, by a rule's own scores or by where the model gets from there.
 
 Papers: Lightman et al., 2023 (https://huggingface.co/papers/2305.20050), for labels of steps; Math-Shepherd, Wang et
 al., 2023 (https://huggingface.co/papers/2312.08935), section 3.2, for rollouts: a step is as good as the completions
@@ -28,15 +28,15 @@ __all__ = ["Estimate", "StepLabels"]
 
 Estimate: TypeAlias = Literal["hard", "soft", "share"]
 Labels: TypeAlias = list[bool] | list[float] | None
-"""Of one completion, a label for each step; None where they cannot be told."""
+"""The labels of one completion, one for each step; None where nobody can judge them."""
 
 
 @dataclass(frozen=True)
 class StepLabels:
-    """Labels steps.
+    """Labels the steps of completions, by a rule or by rollouts.
 
     Args:
-        reward: says what is right; `rules` needs its `step_scores`.
+        reward: says what is right; `by_rules` needs its `step_scores`.
         separator: ends a step.
         threshold: right is a step, or a completion, with this score or more.
         num_rollouts: completions from each prefix.
@@ -61,20 +61,30 @@ class StepLabels:
         judged: Sequence[Sequence[Judged]],
         log: RequestLog,
     ) -> list[list[Labels]]:
-        """By the reward's own score of each step; none where it sees other steps in a completion.
+        """Label by the reward's own score of each step; None where it sees other steps in a completion.
 
         Returns:
             For each problem and completion, the labels.
         """
-        steps = [[tuple(self._steps(item)) for item in of_problem] for of_problem in judged]
+        steps = [[tuple(split_steps(item.text, self.separator)) for item in of_problem] for of_problem in judged]
+        rows = [{name: values[i] for name, values in columns.items()} for i in range(len(problems))]
         items = [
-            Scored(problem.id, problem.prompt, "".join(of_one), _row(columns, i), of_one)
-            for i, problem in enumerate(problems)
-            for of_one in steps[i]
+            Scored(problem.id, problem.prompt, "".join(of_one), row, of_one)
+            for problem, row, of_problem in zip(problems, rows, steps, strict=True)
+            for of_one in of_problem
             if of_one
         ]
+        # a completion without text has no step to ask about, and takes no score from the iterator below
         scores = iter(score_steps(self.reward, items, log) if items else ())
-        return [[self._ruled(of_one, next(scores) if of_one else []) for of_one in of_problem] for of_problem in steps]
+
+        def label(of_one: tuple[str, ...]) -> Labels:
+            values = next(scores) if of_one else []
+            # A reward that counts other steps than we do says nothing of ours: to cut or to fill up would put a verdict
+            # on the wrong step.
+            is_judged = bool(of_one) and len(values) == len(of_one)
+            return [value >= self.threshold for value in values] if is_judged else None
+
+        return [[label(of_one) for of_one in of_problem] for of_problem in steps]
 
     def by_rollouts(
         self,
@@ -84,57 +94,57 @@ class StepLabels:
         log: RequestLog,
         **options: Any,
     ) -> list[list[Labels]]:
-        """By the share of right completions that go on from each step; `options` are those of `engine.solve`.
+        """Label by the share of right completions that go on from each step; `options` are those of `engine.solve`.
 
         Returns:
             For each problem and completion, the labels.
         """
-        prefixes = {p.id: self._prefixes(of_problem) for p, of_problem in zip(problems, judged, strict=True)}
+        # completions of one problem often begin alike, and rollouts are what costs: each beginning is asked once
+        prefixes = {
+            problem.id: list(dict.fromkeys(prefix for item in of_problem for prefix in self._prefixes(item)))
+            for problem, of_problem in zip(problems, judged, strict=True)
+        }
         results = solve(_Rollouts(prefixes, self.num_rollouts), problems, log=log, **options)
         drawn = [dict(zip(prefixes[p.id], r.answer, strict=True)) for p, r in zip(problems, results, strict=True)]
+        rows = [{name: values[i] for name, values in columns.items()} for i in range(len(problems))]
         items = [
-            Scored(problem.id, problem.prompt, prefix + text, _row(columns, i))
-            for i, problem in enumerate(problems)
-            for prefix, texts in drawn[i].items()
+            # a rollout is judged as the whole completion that it would have been: a rule may look at any part of it
+            Scored(problem.id, problem.prompt, prefix + text, row)
+            for problem, row, of_problem in zip(problems, rows, drawn, strict=True)
+            for prefix, texts in of_problem.items()
             for text in texts
         ]
         verdicts = iter(score(self.reward, items, log) if items else ())
-        shares = [
-            {prefix: self._share([next(verdicts) for _ in texts]) for prefix, texts in of_problem.items()}
-            for of_problem in drawn
-        ]
+        shares: list[dict[str, float | None]] = []
+        for of_problem in drawn:
+            of_prefix: dict[str, float | None] = {}
+            for prefix, texts in of_problem.items():
+                of_texts = [next(verdicts) for _ in texts]
+                # one that cannot be judged is not right; None only where every rollout failed
+                right = sum(verdict is not None and verdict >= self.threshold for verdict in of_texts)
+                of_prefix[prefix] = right / len(texts) if texts else None
+            shares.append(of_prefix)
         return [[self._labels(item, shares[i]) for item in of_problem] for i, of_problem in enumerate(judged)]
 
     def row(self, item: Judged, labels: Sequence[bool | float]) -> dict[str, Any]:
-        """The new columns of one completion."""
+        """Return the new columns of one completion."""
+        # What follows the first error is left out because nobody can say whether a right step after a wrong one is
+        # right (Lightman et al. stop there too); the wrong step itself is kept, since it is what the model learns from.
         wrong = [i for i, label in enumerate(labels) if label < self.share_threshold]
         count = wrong[0] + 1 if self.stop_at_first_error and wrong else len(labels)
-        return {"completions": self._steps(item)[:count], "labels": list(labels)[:count]}
+        return {"completions": split_steps(item.text, self.separator)[:count], "labels": list(labels)[:count]}
 
-    def _ruled(self, steps: Sequence[str], scores: Sequence[float]) -> Labels:
-        is_told = bool(steps) and len(scores) == len(steps)
-        return [value >= self.threshold for value in scores] if is_told else None
-
-    def _steps(self, item: Judged) -> list[str]:
-        return split_steps(item.text, self.separator)
-
-    def _prefixes(self, judged: Sequence[Judged]) -> list[str]:
-        """Every distinct beginning that ends with a step and is not the whole."""
-        begun = (prefix for item in judged for prefix in list(accumulate(self._steps(item)))[:-1])
-        return list(dict.fromkeys(begun))
-
-    def _share(self, verdicts: Sequence[float | None]) -> float | None:
-        """None where every rollout failed; one that cannot be judged is not right."""
-        right = sum(verdict is not None and verdict >= self.threshold for verdict in verdicts)
-        return right / len(verdicts) if verdicts else None
+    def _prefixes(self, item: Judged) -> list[str]:
+        """Return every beginning that ends with a step and is not the whole."""
+        return list(accumulate(split_steps(item.text, self.separator)))[:-1]
 
     def _labels(self, item: Judged, shares: Mapping[str, float | None]) -> Labels:
         if item.verdict is None or not item.text:
             return None
-        told = [shares[prefix] for prefix in list(accumulate(self._steps(item)))[:-1]]
-        known = [share for share in told if share is not None]
-        if len(known) < len(told):
-            return None
+        found = [shares[prefix] for prefix in self._prefixes(item)]
+        known = [share for share in found if share is not None]
+        if len(known) < len(found):
+            return None  # a hole in the middle cannot be written in TRL's format, and 0.0 would be a verdict
         known.append(float(item.verdict >= self.threshold))
         if self.estimate == "share":
             return known
@@ -149,14 +159,12 @@ class _Rollouts:
     n: int
 
     def __call__(self, problem: Problem) -> Generator[Request | list[Request], Any, Result]:
+        # one round for all beginnings of a problem: the engine fills its batches with them
         requests: list[Request] = [
             Generate(prefill(problem.prompt, prefix), n=self.n, params=problem.params, purpose="rollout")
             for prefix in self.prefixes[problem.id]
         ]
         answers = (yield requests) if requests else []
+        # a rollout that a server dropped says nothing of the step
         texts = [[c.text for c in completions if c.finish_reason != "error"] for completions in answers]
         return Result(answer=texts, text="")
-
-
-def _row(columns: Mapping[str, Sequence[Any]], i: int) -> dict[str, Any]:
-    return {name: values[i] for name, values in columns.items()}

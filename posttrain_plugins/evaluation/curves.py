@@ -114,18 +114,15 @@ def _best(metric: Sequence[float | None], scores: Sequence[float | None], k: int
     ranked = sorted(range(n), key=lambda i: _rank(scores[i]), reverse=True)  # stable: equal ones stay in order
     weights = [math.comb(n - 1 - rank, k - 1) / math.comb(n, k) for rank in range(n)]
     # where the metric cannot judge the chosen one, the mean is over the other subsets: None is not 0.0
-    judged = [(weight, metric[i]) for weight, i in zip(weights, ranked, strict=True)]
-    return _weighted_mean([(weight, value) for weight, value in judged if value is not None])
+    pairs = [(weight, metric[i]) for weight, i in zip(weights, ranked, strict=True)]
+    judged = [(weight, value) for weight, value in pairs if value is not None]
+    total = sum(weight for weight, _ in judged)
+    return sum(weight * value for weight, value in judged) / total if total else math.nan
 
 
 def _rank(score: float | None) -> float:
     """Order scores so that a completion which the verifier cannot judge comes last."""
     return -math.inf if score is None else score
-
-
-def _weighted_mean(pairs: Sequence[tuple[float, float]]) -> float:
-    total = sum(weight for weight, _ in pairs)
-    return sum(weight * value for weight, value in pairs) / total if total else math.nan
 
 
 class _Voter:
@@ -145,7 +142,8 @@ class _Voter:
     def vote(self, subsets: Sequence[tuple[int, ...]], verifier: str | None = None) -> float:
         """Return the metric of the completion that stands for the vote's winner, on average over the subsets."""
         values = [self.draws.metric[self._winner(subset, verifier)] for subset in subsets]
-        return _weighted_mean([(1.0, value) for value in values if value is not None])
+        judged = [value for value in values if value is not None]
+        return sum(judged) / len(judged) if judged else math.nan
 
     def _winner(self, subset: tuple[int, ...], verifier: str | None) -> int:
         """Choose as `self_consistency` and `best_of_n(weighted=True)` do: of equal classes the one seen first."""

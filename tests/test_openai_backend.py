@@ -432,12 +432,12 @@ def test_it_is_an_async_backend_whose_connections_close_with_the_loop() -> None:
         assert backend.identity == "weights"
         for _ in range(3):  # a new loop each; a connection left open is a ResourceWarning, an error here
             ask(backend, draws(1))
-        assert backend._endpoint._lanes == {}
+        assert backend._endpoint._held == {}
 
         async def close() -> None:
             await backend.agenerate(draws(1), [1])
             await backend.aclose()
-            assert backend._endpoint._lanes == {}
+            assert backend._endpoint._held == {}
             await backend.agenerate(draws(1), [1])
 
         asyncio.run(close())

@@ -50,14 +50,14 @@ class RequestLog:
         return len(self._values)
 
     def completion(self, key: str) -> Completion:
-        """The completion of this key; one that was read from the file is made when it is first asked for."""
+        """Return the completion of this key; one that was read from the file is made when it is first asked for."""
         value = self._values[key]
         if not isinstance(value, Completion):
             value = self._values[key] = completion_of(value)
         return value
 
     def cost_of(self, key: str) -> Usage:
-        """What an answer cost, where that stands beside it; a completion's usage is its own."""
+        """Return what an answer cost, where that stands beside it; a completion's usage is its own."""
         return self._costs.get(key, _NOTHING)
 
     def put(self, key: str, value: Any, cost: Usage = _NOTHING, **about: str) -> None:
@@ -68,10 +68,12 @@ class RequestLog:
         if self._file is not None:
             line = _line(key, value, cost, about)
             with self._lock:
+                # one write for the whole line, and out of this process at once: a run that is killed now loses nothing
                 self._file.write(line)
                 self._file.flush()
 
     def close(self) -> None:
+        """Close the file; answers can still be looked up."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -85,7 +87,7 @@ class RequestLog:
     def _load(self, path: Path) -> None:
         content = path.read_bytes() if path.exists() else b""
         whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
+        if len(whole) < len(content):  # the next line would go on from the torn one
             path.write_bytes(whole)
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
@@ -111,7 +113,7 @@ def _line(key: str, value: Any, cost: Usage, about: Mapping[str, str]) -> bytes:
 
 
 def entry_of(completion: Completion) -> dict[str, Any]:
-    """A completion as JSON values."""
+    """Return a completion as JSON values."""
     usage = completion.usage
     entry: dict[str, Any] = {
         "text": completion.text,
@@ -122,5 +124,5 @@ def entry_of(completion: Completion) -> dict[str, Any]:
 
 
 def completion_of(entry: Mapping[str, Any]) -> Completion:
-    """The completion that an entry tells of."""
+    """Return the completion that an entry tells of."""
     return Completion(**{**entry, "usage": Usage(**entry["usage"])})

@@ -28,12 +28,12 @@ __all__ = [
     "Scored",
     "as_completion",
     "calls",
-    "has_spent",
     "items_of",
     "kind_of",
     "score",
     "score_keys",
     "score_steps",
+    "spent_of",
 ]
 
 ScoreKind: TypeAlias = Literal["score", "step_scores"]
@@ -59,7 +59,7 @@ class Scored:
 
 
 def score(reward: ResolvedReward, items: Sequence[Scored], log: RequestLog) -> list[float | None]:
-    """What each completion is worth: one call of the reward for all that the log does not know.
+    """Score each completion: one call of the reward for all that the log does not know.
 
     Raises:
         PluginBroken: where the reward raises, or does not give one float or None per completion.
@@ -68,7 +68,7 @@ def score(reward: ResolvedReward, items: Sequence[Scored], log: RequestLog) -> l
 
 
 def score_steps(reward: ResolvedReward, items: Sequence[Scored], log: RequestLog) -> list[list[float]]:
-    """What each step is worth: `step_scores` on the joined steps; the steps themselves go along as column `steps`.
+    """Score each step: `step_scores` on the joined steps; the steps themselves go along as column `steps`.
 
     Raises:
         InputError: where the reward has no `step_scores`.
@@ -78,32 +78,34 @@ def score_steps(reward: ResolvedReward, items: Sequence[Scored], log: RequestLog
 
 
 def score_keys(kind: ScoreKind, reward: ResolvedReward, items: Sequence[Scored]) -> list[str]:
-    """Where the answers stand in the log."""
+    """Return where the answers stand in the log."""
+    # a prompt is written out once for all its completions: of a long one that is most of a key's cost
     prompts = {id(item.prompt): item.prompt for item in items}
     texts = {i: prompt_text(prompt) for i, prompt in prompts.items()}
     return [score_key(kind, reward.name, i.problem, texts[id(i.prompt)], i.text, i.steps) for i in items]
 
 
 def kind_of(request: Score | ScoreSteps) -> ScoreKind:
-    """What the log calls the answers to such requests."""
+    """Return what the log calls the answers to such requests."""
     return "step_scores" if isinstance(request, ScoreSteps) else "score"
 
 
 def items_of(request: Score | ScoreSteps, problem: Problem, columns: Mapping[str, Any]) -> list[Scored]:
-    """What a request wants to be scored."""
+    """Return what a request wants to be scored."""
     if isinstance(request, Score):
         return [Scored(problem.id, request.prompt, text, columns) for text in request.completions]
     return [Scored(problem.id, request.prompt, "".join(steps), columns, tuple(steps)) for steps in request.steps]
 
 
 def as_completion(prompt: Prompt, text: str) -> Any:
-    """A completion in the format of its prompt: a message where the prompt is conversational."""
+    """Return a completion in the format of its prompt: a message where the prompt is conversational."""
     return [{"role": "assistant", "content": text}] if is_conversational(prompt) else text
 
 
-def has_spent(reward: ResolvedReward) -> bool:
-    """Whether the reward says by itself what it has cost, calls included."""
-    return isinstance(getattr(reward.func, "spent", None), Usage)
+def spent_of(reward: ResolvedReward) -> Usage | None:
+    """Return what the reward says by itself that it has cost so far, calls included; None where it says nothing."""
+    spent = getattr(reward.func, "spent", None)
+    return replace(spent) if isinstance(spent, Usage) else None  # a copy: the reward goes on adding to its own
 
 
 # --- One call --------------------------------------------------------------------------------------------------------
@@ -127,31 +129,39 @@ class Call:
 
     def run(self) -> None:
         """Call it, and wait."""
-        before = self._spent()
+        before = spent_of(self.reward)
         with _blaming(self.reward):
             values = self._begin()
             found = wait_for(values) if isinstance(values, Awaitable) else values
         self._finish(found, before)
 
     async def arun(self) -> None:
-        """The same in an event loop: an async reward is awaited, any other works in a thread."""
+        """Call it in an event loop: an async reward is awaited, any other works in a thread."""
         import asyncio
 
-        before = self._spent()
+        before = spent_of(self.reward)
         with _blaming(self.reward):
             values = await asyncio.to_thread(self._begin)
             found = await values if isinstance(values, Awaitable) else values
+        # an answer may be a generator that works while it is read, and the log waits for the disk
         await asyncio.to_thread(self._finish, found, before)
 
     def _begin(self) -> Any:
         items = list(self.items.values())
+        names = dict.fromkeys(name for item in items for name in item.columns)
+        columns: dict[str, Any] = {name: [item.columns.get(name) for item in items] for name in names}
+        if items[0].steps:
+            columns["steps"] = [list(item.steps) for item in items]
         func: Any = self.reward.func if self.kind == "score" else getattr(self.reward.func, "step_scores")  # noqa: B009
-        return func(**{**_columns(items), **_pairs(items)})
+        return func(**{**columns, **_pairs(items)})  # a column named `prompts` must not replace the prompts
 
-    def _finish(self, values: Any, before: Usage) -> None:
-        read: Callable[[Any], Any] = _as_score if self.kind == "score" else _as_steps
+    def _finish(self, values: Any, before: Usage | None) -> None:
         with _blaming(self.reward):
-            answers = [read(value) for value in values]
+            answers: list[Any]
+            if self.kind == "score":  # None and NaN both mean "cannot judge", as in TRL
+                answers = [None if value is None or math.isnan(value) else float(value) for value in values]
+            else:
+                answers = [[float(value) for value in of_steps] for of_steps in values]
             costs = self._costs(before)
         if len(answers) != len(self.items):
             message = f"reward {self.reward.name!r} gave {len(answers)} scores"
@@ -159,17 +169,20 @@ class Call:
         for (key, item), answer in zip(self.items.items(), answers, strict=True):
             self.log.put(key, answer, cost=costs[key], kind=self.kind, scorer=self.reward.name, problem=item.problem)
 
-    def _spent(self) -> Usage:
-        spent = getattr(self.reward.func, "spent", None)
-        return replace(spent) if isinstance(spent, Usage) else Usage()
-
-    def _costs(self, before: Usage) -> dict[str, Usage]:
-        """What each answer cost; shared out evenly within what was measured together."""
-        if has_spent(self.reward):
-            return dict(zip(self.items, _shares(_difference(self._spent(), before), len(self.items)), strict=True))
+    def _costs(self, before: Usage | None) -> dict[str, Usage]:
+        """Return what each answer cost; shared out evenly within what was measured together."""
+        after = spent_of(self.reward)
+        if before is not None and after is not None:
+            read, written = (
+                after.prompt_tokens - before.prompt_tokens,
+                after.completion_tokens - before.completion_tokens,
+            )
+            total = Usage(read, written, calls=after.calls - before.calls)
+            return dict(zip(self.items, _shares(total, len(self.items)), strict=True))
         count: Callable[..., int] | None = getattr(self.reward.func, "count_tokens", None)
         if count is None:
             return dict.fromkeys(self.items, Usage())
+        # by problem: each is charged for what was read for it, however the call was put together
         costs: dict[str, Usage] = {}
         for problem in dict.fromkeys(item.problem for item in self.items.values()):
             mine = {key: item for key, item in self.items.items() if item.problem == problem}
@@ -179,7 +192,7 @@ class Call:
 
 
 def calls(kind: ScoreKind, reward: ResolvedReward, items: Mapping[str, Scored], log: RequestLog) -> Iterator[Call]:
-    """The calls that answer what the log does not know: one, or two where only some prompts are conversational.
+    """Yield the calls that answer what the log does not know: one, or two where only some prompts are conversational.
 
     Raises:
         InputError: where steps are to be scored by a reward that has no `step_scores`.
@@ -187,6 +200,7 @@ def calls(kind: ScoreKind, reward: ResolvedReward, items: Mapping[str, Scored], 
     if kind == "step_scores" and not hasattr(reward.func, "step_scores"):
         raise InputError(f"reward {reward.name!r} cannot score steps: it has no step_scores", hint="name one that has")
     missing = {key: item for key, item in items.items() if key not in log}
+    # TRL's rewards look at the first completion to tell messages from text, so a call holds one kind
     for is_chat in (True, False):
         part = {key: item for key, item in missing.items() if is_conversational(item.prompt) == is_chat}
         if part:
@@ -202,7 +216,7 @@ def _through_log(kind: ScoreKind, reward: ResolvedReward, items: Sequence[Scored
 
 @contextmanager
 def _blaming(reward: ResolvedReward) -> Iterator[None]:
-    """The plugin boundary of rewards."""
+    """Name the reward in what it raises: the plugin boundary of rewards."""
     try:
         yield
     except RewardFailed:  # told by its guard, with the reward's name
@@ -216,22 +230,8 @@ def _pairs(items: Sequence[Scored]) -> dict[str, list[Any]]:
     return {"prompts": [item.prompt for item in items], "completions": completions}
 
 
-def _columns(items: Sequence[Scored]) -> dict[str, list[Any]]:
-    names = dict.fromkeys(name for item in items for name in item.columns)
-    columns = {name: [item.columns.get(name) for item in items] for name in names}
-    return columns | ({"steps": [list(item.steps) for item in items]} if items[0].steps else {})
-
-
-def _difference(after: Usage, before: Usage) -> Usage:
-    return Usage(
-        after.prompt_tokens - before.prompt_tokens,
-        after.completion_tokens - before.completion_tokens,
-        calls=after.calls - before.calls,
-    )
-
-
 def _shares(total: Usage, count: int) -> list[Usage]:
-    """A cost over so many answers, in whole numbers that sum up to it."""
+    """Share out a cost over so many answers, in whole numbers that sum up to it."""
 
     def share(amount: int, i: int) -> int:
         return amount * (i + 1) // count - amount * i // count
@@ -240,12 +240,3 @@ def _shares(total: Usage, count: int) -> list[Usage]:
         Usage(share(total.prompt_tokens, i), share(total.completion_tokens, i), calls=share(total.calls, i))
         for i in range(count)
     ]
-
-
-def _as_score(value: Any) -> float | None:
-    """None and NaN both mean "cannot judge", as in TRL."""
-    return None if value is None or math.isnan(value) else float(value)
-
-
-def _as_steps(values: Any) -> list[float]:
-    return [float(value) for value in values]

@@ -14,19 +14,17 @@ it stood, then goes on. No paper.
 
 from __future__ import annotations
 
-import gc
 import random
-import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from posttrain_plugins.backends.protocol import AnyBackend
 from posttrain_plugins.engine.log import RequestLog
-from posttrain_plugins.engine.problem_run import Live, Meter
+from posttrain_plugins.engine.problem_run import BudgetMeter, ProblemRun
 from posttrain_plugins.engine.session import Progress, Session
 from posttrain_plugins.engine.tools import Tools, schema_of, toolbox
 from posttrain_plugins.engine.waves import run_waves
@@ -83,31 +81,35 @@ def solve(
             problems with the same id.
         PluginBroken: where a scorer raises.
     """
-    _check_ids(problems)
+    # ids stand in keys: with one id two problems would draw the same noise, and read each other's log entries
+    twice = [name for name, times in Counter(problem.id for problem in problems).items() if times > 1]
+    if twice:
+        raise InputError(f"two problems have the same id: {twice[0]!r}", hint="give each Problem its own id")
     box = toolbox(getattr(strategy, "tools", None), tools)
     schemas = tuple(schema_of(name, tool) for name, tool in box.items())
     rows = [{name: values[i] for name, values in (columns or {}).items()} for i in range(len(problems))]
-    limit = budget or Budget()
-    with _rare_collections, log_of(log) as answers:
-        lives = [
-            Live(strategy, _prepared(problem, schemas, seed), row, Meter(limit))
-            for problem, row in zip(problems, rows, strict=True)
-        ]
+    with log_of(log) as answers:
+        runs = []
+        for problem, row in zip(problems, rows, strict=True):
+            # noise of the problem's own: with one generator for all, the order in which they are served would matter
+            noise = random.Random(f"{seed}:{problem.id}")
+            prepared = Problem(problem.prompt, problem.params, problem.id, noise, schemas or problem.tools)
+            runs.append(ProblemRun(strategy, prepared, row, BudgetMeter(budget or Budget())))
         session = Session(
             name=type(strategy).__name__,
             backends=backend,
             scorers=scorers or {},
             tools=box,
-            total=Meter(total_budget or Budget()),
+            total=BudgetMeter(total_budget or Budget()),
             log=answers,
             seed=seed,
             progress=progress,
             should_stop=should_stop,
-            count=len(lives),
-            done=sum(live.result is not None for live in lives),
+            count=len(runs),
+            done=sum(run.result is not None for run in runs),  # a strategy may end without a request
         )
-        _driver(backend)(session, lives)
-        return [live.result for live in lives if live.result is not None]
+        _driver(backend)(session, runs)
+        return [run.result for run in runs if run.result is not None]
 
 
 def sample(problems: Sequence[Problem], n: int, **options: Any) -> list[Result]:
@@ -125,7 +127,7 @@ def sample(problems: Sequence[Problem], n: int, **options: Any) -> list[Result]:
 
 
 def log_of(log: RequestLog | Path | None) -> AbstractContextManager[RequestLog]:
-    """A context manager over the log: one that is opened here is closed here."""
+    """Return a context manager over the log: one that is opened here is closed here."""
     return nullcontext(log) if isinstance(log, RequestLog) else RequestLog(log)
 
 
@@ -138,68 +140,12 @@ class _Draw:
         return choose(candidates(completions), 0)
 
 
-def _driver(backend: AnyBackend | Mapping[str, AnyBackend]) -> Callable[[Session, Sequence[Live]], None]:
-    """Waves where every backend answers whole batches; the other driver, and asyncio, are imported only for servers."""
+def _driver(backend: AnyBackend | Mapping[str, AnyBackend]) -> Callable[[Session, Sequence[ProblemRun]], None]:
+    """Return the driver in waves where every backend answers whole batches, else the one for servers."""
     each = backend.values() if isinstance(backend, Mapping) else [backend]
     if not any(hasattr(one, "agenerate") for one in each):
         return run_waves
+    # here, because no run of a model in this process needs asyncio
     from posttrain_plugins.engine.stream import run_stream
 
     return run_stream
-
-
-def _prepared(problem: Problem, schemas: tuple[Mapping[str, Any], ...], seed: int) -> Problem:
-    """With its own noise, and what it may call."""
-    rng = cast(random.Random, _Noise(f"{seed}:{problem.id}"))
-    return Problem(problem.prompt, problem.params, problem.id, rng, schemas or problem.tools)
-
-
-class _Noise:
-    """A `random.Random` that is seeded when it is first used: few strategies do, and it takes as long as a request."""
-
-    def __init__(self, seed: str) -> None:
-        self._seed = seed
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "_rng":
-            raise AttributeError(name)
-        if "_rng" not in self.__dict__:
-            self._rng = random.Random(self._seed)
-        return getattr(self._rng, name)
-
-
-class _RareCollections:
-    """While `solve` runs, Python looks for cyclic garbage less often: what thousands of live problems hold is none.
-
-    Reentrant, and shared by threads: the last to leave restores the thresholds that the first one found.
-    """
-
-    EVERY = 20_000  # objects more, not 700
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._found = gc.get_threshold()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._inside += 1
-            if self._inside == 1:
-                self._found = gc.get_threshold()
-                if 0 < self._found[0] < self.EVERY:  # 0: the user has switched it off
-                    gc.set_threshold(self.EVERY, *self._found[1:])
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                gc.set_threshold(*self._found)
-
-
-_rare_collections = _RareCollections()
-
-
-def _check_ids(problems: Sequence[Problem]) -> None:
-    twice = [name for name, times in Counter(problem.id for problem in problems).items() if times > 1]
-    if twice:
-        raise InputError(f"two problems have the same id: {twice[0]!r}", hint="give each Problem its own id")

@@ -20,7 +20,7 @@ from __future__ import annotations
 import inspect
 import re
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from posttrain_plugins.errors import InputError
@@ -38,15 +38,18 @@ _ARGUMENT = re.compile(r"\*{0,2}(\w+)\s*(?:\([^)]*\))?:\s*(.*)")
 
 
 def toolbox(*sources: Tools | None) -> dict[str, Tool]:
-    """All tools by name; of two with one name the later stays.
+    """Return all tools by name; of two with one name the later stays.
 
     Raises:
         InputError: for one that cannot be called.
     """
     box: dict[str, Tool] = {}
     for source in sources:
-        pairs = source.items() if isinstance(source, Mapping) else ((_name(tool), tool) for tool in source or ())
-        for name, tool in pairs:
+        pairs = source.items() if isinstance(source, Mapping) else ((None, tool) for tool in source or ())
+        for given, tool in pairs:
+            # a dataclass with `__call__` goes by its class, a text that was given by mistake by itself
+            own = getattr(tool, "__name__", None) or (repr(tool) if isinstance(tool, str) else type(tool).__name__)
+            name = str(own) if given is None else given
             if not callable(tool):
                 raise InputError(f"tool {name!r} cannot be called: {tool!r}", hint="give a function")
             box[name] = tool
@@ -54,12 +57,22 @@ def toolbox(*sources: Tools | None) -> dict[str, Tool]:
 
 
 def schema_of(name: str, tool: Tool) -> dict[str, Any]:
-    """The JSON schema of a function, `{"type": "function", "function": {name, description, parameters}}`."""
+    """Return the JSON schema of a function, `{"type": "function", "function": {name, description, parameters}}`."""
     about, arguments = _read(inspect.getdoc(tool) or "")
     properties: dict[str, Any] = {}
     required = []
-    for parameter, annotation in _parameters(tool):
-        properties[parameter.name] = _schema(annotation)
+    try:
+        found = list(inspect.signature(tool).parameters.values())
+    except ValueError:  # some builtins have no signature: they are shown without arguments
+        found = []
+    try:
+        hints = get_type_hints(tool if inspect.isroutine(tool) else type(tool).__call__)
+    except (NameError, TypeError):  # an annotation that only a type checker can resolve
+        hints = {}
+    for parameter in found:
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            continue  # a model gives arguments by name
+        properties[parameter.name] = _schema(hints.get(parameter.name, Any))
         if parameter.name in arguments:
             properties[parameter.name]["description"] = arguments[parameter.name]
         if parameter.default is parameter.empty:
@@ -69,33 +82,13 @@ def schema_of(name: str, tool: Tool) -> dict[str, Any]:
 
 
 def use(tools: Mapping[str, Tool], request: CallTool) -> str:
-    """The plugin boundary of tools: what goes wrong is told to the model, which may try something else."""
+    """Call a tool; what goes wrong is told to the model, which may try something else: the plugin boundary of tools."""
     if request.name not in tools:
         return f"error: no tool {request.name!r}, expected one of: {', '.join(sorted(tools)) or 'none'}"
     try:
         return str(tools[request.name](**request.arguments))
     except Exception as error:
         return f"error: {type(error).__name__}: {error}"
-
-
-def _name(tool: Any) -> str:
-    return str(getattr(tool, "__name__", None) or (repr(tool) if isinstance(tool, str) else type(tool).__name__))
-
-
-def _parameters(tool: Tool) -> Iterator[tuple[inspect.Parameter, Any]]:
-    """What can be given by name, with its annotation; a callable without a signature (some builtins) takes nothing."""
-    try:
-        parameters = inspect.signature(tool).parameters
-    except ValueError:
-        return
-    function = tool if inspect.isroutine(tool) else type(tool).__call__
-    try:
-        hints = get_type_hints(function)
-    except (NameError, TypeError):  # an annotation that only a type checker can resolve
-        hints = {}
-    for name, parameter in parameters.items():
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            yield parameter, hints.get(name, Any)
 
 
 def _schema(annotation: Any) -> dict[str, Any]:
@@ -105,6 +98,7 @@ def _schema(annotation: Any) -> dict[str, Any]:
     if origin is Literal:
         return {"enum": list(inner)}
     if origin in (Union, types.UnionType):
+        # None is left out: an argument that may be None may be left out, and models pass "null" as text
         known = [_schema(option) for option in inner if option is not type(None)]
         return known[0] if len(known) == 1 else {"anyOf": known}
     if origin in LISTS or annotation in LISTS:
@@ -116,29 +110,21 @@ def _schema(annotation: Any) -> dict[str, Any]:
 
 
 def _read(docstring: str) -> tuple[str, dict[str, str]]:
-    """The first paragraph, and the arguments that stand below `Args:`, one line each."""
+    """Return the first paragraph, and the arguments that stand below `Args:`, one line each."""
     about = " ".join(docstring.partition("\n\n")[0].split())
     found: dict[str, str] = {}
-    name, depth = "", None
-    for line in _below_args(docstring):
-        depth = _depth(line) if depth is None else depth
-        match = _ARGUMENT.fullmatch(line.strip()) if _depth(line) <= depth else None
-        if match:
-            name, found[match[1]] = match[1], match[2]
-        elif name:
-            found[name] = f"{found[name]} {line.strip()}".strip()
-    return about, found
-
-
-def _below_args(docstring: str) -> Iterator[str]:
-    is_inside = False
+    name, depth, is_inside = "", None, False
     for line in docstring.splitlines():
-        if is_inside and line.strip() and _depth(line) == 0:
-            return
-        if is_inside and line.strip():
-            yield line
-        is_inside = is_inside or line.strip() in ("Args:", "Arguments:", "Parameters:")
-
-
-def _depth(line: str) -> int:
-    return len(line) - len(line.lstrip())
+        text, indent = line.strip(), len(line) - len(line.lstrip())
+        if is_inside and text:
+            if indent == 0:  # the next section
+                break
+            depth = indent if depth is None else depth
+            # what is indented deeper than the first argument goes on with the one above it, colon or not
+            match = _ARGUMENT.fullmatch(text) if indent <= depth else None
+            if match:
+                name, found[match[1]] = match[1], match[2]
+            elif name:
+                found[name] = f"{found[name]} {text}".strip()
+        is_inside = is_inside or text in ("Args:", "Arguments:", "Parameters:")
+    return about, found

@@ -20,7 +20,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +36,7 @@ MIN_QUOTED_CHARS = 4  # shorter texts stand in many prompts by chance
 
 
 def event_of(request: Request, response: Any, number: int) -> dict[str, Any]:
-    """A request with its response; prompts are referred to, not copied.
+    """Return a request with its response; prompts are referred to, not copied.
 
     Args:
         request: what was asked.
@@ -46,7 +46,8 @@ def event_of(request: Request, response: Any, number: int) -> dict[str, Any]:
     match request:
         case Generate():
             fields: dict[str, Any] = {"role": request.model, "purpose": request.purpose, "prompt": request.prompt}
-            return {"round": number, "kind": "generate", **fields, "completions": [_drawn(one) for one in response]}
+            drawn = [_drawn(one) for one in response]
+            return {"round": number, "kind": "generate", **fields, "completions": drawn}
         case Score():
             fields = {"scorer": request.scorer, "prompt": request.prompt, "completions": list(request.completions)}
             return {"round": number, "kind": "score", **fields, "scores": response}
@@ -77,9 +78,10 @@ def _drawn(completion: Completion) -> dict[str, Any]:
 
 
 def prefill_of(prompt: Prompt, problem: Prompt = "") -> str:
-    """What the completions go on from: a last message of role `assistant`, or what plain text has after the problem's.
+    """Return what the completions go on from.
 
-    A prefill that the problem itself begins with is not part of it.
+    It is a last message of role `assistant`, or what plain text has after the problem's. A prefill that the problem
+    itself begins with is not part of it.
 
     Example:
         >>> prefill_of([{"role": "user", "content": "2+2=?"}, {"role": "assistant", "content": "It is"}])
@@ -125,7 +127,7 @@ class Node:
     children: list[Node] = field(default_factory=list)
 
     def walk(self) -> Iterator[Node]:
-        """This node and all below it, each once, in the order of their ids."""
+        """Yield this node and all below it, each once, in the order of their ids."""
         found, new = {self.id: self}, [self]
         while new:
             new = [child for node in new for child in node.children if child.id not in found]
@@ -133,7 +135,7 @@ class Node:
         yield from (found[i] for i in sorted(found))
 
     def render(self, max_chars: int = 60, depth: int = 0) -> str:
-        """The tree as indented lines; a node with several parents stands below each."""
+        """Return the tree as indented lines; a node with several parents stands below each."""
         text = " ".join(self.text.split())
         shown = text if len(text) <= max_chars else text[: max_chars - 3] + "..."
         score = "" if self.score is None else f" [{self.score:.3g}]"
@@ -142,7 +144,7 @@ class Node:
 
 
 def tree(source: Result | Sequence[Mapping[str, Any]]) -> Node:
-    """The tree, or the graph, of a trace.
+    """Return the tree, or the graph, of a trace.
 
     Args:
         source: a result, or its `trace`.
@@ -155,6 +157,7 @@ def tree(source: Result | Sequence[Mapping[str, Any]]) -> Node:
     growth = _Growth([Node(0, "root", to_text(first))])
     newest: Any = None
     for position, event in enumerate(events):
+        # what was asked in one round cannot go on from each other; an event without a round is one by itself
         number = event.get("round", ("alone", position))
         if number != newest:
             growth.end_round()
@@ -186,9 +189,10 @@ class _Growth:
                 self._note(event, ["".join(steps) for steps in event["steps"]], "step_scores")
 
     def end_round(self) -> None:
-        """From now on the round's nodes can be parents."""
+        """Let the round's nodes be parents from now on."""
         for node, path, stop in self.new:
             if path is not None:
+                # a search puts the stop string back before it goes on; one that has it in the text does not
                 for end in dict.fromkeys(("", stop)):
                     self.paths.setdefault((path[0], path[1] + end), []).append(node)
                     self.lengths.add((path[0], len(path[1] + end)))
@@ -199,6 +203,7 @@ class _Growth:
         prompt = event["prompt"]
         is_chat = not isinstance(prompt, str)
         begun = prefill_of(prompt)
+        # one search for all: completions of one request have the same parents
         parents = self._parents(prompt, is_chat, begun)
         for drawn in event["completions"]:
             node = self._grow(
@@ -213,7 +218,7 @@ class _Growth:
             self.new.append((node, (is_chat, begun + drawn["text"]), drawn.get("stop_reason") or ""))
 
     def _add_tool(self, event: Mapping[str, Any]) -> None:
-        """A tool's answer belongs to the newest completion that names the tool, else to the newest."""
+        """Add a tool's answer below the newest completion that names the tool, else below the newest."""
         earlier = [node for nodes in self.texts.values() for node in nodes if node.kind not in ("root", "tool")]
         naming = [node for node in earlier if event["name"] in node.text]
         parents = [max(naming or earlier or self.nodes[:1], key=lambda node: node.id)]
@@ -228,35 +233,27 @@ class _Growth:
         return node
 
     def _parents(self, prompt: Prompt, is_chat: bool, begun: str) -> list[Node]:
+        # By length, the longest first: a look-up for each length instead of a comparison with each earlier path.
         lengths = (length for chat, length in self.lengths if chat == is_chat and 0 < length <= len(begun))
         for length in sorted(lengths, reverse=True):
             if nodes := self.paths.get((is_chat, begun[:length])):
                 return nodes[:1]
-        return self._nearest(self._quoted(to_text(prompt))) or self.nodes[:1]
-
-    def _quoted(self, text: str) -> list[Node]:
-        """The nodes whose text stands in this one; what is found is taken out, so that its own parts are not."""
-        found = []
-        for quoted in sorted(self.texts, key=len, reverse=True):
-            if len(quoted) >= MIN_QUOTED_CHARS and quoted in text:
-                text = text.replace(quoted, "\0")
-                found += self.texts[quoted]
-        return found
-
-    def _nearest(self, nodes: Sequence[Node]) -> list[Node]:
-        above = self._ancestors(nodes)
-        return [node for node in nodes if node.id not in above]
-
-    def _ancestors(self, nodes: Iterable[Node]) -> set[int]:
-        found: set[int] = set()
-        new = {parent for node in nodes for parent in node.parents}
-        while new := new - found:
-            found |= new
+        # What is found is taken out of the prompt, so that the texts within it are not found too.
+        text, quoted = to_text(prompt), []
+        for one in sorted(self.texts, key=len, reverse=True):
+            if len(one) >= MIN_QUOTED_CHARS and one in text:
+                text = text.replace(one, "\0")
+                quoted += self.texts[one]
+        # An ancestor of another quoted node is quoted because that one's prompt held it: the nearest are the parents.
+        above: set[int] = set()
+        new = {parent for node in quoted for parent in node.parents}
+        while new := new - above:
+            above |= new
             new = {parent for i in new for parent in self.nodes[i].parents}
-        return found
+        return [node for node in quoted if node.id not in above] or self.nodes[:1]
 
     def _note(self, event: Mapping[str, Any], completions: Sequence[str], name: str) -> None:
-        """Scores go to the completions with that path, else to those with that text."""
+        """Give scores to the completions with that path, else to those with that text."""
         prompt = event["prompt"]
         is_chat = not isinstance(prompt, str)
         for text, value in zip(completions, event["scores"], strict=True):

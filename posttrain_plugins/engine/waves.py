@@ -10,35 +10,44 @@ from collections.abc import Sequence
 from typing import cast
 
 from posttrain_plugins.backends.protocol import Backend
-from posttrain_plugins.engine.problem_run import Ask, Live
+from posttrain_plugins.engine.problem_run import PendingRequest, ProblemRun
 from posttrain_plugins.engine.session import Session
 from posttrain_plugins.types import CallTool, Generate, Score, ScoreSteps
 
 __all__ = ["run_waves"]
 
 
-def run_waves(session: Session, lives: Sequence[Live]) -> None:
+def run_waves(session: Session, runs: Sequence[ProblemRun]) -> None:
     """Let every problem come to its result."""
-    while live := [one for one in lives if one.result is None]:
+    while live := [run for run in runs if run.result is None]:
         session.check_in()
-        asks = [ask for one in live for ask in session.admit(one)]
-        for one in live:
-            session.charge_known(one)
-        _draw(session, [ask for ask in asks if isinstance(ask.request, Generate)])
+        # All problems are admitted before anything is answered, so that who gets the last of a total budget depends on
+        # the order of the problems and not on how fast each is answered.
+        waiting = [pending for run in live for pending in session.admit(run)]
+        for run in live:
+            session.charge_known(run)
+        # Completions first: they take the time, and if that is over, scores of this wave would come too late anyway.
+        _draw(session, [pending for pending in waiting if isinstance(pending.request, Generate)])
         if session.total.is_spent() != "seconds":
-            _score(session, [ask for ask in asks if isinstance(ask.request, Score | ScoreSteps)])
-            _call_tools(session, [ask for ask in asks if isinstance(ask.request, CallTool)])
-        for one in live:
-            session.settle(one)
+            to_score = [pending for pending in waiting if isinstance(pending.request, Score | ScoreSteps)]
+            for call in session.score_calls(to_score):
+                call.run()
+            for pending in to_score:
+                session.land_scores(pending)
+            for pending in waiting:
+                if isinstance(pending.request, CallTool):
+                    session.land_tool(pending, session.call_tool(pending))
+        for run in live:
+            session.settle(run)
     session.check_in()
 
 
-def _draw(session: Session, asks: Sequence[Ask]) -> None:
-    """One call for each backend; each completion is logged as it comes."""
-    of: dict[int, list[Ask]] = {}
-    for ask in asks:
-        of.setdefault(id(session.backend(ask.request.model)), []).append(ask)
-    for mine in of.values():
+def _draw(session: Session, waiting: Sequence[PendingRequest]) -> None:
+    """Call each backend once; each completion is logged as it comes."""
+    by_backend: dict[int, list[PendingRequest]] = {}
+    for pending in waiting:  # by the object: two roles may share one, which then has them in one batch
+        by_backend.setdefault(id(session.backend(pending.request.model)), []).append(pending)
+    for mine in by_backend.values():
         if session.total.is_spent():
             return
         backend = cast(Backend, session.backend(mine[0].request.model))
@@ -46,19 +55,7 @@ def _draw(session: Session, asks: Sequence[Ask]) -> None:
         for i, j, completion in backend.generate(batch, seeds):
             session.land(mine[i], j, completion)
             session.check_in()
-            if session.total.is_spent():
+            if session.total.is_spent():  # leaving the loop closes the backend's generator: it draws no more
                 return
-        for ask in mine:
-            session.land_missing(ask)
-
-
-def _score(session: Session, asks: Sequence[Ask]) -> None:
-    for call in session.score_calls(asks):
-        call.run()
-    for ask in asks:
-        session.land_scores(ask)
-
-
-def _call_tools(session: Session, asks: Sequence[Ask]) -> None:
-    for ask in asks:
-        session.land_tool(ask, session.call_tool(ask))
+        for pending in mine:
+            session.land_missing(pending)

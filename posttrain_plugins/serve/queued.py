@@ -10,7 +10,7 @@ from inspect import iscoroutinefunction
 from typing import Any
 
 from posttrain_plugins.backends.protocol import Backend
-from posttrain_plugins.engine.scoring import has_spent
+from posttrain_plugins.engine.scoring import spent_of
 from posttrain_plugins.serve.model_thread import IndexedCompletion, ModelThread
 from posttrain_plugins.types import Generate, ResolvedReward, Usage
 
@@ -53,7 +53,7 @@ class _QueuedReward:
 def queued(model_thread: ModelThread, reward: ResolvedReward) -> ResolvedReward:
     """Return the same reward for one client, called by the models' thread."""
     func: Any = reward.func
-    if has_spent(reward):  # a counter of its own: the next client does not pay for this one's judge
+    if spent_of(reward) is not None:  # a counter of its own: the next client does not pay for this one's judge
         func = copy.copy(func)
         func.spent = Usage()
     return replace(reward, func=_QueuedReward(model_thread, func))

@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from posttrain_plugins.backends.openai.format import body_of, completions_of
@@ -25,6 +24,7 @@ from posttrain_plugins.backends.openai.http import Endpoint
 from posttrain_plugins.backends.openai.probe import Found, probe
 from posttrain_plugins.backends.protocol import Capabilities
 from posttrain_plugins.errors import InputError
+from posttrain_plugins.nested_rewards import wait_for
 from posttrain_plugins.types import Completion, Generate, Usage
 
 __all__ = ["OpenAIBackend"]
@@ -109,8 +109,7 @@ class OpenAIBackend:
 
     def _main(self) -> Found:
         if not self._found:
-            with ThreadPoolExecutor(1) as pool:  # the caller's thread may have a running event loop
-                pool.submit(asyncio.run, self._find_any()).result()
+            wait_for(self._find_any())
         return self._found.get(CHAT) or self._found[TEXT]
 
     async def _find_any(self) -> Found:

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from posttrain_plugins.errors import InputError
+from posttrain_plugins.plugins.schema import accepts, type_name
 from posttrain_plugins.types import CallTool
 
 __all__ = ["Tool", "Tools", "schema_of", "toolbox", "use"]
@@ -61,18 +62,10 @@ def schema_of(name: str, tool: Tool) -> dict[str, Any]:
     about, arguments = _read(inspect.getdoc(tool) or "")
     properties: dict[str, Any] = {}
     required = []
-    try:
-        found = list(inspect.signature(tool).parameters.values())
-    except ValueError:  # some builtins have no signature: they are shown without arguments
-        found = []
-    try:
-        hints = get_type_hints(tool if inspect.isroutine(tool) else type(tool).__call__)
-    except (NameError, TypeError):  # an annotation that only a type checker can resolve
-        hints = {}
-    for parameter in found:
-        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            continue  # a model gives arguments by name
-        properties[parameter.name] = _schema(hints.get(parameter.name, Any))
+    for parameter, annotation in _parameters(tool):
+        if parameter.kind is parameter.VAR_KEYWORD:
+            continue
+        properties[parameter.name] = _schema(annotation)
         if parameter.name in arguments:
             properties[parameter.name]["description"] = arguments[parameter.name]
         if parameter.default is parameter.empty:
@@ -85,10 +78,45 @@ def use(tools: Mapping[str, Tool], request: CallTool) -> str:
     """Call a tool; what goes wrong is told to the model, which may try something else: the plugin boundary of tools."""
     if request.name not in tools:
         return f"error: no tool {request.name!r}, expected one of: {', '.join(sorted(tools)) or 'none'}"
+    faults = _faults(tools[request.name], request.arguments)
+    if faults:
+        return f"error: {request.name}: {'; '.join(faults)}"
     try:
         return str(tools[request.name](**request.arguments))
     except Exception as error:
         return f"error: {type(error).__name__}: {error}"
+
+
+def _parameters(tool: Tool) -> Iterator[tuple[inspect.Parameter, Any]]:
+    """Yield what can be given by name, and `**arguments`, each with its annotation."""
+    try:
+        found = list(inspect.signature(tool).parameters.values())
+    except ValueError:  # some builtins have no signature: they are shown without arguments
+        found = []
+    try:
+        hints = get_type_hints(tool if inspect.isroutine(tool) else type(tool).__call__)
+    except (NameError, TypeError):  # an annotation that only a type checker can resolve
+        hints = {}
+    for parameter in found:
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD):
+            yield parameter, hints.get(parameter.name, Any)
+
+
+def _faults(tool: Tool, arguments: Mapping[str, Any]) -> list[str]:
+    """Say what is wrong with the arguments of a call; Python itself would take the text "2" for a number and go on."""
+    found = list(_parameters(tool))
+    known = {parameter.name: (parameter, kind) for parameter, kind in found if parameter.kind != parameter.VAR_KEYWORD}
+    faults = []
+    for name, (parameter, annotation) in known.items():
+        value = arguments.get(name, parameter.default)
+        if value is parameter.empty:
+            faults.append(f"{name} is missing, expected {type_name(annotation)}")
+        elif value is not parameter.default and not accepts(annotation, value):
+            faults.append(f"{name} is {value!r:.200}, expected {type_name(annotation)}")
+    if len(known) == len(found):  # it takes no `**arguments`
+        unknown = [name for name in arguments if name not in known]
+        faults += [f"no argument {name!r}, expected one of: {', '.join(known) or 'none'}" for name in unknown]
+    return faults
 
 
 def _schema(annotation: Any) -> dict[str, Any]:

@@ -49,9 +49,10 @@ class Choice:
             logprobs = {"content": content, "refusal": None}
         message: dict[str, Any] = {"role": "assistant", "content": completion.text, "refusal": None}
         if completion.tool_calls:
-            functions = [
-                {"name": call["name"], "arguments": json.dumps(call["arguments"], ensure_ascii=False)}
-                for call in completion.tool_calls
+            given = [(call["name"], call["arguments"]) for call in completion.tool_calls]
+            functions = [  # what is no object goes on as the model wrote it, as in OpenAI's own answers
+                {"name": name, "arguments": text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)}
+                for name, text in given
             ]
             # An id of its own for each: the client sends a tool's result back under it.
             message["tool_calls"] = [

@@ -3,8 +3,10 @@
 Paper: Yao et al., 2022 (https://huggingface.co/papers/2210.03629), section 2: Thought, Action, Observation, and an
 action `Finish[answer]`.
 
-1. No worked examples unless `instructions` hold some; an action's arguments may be a JSON object.
-2. An action that cannot be read is told to the model as an observation, and so is what a tool raises.
+1. No worked examples unless `instructions` hold some; an action's arguments may be a JSON object. What chat models
+   write in place of the grammar is read where it has one plain meaning (`text/actions.py`).
+2. An action or a call that cannot be read is told to the model as an observation, and so is what a tool refuses or
+   raises.
 3. Out of steps, the model is asked once for its answer; the paper falls back on other methods.
 4. `mode: native` has the model's own tool calls in place of the grammar, after chat templates and servers.
 """
@@ -13,13 +15,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from string import Template
 from typing import Any, Literal, TypeAlias
 
 from posttrain_plugins.text import extend_question, to_messages
+from posttrain_plugins.text.actions import read_action, read_arguments, read_object
 from posttrain_plugins.text.answers import choose, extract
 from posttrain_plugins.types import (
     CallTool,
@@ -38,8 +40,8 @@ __all__ = ["ReAct"]
 Turns: TypeAlias = list[tuple[str, str]]
 """What the model wrote, and the observation that it was shown."""
 
-# "Thought:" may stand before it on its line: a chat model that writes one action and no thought often begins so.
-_ACTION = re.compile(r"^(?:Thought:)?[ \t]*Action[ \t]*\d*[ \t]*:[ \t]*(\w+)[ \t]*\[", re.MULTILINE)
+# A call that backend or server could not read stays in the text: it is no answer.
+_UNREAD_CALL = re.compile(r"<tool_call>|<function=|\[TOOL_CALLS\]|<\|python_tag\|>|<\uff5ctool")
 _STOP = "\nObservation:"  # the model would go on and imagine what the tool answers
 
 INSTRUCTIONS = """Solve this in turns of Thought, Action and Observation.
@@ -50,6 +52,7 @@ Arguments are a JSON object, as in `Action: name[{"a": 1}]`; a single one may be
 Stop after each Action: the Observation is then given to you."""
 
 MALFORMED = "error: no action. Write one line `Action: name[arguments]`, or `Action: Finish[answer]`."
+UNREAD_CALL = "error: the tool call cannot be read. Write it again, its arguments as a JSON object."
 OUT_OF_STEPS = "There are no steps left. Write one line `Action: Finish[answer]` with your final answer."
 
 
@@ -92,11 +95,11 @@ class ReAct:
     # The paper's grammar
 
     def _by_grammar(self, problem: Problem) -> RequestGenerator[Result]:
-        functions = [{"name": "", **schema.get("function", schema)} for schema in problem.tools]
-        schemas = {function["name"]: function for function in functions}
+        schemas = _schemas(problem)
         lines = []
         for name, function in schemas.items():
-            arguments = ", ".join(f"{key}: {spec.get('type', 'any')}" for key, spec in _properties(function).items())
+            properties = function.get("parameters", {}).get("properties", {})
+            arguments = ", ".join(f"{key}: {spec.get('type', 'any')}" for key, spec in properties.items())
             lines.append(f"{name}[{arguments}]: {function.get('description', '')}")
         instructions = Template(self.instructions).safe_substitute(tools="\n".join(lines))
         question = extend_question(problem.prompt, instructions)
@@ -114,16 +117,19 @@ class ReAct:
             if drawn is None:
                 continue  # a failed sample is a step lost
             text = lead + drawn.text
-            name, inside, end = _read_action(text)
-            if name.lower() == "finish" and inside.strip():
+            name, inside, end = read_action(text)
+            is_finish = _plain(name) in ("finish", "finalanswer")
+            if is_finish and inside.strip():
                 return _finish(_transcript(turns) + text[:end], text, inside)
             if is_last:
                 return _finish(_transcript(turns) + text, text, None)
             observation = self.malformed  # shown to the model, which may do better in its next step
-            if name and name.lower() != "finish":
-                [observation] = yield [CallTool(name, _read_arguments(inside, schemas.get(name, {})))]
+            if name and not is_finish:
+                call, observation = _read_call(name, inside, schemas, read_arguments)
+                if not observation:
+                    [observation] = yield [call]
             # What stands behind the action was written without its observation: it is dropped.
-            turns.append((text[:end] if name else text, observation[: self.max_observation_chars]))
+            turns.append((text[:end], observation[: self.max_observation_chars]))
         return choose([], None)
 
     def _next_step(self, problem: Problem, question: Prompt, turns: Turns, lead: str, purpose: str) -> Generate:
@@ -141,35 +147,76 @@ class ReAct:
     # Native calls
 
     def _by_calls(self, problem: Problem) -> RequestGenerator[Result]:
-        messages = to_messages(problem.prompt)
+        messages, schemas = list(to_messages(problem.prompt)), _schemas(problem)
         for step in range(self.max_steps + 1):
             is_last = step == self.max_steps
             if is_last:
-                messages = [*messages, {"role": "user", "content": self.out_of_steps}]
+                messages.append({"role": "user", "content": self.out_of_steps})
             tools = () if is_last else problem.tools
             purpose = "answer" if is_last else "thought"
-            drawn = _first((yield Generate(messages, params=problem.params, tools=tools, purpose=purpose)))
+            drawn = _first((yield Generate([*messages], params=problem.params, tools=tools, purpose=purpose)))
             if drawn is None:
                 continue
+            if not drawn.tool_calls and not is_last and _UNREAD_CALL.search(drawn.text):
+                messages.append({"role": "assistant", "content": drawn.text})
+                messages.append({"role": "user", "content": UNREAD_CALL})
+                continue
             if not drawn.tool_calls or is_last:  # an answer without a call is the end, as chat models are trained
-                name, inside, _ = _read_action(drawn.text)
-                return _finish(drawn.text, drawn.text, inside if name.lower() == "finish" else None)
-            given = [(str(raw.get("name", "")), raw.get("arguments")) for raw in drawn.tool_calls]
-            calls = [CallTool(name, args if isinstance(args, Mapping) else {}) for name, args in given]
-            observations = yield [*calls]  # all calls of a step in one wave
+                name, inside, _ = read_action(drawn.text)
+                return _finish(drawn.text, drawn.text, inside if _plain(name) in ("finish", "finalanswer") else None)
+            read = [
+                _read_call(
+                    str(raw.get("name") or ""), raw.get("arguments"), schemas, lambda given, _: read_object(given)
+                )
+                for raw in drawn.tool_calls
+            ]
+            wanted = [call for call, refusal in read if not refusal]
+            told = iter((yield [*wanted]) if wanted else [])  # all calls of a step in one wave
+            observations = [refusal or next(told) for _, refusal in read]
             # Made up from the step, not drawn: a replay has to send the same messages. Some servers refuse calls
             # without ids, or tool messages that name none.
-            ids = [f"call_{step}_{i}" for i in range(len(calls))]
+            ids = [f"call_{step}_{i}" for i in range(len(read))]
             asked = [
                 {"id": key, "type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}
-                for key, call in zip(ids, calls, strict=True)
+                for key, (call, _) in zip(ids, read, strict=True)
             ]
             answers = [
                 {"role": "tool", "tool_call_id": key, "name": call.name, "content": text[: self.max_observation_chars]}
-                for key, call, text in zip(ids, calls, observations, strict=True)
+                for key, (call, _), text in zip(ids, read, observations, strict=True)
             ]
-            messages = [*messages, {"role": "assistant", "content": drawn.text, "tool_calls": asked}, *answers]
+            messages += [{"role": "assistant", "content": drawn.text, "tool_calls": asked}, *answers]
         return choose([], None)
+
+
+def _schemas(problem: Problem) -> dict[str, dict[str, Any]]:
+    functions = [{"name": "", **schema.get("function", schema)} for schema in problem.tools]
+    return {function["name"]: function for function in functions}
+
+
+def _read_call(
+    written: str,
+    given: Any,
+    schemas: Mapping[str, Mapping[str, Any]],
+    read: Callable[[Any, Mapping[str, Any]], dict[str, Any] | None],
+) -> tuple[CallTool, str]:
+    """Return a call, and the observation that tells the model why it cannot be made; empty where it can."""
+    # Models write a tool's name in other cases, and behind a namespace: `functions.web-search` for `web_search`.
+    plain = {_plain(written), _plain(written.rpartition(".")[2])}
+    alike = [known for known in schemas if plain & {_plain(known), _plain(known.rpartition(".")[2])}]
+    name = alike[0] if written not in schemas and len(alike) == 1 else written
+    if name not in schemas:
+        return CallTool(name, {}), ""  # whoever holds the tools says which there are
+    arguments = read(given, schemas[name])
+    if arguments is not None:
+        return CallTool(name, arguments), ""
+    properties = schemas[name].get("parameters", {}).get("properties", {})
+    wanted = json.dumps({key: spec.get("type", "any") for key, spec in properties.items()})
+    # What was written is quoted: a native call is sent back without it, for servers refuse messages with broken JSON.
+    return CallTool(name, {}), f"error: {name}: expected the arguments as a JSON object, {wanted}, found: {given}"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).lower()
 
 
 def _first(completions: Sequence[Completion]) -> Completion | None:
@@ -184,52 +231,9 @@ def _finish(transcript: str, text: str, inside: str | None) -> Result:
     """Return the result of a transcript; what stood in `Finish[...]` goes where every reward finds an answer."""
     if inside is None:
         return choose([Candidate(transcript, extract(text))], 0)
-    answer = extract(inside) or inside.strip()
+    # `Finish(answer="4")` and an object with `answer` mean what stands in them; bold is none of it
+    named = read_arguments(inside, {"parameters": {"properties": {"answer": {"type": "string"}}}}) or {}
+    text = str(named.get("answer", inside))
+    inside = re.sub(r"\A(?:\*\*)?(.*?)(?:\*\*)?\Z", r"\1", text.strip(), flags=re.DOTALL).strip()
+    answer = extract(inside) or inside
     return choose([Candidate(f"{transcript}\n<answer>{answer}</answer>", answer)], 0)
-
-
-# --- The grammar -----------------------------------------------------------------------------------------------------
-
-
-def _properties(function: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(function.get("parameters", {}).get("properties", {}))
-
-
-def _read_action(text: str) -> tuple[str, str, int]:
-    """Return name, what stands in the brackets, and where the first action ends; an empty name where there is none."""
-    nothing = ("", "", len(text))
-    match = _ACTION.search(text)
-    if match is None:
-        return nothing
-    # The bracket that ends it stands behind a JSON value, whose texts may hold brackets of their own; without JSON it
-    # is the one that matches, else the last on the line ("[0, 1)" has none that matches).
-    start = match.end()
-    with suppress(ValueError, RecursionError):  # a text of 3,000 brackets is too deep for the decoder
-        _, end = json.JSONDecoder().raw_decode(text, start)
-        end += len(text[end:]) - len(text[end:].lstrip())
-        if text[end : end + 1] == "]":
-            return match[1], text[start:end], end + 1
-    depth = 1
-    for end in range(start, len(text)):
-        depth += {"[": 1, "]": -1}.get(text[end], 0)
-        if depth == 0:
-            return match[1], text[start:end], end + 1
-    last = text[start:].partition("\n")[0].rfind("]")
-    return (match[1], text[start : start + last], start + last + 1) if last >= 0 else nothing
-
-
-def _read_arguments(inside: str, function: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a JSON object as it is; anything else is the first argument, read as JSON unless that is a text."""
-    value: Any = None
-    with suppress(ValueError, RecursionError):
-        value = json.loads(inside)
-    if isinstance(value, dict):
-        return value
-    properties = _properties(function)
-    if not properties or not inside.strip():
-        return {}
-    name, spec = next(iter(properties.items()))
-    # `look_up[1984]` is a word to look up, not a number, where the schema asks for a text
-    is_text = spec.get("type", "string") == "string"
-    keeps_text = value is None or (is_text and not isinstance(value, str))
-    return {name: inside.strip() if keeps_text else value}

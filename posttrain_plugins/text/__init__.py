@@ -9,6 +9,7 @@ and compared with others. Authors of plugins import this room as `posttrain_plug
 | `steps.py`       | where a step of a completion ends, and one score out of the scores of its steps                |
 | `units.py`       | a completion as tokens, words or characters, for rewards of length and repetition              |
 | `equivalence.py` | whether two answers are equal as mathematics, asked of `math_verify` in processes with a limit |
+| `actions.py`     | an agent's action in a completion, and the arguments of a tool call                            |
 | `answers.py`     | answers read, brought to one form, compared and counted; candidates and results from them      |
 """
 

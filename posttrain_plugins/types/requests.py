@@ -173,7 +173,8 @@ class Completion:
         confidences: per token, minus the mean log-probability of the likeliest `top_logprobs` tokens (DeepConf,
             https://huggingface.co/papers/2508.15260, equation 2): larger is surer.
         value: what the value head says of the state after the last token, where `values` were asked for.
-        tool_calls: `{"name": ..., "arguments": {...}}` each, where the model called tools natively.
+        tool_calls: `{"name": ..., "arguments": {...}}` each, where the model called tools natively; arguments that are
+            no JSON object stand as the model wrote them.
     """
 
     text: str

@@ -31,7 +31,7 @@ def look_up(word: str) -> str:
 
 
 def tool_calls_in(result: Result) -> list[tuple[str, Any, str]]:
-    return [(e["tool"], e["arguments"], e["answer"]) for e in result.trace if e["kind"] == "tool"]
+    return [(e["name"], e["arguments"], e["answer"]) for e in result.trace if e["kind"] == "tool"]
 
 
 def solve_by_react(
@@ -74,11 +74,22 @@ def test_react_plain_text_goes_on_from_its_own_transcript() -> None:
         ("Action 1 : look_up[ f[0] ]", "f[0]: see elsewhere"),
         ("  Action: add[-3]", "-3"),
         ("Action: add[3] Action: Finish[9]", "3"),  # what follows the first action is imagined
-        ("Action: add[x]", "error: TypeError"),
+        ("Action: add[x]", "error: add: a is 'x', expected int"),
         ("Action: look_up[nothing]", "error: KeyError"),
         ("Action: fly[home]", "error: no tool 'fly'"),
-        ("Action: add[]", "error: TypeError"),
-        ("Action: add[{1}]", "error: TypeError"),
+        ('Action: fly[{"to": }]', "error: no tool 'fly'"),
+        ("Action: functions.look-up[x]", "x: see elsewhere"),
+        ("Action: Look Up[x]", "x: see elsewhere"),
+        ('Action: add[{"a": 1, "b": 2,}]', "3"),
+        ('Action: add[{"a": 1 "b": 2}]', 'error: add: expected the arguments as a JSON object, {"a": "integer"'),
+        ('Action: look_up[{"word": "a" "b"]}]', "error: look_up: expected the arguments as a JSON object"),
+        ("Action: look_up[a=1, b=2]", "error: look_up: word is missing, expected str; no argument 'a'"),
+        ("Action: look_up\nAction Input: four\nObservation: imagined\nFinal Answer: 9", "four: see elsewhere"),
+        ("**Observation:** imagined\nAction: Finish[9]", "error: no action"),
+        ("<think>Action: Finish[5]</think>Action: add[1, 2]", "3"),
+        ("<think>I could write\nAction: Finish[5]\n", "error: no action"),
+        ("Action: add[]", "error: add: a is missing, expected int"),
+        ("Action: add[{1}]", "error: add: a is {1}, expected int"),
         ("Action: look_up[", "error: no action"),
         ("Action: look up four", "error: no action"),
         ("Action: Finish[ ]", "error: no action"),
@@ -102,10 +113,54 @@ def test_react_reads_an_action_or_says_what_is_wrong(action: str, observation: s
         ('{"x": [1]}', '{"x": [1]}'),
         ("<answer>7</answer>", "7"),
         ("Jane [Austen]", "Jane [Austen]"),
+        ('{"answer": "7"}', "7"),
+        ('answer="7"', "7"),
+        ("**7**", "7"),
+        ("x = 5", "x = 5"),
+        ("A*", "A*"),
     ],
 )
 def test_react_finishes_with_brackets_inside(inside: str, answer: str) -> None:
     assert solve_by_react([f"Action: Finish[{inside}]"])[1].answer == answer
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Final Answer: 7",
+        "I know.\n**Final Answer:** 7",
+        "**Final Answer: 7**",
+        "### final answer:\n7",
+        "Action: Finish 7",
+        "Action: Finish: 7",
+        "action：finish(7)",
+        "Action: `Finish[7]`",
+        "Finish[7]",
+        'Action:\n```json\n{"action": "Final Answer", "action_input": "7"}\n```',
+        "Action: None\nFinal Answer: 7",
+        "Final Answer: 7\nObservation: well done",
+    ],
+)
+def test_react_a_final_answer_costs_no_step(text: str) -> None:
+    backend, result = solve_by_react([text])
+    assert (result.answer, len(backend.asked)) == ("7", 1)
+
+
+def test_react_tools_may_have_any_name() -> None:
+    replies = ["Action: web-search[x]", "Action: api.v2/find[x]", "Action: Finish[7]"]
+    backend = ScriptedModel(lambda request, draw: replies[draw])
+    tools = {"web-search": look_up, "api.v2/find": look_up, "other.web_search": look_up}
+    [result] = solve(ReAct(), [PROBLEM], backend=backend, tools=tools)
+    assert [name for name, _, _ in tool_calls_in(result)] == ["web-search", "api.v2/find"]
+    replies = [
+        "Action: Web_Search[x]",
+        "Action: Finish[7]",
+    ]  # it may be either of two: the model is told which there are
+    backend = ScriptedModel(lambda request, draw: replies[draw])
+    solve(ReAct(), [PROBLEM], backend=backend, tools=tools)
+    assert user_text(backend.asked[1]).startswith(
+        "Observation: error: no tool 'Web_Search', expected one of: api.v2/find"
+    )
 
 
 def test_react_out_of_steps_is_asked_for_its_answer() -> None:
@@ -146,12 +201,55 @@ def test_react_native_calls() -> None:
     assert (result.answer, result.text) == ("4", "The answer is 4.")
 
 
-def test_react_native_malformed_and_endless_calls() -> None:
-    replies = [tool_calls(("fly", {}), ("add", "no mapping")), tool_calls(("add", {"a": 1})), "Action: Finish[1]"]
+@pytest.mark.parametrize(
+    ("name", "given", "observation"),
+    [
+        ("fly", {}, "error: no tool 'fly', expected one of: add, look_up"),
+        ("", {"a": 1}, "error: no tool ''"),
+        ("add", '{"a": 1,}', 'error: add: expected the arguments as a JSON object, {"a": "integer", "b": "integer"}, '),
+        ("add", '{"a": 1, "b"', "error: add: expected the arguments as a JSON object"),
+        ("add", '{"a": 1}{"b": 1}', "error: add: expected the arguments as a JSON object"),
+        ("add", "[1, 2]", "error: add: expected the arguments as a JSON object"),
+        ("add", [1, 2], "error: add: expected the arguments as a JSON object"),
+        ("add", None, "error: add: a is missing, expected int"),
+        ("add", "", "error: add: a is missing, expected int"),
+        ("add", {"a": "1"}, "error: add: a is '1', expected int"),
+        ("add", {"a": True}, "error: add: a is True, expected int"),
+        ("add", {"a": 1, "c": 2}, "error: add: no argument 'c', expected one of: a, b"),
+        ("add", {"a": 1}, "1"),
+        ("add", '"{\\"a\\": 1}"', "1"),
+        ("functions.add", {"a": 1}, "1"),
+        ("look_up", '{"word": "two\nlines"}', "two\nlines: see elsewhere"),
+    ],
+)
+def test_react_native_calls_are_made_or_the_model_is_told(name: str, given: Any, observation: str) -> None:
+    replies = [tool_calls((name, given), ("look_up", {"word": "four"})), "The answer is 4."]
+    backend, result = solve_by_react(replies, mode="native")
+    told = [message for message in backend.asked[1].prompt if message["role"] == "tool"]
+    assert told[0]["content"].startswith(observation)
+    assert told[1]["content"] == "four: see elsewhere"
+    [*_, asked] = [message for message in backend.asked[1].prompt if message["role"] == "assistant"]
+    assert all(isinstance(call["function"]["arguments"], dict) for call in asked["tool_calls"])
+    assert (result.answer, len(backend.asked)) == ("4", 2)
+
+
+def test_react_native_a_wave_without_a_good_call_asks_no_tool() -> None:
+    backend, result = solve_by_react([tool_calls(("add", "{"), ("add", "}")), "The answer is 4."], mode="native")
+    assert tool_calls_in(result) == []
+    assert [message["content"][:11] for message in backend.asked[1].prompt[2:]] == ["error: add:"] * 2
+
+
+def test_react_native_a_call_that_nobody_could_read_is_no_answer() -> None:
+    unread = '<tool_call>\n{"name": "add", "arguments": {"a": 2,}}\n</tool_call>'
+    backend, result = solve_by_react([unread, "The answer is 4."], mode="native")
+    assert [message["role"] for message in backend.asked[1].prompt] == ["user", "assistant", "user"]
+    assert user_text(backend.asked[1]).startswith("error: the tool call cannot be read")
+    assert result.answer == "4"
+
+
+def test_react_native_endless_calls() -> None:
+    replies = [tool_calls(("add", {"a": 2})), tool_calls(("add", {"a": 1})), "Action: Finish[1]"]
     backend, result = solve_by_react(replies, PLAIN, mode="native", max_steps=2)
-    observations = [m["content"] for m in backend.asked[1].prompt if m["role"] == "tool"]
-    assert observations[0].startswith("error: no tool 'fly'")
-    assert observations[1].startswith("error: TypeError")
     assert backend.asked[2].tools == ()
     assert user_text(backend.asked[2]).startswith("There are no steps left")
     assert result.answer == "1"

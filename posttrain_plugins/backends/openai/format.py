@@ -8,6 +8,7 @@ from typing import Any
 
 from posttrain_plugins.backends.openai.http import Reply
 from posttrain_plugins.backends.openai.probe import Found
+from posttrain_plugins.text.actions import read_object
 from posttrain_plugins.types import Completion, Generate, SamplingParams, Usage
 
 __all__ = ["body_of", "completions_of"]
@@ -50,7 +51,7 @@ def completions_of(reply: Reply, params: SamplingParams, n: int) -> list[Complet
 def _prompt_fields(found: Found, request: Generate) -> dict[str, Any]:
     if isinstance(request.prompt, str):
         return {"prompt": request.prompt}
-    fields: dict[str, Any] = {"messages": list(request.prompt)}
+    fields: dict[str, Any] = {"messages": [_message(message) for message in request.prompt]}
     if request.prompt[-1]["role"] == "assistant":
         fields |= found.prefill_fields
     if request.tools:
@@ -58,6 +59,15 @@ def _prompt_fields(found: Found, request: Generate) -> dict[str, Any]:
             tool if "function" in tool else {"type": "function", "function": tool} for tool in request.tools
         ]
     return fields
+
+
+def _message(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Write the arguments of tool calls as JSON text: OpenAI refuses the objects that chat templates want."""
+    calls = [{**call, "function": dict(call.get("function") or call)} for call in message.get("tool_calls") or ()]
+    for call in calls:
+        if not isinstance(call["function"].get("arguments"), str):
+            call["function"]["arguments"] = json.dumps(call["function"].get("arguments") or {}, ensure_ascii=False)
+    return {**message, "tool_calls": calls} if calls else message
 
 
 def _logprob_fields(params: SamplingParams, is_text: bool) -> dict[str, Any]:
@@ -84,7 +94,7 @@ def _completion(choice: Mapping[str, Any], params: SamplingParams) -> Completion
     text, stop_reason = _cut(text, params.stop, choice.get("stop_reason") or choice.get("matched_stop"))
     if reason in FILTERED:
         return _failed(f"the server ended the completion: {reason}", text)
-    calls = [_tool_call(call["function"]) for call in (message or {}).get("tool_calls") or ()]
+    calls = [_tool_call(call) for call in (message or {}).get("tool_calls") or ()]
     logprobs, top = _logprobs(choice["logprobs"]) if choice.get("logprobs") else (None, [])
     finish: Any = "tool_calls" if calls else FINISH.get(reason, "stop")
     return Completion(
@@ -131,10 +141,12 @@ def _confidence(likeliest: Sequence[float], k: int) -> float:
     return -sum(top) / len(top)
 
 
-def _tool_call(function: Mapping[str, Any]) -> dict[str, Any]:
-    """OpenAI sends the arguments as JSON text, others as an object; what is neither makes a failed sample."""
-    arguments = function.get("arguments") or {}
-    return {"name": function["name"], "arguments": json.loads(arguments) if isinstance(arguments, str) else arguments}
+def _tool_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a call; the arguments are an object, or what the model wrote where that is none, so that it can be told."""
+    function = call.get("function") or call
+    given = function.get("arguments")
+    arguments = read_object(given)
+    return {"name": str(function.get("name") or ""), "arguments": given if arguments is None else arguments}
 
 
 def _share(completions: Sequence[Completion], usage: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.text import to_text
+from posttrain_plugins.text.actions import read_object
 from posttrain_plugins.types import Messages, Prompt
 
 __all__ = ["parse_tool_calls", "render", "takes_tools"]
@@ -177,13 +178,8 @@ def _checked(value: Any) -> dict[str, Any] | None:
     function = value.get("function", value) if isinstance(value, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         return None
-    arguments = function.get("arguments", {})
-    if isinstance(arguments, str):  # some models quote them
-        try:
-            arguments = json.loads(arguments)
-        except ValueError:
-            return None
-    return {"name": function["name"], "arguments": arguments} if isinstance(arguments, dict) else None
+    arguments = read_object(function.get("arguments"))  # some models quote them
+    return None if arguments is None else {"name": function["name"], "arguments": arguments}
 
 
 def _by_template(

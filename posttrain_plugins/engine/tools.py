@@ -20,7 +20,7 @@ from __future__ import annotations
 import inspect
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from posttrain_plugins.errors import InputError
@@ -110,7 +110,7 @@ def _faults(tool: Tool, arguments: Mapping[str, Any]) -> list[str]:
     for name, (parameter, annotation) in known.items():
         value = arguments.get(name, parameter.default)
         if value is parameter.empty:
-            faults.append(f"{name} is missing, expected {type_name(annotation)}")
+            faults.append(f"{name} is missing")
         elif value is not parameter.default and not accepts(annotation, value):
             faults.append(f"{name} is {value!r:.200}, expected {type_name(annotation)}")
     if len(known) == len(found):  # it takes no `**arguments`

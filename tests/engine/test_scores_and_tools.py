@@ -12,7 +12,7 @@ import pytest
 from scripted_backend import Dead, Recorded, Scripted, problems, texts
 
 from posttrain_plugins.engine.solve import solve
-from posttrain_plugins.engine.tools import schema_of
+from posttrain_plugins.engine.tools import schema_of, use
 from posttrain_plugins.errors import InputError, PluginBroken
 from posttrain_plugins.strategies.best_of_n import BestOfN
 from posttrain_plugins.types import (
@@ -110,6 +110,54 @@ def greet(name: str, times: int = 1, loud: bool | None = None) -> str:
         The greeting.
     """
     return f"hello {name} " * times
+
+
+def find(query: str, limit: int | None = None, kind: Literal["page", "file"] = "page", tags: list[str] = None) -> str:  # type: ignore[assignment]  # noqa: RUF013
+    return f"{query} {limit} {kind} {tags}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        ({"query": "x"}, "x None page None"),
+        ({"query": "x", "limit": None, "tags": None}, "x None page None"),
+        ({"query": "x", "limit": 2, "kind": "file", "tags": ["a"]}, "x 2 file ['a']"),
+        ({}, "error: find: query is missing"),
+        ({"query": 7}, "error: find: query is 7, expected str"),
+        ({"query": "x", "limit": "2"}, "error: find: limit is '2', expected int | None"),
+        ({"query": "x", "kind": "book"}, "error: find: kind is 'book', expected 'page' | 'file'"),
+        ({"query": "x", "tags": [1]}, "error: find: tags is [1], expected list[str]"),
+        (
+            {"queries": "x"},
+            "error: find: query is missing; no argument 'queries', expected one of: query, ",
+        ),
+    ],
+)
+def test_a_tool_is_called_with_what_it_declares(arguments: dict[str, Any], answer: str) -> None:
+    assert use({"find": find}, CallTool("find", arguments)).startswith(answer)
+
+
+def test_a_tool_may_take_anything_or_say_nothing() -> None:
+    tools: dict[str, Any] = {
+        "open": lambda **given: sorted(given),
+        "plain": lambda a: a,
+        "number": partial(float),
+        "later": Later(),
+    }
+    calls = [("open", {"x": 1}), ("plain", {"a": "1"}), ("plain", {"b": 1}), ("number", {}), ("later", {"day": 1})]
+    answers = [use(tools, CallTool(name, arguments)) for name, arguments in calls]
+    assert answers == [
+        "['x']",
+        "1",
+        "error: plain: a is missing; no argument 'b', expected one of: a",
+        "0.0",
+        "1",
+    ]
+
+
+class Later:
+    def __call__(self, day: NotThere) -> Any:  # type: ignore[name-defined]  # noqa: F821
+        return day
 
 
 def test_a_strategys_tools_are_reached_and_shown() -> None:

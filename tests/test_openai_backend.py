@@ -401,34 +401,6 @@ def test_tool_calls_are_parsed_and_schemas_wrapped() -> None:
             assert (completion.finish_reason, completion.text) == ("tool_calls", "")
 
 
-@pytest.mark.parametrize(
-    ("call", "read"),
-    [
-        ({"function": {"name": "f", "arguments": '{"a": 1'}}, {"name": "f", "arguments": '{"a": 1'}),
-        ({"function": {"name": "f", "arguments": "[1]"}}, {"name": "f", "arguments": "[1]"}),
-        ({"function": {"name": "f", "arguments": None}}, {"name": "f", "arguments": {}}),
-        ({"function": {"name": "f"}}, {"name": "f", "arguments": {}}),
-        ({"function": {"arguments": "{}"}}, {"name": "", "arguments": {}}),
-        ({"name": "f", "arguments": {"a": 1}}, {"name": "f", "arguments": {"a": 1}}),
-    ],
-)
-def test_a_faulty_call_is_the_models_and_no_failed_sample(call: dict[str, Any], read: dict[str, Any]) -> None:
-    payload = {"choices": [{"message": {"content": None, "tool_calls": [call]}, "finish_reason": "tool_calls"}]}
-    with serving(script=[(200, {}, json.dumps(payload))]) as server:
-        ((completion,),) = ask(OpenAIBackend("fake", server.url, should_probe=False), draws(1))
-    assert (completion.finish_reason, completion.tool_calls) == ("tool_calls", [read])
-
-
-def test_calls_go_to_the_server_with_their_arguments_as_json_text() -> None:
-    calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": {"a": "é"}}}]
-    chat = [*CHAT, {"role": "assistant", "content": "", "tool_calls": calls}, {"role": "tool", "content": "2"}]
-    with serving() as server:
-        ask(OpenAIBackend("fake", server.url, should_probe=False), draws(1, chat))
-    [sent] = server.bodies[-1]["messages"][-2]["tool_calls"]
-    assert sent == {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": "é"}'}}
-    assert calls[0]["function"] == {"name": "f", "arguments": {"a": "é"}}
-
-
 def test_reasoning_that_is_split_off_is_put_back() -> None:
     message = {"role": "assistant", "content": "4", "reasoning_content": "2 and 2"}
     payload = {"choices": [{"message": message, "finish_reason": "stop"}], "usage": None}

@@ -22,7 +22,7 @@ def adalora(
     task_type: str = "CAUSAL_LM",
     **params: Any,
 ) -> AdaLoraConfig:
-    """A `peft.AdaLoraConfig` whose ranks shrink from `init_r` to `target_r` on average as training goes on.
+    """Return a `peft.AdaLoraConfig` whose ranks shrink from `init_r` to `target_r` on average as training goes on.
 
     Args:
         target_modules: which modules get an adapter; PEFT's forms.
@@ -40,9 +40,12 @@ def adalora(
         >>> adalora(init_r=6, target_r=2).init_r
         6
     """
+    # Ours and not PEFT's: TRL's trainers never call PEFT's rank allocator, so that no rank would shrink. The module
+    # imports torch, which `plugins list` must not.
     from posttrain_plugins.models.tuners.adalora import AdaLoraConfig
 
     return AdaLoraConfig(target_modules=target_modules, total_step=total_step, task_type=task_type, **params)
 
 
+# the check reads the parameters from PEFT's source, whose fields ours has to the letter
 adalora.params_of = "peft:AdaLoraConfig"  # type: ignore[attr-defined]

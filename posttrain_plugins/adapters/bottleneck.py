@@ -1,7 +1,7 @@
 """Bottleneck adapters, as a PEFT type of our own: PEFT has none.
 
-Papers: Houlsby et al., 2019 (arXiv:1902.00751); Pfeiffer et al., 2020 (arXiv:2005.00247); in parallel form He et al.,
-2021 (arXiv:2110.04366).
+Papers: Houlsby et al., 2019 (https://huggingface.co/papers/1902.00751); Pfeiffer et al., 2020
+(https://huggingface.co/papers/2005.00247); in parallel form He et al., 2021 (https://huggingface.co/papers/2110.04366).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["bottleneck"]
 
 
 def bottleneck(task_type: str = "CAUSAL_LM", **params: Any) -> BottleneckConfig:
-    """A `BottleneckConfig`; importing it makes the type known to PEFT.
+    """Return a `BottleneckConfig`; importing it makes the type known to PEFT.
 
     Args:
         task_type: PEFT's task type; stages that train classifiers set their own.
@@ -31,10 +31,12 @@ def bottleneck(task_type: str = "CAUSAL_LM", **params: Any) -> BottleneckConfig:
         >>> bottleneck(placement="houlsby").peft_type
         <PeftType.BOTTLENECK: 'BOTTLENECK'>
     """
+    # in the function, since it imports torch; whoever loads a saved adapter finds the module by `params_of`
     from posttrain_plugins.models.tuners.bottleneck import BottleneckConfig
 
     return BottleneckConfig(task_type=task_type, **params)
 
 
 bottleneck.params_of = "posttrain_plugins.models.tuners.bottleneck:BottleneckConfig"  # type: ignore[attr-defined]
+# a non-linearity has no place in a weight; PEFT does not know the type, so it is said here
 bottleneck.can_merge = False  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ __all__ = ["full"]
 
 
 def full() -> None:
-    """Trains every parameter; TRL gets no PEFT config.
+    """Train every parameter; TRL gets no PEFT config.
 
     Returns:
         None, which is what TRL's `peft_config` means by full fine-tuning.
@@ -15,7 +15,8 @@ def full() -> None:
         >>> full() is None
         True
     """
-    return None
+    return None  # no object of ours: plain TRL takes this very value
 
 
+# said by the plugin, since the check, which asks for memory and learning rate, does not call it
 full.is_full = True  # type: ignore[attr-defined]

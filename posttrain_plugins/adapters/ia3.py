@@ -1,4 +1,7 @@
-"""(IA)^3, for few-shot fine-tuning (Liu et al., 2022, arXiv:2205.05638), by PEFT."""
+"""(IA)^3, for few-shot fine-tuning (Liu et al., 2022), by PEFT.
+
+Paper: https://huggingface.co/papers/2205.05638.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ __all__ = ["ia3"]
 
 
 def ia3(target_modules: str | list[str] | None = None, task_type: str = "CAUSAL_LM", **params: Any) -> IA3Config:
-    """A `peft.IA3Config`: one learned factor for each channel of keys, values and the feed-forward layer's input.
+    """Return a `peft.IA3Config`: a learned factor for each channel of keys, values and feed-forward inputs.
 
     Args:
         target_modules: which modules are scaled; by default PEFT's own table for the model's type.
@@ -27,6 +30,7 @@ def ia3(target_modules: str | list[str] | None = None, task_type: str = "CAUSAL_
     """
     from peft import IA3Config
 
+    # no `all-linear` here: which modules are scaled before their weights, and not behind, PEFT's table says by type
     return IA3Config(target_modules=target_modules, task_type=task_type, **params)
 
 

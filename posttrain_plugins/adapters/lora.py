@@ -1,11 +1,14 @@
-"""LoRA: Low-Rank Adaptation of Large Language Models (Hu et al., 2021, arXiv:2106.09685), by PEFT.
+"""LoRA: Low-Rank Adaptation of Large Language Models (Hu et al., 2021), by PEFT.
+
+Paper: https://huggingface.co/papers/2106.09685.
 
 rsLoRA (`use_rslora`), DoRA (`use_dora`), PiSSA (`init_lora_weights: pissa`) and LoftQ (`init_lora_weights: loftq`,
-`loftq_config: {loftq_bits: 4}`) are PEFT's own parameters. LoRA+ (Hayou et al., 2024, arXiv:2402.12354) is
-`loraplus_lr_ratio`, the name that PEFT's own optimizer gives it.
+`loftq_config: {loftq_bits: 4}`) are PEFT's own parameters. LoRA+ (Hayou et al., 2024,
+https://huggingface.co/papers/2402.12354) is `loraplus_lr_ratio`, the name that PEFT's own optimizer gives it.
 
 One deviation from PEFT's defaults: `target_modules` is `all-linear` where nothing is given, as in QLoRA (Dettmers et
-al., 2023, arXiv:2305.14314, section 4), because PEFT's own default is a table of model types that knows few new ones.
+al., 2023, https://huggingface.co/papers/2305.14314, section 4), because PEFT's own default is a table of model types
+that knows few new ones.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ def lora(
     loraplus_lr_ratio: float | None = None,
     **params: Any,
 ) -> LoraConfig:
-    """A `peft.LoraConfig`; every other parameter is PEFT's own (`r`, `lora_alpha`, `lora_dropout`, `use_dora` ...).
+    """Return a `peft.LoraConfig`; other parameters are PEFT's own (`r`, `lora_alpha`, `lora_dropout`, `use_dora` ...).
 
     Args:
         target_modules: which modules get an adapter; PEFT's forms.
@@ -50,6 +53,7 @@ def lora(
     if params.get("init_lora_weights") == "loftq":
         params["loftq_config"] = _loftq(params.get("loftq_config") or {})
     if loraplus_lr_ratio is None:
+        # PEFT's own class, so that without a ratio the adapter is the very one of a plain TRL script
         return LoraConfig(target_modules=target_modules, task_type=task_type, **params)
     from posttrain_plugins.models.tuners.lora_plus import LoraPlusConfig
 
@@ -59,14 +63,16 @@ def lora(
 
 
 def _loftq(given: dict[str, int]) -> dict[str, int]:
-    """With the defaults that PEFT has in a class, and reads from a mapping."""
+    """Add the defaults, which PEFT has in a class and does not look for in a mapping."""
     from importlib.util import find_spec
 
     from peft import LoftQConfig
 
+    # PEFT says so only when the adapter is made, after the model has been loaded
     if find_spec("scipy") is None:
         raise InputError("init_lora_weights: loftq needs scipy", hint="pip install 'posttrain-plugins[loftq]'")
     return dict(vars(LoftQConfig(**given)))
 
 
+# `validate` compares a recipe with the fields of this class, which it reads from its source
 lora.params_of = "peft:LoraConfig"  # type: ignore[attr-defined]

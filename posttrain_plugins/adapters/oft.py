@@ -1,4 +1,6 @@
-"""OFT: Controlling Text-to-Image Diffusion by Orthogonal Finetuning (Qiu et al., 2023, arXiv:2306.07280), by PEFT.
+"""OFT: Controlling Text-to-Image Diffusion by Orthogonal Finetuning (Qiu et al., 2023), by PEFT.
+
+Paper: https://huggingface.co/papers/2306.07280.
 
 One deviation from PEFT's defaults: `target_modules` is `all-linear` where nothing is given (see `lora`).
 """
@@ -14,7 +16,7 @@ __all__ = ["oft"]
 
 
 def oft(target_modules: str | list[str] = "all-linear", task_type: str = "CAUSAL_LM", **params: Any) -> OFTConfig:
-    """A `peft.OFTConfig`: each weight is turned by a learned block-diagonal rotation.
+    """Return a `peft.OFTConfig`: each weight is turned by a learned block-diagonal rotation.
 
     Args:
         target_modules: which modules get an adapter; PEFT's forms.
@@ -30,6 +32,7 @@ def oft(target_modules: str | list[str] = "all-linear", task_type: str = "CAUSAL
     """
     from peft import OFTConfig
 
+    # the block size is left to PEFT, which changes it for a module whose width it does not divide
     return OFTConfig(target_modules=target_modules, task_type=task_type, **params)
 
 

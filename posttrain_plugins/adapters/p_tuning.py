@@ -1,4 +1,7 @@
-"""P-tuning: GPT Understands, Too (Liu et al., 2021, arXiv:2103.10385), by PEFT."""
+"""P-tuning: GPT Understands, Too (Liu et al., 2021), by PEFT.
+
+Paper: https://huggingface.co/papers/2103.10385.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ __all__ = ["p_tuning"]
 
 
 def p_tuning(num_virtual_tokens: int = 20, task_type: str = "CAUSAL_LM", **params: Any) -> PromptEncoderConfig:
-    """A `peft.PromptEncoderConfig`: embeddings before every text, made by a small learned network.
+    """Return a `peft.PromptEncoderConfig`: embeddings before every text, made by a small learned network.
 
     Args:
         num_virtual_tokens: learned tokens before every text; 20, as in PEFT's guide.
@@ -31,4 +34,5 @@ def p_tuning(num_virtual_tokens: int = 20, task_type: str = "CAUSAL_LM", **param
 
 
 p_tuning.params_of = "peft:PromptEncoderConfig"  # type: ignore[attr-defined]
+# virtual tokens stand before the text: there is no weight to add them to
 p_tuning.can_merge = False  # type: ignore[attr-defined]

@@ -1,4 +1,7 @@
-"""Prefix-Tuning: Optimizing Continuous Prompts for Generation (Li and Liang, 2021, arXiv:2101.00190), by PEFT."""
+"""Prefix-Tuning: Optimizing Continuous Prompts for Generation (Li and Liang, 2021), by PEFT.
+
+Paper: https://huggingface.co/papers/2101.00190.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ __all__ = ["prefix"]
 
 
 def prefix(num_virtual_tokens: int = 20, task_type: str = "CAUSAL_LM", **params: Any) -> PrefixTuningConfig:
-    """A `peft.PrefixTuningConfig`: learned keys and values before every text, in every layer.
+    """Return a `peft.PrefixTuningConfig`: learned keys and values before every text, in every layer.
 
     Args:
         num_virtual_tokens: length of the prefix; 20, as in PEFT's guide.
@@ -31,4 +34,5 @@ def prefix(num_virtual_tokens: int = 20, task_type: str = "CAUSAL_LM", **params:
 
 
 prefix.params_of = "peft:PrefixTuningConfig"  # type: ignore[attr-defined]
+# keys and values of virtual tokens are handed to the model as a cache: there is no weight to add them to
 prefix.can_merge = False  # type: ignore[attr-defined]

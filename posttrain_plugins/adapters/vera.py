@@ -1,4 +1,6 @@
-"""VeRA: Vector-based Random Matrix Adaptation (Kopiczko et al., 2023, arXiv:2310.11454), by PEFT.
+"""VeRA: Vector-based Random Matrix Adaptation (Kopiczko et al., 2023), by PEFT.
+
+Paper: https://huggingface.co/papers/2310.11454.
 
 One deviation from PEFT's defaults: `target_modules` is `all-linear` where nothing is given (see `lora`).
 """
@@ -14,7 +16,7 @@ __all__ = ["vera"]
 
 
 def vera(target_modules: str | list[str] = "all-linear", task_type: str = "CAUSAL_LM", **params: Any) -> VeraConfig:
-    """A `peft.VeraConfig`: one pair of random matrices for all layers, and two learned vectors for each.
+    """Return a `peft.VeraConfig`: one pair of random matrices for all layers, and two learned vectors for each.
 
     Args:
         target_modules: which modules get an adapter; PEFT's forms.
@@ -30,6 +32,7 @@ def vera(target_modules: str | list[str] = "all-linear", task_type: str = "CAUSA
     """
     from peft import VeraConfig
 
+    # `r` stays PEFT's 256: the matrices are shared and never trained, so a rank costs one number a layer
     return VeraConfig(target_modules=target_modules, task_type=task_type, **params)
 
 

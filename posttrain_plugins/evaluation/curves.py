@@ -47,7 +47,7 @@ class Draws:
 
 
 def powers(n: int) -> list[int]:
-    """1, 2, 4 ... and n itself.
+    """Return 1, 2, 4 ... and n itself.
 
     Example:
         >>> powers(8), powers(6)

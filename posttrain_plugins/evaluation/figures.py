@@ -55,16 +55,14 @@ def mean_interval(values: Sequence[float], draws: int = DRAWS, seed: int = 0) ->
     return Interval(float(known.mean()), float(low), float(high))
 
 
-def difference_interval(
-    values: Sequence[float], baseline: Sequence[float], draws: int = DRAWS, seed: int = 0
-) -> Interval:
+def difference_interval(values: Sequence[float], baseline: Sequence[float]) -> Interval:
     """Return the mean of `values - baseline`, paired by problem, with its 95 % interval.
 
     Example:
         >>> difference_interval([1.0, 1.0, 0.5], [0.5, 0.5, 0.0])
         Interval(mean=0.5, low=0.5, high=0.5)
     """
-    return mean_interval([value - before for value, before in zip(values, baseline, strict=True)], draws, seed)
+    return mean_interval([value - before for value, before in zip(values, baseline, strict=True)])
 
 
 def sampled_accuracy(scores: Sequence[Sequence[float | None]]) -> list[float]:

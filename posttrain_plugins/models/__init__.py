@@ -1,1 +1,14 @@
-"""Models from folders: one loader, one tokenizer, the adapter stack, and what each adapter type can do."""
+"""Models from folders: one loader, one tokenizer, the adapter stack, and what each adapter type can do.
+
+| module                     | holds                                                                       |
+|----------------------------|-----------------------------------------------------------------------------|
+| `folder.py`                | what a model folder says: its adapters, the base below them, its task       |
+| `load.py`                  | the one way from a folder or Hub id to a model and its tokenizer            |
+| `quantization.py`          | weights in 4 and 8 bits, the same on every processor                        |
+| `stack.py`                 | adapters as part of a base: merged, or around weights that are quantized    |
+| `merge.py`                 | a plain model without adapters and quantization, and what that changed      |
+| `critic.py`                | a saved critic: its value head and the layers that it reads                 |
+| `adapter_types.py`         | what each of PEFT's adapter types can, read without importing PEFT          |
+| `adapter_compatibility.py` | which adapter does not fit which stage, why, and what to change             |
+| `tuners/`                  | what PEFT lacks: bottleneck adapters, LoRA+, AdaLoRA in any trainer         |
+"""

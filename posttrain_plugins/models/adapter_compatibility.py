@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.models.adapter_types import PeftTypeAbilities, abilities, moves_base
+from posttrain_plugins.models.adapter_types import PeftTypeAbilities, abilities_of, moves_base
 
 __all__ = ["PLAIN_CRITIC", "AdapterInStage", "Incompatibility", "check_fits", "incompatibilities", "no_set_up"]
 
@@ -84,7 +84,7 @@ class AdapterInStage:
 
 def incompatibilities(in_stage: AdapterInStage) -> Iterator[Incompatibility]:
     """Yield everything that does not fit."""
-    peft, args, role, quantized = in_stage.peft, in_stage.args, in_stage.role, in_stage.quantized
+    peft, args, role = in_stage.peft, in_stage.args, in_stage.role
     name, moved = peft.name, moves_base(in_stage.params)
     if peft.has_cache and args.get("gradient_checkpointing"):
         message = f"{name} hands its tokens on as a cache, which gradient checkpointing switches off"
@@ -92,14 +92,38 @@ def incompatibilities(in_stage: AdapterInStage) -> Iterator[Incompatibility]:
     if not peft.can_merge and args.get("use_vllm"):
         message = f"vLLM is sent the weights with the adapter merged into them, which {name} cannot be"
         yield Incompatibility("args.use_vllm", message, "args: {use_vllm: false}, or use: lora")
-    if quantized and not peft.quantizes:
+    yield from _with_weights(in_stage, moved)
+    if moved and in_stage.is_held:
+        message = (
+            f"init_lora_weights: {moved} takes a part out of the base, so that the reference, the model without its "
+            "adapter, is another model"
+        )
+        # a coefficient can be set to 0 where it brings the reference in, a loss like DPO's is nothing without one
+        or_none = "" if in_stage.reference == "model" else f", or args: {{{in_stage.reference}: 0}}"
+        yield Incompatibility(role, message, f"init_lora_weights: true{or_none}")
+    if role == "critic":
+        yield from _as_critic(in_stage, moved)
+    has_copy = args.get("advantage_estimator") == "gae" and args.get("critic") in (None, "separate")
+    if role == "adapter" and has_copy and in_stage.quantized and not peft.shares:
+        message = f"beside {name} the critic is a copy of the model, which cannot be trained in {in_stage.quantized}"
+        yield Incompatibility(role, message, "args: {critic: shared}, or use: lora")
+    for ability, reason in in_stage.refuses.items():
+        if getattr(peft, ability):
+            yield Incompatibility(role, f"{name} does not work here: {reason}", "use: lora")
+
+
+def _with_weights(in_stage: AdapterInStage, moved: str | None) -> Iterator[Incompatibility]:
+    """Yield what does not fit the form and the precision of the base's weights."""
+    name, role, quantized = in_stage.peft.name, in_stage.role, in_stage.quantized
+    if quantized and not in_stage.peft.quantizes:
         message = f"{name} reads or trains the base's own weights, which {quantized} packs"
         yield Incompatibility(role, message, f"use: lora, or remove {quantized} from model")
     if quantized and moved:
         message = f"init_lora_weights: {moved} computes the adapter from the weights that {quantized} packs"
         yield Incompatibility(role, message, f"init_lora_weights: true, or remove {quantized} from model")
+    # Asked of a run alone: the recipe's check does not know the machine, and must not refuse what a cluster's GPU can.
     if in_stage.is_on_cpu and moved == "loftq":
-        message = "PEFT computes LoftQ's quantization on an accelerator, which this machine has not"
+        message = "PEFT computes LoftQ's quantization on an accelerator, and this machine has none"
         yield Incompatibility(role, message, "init_lora_weights: true")
     if in_stage.is_on_cpu and in_stage.mixes:
         message = f"{name} mixes its bfloat16 with the precision of the base, which only autocast reconciles"
@@ -108,37 +132,27 @@ def incompatibilities(in_stage: AdapterInStage) -> Iterator[Incompatibility]:
     if in_stage.is_on_cpu and in_stage.params.get("use_dora") and quantized == "load_in_8bit":
         message = "DoRA reads the base's weights, which bitsandbytes does not unpack from 8 bits on a CPU"
         yield Incompatibility(role, message, "model: {load_in_4bit: true}, or use_dora: false")
-    if moved and in_stage.is_held:
-        message = (
-            f"init_lora_weights: {moved} takes a part out of the base, so that the reference, the model without its "
-            "adapter, is another model"
-        )
-        or_none = "" if in_stage.reference == "model" else f", or args: {{{in_stage.reference}: 0}}"
-        yield Incompatibility(role, message, f"init_lora_weights: true{or_none}")
-    if role == "critic" and moved:
+
+
+def _as_critic(in_stage: AdapterInStage, moved: str | None) -> Iterator[Incompatibility]:
+    """Yield what does not fit a critic's adapter, which is trained beside the policy's on one base."""
+    if moved:
         message = f"init_lora_weights: {moved} would take a part out of the base that the policy shares"
         yield Incompatibility("critic", message, "init_lora_weights: true")
-    if role == "critic" and in_stage.params.get("loraplus_lr_ratio"):
+    if in_stage.params.get("loraplus_lr_ratio"):
+        # refused, not ignored: a recipe that names a ratio would report one that nothing was trained with
         message = (
             "loraplus_lr_ratio sets up the optimizer for the policy's adapter, and would do nothing for a critic's"
         )
-        yield Incompatibility(
-            "critic", message, "critic: {use: lora} without it, and args: {critic_learning_rate: ...}"
-        )
-    if role == "critic" and not peft.shares:
-        message = f"a critic's adapter is trained beside the policy's on one base, which {name} cannot be"
+        hint = "critic: {use: lora} without it, and args: {critic_learning_rate: ...}"
+        yield Incompatibility("critic", message, hint)
+    if not in_stage.peft.shares:
+        message = f"a critic's adapter is trained beside the policy's on one base, which {in_stage.peft.name} cannot be"
         yield Incompatibility("critic", message, "critic: {use: lora} with a LoRA policy, or leave critic out")
-    has_copy = args.get("advantage_estimator") == "gae" and args.get("critic") in (None, "separate")
-    if role == "adapter" and has_copy and quantized and not peft.shares:
-        message = f"beside {name} the critic is a copy of the model, which cannot be trained in {quantized}"
-        yield Incompatibility(role, message, "args: {critic: shared}, or use: lora")
-    for ability, reason in in_stage.refuses.items():
-        if getattr(peft, ability):
-            yield Incompatibility(role, f"{name} does not work here: {reason}", "use: lora")
 
 
 def check_fits(stage: str, config: Any, args: Any, loading: Mapping[str, Any], is_on_cpu: bool = False) -> None:
-    """Refuses what the recipe's check could not know: what a stranger's plugin gave, and on which machine it runs.
+    """Refuse what the recipe's check could not know: what a stranger's plugin gave, and on which machine it runs.
 
     Args:
         stage: the stage's id.
@@ -150,18 +164,13 @@ def check_fits(stage: str, config: Any, args: Any, loading: Mapping[str, Any], i
     Raises:
         InputError: the first thing that does not fit.
     """
-    if config is None:
-        return
-    try:
-        peft = abilities(f"{type(config).__module__}:{type(config).__qualname__}")
-    except LookupError:  # made in a notebook, or in a folder of its own
-        return
+    peft = None if config is None else abilities_of(config)
     if peft is None:
-        return
+        return  # full fine-tuning, or a type that nobody knows anything of: PEFT itself will say what it cannot
     for found in incompatibilities(AdapterInStage(peft, vars(config), vars(args), loading, is_on_cpu=is_on_cpu)):
         raise InputError(f"stage '{stage}': {found.message}", hint=found.hint)
 
 
 def no_set_up(name: str) -> str:
-    """Why an adapter that has `prepare(trainer)` cannot be a critic's."""
+    """Return why an adapter that has `prepare(trainer)` cannot be a critic's."""
     return f"adapter '{name}' sets up the trainer for the policy, and would do nothing for the critic"

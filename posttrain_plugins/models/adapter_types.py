@@ -26,6 +26,7 @@ from posttrain_plugins.plugins.source import classes_of, package_file
 __all__ = [
     "PeftTypeAbilities",
     "abilities",
+    "abilities_of",
     "config_class",
     "ensure_registered",
     "moves_base",
@@ -76,12 +77,15 @@ class PeftTypeAbilities:
 
 @cache
 def abilities(config: str) -> PeftTypeAbilities | None:
-    """Of the type that a config class, such as `peft:LoraConfig`, makes; None where its source does not tell the type.
+    """Return what the type that a config class makes can; None where the class's source does not tell the type.
+
+    Args:
+        config: the class, such as `peft:LoraConfig`.
 
     Raises:
         LookupError: there is no such class.
     """
-    classes = classes_of(config)
+    classes = classes_of(config)  # the class and those that it inherits from, as syntax trees
     name = next(filter(None, (_type_name(node) for _, node in classes)), None)
     if name is None:
         return None
@@ -96,8 +100,16 @@ def abilities(config: str) -> PeftTypeAbilities | None:
     )
 
 
+def abilities_of(config: Any) -> PeftTypeAbilities | None:
+    """Return the same for a `peft.PeftConfig`; None as well for a class without source, as one of a notebook."""
+    try:
+        return abilities(f"{type(config).__module__}:{type(config).__qualname__}")
+    except LookupError:
+        return None
+
+
 def config_class(peft_type: str) -> str:
-    """`LOHA` -> `peft:LoHaConfig`, as PEFT registers it.
+    """Return the config class of a type, `peft:LoHaConfig` for `LOHA`, as PEFT registers it.
 
     Raises:
         LookupError: PEFT has no such type.
@@ -110,20 +122,19 @@ def config_class(peft_type: str) -> str:
 
 
 def shares_base(config: Any) -> bool:
-    """Can an adapter with this `peft.PeftConfig` be trained beside another on one base?"""
-    try:
-        found = abilities(f"{type(config).__module__}:{type(config).__qualname__}")
-    except LookupError:  # made in a notebook, or in a folder of its own
-        found = None
+    """Tell whether an adapter with this `peft.PeftConfig` can be trained beside another on one base."""
+    found = abilities_of(config)
+    # of a type that no table knows, PEFT's own flag is all there is: prompts are put before the text, not into layers
     return found.shares if found is not None else not config.is_prompt_learning
 
 
 def moves_base(params: Mapping[str, Any]) -> str | None:
-    """The initialisation among an adapter's parameters that changes the base, if there is one.
+    """Return the initialisation among an adapter's parameters that changes the base, if there is one.
 
     With such an adapter switched off, the model is not the one that training started from.
     """
     init = params.get("init_lora_weights")
+    # by prefix: PEFT takes variants such as `pissa_niter_16`
     return init if isinstance(init, str) and init.startswith(MOVING_INITS) else None
 
 
@@ -134,7 +145,7 @@ def why_unmergeable(folder: str | Path) -> str | None:
     above, and any other is asked of the plugin that brings the type.
     """
     if (Path(folder) / UNMERGEABLE_FILE).is_file():
-        return DECLARED
+        return DECLARED  # also where that plugin is not installed any more, or has changed its mind since
     name = str(adapter_config(folder).get("peft_type"))
     if name not in _registered():
         is_refused = any(not declared(plugin, "can_merge") for plugin in _plugins_of(folder, name))
@@ -176,6 +187,7 @@ def ensure_registered(folder: str | Path) -> None:
 
 def _plugins_of(folder: str | Path, peft_type: str) -> Iterator[Any]:
     """Import the plugins that may bring a type: the one that the stage's manifest names, and the one called as it."""
+    # a manifest names the plugin only where the folder lies in a store; a copied folder has the type's name alone
     made_by = _json(Path(folder).parent / "manifest.json").get("handoff", {}).get("adapter", {}).get("plugin")
     for plugin in dict.fromkeys((made_by, peft_type.lower())):
         if isinstance(plugin, str):
@@ -196,7 +208,9 @@ def _json(file: Path) -> dict[str, Any]:
 
 @cache
 def _registered() -> dict[str, str]:
-    """PEFT's types: name -> config class, from the calls in `peft/tuners/*/__init__.py`."""
+    """Return PEFT's types, name -> config class, from the calls in `peft/tuners/*/__init__.py`."""
+    # Read as text: importing PEFT imports torch, which `validate` and `plan` must not. Each call names both by keyword;
+    # tests/test_peft_types.py compares the result with PEFT's own table.
     found = {}
     for file in sorted((package_file("peft").parent / "tuners").glob("*/__init__.py")):
         text = file.read_text(encoding="utf-8")
@@ -208,6 +222,6 @@ def _registered() -> dict[str, str]:
 
 
 def _type_name(node: ast.ClassDef) -> str | None:
-    """`self.peft_type = PeftType.LORA`, or `PeftType("LORA")`, in a config class."""
+    """Find the type that a config class sets: `self.peft_type = PeftType.LORA`, or `PeftType("LORA")`."""
     found = re.search(r"self\.peft_type = PeftType(?:\.|\[|\()'?(\w+)", ast.unparse(node))
     return found[1] if found else None

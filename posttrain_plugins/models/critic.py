@@ -63,6 +63,7 @@ def load_critic_body(model: str | Path, *, dequantize: bool = False, **options: 
     """
     folder = Path(model) / "critic"
     kind = _kind(folder)
+    # a shared critic reads the policy itself, the other two have weights of their own in `critic/`
     newest = Path(model) if kind == "shared" else folder
     revision = base_of(model, options.pop("revision", None)).revision
     base = base_of(newest, revision)
@@ -71,6 +72,8 @@ def load_critic_body(model: str | Path, *, dequantize: bool = False, **options: 
         body = load_full(base.path, None, dequantize=dequantize, **options)
     else:
         body = load_full(base.path, dequantize=dequantize, **options)
+        # The critic learned on the policy's base as it stood in training: with the tokens that were added to it, and
+        # with every adapter below the policy's own in force.
         if adapter_config(model):
             make_room_for_tokens(body, model)
         body = attach_frozen(body, adapters_in(model)[:-1])  # what the policy's own adapter is on
@@ -82,6 +85,7 @@ def load_critic_body(model: str | Path, *, dequantize: bool = False, **options: 
 
             ensure_registered(newest)
             PeftModel.from_pretrained(body, str(newest))  # puts its layers into the model
+    # the head reads hidden states, so the LM head on top of them would be work for nothing
     return body if kind == "separate" else body.base_model
 
 
@@ -108,12 +112,15 @@ def load_value_head(folder: str | Path, model: Any) -> Callable[[torch.Tensor], 
             hint="let the reward plugin value_model judge: scorer={use: value_model, ...}",
         )
     head = load_file(file)
+    # checked here, since a head of another model of the same size would judge without a word, and one of another size
+    # would fail deep inside decoding
     size = model.config.get_text_config().hidden_size
     if head["weight"].shape != (1, size):
         found = tuple(head["weight"].shape)
         raise InputError(f"the value head in {folder} has shape {found}, expected {(1, size)}: is it another model's?")
 
     def values(hidden: torch.Tensor) -> torch.Tensor:
+        # float32, as in training: values differ by less than bfloat16's steps between neighbouring tokens
         weight, bias = (head[name].to(hidden.device, torch.float32) for name in ("weight", "bias"))
         return torch.nn.functional.linear(hidden.float(), weight, bias).squeeze(-1)
 
@@ -121,6 +128,7 @@ def load_value_head(folder: str | Path, model: Any) -> Callable[[torch.Tensor], 
 
 
 def _kind(folder: Path) -> str:
+    """Read what `critic.json` says; a folder of before it was written, or of another program, is refused."""
     try:
         return str(json.loads((folder / "critic.json").read_text(encoding="utf-8"))["kind"])
     except (OSError, ValueError, KeyError, TypeError) as cause:

@@ -91,6 +91,7 @@ def adapters_in(folder: str | Path) -> list[Path]:
     path = Path(folder)
     if not (path / ADAPTER_CONFIG).is_file():
         return []
+    # by number and not by name: `10` comes after `9`
     below = (path / BELOW).iterdir() if (path / BELOW).is_dir() else ()
     return [*sorted((one for one in below if one.name.isdigit()), key=lambda one: int(one.name)), path]
 
@@ -101,12 +102,13 @@ def copy_below(adapters: Sequence[Path], folder: Path) -> None:
     for number, adapter in enumerate(adapters):
         target = folder / BELOW / str(number)
         target.mkdir(parents=True)
-        for file in sorted(adapter.glob("adapter_*")):
+        for file in sorted(adapter.glob("adapter_*")):  # weights, config, UNMERGEABLE_FILE; no tokenizer, no manifest
             shutil.copy2(file, target / file.name)
 
 
 def digest(adapter: str | Path) -> str:
     """Return a hash of an adapter's weights, the same wherever its folder lies."""
+    # of the bytes alone, so that a copied or renamed folder is the same adapter to whatever was made on top of it
     found = hashlib.sha256()
     for file in sorted(Path(adapter).glob("adapter_model*")):
         found.update(file.read_bytes())
@@ -117,6 +119,7 @@ def task_of(folder: str | Path) -> Task | None:
     """Return what a model folder was trained as, by its adapter's task type or its architecture; None if unknown."""
     adapter = adapter_config(folder)
     if adapter:
+        # a folder of an adapter may also hold its base's config.json, which says nothing of what was trained on it
         return TASKS.get(str(adapter.get("task_type")))
     try:
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))

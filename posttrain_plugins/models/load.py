@@ -68,6 +68,7 @@ def inference_options(
     import torch
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    # a None is what the recipe leaves open; handed on, it would stand in the place of `auto`
     given = {name: value for name, value in options_of(loading, task).items() if value is not None}
     return {"dtype": "auto", **given, "device_map": "auto" if device == "auto" else {"": device}}
 
@@ -105,6 +106,8 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
+    # A revision names a state of one repository: the asked one goes with the path that it was asked for, and a base
+    # that an adapter names brings its own (`base_of`).
     where, revision = str(path), (loading or {}).get("model_revision")
     if not (Path(path) / "tokenizer_config.json").is_file():
         where, revision = base_of(path, revision)
@@ -126,6 +129,7 @@ def load_full(path: str | Path, task: Task | None = "CausalLM", *, dequantize: b
     """
     import transformers
 
+    # by the task and not by the config's architecture: a causal LM is loaded as a classifier to become one
     loader = getattr(transformers, f"AutoModelFor{task}" if task else "AutoModel")
     model = loader.from_pretrained(str(path), **options)
     return model.dequantize() if dequantize and getattr(model, "hf_quantizer", None) is not None else model
@@ -145,7 +149,7 @@ def load_adapted(folder: str | Path, task: Task = "CausalLM", *, is_trainable: b
     """
     import peft
 
-    ensure_registered(folder)
+    ensure_registered(folder)  # PEFT fails on a type that nobody has imported yet
     model = load_base(folder, task, **options)
     return getattr(peft, f"PeftModelFor{task}").from_pretrained(model, str(folder), is_trainable=is_trainable)
 
@@ -167,10 +171,11 @@ def load_base(
         dequantize: unpack a quantized base before the first adapter.
         **options: of `from_pretrained`; its `revision` is the base's.
     """
+    # `revision` is taken out of the options: given on where it is None, it would hide the one that the adapter records
     base = base_of(folder, options.pop("revision", None))
     options |= {"revision": base.revision} if base.revision else {}
     model = load_full(base.path, task, dequantize=dequantize, **options)
-    make_room_for_tokens(model, folder)
+    make_room_for_tokens(model, folder)  # before the first adapter, whose trained embeddings have the new rows
     adapters = adapters_in(folder)
     return attach_frozen(model, adapters if with_newest else adapters[:-1])
 
@@ -183,6 +188,7 @@ def make_room_for_tokens(model: Any, folder: str | Path) -> None:
     if not (Path(folder) / "tokenizer_config.json").is_file():
         return
     tokens = len(load_tokenizer(folder))
+    # never fewer: many models have more rows than tokens, padded to a multiple that is fast
     if tokens > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(tokens)
 
@@ -190,6 +196,7 @@ def make_room_for_tokens(model: Any, folder: str | Path) -> None:
 def task_to_load(path: str | Path, revision: str | None = None) -> Task:
     """Return what a model is for, as its adapter says, else its architecture, which may lie on the Hub."""
     found = task_of(path)
+    # an adapter that names no task is left at the default: its base's architecture is not what was trained
     if found is None and not adapter_config(path):
         from transformers import AutoConfig
 

@@ -86,10 +86,14 @@ def load_plain(
     if folders:
         options |= _labels(folders[-1], task)
         if ids:
+            # the model as it was used, before anything is unpacked or merged; loaded a second time, since merging
+            # changes the weights in place
             before = _logits(load_adapted(path, task, **options).eval(), ids)
         model = load_base(path, task, with_newest=True, dequantize=True, **options)
     else:
         model = load_full(path, task, dequantize=True, **options)
+    # Nothing is quantized any more, so every adapter that PEFT can merge is merged; one that is still around a layer
+    # would be lost without a word by whoever saves the weights.
     if is_wrapped(model):
         kinds = ", ".join(str(adapter_config(folder)["peft_type"]) for folder in folders)
         raise _refusal(path, kinds, "PEFT cannot merge it")
@@ -110,7 +114,7 @@ def plain_options(path: str, loading: Mapping[str, Any], task: Task | None = "Ca
 
 
 def save_plain(model: Any, tokenizer: Any, folder: Path, **options: Any) -> None:
-    """Writes safetensors, config, generation config, and the tokenizer with its template.
+    """Write safetensors, config, generation config, and the tokenizer with its template.
 
     Args:
         model: a transformers model.
@@ -131,6 +135,7 @@ def quantize_saved(folder: Path, options: Mapping[str, Any], **saving: Any) -> N
         **saving: of `save_pretrained`.
     """
     model = load_full(folder, task_to_load(folder), **options)
+    # the plain shards first: with other names or another number of them, transformers would find two models
     for file in folder.glob("*.safetensors*"):
         file.unlink()
     model.save_pretrained(str(folder), **saving)
@@ -149,6 +154,7 @@ def merged(path: str, folder: Path, loading: Mapping[str, Any]) -> Path:
     """
     if folder.is_dir():
         return folder
+    # a rename is all or nothing: a stage that is killed while it writes finds no half of a base when it goes on
     scratch = folder.with_name("merged.tmp")
     save_plain(load_plain(path, loading).model, load_tokenizer(path, loading), scratch)
     scratch.rename(folder)
@@ -156,9 +162,9 @@ def merged(path: str, folder: Path, loading: Mapping[str, Any]) -> Path:
 
 
 def random_ids(tokenizer: Any, count: int, seed: int) -> list[list[int]]:
-    """Token ids to compare logits on where there are no prompts: `count` sequences of 32."""
-    chance = random.Random(seed)
-    return [[chance.randrange(len(tokenizer)) for _ in range(32)] for _ in range(count)]
+    """Return `count` sequences of 32 token ids, to compare logits on where there are no prompts."""
+    rng = random.Random(seed)
+    return [[rng.randrange(len(tokenizer)) for _ in range(32)] for _ in range(count)]
 
 
 def _refusal(name: str, kind: str, why: str) -> InputError:
@@ -167,21 +173,24 @@ def _refusal(name: str, kind: str, why: str) -> InputError:
 
 
 def _labels(folder: Path, task: Task) -> dict[str, int]:
-    """How many labels a classifier's head has, only the trained head tells."""
+    """Return how many labels a classifier's head has, as options of `from_pretrained`."""
     if task == "CausalLM":
         return {}
     from safetensors import safe_open
 
+    # The base's config has the number of the base's own head, if any: only the trained head tells, and one of another
+    # size could not be read into the model.
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as tensors:
         heads = [name for name in tensors.keys() if name.endswith("score.weight")]  # noqa: SIM118, no mapping
         return {"num_labels": int(tensors.get_slice(heads[0]).get_shape()[0]) if heads else 1}
 
 
 def _logits(model: Any, ids: Sequence[Sequence[int]]) -> list[Any]:
-    """Of one sequence at a time, float32 on the CPU: (T, V), or (labels,) of a classifier."""
+    """Return the logits of one sequence at a time, float32 on the CPU: (T, V), or (labels,) of a classifier."""
     import torch
 
     with torch.inference_mode():
+        # no batch: padding changes the sums of attention by a rounding, which would be counted as the merge's
         rows = (torch.tensor([list(row)], device=model.device) for row in ids)
         return [model(row).logits[0].float().cpu() for row in rows]
 

@@ -30,9 +30,10 @@ def quantization_config(loading: Mapping[str, Any], task: Task | None = "CausalL
         InputError: bitsandbytes is missing, or refuses a value.
     """
     if not is_quantized(loading):
-        return None
+        return None  # before TRL is imported, which takes seconds
     from trl import ModelConfig, get_quantization_config
 
+    # `loading` also has fields that only we read, which `ModelConfig` would refuse
     known = {name: value for name, value in loading.items() if name in ModelConfig.__dataclass_fields__}
     if known.get("dtype") == "auto":
         known["dtype"] = "bfloat16"  # TRL computes in the dtype of the weights, and `auto` is none to compute in

@@ -35,6 +35,8 @@ def choose_mode(given: AdapterMode | None, *, is_same: bool, has_adapter: bool, 
     """
     if given is not None:
         return given
+    # Nobody asked: going on with the same adapter adds nothing; merging is exact and costs no memory, but not in few
+    # bits, where the merged weights would have to be packed again.
     if is_same:
         return "continue"
     return "stack" if has_adapter and is_quantized else "merge"
@@ -62,9 +64,10 @@ def attach_frozen(model: Any, adapters: Sequence[str | Path]) -> Any:
         if getattr(config, "ensure_weight_tying", False) and model.get_output_embeddings() is None:
             general["ensure_weight_tying"] = False  # a classifier has no LM head to tie a trained embedding to
         adapted = PeftModel.from_pretrained(model, str(adapter), config=replace(config, **general))
+        # merged where that is exact: fewer matrices in every forward, and whoever saves the weights saves it too
         can_merge = getattr(model, "hf_quantizer", None) is None and why_unmergeable(adapter) is None
         model = adapted.merge_and_unload() if can_merge else _wrapped(adapted)
-        model.requires_grad_(False)
+        model.requires_grad_(False)  # part of a base: whoever trains on top says what learns
         attached = (*attached, digest(adapter))
     model.attached_adapters = attached
     return model
@@ -76,7 +79,8 @@ def attached_adapters(model: Any) -> tuple[str, ...]:
 
 
 def is_wrapped(model: Any) -> bool:
-    """Tell whether one of them is around the weights, so that whoever copies these alone (a saved model) loses it."""
+    """Tell whether an attached adapter is around the weights, so that copying these alone (saving) loses it."""
+    # `_wrapped` puts it there, and nothing else does: a module finds `_apply` in its class
     return any("_apply" in vars(module) for module in model.modules())
 
 
@@ -90,11 +94,13 @@ def _wrapped(adapted: Any) -> Any:
     from peft.utils.other import TrainableTokensWrapper
 
     adapted.eval()  # its dropout stays off: nobody reaches it any more
+    # tokens that were trained alone are a difference to the embedding, which can be added to it: no embedding is packed
     wrappers = [module for module in adapted.modules() if isinstance(module, TrainableTokensWrapper)]
     for wrapper in wrappers:
         wrapper.token_adapter.merge()
     inside = {id(wrapper.token_adapter) for wrapper in wrappers}
     layers = [m for m in adapted.modules() if isinstance(m, BaseTunerLayer) and id(m) not in inside]
+    # noted before `unload`, which puts each base layer back into its place and forgets the adapter
     pairs = [(layer, layer.get_base_layer()) for layer in layers]
     model = adapted.base_model.unload()
     for layer, bare in pairs:

@@ -384,7 +384,7 @@ def checkpointed_layers(model: Any) -> list[Any]:
 def recomputed_with(
     layers: Iterable[Any], within: Callable[[Any, Callable[..., Any]], Callable[..., Any]]
 ) -> Iterator[None]:
-    """Passes made within recompute `within(layer, forward)` in backward instead of the bare `forward`."""
+    """Let passes that are made within recompute `within(layer, forward)` in backward instead of the bare `forward`."""
     before = [(layer, layer._gradient_checkpointing_func) for layer in layers]
 
     def run(layer: Any, checkpoint: Callable[..., Any], forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -104,7 +104,7 @@ def start(context: StageContext, task_type: str = "CAUSAL_LM", artifact: ModelAr
 
 
 def _record_revision(begin: Start, revision: str) -> None:
-    """Lets PEFT write the revision of the base beside its id, so that whoever loads the adapter takes those weights."""
+    """Let PEFT write the revision of the base beside its id, so that whoever loads the adapter takes those weights."""
     if "peft_config" in begin.kwargs:
         begin.kwargs["peft_config"] = copy.copy(begin.kwargs["peft_config"])  # the recipe's own stays as it is
     for config in (begin.kwargs.get("peft_config"), *getattr(begin.model, "peft_config", {}).values()):

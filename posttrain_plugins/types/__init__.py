@@ -9,6 +9,15 @@ Plugins need no base class and no decorator. The protocols below are for readers
 | strategy | a dataclass whose `__call__(problem)` is a generator of requests     |
 | dataset  | `f(**params)` that gives a `datasets.Dataset` or `DatasetDict`       |
 | stage    | a dataclass whose annotated fields are its references and parameters |
+
+Import from here: which file a name stands in may change.
+
+| module          | holds                                                                         |
+|-----------------|-------------------------------------------------------------------------------|
+| `plugins.py`    | the five kinds as protocols                                                   |
+| `requests.py`   | what strategies and the engine say to each other: requests, responses, budgets |
+| `references.py` | annotations that make a stage's field a reference                             |
+| `stage.py`      | what a stage is given, what it returns, and what a recipe's check asks it     |
 """
 
 from posttrain_plugins.types.plugins import KINDS, Adapter, Dataset, Kind, Reward, Strategy

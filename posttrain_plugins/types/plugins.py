@@ -10,6 +10,7 @@ __all__ = ["KINDS", "Adapter", "Dataset", "Kind", "Reward", "Strategy"]
 
 Kind: TypeAlias = Literal["reward", "adapter", "strategy", "dataset", "stage"]
 
+# in the order in which `plugins list` and the docs show them
 KINDS: tuple[Kind, ...] = ("reward", "adapter", "strategy", "dataset", "stage")
 
 
@@ -17,6 +18,7 @@ KINDS: tuple[Kind, ...] = ("reward", "adapter", "strategy", "dataset", "stage")
 class Reward(Protocol):
     """How good is it? One float per completion, None where it cannot judge; TRL's reward call, sync or async."""
 
+    # `**columns` is what keeps a reward valid when a data set, or a later TRL, hands it one more column
     def __call__(self, prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]: ...
 
 
@@ -30,6 +32,7 @@ class Adapter(Protocol):
     `is_full = True`, so that a recipe's check knows; the others say `params_of`, whose fields their parameters are.
     """
 
+    # `Any`: naming PEFT's type would import PEFT, and torch with it
     def __call__(self, **params: Any) -> Any: ...
 
 
@@ -37,6 +40,7 @@ class Adapter(Protocol):
 class Strategy(Protocol):
     """How to spend compute at inference? A generator: yields requests, is sent the responses, returns a `Result`."""
 
+    # a generator and no coroutine: the engine, not the strategy, decides what is asked together and when
     def __call__(self, problem: Problem) -> RequestGenerator[Result]: ...
 
 

@@ -40,9 +40,11 @@ class ConfigOf:
         target: the class, `package.module:name`.
     """
 
-    target: str
+    target: str  # as text, so that annotating a field imports neither trl nor torch
 
 
+# To Python they are plain strings and `args` a plain dict: a stage is an ordinary dataclass, which a script can make
+# and call without any recipe. Only the recipe's check looks at the annotation.
 ModelRef: TypeAlias = Annotated[str, Ref("model")]
 
 DataRef: TypeAlias = Annotated[str, Ref("dataset")]

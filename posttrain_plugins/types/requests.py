@@ -47,11 +47,12 @@ class SamplingParams:
         values: ask for `Completion.value`, of a backend that has a value head.
     """
 
+    # frozen, as all requests are: their fields become the key under which an answer is logged and found again
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 1024
-    stop: tuple[str, ...] = ()
-    seed: int | None = None
+    stop: tuple[str, ...] = ()  # a tuple, since a frozen object is only hashable if its fields are
+    seed: int | None = None  # not 0: two equal requests of two problems would draw the same completions
     logprobs: bool = False
     top_logprobs: int = 0
     values: bool = False
@@ -74,7 +75,7 @@ class Generate:
     """
 
     prompt: Prompt
-    n: int = 1
+    n: int = 1  # in one request, so that a backend reads the prompt once for all of them
     params: SamplingParams = SamplingParams()
     model: str = "policy"
     tools: tuple[Mapping[str, Any], ...] = ()
@@ -91,6 +92,7 @@ class Score:
         scorer: the name of the reward that judges them.
     """
 
+    # no reference answer and no other column: the engine adds them on the way to the reward, past the strategy
     prompt: Prompt
     completions: tuple[str, ...]
     scorer: str = "reward"
@@ -106,6 +108,7 @@ class ScoreSteps:
         scorer: the name of a reward that has `step_scores`.
     """
 
+    # cut by the strategy and not by the reward: what the strategy goes on from must be what was judged
     prompt: Prompt
     steps: tuple[tuple[str, ...], ...]
     scorer: str = "prm"
@@ -140,6 +143,7 @@ class Usage:
         calls: calls to the backend; of a completion's own usage taken as it is, where a backend sets it.
     """
 
+    # mutable, unlike requests: the engine adds to one of these for each problem and role
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
@@ -147,6 +151,7 @@ class Usage:
 
     @property
     def total_tokens(self) -> int:
+        """What was paid for now; a budget counts these."""
         return self.prompt_tokens + self.completion_tokens
 
     def __add__(self, other: Usage) -> Usage:
@@ -177,9 +182,11 @@ class Completion:
             no JSON object stand as the model wrote them.
     """
 
+    # A failed sample is a value and no exception: the other n-1 of its request are good, and the search goes on.
     text: str
     finish_reason: Literal["stop", "length", "tool_calls", "error"] = "stop"
     usage: Usage = field(default_factory=Usage)
+    # None where it was not asked for, or where a server cannot tell: an empty list would be a completion of no tokens
     token_ids: list[int] | None = None
     logprobs: list[float] | None = None
     error: str | None = None
@@ -191,6 +198,7 @@ class Completion:
 
 Response: TypeAlias = list[Completion] | list[float | None] | list[list[float]] | str
 
+# `Any` is sent: which type answers follows from the request that was yielded, which no type of a generator can say
 T = TypeVar("T")
 RequestGenerator: TypeAlias = Generator[Request | list[Request], Any, T]
 """A strategy at work, or a part of one for `yield from`: yields requests, is sent the responses, returns a `T`."""
@@ -209,9 +217,10 @@ class Candidate:
     """
 
     text: str
-    answer: Hashable | None = None
+    answer: Hashable | None = None  # votes are counted in a dict
     score: float | None = None
     step_scores: list[float] = field(default_factory=list)
+    # kept, since a completion that was cut at `max_tokens` has no answer for another reason than one that ended
     finish_reason: str = "stop"
 
 
@@ -229,6 +238,7 @@ class Result:
         error: what the strategy raised, or None; filled by the engine.
     """
 
+    # A strategy sets the first three. It cannot set the others right: it knows neither cache nor budget.
     answer: Any
     text: str
     candidates: list[Candidate] = field(default_factory=list)
@@ -249,10 +259,11 @@ class Budget:
         seconds: wall time from the start.
     """
 
+    # several limits may be set: the first that is reached ends the problem, with the best answer so far
     tokens: int | None = None
     completions: int | None = None
     calls: int | None = None
-    seconds: float | None = None
+    seconds: float | None = None  # the only limit under which two runs may differ
 
 
 @dataclass(slots=True)
@@ -267,8 +278,10 @@ class Problem:
         tools: JSON schemas of the functions that `CallTool` reaches; filled by the engine.
     """
 
+    # no columns: a strategy that could see the reference answer would be measured by looking it up
     prompt: Prompt
     params: SamplingParams = SamplingParams()
     id: str = "0"
+    # its own, so that a problem's noise does not hang on which other problems are solved beside it
     rng: random.Random = field(default_factory=lambda: random.Random(0))
     tools: tuple[Mapping[str, Any], ...] = ()

@@ -51,11 +51,12 @@ class ModelArtifact:
     loading: Mapping[str, Any] = field(default_factory=dict)
     handoff: Mapping[str, Any] = field(default_factory=dict)
     ancestors: tuple[str, ...] = ()
-    seen: tuple[Path, ...] = ()
+    seen: tuple[Path, ...] = ()  # files and not sets: only `evaluate` opens them, and they may have millions of lines
     chat_template: str | None = None
 
     @property
     def is_adapter(self) -> bool:
+        """Does the folder hold a PEFT adapter? Asked of the disk, since a model from elsewhere has no record of it."""
         return (Path(self.path) / "adapter_config.json").is_file()
 
 
@@ -70,6 +71,7 @@ class ResolvedReward:
         model_path: the folder of the model that it scores with, of a stage that makes a reward; else None.
     """
 
+    # TRL is handed `func` itself, not this: it logs by the function's name and looks whether it is a coroutine
     name: str
     func: Callable[..., Any]
     weight: float = 1.0
@@ -77,6 +79,7 @@ class ResolvedReward:
 
     @property
     def is_oracle(self) -> bool:
+        """Does it read the reference answer?"""
         return bool(getattr(self.func, "oracle", False))
 
 
@@ -95,7 +98,7 @@ class ResolvedAdapter:
 
     name: str
     config: Any
-    identity: str = ""
+    identity: str = ""  # by which a stage knows that it names the very adapter that its model already is
     prepare: Callable[[Any], Mapping[str, Any] | None] | None = None
     plugin: str = ""
     can_merge: bool = True
@@ -112,6 +115,7 @@ class ResolvedStrategy:
         models: role -> model, for `Generate.model`.
     """
 
+    # beside the strategy, which knows both by name alone: what it asks for can be logged and replayed
     label: str
     strategy: Strategy
     scorers: Mapping[str, ResolvedReward] = field(default_factory=dict)
@@ -119,13 +123,13 @@ class ResolvedStrategy:
 
 
 class Reporter(Protocol):
-    """Where a running stage tells how far it is."""
+    """Shows how far a running stage is; the terminal's is one, and a test's list another."""
 
     def progress(self, done: int, total: int | None, unit: str, figures: Mapping[str, float]) -> None:
-        """Called often: `done` of `total` `unit`s, and the newest figures (loss, reward, tokens_per_s)."""
+        """Show `done` of `total` `unit`s, and the newest figures (loss, reward, tokens_per_s); called often."""
 
     def note(self, message: str) -> None:
-        """One line that the user should read."""
+        """Show one line that the user should read."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ class StageContext:
     stage: str
     folder: Path
     seed: int
-    inputs: Mapping[str, Any]
+    inputs: Mapping[str, Any]  # models as folders, not loaded: TRL seeds before it makes a random head
     resume_from: Path | None
     reporter: Reporter
     should_stop: Callable[[], bool]
@@ -175,6 +179,7 @@ class StageResult:
         details: further JSON values for the manifest.
     """
 
+    # paths below `context.folder` are recorded relative to it, since publishing renames the folder
     metrics: dict[str, float] = field(default_factory=dict)
     model_path: Path | None = None
     data_path: Path | None = None
@@ -206,6 +211,7 @@ class Issue:
         is_warning: it may work none the less.
     """
 
+    # an object and no exception: a recipe's mistakes are told all at once
     message: str
     hint: str | None = None
     field: str = ""
@@ -225,7 +231,7 @@ class StageFacts:
         parameters: how many the model has that it starts from; None where it cannot be told.
         loading: TRL `ModelConfig` fields for loading it.
         judges_steps: the stage's rewards by name, and whether each has `step_scores`.
-        memory_bytes: asks for the memory of the first GPU, else of the machine.
+        memory_bytes: returns the memory in bytes of the first GPU, or of the machine if there is none.
     """
 
     args: Any
@@ -233,4 +239,4 @@ class StageFacts:
     parameters: int | None
     loading: Mapping[str, Any]
     judges_steps: Mapping[str, bool]
-    memory_bytes: Callable[[], int]
+    memory_bytes: Callable[[], int]  # a function: most stages have no use for it, and finding out takes time

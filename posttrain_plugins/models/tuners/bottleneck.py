@@ -1,10 +1,13 @@
 """Bottleneck adapters as a PEFT tuner type: a small network down, a non-linearity and up again, with a shortcut.
 
-| placement  | reads                                 | stands                | paper                                   |
-|------------|---------------------------------------|-----------------------|-----------------------------------------|
-| `houlsby`  | outputs of attention and feed-forward | after each of the two | Houlsby et al., 2019, arXiv:1902.00751  |
-| `pfeiffer` | output of the feed-forward            | after it              | Pfeiffer et al., 2020, arXiv:2005.00247 |
-| `parallel` | input of the feed-forward             | beside it             | He et al., 2021, arXiv:2110.04366       |
+| placement  | reads                                 | stands                | paper                 |
+|------------|---------------------------------------|-----------------------|-----------------------|
+| `houlsby`  | outputs of attention and feed-forward | after each of the two | Houlsby et al., 2019  |
+| `pfeiffer` | output of the feed-forward            | after it              | Pfeiffer et al., 2020 |
+| `parallel` | input of the feed-forward             | beside it             | He et al., 2021       |
+
+Papers, in this order: https://huggingface.co/papers/1902.00751, https://huggingface.co/papers/2005.00247,
+https://huggingface.co/papers/2110.04366.
 
 1. The papers have post-norm encoders; here as there the adapter comes before the residual sum, but in the pre-norm
    decoders of today no layer norm follows it.
@@ -84,11 +87,11 @@ class BottleneckConfig(PeftConfig):  # type: ignore[misc]
         return self.placement == "parallel"
 
     def size(self, hidden_size: int) -> int:
-        """Units in the middle."""
+        """Return the number of units in the middle."""
         return self.bottleneck_size or max(1, int(hidden_size / self.reduction_factor))
 
     def scale(self) -> float:
-        """What the adapter's output is multiplied by."""
+        """Return what the adapter's output is multiplied by."""
         return self.scaling if self.scaling is not None else 4.0 if self.is_parallel else 1.0
 
 
@@ -119,24 +122,26 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: BottleneckConfig) -> None:
-        """Adds an adapter."""
+        """Add an adapter, or make one of this name anew; PEFT's name for it."""
         size = config.size(self.hidden_size)
         self.configs[adapter_name] = config
         self.bottleneck_down[adapter_name] = nn.Linear(self.hidden_size, size)
         self.bottleneck_up[adapter_name] = nn.Linear(size, self.hidden_size)
         self.bottleneck_dropout[adapter_name] = nn.Dropout(config.bottleneck_dropout)
         if config.init_weights:
+            # up only: with down at zero too, no gradient would ever reach either
             nn.init.zeros_(self.bottleneck_up[adapter_name].weight)
             nn.init.zeros_(self.bottleneck_up[adapter_name].bias)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the sublayer's, with what the active adapters add."""
+        """Return what the sublayer does, with what the active adapters add."""
         result = self.base_layer(*args, **kwargs)
         active = [name for name in self.active_adapters if name in self.bottleneck_down]
         if self.disable_adapters or not active:
             return result
+        # attention returns its weights too in most models of transformers, feed-forward layers the states alone
         output = result[0] if isinstance(result, tuple) else result
         given = args[0] if args else kwargs["hidden_states"]
         for name in active:
@@ -144,20 +149,21 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         return (output, *result[1:]) if isinstance(result, tuple) else output
 
     def _added(self, name: str, hidden: Tensor) -> Tensor:
-        """(B, T, H) to (B, T, H), in the adapter's own precision."""
+        """Compute an adapter's output, (B, T, H) from (B, T, H), in the adapter's own precision."""
         config, down, up = self.configs[name], self.bottleneck_down[name], self.bottleneck_up[name]
         inner = down(self.bottleneck_dropout[name](hidden.to(down.weight.dtype)))  # (B, T, size)
         inner = ACT2FN[config.non_linearity](inner)
         return (up(inner) * config.scale()).to(hidden.dtype)  # type: ignore[no-any-return]
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[Any, Any]:
-        """PEFT asks a linear layer's `weight`; a sublayer has only its modules'."""
+        """Look at the sublayer's modules: PEFT asks a linear layer's `weight`, and a sublayer has none."""
         parameters = list(base_layer.parameters())
+        # packed weights are integers, in which no adapter could learn
         floating = [p.dtype for p in parameters if p.is_floating_point()]
         return (parameters[0].device if parameters else None), (floating[0] if floating else None)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Refuses.
+        """Refuse.
 
         Raises:
             NotImplementedError: always.
@@ -189,7 +195,7 @@ class BottleneckModel(BaseTuner):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         if isinstance(target, BottleneckLayer):
-            target.update_layer(adapter_name, peft_config)
+            target.update_layer(adapter_name, peft_config)  # a second adapter on a base that has one
             return
         if isinstance(target, nn.Linear):
             raise InputError(
@@ -202,12 +208,12 @@ class BottleneckModel(BaseTuner):  # type: ignore[misc]
         self._replace_module(parent, target_name, layer, target)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        """PEFT's own hands a linear layer's `weight` on."""
+        """Put the new module in place; PEFT's own method also hands on a linear layer's `weight`."""
         setattr(parent, child_name, new_module)
 
 
 def _first_of(names: tuple[str, ...], model: nn.Module) -> str:
-    """The name among these that the model's sublayers have."""
+    """Return the name among these that the model's sublayers have."""
     present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     for name in names:
         if name in present:
@@ -219,6 +225,7 @@ def _first_of(names: tuple[str, ...], model: nn.Module) -> str:
 
 
 def _hidden_size(model: Any) -> int:
+    # a model that also sees images has a config for each half
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     return int(config.hidden_size)
 

@@ -1,4 +1,6 @@
-"""LoRA+: Efficient Low Rank Adaptation of Large Models (Hayou et al., 2024, arXiv:2402.12354).
+"""LoRA+: Efficient Low Rank Adaptation of Large Models (Hayou et al., 2024).
+
+Paper: https://huggingface.co/papers/2402.12354.
 
 1. The optimizer that the trainer makes is kept, whichever it is: its groups are split. PEFT's
    `create_loraplus_optimizer` makes one of its own, without the trainer's weight decay and the critic's learning rate.
@@ -37,11 +39,13 @@ class LoraPlusConfig(LoraConfig):  # type: ignore[misc]
             raise InputError(f"loraplus_lr_ratio is {self.loraplus_lr_ratio}, expected 1 or more")
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields that PEFT knows."""
+        """Return the fields that PEFT knows."""
+        # an adapter is read by programs that have never heard of us: PEFT warns of, and drops, fields it does not know
         return {name: value for name, value in super().to_dict().items() if name != "loraplus_lr_ratio"}
 
     def prepare(self, trainer: Any) -> None:
-        """Lets the trainer's optimizer have groups for the B matrices of the adapter, or of the `tasks`, it trains."""
+        """Let the trainer's optimizer have groups for the B matrices of the adapter, or of the `tasks`, it trains."""
+        # wrapped and not called: the trainer makes its optimizer when it starts, after FSDP or DeepSpeed have the model
         create = trainer.create_optimizer
 
         def create_with_ratio(*args: Any, **kwargs: Any) -> Any:
@@ -53,7 +57,7 @@ class LoraPlusConfig(LoraConfig):  # type: ignore[misc]
 
     @staticmethod
     def _fast(trainer: Any) -> set[int]:
-        """The ids of the B matrices, but for those of other adapters on the same base, as a critic's."""
+        """Return the ids of the B matrices, but for those of other adapters on the same base, as a critic's."""
         trained = set(getattr(trainer, "tasks", None) or [trainer.model.active_adapter])
         return {
             id(parameter)
@@ -63,9 +67,11 @@ class LoraPlusConfig(LoraConfig):  # type: ignore[misc]
 
 
 def _split(optimizer: Any, fast: set[int], ratio: float) -> None:
+    """Move the fast parameters of each group to one more, with the group's own options."""
     if not hasattr(optimizer, "param_groups"):
         hint = "take the optimizer out of the DeepSpeed config, or loraplus_lr_ratio out of the adapter"
         raise InputError("loraplus_lr_ratio needs an optimizer of the trainer's own", hint=hint)
+    # a copy of the list, which grows; the scheduler is made after this, and takes each group's rate for its start
     for group in list(optimizer.param_groups):
         chosen = [parameter for parameter in group["params"] if id(parameter) in fast]
         if chosen:

@@ -11,7 +11,7 @@ __all__ = ["register"]
 
 
 def register(name: str, config_class: Any, model_class: Any) -> None:
-    """Makes a type known to PEFT, so that `get_peft_model` and `PeftModel.from_pretrained` take it; once or again.
+    """Make a type known to PEFT, so that `get_peft_model` and `PeftModel.from_pretrained` take it; once or again.
 
     Args:
         name: in lower case; the `peft_type` of adapters is the same in upper case.
@@ -23,6 +23,7 @@ def register(name: str, config_class: Any, model_class: Any) -> None:
 
     if name.upper() in PeftType.__members__:
         return
+    # What `Enum` does for a member of a class body: PEFT looks types up by name, by value and by `in`.
     member = str.__new__(PeftType, name.upper())
     member._name_ = member._value_ = name.upper()
     setattr(PeftType, name.upper(), member)

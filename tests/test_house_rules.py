@@ -32,10 +32,6 @@ MOST_OLD_LINKS = 0
 """Papers that are named by `arXiv:` or arxiv.org."""
 
 MOST_TEST_LINES = 700
-TOO_LONG = {
-    "test_backend.py",
-}
-"""Files of tests that are longer today; one that is not any more, or is gone, is struck off."""
 
 NOUN_WORDS = frozenset(
     {
@@ -173,8 +169,7 @@ def test_files_of_tests_are_short_enough_to_be_read() -> None:
     }
     long = {name for name, count in lines.items() if count > MOST_TEST_LINES}
     assert len(lines) > 50
-    assert long - TOO_LONG == set(), "a file of tests over 700 lines becomes a folder"
-    assert long >= TOO_LONG, "strike off what is shorter now"
+    assert long == set(), "a file of tests over 700 lines becomes a folder"
 
 
 @pytest.mark.parametrize("file", ["a.py", "b/c.py"])

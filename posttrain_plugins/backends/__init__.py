@@ -1,1 +1,10 @@
-"""What answers the engine: transformers or vLLM in this process, any OpenAI-compatible server."""
+"""What answers the engine: transformers or vLLM in this process, any OpenAI-compatible server.
+
+| file            | holds                                                                          |
+|-----------------|--------------------------------------------------------------------------------|
+| `protocol.py`   | what a backend is, what it may be able to do, and requests that it cannot answer |
+| `open.py`       | from a model's name or URL to a backend: the one way for stages, `ask`, `serve` |
+| `transformers/` | a model in this process                                                        |
+| `openai/`       | a server                                                                       |
+| `vllm.py`       | vLLM in this process                                                           |
+"""

@@ -53,6 +53,7 @@ def open_backend(
     Raises:
         InputError: a URL without a model's name, or another engine.
     """
+    # each kind imports what it needs only when it is opened: a server needs no torch, a model in process no aiohttp
     named: Any = {} if identity is None else {"identity": identity}
     if is_url(model):
         from posttrain_plugins.backends.openai.backend import OpenAIBackend
@@ -74,7 +75,7 @@ def opened(artifact: ModelArtifact) -> Iterator[AnyBackend]:
 
     Its identity is the model's name, so that the same recipe draws the same completions wherever its folders lie.
     """
-    if is_url(artifact.path):
+    if is_url(artifact.path):  # `solve` closes its connections, at the end of each event loop
         yield open_backend(artifact.path, identity=artifact.name)
         return
     with in_process.opened(artifact) as backend:

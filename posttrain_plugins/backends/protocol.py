@@ -115,7 +115,7 @@ AnyBackend: TypeAlias = Backend | AsyncBackend
 
 
 def check_request(request: Generate, backend: AnyBackend, asker: str) -> None:
-    """See that the backend can do what a request needs.
+    """See that the backend can do what a request needs, before it is sent: a server answers all the same.
 
     Args:
         request: what is asked for.
@@ -133,7 +133,7 @@ def check_request(request: Generate, backend: AnyBackend, asker: str) -> None:
 
 
 def _needs_of(request: Generate) -> Iterator[str]:
-    """The capabilities without which the completions would be others."""
+    """Yield the capabilities without which the completions would be others."""
     params, prompt = request.params, request.prompt
     if not isinstance(prompt, str) and prompt and prompt[-1].get("role") == "assistant":
         yield "prefill"
@@ -145,10 +145,12 @@ def _needs_of(request: Generate) -> Iterator[str]:
         yield "values"
     if request.tools:
         yield "tools"
+    # Only a step's end has to be told from the answer's. Elsewhere a stop string that is not told costs nothing.
     if request.purpose == "step" and params.stop:
         yield "stop_reason"
 
 
+# what is asked for, and what to do where it is not there
 _NEEDS = {
     "prefill": (
         "a completion that goes on from a begun answer",

@@ -75,7 +75,7 @@ class VLLMBackend:
         for i, (request, of_request) in enumerate(zip(batch, seeds, strict=True)):
             ids = render(self.tokenizer, request.prompt)
             for j, seed in enumerate(of_request):
-                if len(ids) >= self.max_model_len:
+                if len(ids) >= self.max_model_len:  # vLLM refuses the whole wave for one such prompt
                     error = f"no room for a completion after {len(ids)} prompt tokens"
                     yield i, j, Completion(text="", finish_reason="error", error=error)
                     continue
@@ -92,13 +92,13 @@ class VLLMBackend:
         """Free the GPU's memory."""
         import torch
 
-        del self.llm
+        del self.llm  # vLLM frees its memory when its engine is collected, and has no other way
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     def _sampling(self, params: SamplingParams, seed: int) -> Any:
-        """`logprobs=0` gives the drawn token's alone, `k` those of the k likeliest too."""
+        """Return vLLM's parameters; its `logprobs=0` gives the drawn token's alone, `k` also the k likeliest's."""
         return self._vllm.SamplingParams(
             n=1,
             temperature=params.temperature,
@@ -118,7 +118,7 @@ def _import_vllm() -> Any:
 
 
 def _llm_options(path: Path, loading: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `vllm.LLM`; an adapter is served over its base."""
+    """Return arguments of `vllm.LLM`; an adapter is served over its base."""
     ours = {name: loading[field] for field, name in LOADING.items() if loading.get(field) is not None}
     if loading.get("load_in_4bit"):
         ours["quantization"] = "bitsandbytes"
@@ -135,10 +135,11 @@ def _llm_options(path: Path, loading: Mapping[str, Any], options: Mapping[str, A
 
 
 def _lora_request(path: Path) -> Any:
-    """The adapter as vLLM wants it named in each call; None for a full model."""
+    """Return the adapter as vLLM wants it named in each call; None for a full model."""
     adapter = adapter_config(path)
     if not adapter:
         return None
+    # what vLLM would load without a word and leave out, so that completions would be another model's
     wrong = [name for name in ("modules_to_save", "use_dora") if adapter.get(name)]
     wrong += ["a stack of adapters"] if len(adapters_in(path)) > 1 else []
     if adapter.get("peft_type") != "LORA" or wrong:
@@ -148,7 +149,7 @@ def _lora_request(path: Path) -> Any:
 
 
 def _rank(adapter: Mapping[str, Any]) -> int:
-    """The smallest rank that vLLM has kernels for and the adapter fits in."""
+    """Return the smallest rank that vLLM has kernels for and the adapter fits in."""
     widest = max([adapter["r"], *(adapter.get("rank_pattern") or {}).values()])
     for rank in RANKS:
         if rank >= widest:
@@ -157,13 +158,19 @@ def _rank(adapter: Mapping[str, Any]) -> int:
 
 
 def _completion(output: Any, params: SamplingParams, is_first: bool) -> Completion:
-    """The one completion of a row; the prompt was read once for all rows of its request, and counts on the first."""
+    """Return the one completion of a row; the prompt was read once for all of its request, and counts on the first."""
     (drawn,) = output.outputs
     ids = list(drawn.token_ids)
     usage = Usage(prompt_tokens=len(output.prompt_token_ids) if is_first else 0, completion_tokens=len(ids))
     if drawn.finish_reason not in ("stop", "length"):
         return Completion(drawn.text, "error", usage, error=f"vLLM ended the completion: {drawn.finish_reason}")
     places = drawn.logprobs or []
+    confidences = None
+    if params.top_logprobs:
+        confidences = []
+        for place in places:  # the drawn token stands there too, so one more than asked for where it is not among them
+            top = sorted((float(entry.logprob) for entry in place.values()), reverse=True)[: params.top_logprobs]
+            confidences.append(-sum(top) / len(top))
     return Completion(
         text=drawn.text,
         finish_reason=drawn.finish_reason,
@@ -171,11 +178,5 @@ def _completion(output: Any, params: SamplingParams, is_first: bool) -> Completi
         token_ids=ids if params.logprobs else None,
         logprobs=[place[i].logprob for i, place in zip(ids, places, strict=True)] if params.logprobs else None,
         stop_reason=drawn.stop_reason if isinstance(drawn.stop_reason, str) else None,
-        confidences=[_confidence(place, params.top_logprobs) for place in places] if params.top_logprobs else None,
+        confidences=confidences,
     )
-
-
-def _confidence(place: Mapping[int, Any], k: int) -> float:
-    """The drawn token stands there too, so one more than asked for where it is not among the likeliest."""
-    top = sorted((float(entry.logprob) for entry in place.values()), reverse=True)[:k]
-    return -sum(top) / len(top)

@@ -88,18 +88,30 @@ class OpenAIBackend:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Those of the chat route, or of the text route where there is no chat; the first look may probe."""
+        """What the chat route can, or the text route where there is no chat; the first look may probe."""
         return self._main().capabilities
 
     def describe(self) -> list[str]:
-        """What was found, one line each."""
+        """Return what was found, one line each."""
         head = f"{self._endpoint.base_url}, model {self.model}"
         return [head, *(str(finding) for finding in self._main().findings)]
 
     async def agenerate(self, request: Generate, seeds: Sequence[int]) -> list[Completion]:
         """See `AsyncBackend.agenerate`."""
         route = TEXT if isinstance(request.prompt, str) else CHAT
-        return await self._draw(self._found.get(route) or await self._find_once(route), request, seeds)
+        found = self._found.get(route)
+        if found is None:
+            # All requests of an event loop that come before the finding wait for the same probe; another loop, in
+            # another thread, makes its own, since a task belongs to one loop.
+            key = route, asyncio.get_running_loop()
+            if key not in self._probing:
+                self._probing[key] = asyncio.create_task(self._find(route))
+            try:
+                # shielded: one that gives up, because its time is over, must not take the others along
+                found = await asyncio.shield(self._probing[key])
+            finally:
+                self._probing.pop(key, None)
+        return await self._draw(found, request, seeds)
 
     async def aclose(self) -> None:
         """Close this event loop's connections. `asyncio.run` does so by itself when it ends."""
@@ -108,35 +120,34 @@ class OpenAIBackend:
     # Probing
 
     def _main(self) -> Found:
-        if not self._found:
-            wait_for(self._find_any())
-        return self._found.get(CHAT) or self._found[TEXT]
+        """Return what the chat route can, or the text route where there is no chat."""
 
-    async def _find_any(self) -> Found:
-        try:
-            return await self._find(CHAT)
-        except InputError as chat_error:
+        async def find_any() -> None:
             try:
-                return await self._find(TEXT)
-            except InputError:
-                raise chat_error from None
+                await self._find(CHAT)
+            except InputError as chat_error:
+                try:
+                    await self._find(TEXT)
+                except InputError:  # of a server with neither, the chat's error is the one that users know
+                    raise chat_error from None
 
-    async def _find_once(self, route: str) -> Found:
-        """All requests of an event loop that come before the finding wait for the same probe."""
-        key = route, asyncio.get_running_loop()
-        if key not in self._probing:
-            self._probing[key] = asyncio.create_task(self._find(route))
-        try:
-            return await asyncio.shield(self._probing[key])  # one that gives up must not take the others along
-        finally:
-            self._probing.pop(key, None)
+        if not self._found:
+            wait_for(find_any())
+        return self._found.get(CHAT) or self._found[TEXT]
 
     async def _find(self, route: str) -> Found:
         start = Found(Capabilities(n=not self.should_probe, tools=not self.should_probe, prefill=False))
         if not self.should_probe:
             return self._found.setdefault(route, start)
-        await self._endpoint.check()
-        found, plain = await probe(self._draw_counted, start, is_chat=route == CHAT)
+
+        async def draw(found: Found, request: Generate, seeds: Sequence[int]) -> list[Completion]:
+            completions = await self._draw(found, request, seeds)
+            # apart from what a run spends: the probe is paid once, by whichever run comes first
+            self.probe_usage += sum((completion.usage for completion in completions), Usage())
+            return completions
+
+        await self._endpoint.check()  # a host that is not there is told at once, not after five tries
+        found, plain = await probe(draw, start, is_chat=route == CHAT)
         if plain.error is not None:
             known = ", ".join(await self._endpoint.models()) or "none that it lists"
             message = f"{self._endpoint.base_url}/{route} refuses a plain request to {self.model!r}: {plain.error}"
@@ -144,33 +155,25 @@ class OpenAIBackend:
             raise InputError(message, hint=hint)
         for finding in found.findings:
             is_odd = not finding.is_there or (found.needs_config and finding.name == "temperature")
-            if is_odd and finding.name in NOTED:
-                self._note(f"{self._endpoint.base_url}: {finding.name}: {finding.how}")
+            line = f"{self._endpoint.base_url}: {finding.name}: {finding.how}"
+            if is_odd and finding.name in NOTED and line not in self.notes:  # both routes may find the same
+                self.notes.append(line)
+                self._on_note(line)
         return self._found.setdefault(route, found)
-
-    def _note(self, line: str) -> None:
-        if line not in self.notes:
-            self.notes.append(line)
-            self._on_note(line)
-
-    async def _draw_counted(self, found: Found, request: Generate, seeds: Sequence[int]) -> list[Completion]:
-        completions = await self._draw(found, request, seeds)
-        self.probe_usage += sum((completion.usage for completion in completions), Usage())
-        return completions
 
     # Drawing
 
     async def _draw(self, found: Found, request: Generate, seeds: Sequence[int]) -> list[Completion]:
+        """Ask for as many completions as there are seeds, in one request or in several that are in flight together."""
+        route = TEXT if isinstance(request.prompt, str) else CHAT
+
+        async def ask(part: Sequence[int]) -> list[Completion]:
+            body = {"model": self.model, **body_of(found, request, part), **self.extra_body}
+            reply = await self._endpoint.post(route, {name: value for name, value in body.items() if value is not None})
+            return completions_of(reply, request.params, len(part))
+
         size = MAX_N if found.capabilities.n else 1
         parts = [seeds[at : at + size] for at in range(0, len(seeds), size)]
-        if len(parts) == 1:
-            return await self._ask(found, request, parts[0])
-        answers = await asyncio.gather(*(self._ask(found, request, part) for part in parts))
-        return [completion for answer in answers for completion in answer]
-
-    async def _ask(self, found: Found, request: Generate, seeds: Sequence[int]) -> list[Completion]:
-        """One request for as many completions as there are seeds."""
-        route = TEXT if isinstance(request.prompt, str) else CHAT
-        body = {"model": self.model, **body_of(found, request, seeds), **self.extra_body}
-        reply = await self._endpoint.post(route, {name: value for name, value in body.items() if value is not None})
-        return completions_of(reply, request.params, len(seeds))
+        if len(parts) == 1:  # without the task that `gather` makes of each
+            return await ask(parts[0])
+        return [completion for answer in await asyncio.gather(*map(ask, parts)) for completion in answer]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from posttrain_plugins.backends.protocol import Capabilities
-from posttrain_plugins.types import Completion, Generate, Messages, Prompt, SamplingParams
+from posttrain_plugins.types import Completion, Generate, Prompt, SamplingParams
 
 __all__ = ["Draw", "Finding", "Found", "probe"]
 
@@ -75,7 +75,7 @@ Draw: TypeAlias = Callable[[Found, Generate, Sequence[int]], Awaitable[list[Comp
 
 
 async def probe(draw: Draw, start: Found, is_chat: bool) -> tuple[Found, Completion]:
-    """Try a route.
+    """Try a route, in the order in which one answer is needed to ask the next question.
 
     Args:
         draw: asks the server as a `Found` says; failures come back as completions.
@@ -85,7 +85,7 @@ async def probe(draw: Draw, start: Found, is_chat: bool) -> tuple[Found, Complet
     Returns:
         What was found, and the answer to the plainest request: where that failed, nothing else was tried.
     """
-    trial = _Trial(draw, _user(QUESTION) if is_chat else QUESTION)
+    trial = _Trial(draw, [{"role": "user", "content": QUESTION}] if is_chat else QUESTION)
     found, plain = await trial.plain(start)
     if plain.error is not None:
         return found, plain
@@ -109,31 +109,31 @@ class _Trial:
     max_tokens: int = MAX_TOKENS
 
     async def plain(self, found: Found) -> tuple[Found, Completion]:
-        """A greedy completion. OpenAI's reasoning models know only the newer name of the token limit, old servers only
-        the older one."""
-        completion = await self._one(found, self._greedy())
+        """Ask for a greedy completion, the plainest request that there is."""
+        completion = await self._one(found, self._request(temperature=0.0))
+        # OpenAI's reasoning models know only the newer name of the token limit, old servers only the older one.
         if "max_tokens" in (completion.error or ""):
             found = replace(found, limit_field="max_completion_tokens")
-            completion = await self._one(found, self._greedy())
+            completion = await self._one(found, self._request(temperature=0.0))
         if completion.error is None and not completion.text.strip():
             self.max_tokens = REASONING_MAX_TOKENS
-            completion = await self._one(found, self._greedy())
+            completion = await self._one(found, self._request(temperature=0.0))
         return found, completion
 
     async def seed_field(self, found: Found) -> Found:
-        """Some servers refuse a field that they do not know."""
+        """Find what the seed is called: some servers refuse a field that they do not know."""
         for name in ("seed", "random_seed"):
-            if await self._texts(replace(found, seed_field=name), self._sampled(), [1]):
+            if await self._texts(replace(found, seed_field=name), self._request(), [1]):
                 return replace(found, seed_field=name)
         return replace(found, seed_field="")
 
     async def sampling(self, found: Found, plain: Completion) -> tuple[Found, Finding]:
-        """Several draws with different seeds must not all be equal; a model that is very sure is asked hotter."""
+        """See that draws with different seeds are not all equal: some servers decode greedily, whatever is asked."""
         if not plain.text.strip():
             return found, Finding("temperature", True, "not tried: the server shows no text")
-        for temperature in (1.0, 2.0):
+        for temperature in (1.0, 2.0):  # a model that is very sure of its twenty digits is asked hotter
             for way in (found, replace(found, needs_config=True)):
-                texts = await self._texts(way, self._sampled(temperature=temperature), range(1, DRAWS + 1))
+                texts = await self._texts(way, self._request(temperature=temperature), range(1, DRAWS + 1))
                 if len(texts) == DRAWS and len(set(texts)) > 1:
                     how = f"{len(set(texts))} of {DRAWS} completions differ at temperature {temperature:g}"
                     how += ", but only with a generation_config: greedy without it" if way.needs_config else ""
@@ -142,72 +142,93 @@ class _Trial:
         return found, Finding("temperature", False, how)
 
     async def n(self, found: Found) -> list[Finding]:
+        """See that `n` completions come, and not one completion n times, which a vote would find unanimous."""
         asked = replace(found, capabilities=replace(found.capabilities, n=True))
-        completions = await self.draw(asked, replace(self._sampled(), n=DRAWS), range(1, DRAWS + 1))
+        completions = await self.draw(asked, replace(self._request(), n=DRAWS), range(1, DRAWS + 1))
         texts = [completion.text for completion in completions if completion.error is None]
         single = "each completion is a request of its own"
         if len(texts) < DRAWS:
             return [Finding("n", False, f"{len(texts)} of {DRAWS} came: {single}")]
-        if len(set(texts)) == 1 and len(set(await self._texts(found, self._sampled(), range(1, DRAWS + 1)))) > 1:
+        if len(set(texts)) == 1 and len(set(await self._texts(found, self._request(), range(1, DRAWS + 1)))) > 1:
             return [Finding("n", False, f"one completion came {DRAWS} times: {single}")]
         return [Finding("n", True, "many completions in one request")]
 
     async def seed(self, found: Found) -> Finding:
-        """Equal seeds must give equal completions while other requests are in flight."""
+        """See that equal seeds give equal completions while other requests are in flight, as in a run."""
         seeds = list(range(1, DRAWS + 1))
-        texts = await self._texts(found, self._sampled(), seeds * 2)
+        texts = await self._texts(found, self._request(), seeds * 2)
         if len(texts) == 2 * DRAWS and texts[:DRAWS] == texts[DRAWS:]:
             return Finding("seed", True, "equal seeds, equal completions, also of requests in flight together")
-        alone = [await self._texts(found, self._sampled(), [seed]) for seed in (1, 2, 1, 2)]
+        alone = [await self._texts(found, self._request(), [seed]) for seed in (1, 2, 1, 2)]
         if all(alone) and alone[:2] == alone[2:]:
             return Finding("seed", False, "equal seeds hold only for one request at a time, so not in a run")
         return Finding("seed", False, "equal seeds give different completions; the log still replays a run exactly")
 
     async def logprobs(self, found: Found) -> list[Finding]:
-        completion = await self._one(found, self._sampled(logprobs=True))
+        """See that log-probabilities come: most servers take the field and say nothing."""
+        completion = await self._one(found, self._request(logprobs=True))
         how = "of each completion token" if completion.logprobs else completion.error or NONE_CAME
         return [Finding("logprobs", bool(completion.logprobs), how)]
 
     async def top_logprobs(self, found: Found) -> list[Finding]:
-        completion = await self._one(found, self._sampled(top_logprobs=2))
+        """See that those of the likeliest tokens come, too."""
+        completion = await self._one(found, self._request(top_logprobs=2))
         how = "of the likeliest tokens, for confidences" if completion.confidences else completion.error or NONE_CAME
         return [Finding("top_logprobs", bool(completion.confidences), how)]
 
     async def stop(self, found: Found, plain: Completion) -> list[Finding]:
         """Stop at a character from the middle of what the greedy completion says anyway."""
         text = plain.text.strip()
+        is_told = False
         if len(text) < 3:
-            return [Finding("stop", True, "not tried: the greedy completion is too short"), _stop_reason(False)]
-        stop = text[len(text) // 2]
-        completion = await self._one(found, self._greedy(stop=(stop,)))
-        if completion.error is not None:
-            return [Finding("stop", False, completion.error), _stop_reason(False)]
-        is_paid = completion.usage.completion_tokens >= plain.usage.completion_tokens > 0
-        how = "ignored: texts are cut here, and the tokens after it are paid" if is_paid else "a completion ends at it"
-        return [Finding("stop", True, how), _stop_reason(completion.stop_reason == stop)]
+            stops = Finding("stop", True, "not tried: the greedy completion is too short")
+        else:
+            # a stop string that is sure to come, and neither at the start nor at the end of what is said anyway
+            stop = text[len(text) // 2]
+            completion = await self._one(found, self._request(temperature=0.0, stop=(stop,)))
+            is_paid = completion.usage.completion_tokens >= plain.usage.completion_tokens > 0
+            how = (
+                "ignored: texts are cut here, and the tokens after it are paid"
+                if is_paid
+                else "a completion ends at it"
+            )
+            is_told = completion.error is None and completion.stop_reason == stop
+            stops = Finding("stop", completion.error is None, completion.error or how)
+        # A search by steps has to know whether a step or the whole answer ended here.
+        told = "a stop string and the end of the answer are told apart"
+        return [stops, Finding("stop_reason", is_told, told if is_told else "not told: it may be the answer's end")]
 
     async def prefill(self, found: Found) -> tuple[Mapping[str, Any], Finding]:
-        """Prompt tokens do not lie: an assistant message that is closed and followed by a new turn costs more of them
-        than one that is left open."""
+        """See that a last assistant message is gone on from, by the number of prompt tokens."""
         if isinstance(self.prompt, str):
             return {}, Finding("prefill", True, "a text prompt is gone on from as it is")
+
+        async def prompt_tokens(way: Found, prompt: Prompt) -> int:  # 0 where the server refuses, or does not count
+            request = replace(self._request(temperature=0.0, max_tokens=1), prompt=prompt)
+            return (await self._one(way, request)).usage.prompt_tokens
+
+        # The text would not tell: a model may well go on by itself. Prompt tokens do not lie: an assistant message that
+        # is closed and followed by a new turn costs more of them than one that is left open.
         begun = [*self.prompt, {"role": "assistant", "content": PREFILL}]
-        asked = await self._prompt_tokens(replace(found, prefill_fields=CONTINUE), begun)
-        plainly = await self._prompt_tokens(found, begun)
+        asked = await prompt_tokens(replace(found, prefill_fields=CONTINUE), begun)
+        plainly = await prompt_tokens(found, begun)
         if asked and (asked < plainly or not plainly):
             return CONTINUE, Finding("prefill", True, f"with {' and '.join(CONTINUE)}")
-        once, twice = [await self._prompt_tokens(found, _user(text)) for text in (PREFILL, f"{PREFILL}\n{PREFILL}")]
-        alone = await self._prompt_tokens(found, self.prompt)
+        once, twice = [
+            await prompt_tokens(found, [{"role": "user", "content": text}])
+            for text in (PREFILL, f"{PREFILL}\n{PREFILL}")
+        ]
+        alone = await prompt_tokens(found, self.prompt)
         if plainly and plainly - alone == twice - once - 1:  # its own tokens, none of a template; 1 is the line break
             return {}, Finding("prefill", True, "a last assistant message is gone on from as it is")
         return {}, Finding("prefill", False, "a last assistant message is closed, or refused, or cannot be verified")
 
     async def tools(self, found: Found) -> list[Finding]:
+        """See that the model calls a tool natively when it is told to."""
         if isinstance(self.prompt, str):
             return [Finding("tools", False, "a text prompt has none")]
-        request = replace(
-            self._greedy(max_tokens=max(TOOL_MAX_TOKENS, self.max_tokens)), prompt=_user(TOOL_QUESTION), tools=(TOOL,)
-        )
+        room = self._request(temperature=0.0, max_tokens=max(TOOL_MAX_TOKENS, self.max_tokens))
+        request = replace(room, prompt=[{"role": "user", "content": TOOL_QUESTION}], tools=(TOOL,))
         completion = await self._one(found, request)
         is_called = bool(completion.tool_calls)
         how = "called when it was told to" if is_called else completion.error or "offered, but the model called none"
@@ -215,33 +236,14 @@ class _Trial:
 
     # How to ask
 
-    def _sampled(self, **params: Any) -> Generate:
+    def _request(self, **params: Any) -> Generate:
         return Generate(self.prompt, params=SamplingParams(**{"max_tokens": self.max_tokens, **params}))
-
-    def _greedy(self, **params: Any) -> Generate:
-        return self._sampled(**{"temperature": 0.0, **params})
 
     async def _one(self, found: Found, request: Generate) -> Completion:
         (completion,) = await self.draw(found, request, [1])
         return completion
 
     async def _texts(self, found: Found, request: Generate, seeds: Sequence[int]) -> list[str]:
-        """The completions, one request each, all in flight together; failed ones are left out."""
+        """Return the completions, one request each, all in flight together; failed ones are left out."""
         answers = await asyncio.gather(*(self.draw(found, request, [seed]) for seed in seeds))
         return [completion.text for (completion,) in answers if completion.error is None]
-
-    async def _prompt_tokens(self, found: Found, prompt: Prompt) -> int:
-        """0 where the server refuses, or does not count."""
-        completion = await self._one(found, replace(self._greedy(max_tokens=1), prompt=prompt))
-        return completion.usage.prompt_tokens
-
-
-def _stop_reason(is_told: bool) -> Finding:
-    how = (
-        "a stop string and the end of the answer are told apart" if is_told else "not told: it may be the answer's end"
-    )
-    return Finding("stop_reason", is_told, how)
-
-
-def _user(text: str) -> Messages:
-    return [{"role": "user", "content": text}]

@@ -78,22 +78,46 @@ class TransformersBackend:
         self._max_rows = _batch_rows(self.model, memory)
         self._value_head = load_value_head(critic, self.model) if critic else None
         self._stops = StopStrings(self.tokenizer)
-        self._continuous = _continuous(self) if continuous_batching else None
+        self._continuous: Any = None
+        if continuous_batching:
+            from posttrain_plugins.backends.transformers.continuous import ContinuousBatching
+
+            self._continuous = ContinuousBatching(self.model, self.eos_ids)
 
     def generate(
         self, batch: Sequence[Generate], seeds: Sequence[Sequence[int]]
     ) -> Iterator[tuple[int, int, Completion]]:
         """See `Backend.generate`."""
-        self._check(batch)
+        from posttrain_plugins.backends.transformers.decode import Row, decode
+
+        if self._value_head is None and any(request.params.values for request in batch):
+            raise InputError(
+                f"values were asked of {self.identity}, which has no value head that reads the policy's hidden states",
+                hint="use a ppo stage's model with critic: shared, or the reward plugin value_model as a scorer",
+            )
         rows: list[Row] = []
-        for name, row in self._rows(batch, seeds):
-            if isinstance(row, Completion):
-                yield *name, row
-            else:
-                rows.append(row)
-        for drawn in self._draw(rows):
-            i, j = drawn.row.name
-            yield i, j, self._completion(batch[i], drawn)
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        for i, (request, of_request) in enumerate(zip(batch, seeds, strict=True)):
+            try:
+                prompt, error = tuple(render(self.tokenizer, request.prompt, request.tools)), ""
+            except InputError as refusal:  # one prompt that the template refuses fails its own samples, not the wave
+                prompt, error = (), str(refusal)
+            room = request.params.max_tokens if context is None else context - len(prompt)
+            if room < 1:
+                error = f"no room for a completion after {len(prompt)} prompt tokens"
+            for j, seed in enumerate(of_request):
+                if error:
+                    yield i, j, Completion(text="", finish_reason="error", error=error)
+                else:
+                    rows.append(Row((i, j), prompt, request.params, seed, min(request.params.max_tokens, room)))
+        if self._continuous is not None:
+            taken = [row for row in rows if self._continuous.takes(row)]
+            rows = [row for row in rows if not self._continuous.takes(row)]
+            for drawn in self._continuous.draw(taken):
+                yield *drawn.row.name, self._completion(batch[drawn.row.name[0]], drawn)
+        for pack in _packs(rows, self.max_batch_tokens, self._max_rows):
+            for drawn in decode(self.model, pack, self.eos_ids, self._stops, self._value_head):
+                yield *drawn.row.name, self._completion(batch[drawn.row.name[0]], drawn)
 
     def close(self) -> None:
         """Free the model's memory."""
@@ -106,45 +130,6 @@ class TransformersBackend:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-    def _check(self, batch: Sequence[Generate]) -> None:
-        if self._value_head is None and any(request.params.values for request in batch):
-            raise InputError(
-                f"values were asked of {self.identity}, which has no value head that reads the policy's hidden states",
-                hint="use a ppo stage's model with critic: shared, or the reward plugin value_model as a scorer",
-            )
-
-    def _rows(
-        self, batch: Sequence[Generate], seeds: Sequence[Sequence[int]]
-    ) -> Iterator[tuple[tuple[int, int], Row | Completion]]:
-        """What is to be drawn; a request that cannot be is a failed sample."""
-        from posttrain_plugins.backends.transformers.decode import Row
-
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        for i, (request, of_request) in enumerate(zip(batch, seeds, strict=True)):
-            try:
-                prompt, error = tuple(render(self.tokenizer, request.prompt, request.tools)), ""
-            except InputError as refusal:
-                prompt, error = (), str(refusal)
-            room = request.params.max_tokens if context is None else context - len(prompt)
-            if room < 1:
-                error = f"no room for a completion after {len(prompt)} prompt tokens"
-            for j, seed in enumerate(of_request):
-                limit = min(request.params.max_tokens, room)
-                row = Row((i, j), prompt, request.params, seed, limit)
-                yield (i, j), Completion(text="", finish_reason="error", error=error) if error else row
-
-    def _draw(self, rows: Sequence[Row]) -> Iterator[Drawn]:
-        from posttrain_plugins.backends.transformers.decode import decode
-
-        taken: list[Row] = []
-        if self._continuous is not None:
-            taken = [row for row in rows if self._continuous.takes(row)]
-            yield from self._continuous.draw(taken)
-        names = {row.name for row in taken}
-        left = [row for row in rows if row.name not in names]
-        for pack in _packs(left, self.max_batch_tokens, self._max_rows):
-            yield from decode(self.model, pack, self.eos_ids, self._stops, self._value_head)
 
     def _completion(self, request: Generate, drawn: Drawn) -> Completion:
         params, ids = drawn.row.params, drawn.token_ids
@@ -170,8 +155,10 @@ class TransformersBackend:
 
 @contextmanager
 def opened(artifact: ModelArtifact) -> Iterator[TransformersBackend]:
-    """The backend of a stage's model, freed at the end. Its identity is the model's name, so that the same recipe draws
-    the same completions wherever its folders lie."""
+    """Open the backend of a stage's model, and free it at the end.
+
+    Its identity is the model's name, so that the same recipe draws the same completions wherever its folders lie.
+    """
     backend = TransformersBackend(
         load_model(artifact.path, artifact.loading),
         load_tokenizer(artifact.path, artifact.loading, artifact.chat_template),
@@ -184,14 +171,10 @@ def opened(artifact: ModelArtifact) -> Iterator[TransformersBackend]:
         backend.close()
 
 
-def _continuous(backend: TransformersBackend) -> Any:
-    from posttrain_plugins.backends.transformers.continuous import ContinuousBatching
-
-    return ContinuousBatching(backend.model, backend.eos_ids)
-
-
 def _packs(rows: Sequence[Row], max_batch_tokens: int, max_rows: int) -> Iterator[list[Row]]:
-    """Rows of about the same length together, longest first, as many as fit."""
+    """Yield rows of about the same length together, longest first, as many as fit."""
+    # Longest first: where memory does not suffice, the first pack tells, and not one after an hour. By the prompt too,
+    # so that the completions of one prompt are in one pack and it is read once.
     pack: list[Row] = []
     widest = longest = 0
     for row in sorted(rows, key=lambda row: (-len(row.prompt), row.prompt, -row.max_tokens)):
@@ -205,7 +188,7 @@ def _packs(rows: Sequence[Row], max_batch_tokens: int, max_rows: int) -> Iterato
 
 
 def _free_memory(model: Any) -> int:
-    """In bytes."""
+    """Return the memory that may be used, in bytes."""
     import torch
 
     if model.device.type == "cuda":
@@ -216,7 +199,7 @@ def _free_memory(model: Any) -> int:
 
 
 def _batch_tokens(model: Any, memory: int) -> int:
-    """How many tokens' keys and values fit."""
+    """Return how many tokens' keys and values fit."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -226,12 +209,12 @@ def _batch_tokens(model: Any, memory: int) -> int:
 
 
 def _batch_rows(model: Any, memory: int) -> int:
-    """How many rows' logits fit, with probabilities, their sums and an order of the tokens in float32."""
+    """Return how many rows' logits fit, with probabilities, their sums and an order of the tokens in float32."""
     return max(1, int(memory * LOGITS_SHARE / (4 * 4 * model.config.get_text_config().vocab_size)))
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Every token that ends a completion: the generation config's and the tokenizer's."""
+    """Return every token that ends a completion: the generation config's and the tokenizer's."""
     found = model.generation_config.eos_token_id
     ids = found if isinstance(found, list) else [found]
     return sorted({i for i in (*ids, tokenizer.eos_token_id) if i is not None})

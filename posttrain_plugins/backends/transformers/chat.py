@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from posttrain_plugins.errors import InputError
@@ -23,7 +24,7 @@ THINK = "<think>"
 
 
 def render(tokenizer: Any, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
-    """The tokens of a prompt.
+    """Return the tokens of a prompt.
 
     Messages go through the chat template; a last message of role `assistant` is gone on from. A tokenizer without a
     template belongs to a base model: it reads a document that starts with BOS (else EOS) and holds the contents, joined
@@ -40,12 +41,14 @@ def render(tokenizer: Any, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = 
     if tools and (isinstance(prompt, str) or not takes_tools(tokenizer)):
         found = "plain text" if isinstance(prompt, str) else "a chat template that shows no tools"
         raise InputError(f"native tools need messages and a template that takes them: found {found}")
+    # what a base model's documents begin with; Qwen's, say, has no BOS and ends each document with EOS
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if isinstance(prompt, str):
-        return list(tokenizer(prompt)["input_ids"]) or [_document_start(tokenizer)]
+        return list(tokenizer(prompt)["input_ids"]) or [int(start)]  # a forward pass needs a token
     messages, prefill = _split(prompt)
     if tokenizer.chat_template is None:
         text = "\n\n".join(to_text([message]) for message in messages) + "\n"
-        return [_document_start(tokenizer), *_tokens(tokenizer, text, prefill or "")]
+        return [int(start), *_tokens(tokenizer, text, prefill or "")]
     text = _templated(tokenizer, messages, tools)
     if prefill and text.rstrip().endswith(THINK) and prefill.lstrip().startswith(THINK):
         prefill = prefill.lstrip().removeprefix(THINK).lstrip("\n")  # the template has opened the thought already
@@ -53,7 +56,7 @@ def render(tokenizer: Any, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = 
 
 
 def takes_tools(tokenizer: Any) -> bool:
-    """Does the chat template show the model its tools?"""
+    """Return whether the chat template shows the model its tools."""
     template = tokenizer.chat_template
     return "tool_use" in template if isinstance(template, dict) else "tools" in (template or "")
 
@@ -61,7 +64,7 @@ def takes_tools(tokenizer: Any) -> bool:
 def parse_tool_calls(
     tokenizer: Any, prompt: Sequence[int], ids: Sequence[int], text: str, tools: Sequence[Mapping[str, Any]]
 ) -> tuple[str, list[dict[str, Any]]]:
-    """The text without its tool calls, and these.
+    """Return the text without its tool calls, and these.
 
     A tokenizer with a `response_template` says itself how its model writes them, and what of the rest is its thoughts,
     which are left out; else they are JSON between `<tool_call>` tags, as Hermes and Qwen write them. A call that cannot
@@ -87,7 +90,10 @@ def parse_tool_calls(
     rest, *pieces = text.split(OPEN)
     for piece in pieces:
         inside, closed, behind = piece.partition(CLOSE)
-        call = _call(inside) if closed else None
+        call = None
+        if closed:  # a call that was cut is none, even where it can be read: its arguments may go on
+            with suppress(ValueError, RecursionError):
+                call = _checked(json.loads(inside))
         if call is None:
             rest += OPEN + piece
         else:
@@ -100,7 +106,7 @@ def parse_tool_calls(
 
 
 def _split(messages: Messages) -> tuple[list[dict[str, Any]], str | None]:
-    """The messages before the prefill as templates want them, and the prefill, if there is one."""
+    """Return the messages before the prefill as templates want them, and the prefill, if there is one."""
     if not messages:
         raise InputError("the prompt has no messages", hint="give at least one of role user")
     *before, last = messages
@@ -112,24 +118,22 @@ def _split(messages: Messages) -> tuple[list[dict[str, Any]], str | None]:
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Tool calls as `{"type": "function", "function": {...}}` with their arguments as an object."""
+    """Return a message with its tool calls as `{"type": "function", "function": {...}}`, arguments as an object."""
     if not message.get("tool_calls"):
         return dict(message)
-    calls = [
-        {"type": "function", **call} if "function" in call else {"function": call} for call in message["tool_calls"]
-    ]
-    whole = [{**call, "type": "function", "function": _with_object(call["function"])} for call in calls]
-    return {**message, "content": message.get("content") or "", "tool_calls": whole}
-
-
-def _with_object(function: Mapping[str, Any]) -> dict[str, Any]:
-    arguments = function.get("arguments") or {}
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except ValueError as cause:
-            raise InputError(f"a tool call's arguments are no JSON: {arguments!r}") from cause
-    return {"name": function["name"], "arguments": arguments}
+    calls = []
+    for call in message["tool_calls"]:
+        function = call.get("function", call)
+        arguments = function.get("arguments") or {}
+        if isinstance(arguments, str):  # as OpenAI's API has them; templates walk through an object
+            try:
+                arguments = json.loads(arguments)
+            except ValueError as cause:
+                raise InputError(f"a tool call's arguments are no JSON: {arguments!r}") from cause
+        more = call if "function" in call else {}  # its id
+        calls.append({**more, "type": "function", "function": {"name": function["name"], "arguments": arguments}})
+    # content None is what APIs send beside calls, and what most templates cannot join
+    return {**message, "content": message.get("content") or "", "tool_calls": calls}
 
 
 def _templated(tokenizer: Any, messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
@@ -147,34 +151,22 @@ def _templated(tokenizer: Any, messages: list[dict[str, Any]], tools: Sequence[M
 
 
 def _tokens(tokenizer: Any, text: str, prefill: str) -> list[int]:
-    """What is before the prefill keeps its tokens, as when the prefill was drawn: none spans both."""
+    """Return the tokens of both; what is before the prefill keeps its own, as when the prefill was drawn."""
     before = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     if not prefill:
         return before
+    # Together where that changes nothing before the prefill: by itself it may lose a first space, or be cut otherwise.
     whole = list(tokenizer(text + prefill, add_special_tokens=False)["input_ids"])
     if whole[: len(before)] == before:
         return whole
     return before + list(tokenizer(prefill, add_special_tokens=False)["input_ids"])
 
 
-def _document_start(tokenizer: Any) -> int:
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    return int(start)
-
-
 # --- Tool calls ------------------------------------------------------------------------------------------------------
 
 
-def _call(text: str) -> dict[str, Any] | None:
-    """A call's name and arguments; None where the text is something else."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return _checked(value)
-
-
 def _checked(value: Any) -> dict[str, Any] | None:
+    """Return a call's name and arguments; None where the value is something else."""
     function = value.get("function", value) if isinstance(value, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         return None
@@ -185,7 +177,7 @@ def _checked(value: Any) -> dict[str, Any] | None:
 def _by_template(
     tokenizer: Any, prompt: Sequence[int], ids: Sequence[int], text: str, tools: Sequence[Mapping[str, Any]]
 ) -> tuple[str, list[dict[str, Any]]]:
-    """As transformers reads it; special tokens are kept for it, because some models' delimiters are special."""
+    """Read them as transformers does; special tokens are kept for it: some models' delimiters are special."""
     written = tokenizer.decode(list(ids))
     before = tokenizer.decode(list(prompt))
     try:

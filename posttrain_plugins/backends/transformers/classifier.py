@@ -59,13 +59,14 @@ class Classifier:
         """The model, in evaluation mode."""
         if self._model is None:
             self._model = self._load()
+            # transformers finds that last token by looking for this one
             self._model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
         return self._model
 
     def close(self) -> None:
         """Free the model's memory; the next use loads it again."""
         self._model = None
-        gc.collect()
+        gc.collect()  # models hold themselves in cycles: without this their memory stays until some later collection
 
     def logits(
         self, ids: Sequence[Sequence[int]], batch_size: int, lengths: Sequence[int] | None = None
@@ -87,7 +88,7 @@ class Classifier:
         for start in range(0, len(ids), batch_size):
             batch = order[start : start + batch_size]
             width = max(len(ids[i]) for i in batch)
-            pad = self.tokenizer.pad_token_id
+            pad = self.tokenizer.pad_token_id  # on the right: a sequence model reads its score at the last real token
             rows = torch.tensor([[*ids[i], *[pad] * (width - len(ids[i]))] for i in batch], device=self.model.device)
             ends = torch.tensor([len(ids[i]) for i in batch], device=rows.device)
             mask = (torch.arange(width, device=rows.device) < ends[:, None]).long()  # (B, T)

@@ -39,7 +39,7 @@ class ContinuousBatching:
         self._ready_for: tuple[float, float, int | None] | None = None
 
     def takes(self, row: Row) -> bool:
-        """Can it draw this row?"""
+        """Return whether it can draw this row."""
         params = row.params
         asks = params.stop or params.logprobs or params.top_logprobs or params.values
         return params.temperature > 0 and not asks
@@ -51,7 +51,7 @@ class ContinuousBatching:
             of.setdefault((row.params.temperature, row.params.top_p), []).append(row)
         for sampling, alike in of.items():
             need = (*sampling, self._pages(alike))
-            if need != self._ready_for:
+            if need != self._ready_for:  # captured graphs and pages fit one set of parameters
                 self.close()
                 self._ready_for = need
             yield from self._draw_alike(alike)
@@ -63,17 +63,26 @@ class ContinuousBatching:
             self._ready_for = None
 
     def _pages(self, rows: Sequence[Row]) -> int | None:
-        """Pages of the cache, a power of two so that like waves share it; None leaves it to the GPU's memory."""
+        """Return pages of the cache, a power of two so that like waves share it; None leaves it to the GPU's memory."""
         if self._model.device.type == "cuda":
             return None
         each = [-(-(len(row.prompt) + row.max_tokens) // PAGE_TOKENS) for row in rows]
         return max(max(each), min(1 << sum(each).bit_length(), CPU_PAGES))
 
     def _draw_alike(self, rows: Sequence[Row]) -> Iterator[Drawn]:
-        from transformers import ContinuousBatchingConfig
+        from transformers import ContinuousBatchingConfig, GenerationConfig
 
-        pages = self._pages(rows)
-        settings = ContinuousBatchingConfig(
+        pages, params = self._pages(rows), rows[0].params
+        sampling = GenerationConfig(
+            do_sample=True,
+            temperature=params.temperature,
+            top_p=params.top_p,
+            top_k=0,  # 50 by default
+            eos_token_id=self._eos_ids,
+            pad_token_id=self._eos_ids[0],
+            max_new_tokens=max(row.max_tokens for row in rows),
+        )
+        batching = ContinuousBatchingConfig(
             page_size=PAGE_TOKENS,
             num_blocks=pages,
             max_batch_tokens=None if pages is None else CPU_STEP_TOKENS,
@@ -81,44 +90,22 @@ class ContinuousBatching:
             seed=rows[0].seed % 2**31,
         )
         with self._model.continuous_batching_context_manager(
-            generation_config=self._config(rows), continuous_batching_config=settings, persistent_manager=True
+            generation_config=sampling, continuous_batching_config=batching, persistent_manager=True
         ) as manager:
             waiting = {manager.add_request(list(row.prompt), max_new_tokens=row.max_tokens): row for row in rows}
             try:
                 while waiting:
-                    drawn = _received(manager, waiting)
-                    if drawn is not None:
-                        yield drawn
+                    result = manager.get_result(timeout=TIMEOUT_S)
+                    if result is None and not manager.is_running():  # it works in a thread, which may have died
+                        raise StageFailed("transformers' continuous batching ended before its completions were drawn")
+                    # with a persistent manager, what an earlier caller gave up may still come
+                    if result is None or not result.is_finished() or result.request_id not in waiting:
+                        continue
+                    row = waiting.pop(result.request_id)
+                    if result.error is not None:
+                        raise StageFailed(f"transformers' continuous batching failed: {result.error}")
+                    ids = [int(token) for token in result.generated_tokens]
+                    yield Drawn(row, ids, is_stopped=len(ids) < row.max_tokens or ids[-1] in self._eos_ids)
             finally:
                 for name in waiting:  # the caller has had enough
                     manager.cancel_request(name)
-
-    def _config(self, rows: Sequence[Row]) -> Any:
-        from transformers import GenerationConfig
-
-        params = rows[0].params
-        return GenerationConfig(
-            do_sample=True,
-            temperature=params.temperature,
-            top_p=params.top_p,
-            top_k=0,
-            eos_token_id=self._eos_ids,
-            pad_token_id=self._eos_ids[0],
-            max_new_tokens=max(row.max_tokens for row in rows),
-        )
-
-
-def _received(manager: Any, waiting: dict[str, Row]) -> Drawn | None:
-    """The next finished row, taken out of those that wait."""
-    result = manager.get_result(timeout=TIMEOUT_S)
-    if result is None:
-        if not manager.is_running():
-            raise StageFailed("transformers' continuous batching has ended before its completions were drawn")
-        return None
-    if not result.is_finished() or result.request_id not in waiting:
-        return None
-    row = waiting.pop(result.request_id)
-    if result.error is not None:
-        raise StageFailed(f"transformers' continuous batching failed: {result.error}")
-    ids = [int(token) for token in result.generated_tokens]
-    return Drawn(row, ids, is_stopped=len(ids) < row.max_tokens or ids[-1] in manager.generation_config.eos_token_id)

@@ -120,6 +120,8 @@ def decode(
     with _reading(model, with_hidden=head is not None) as read:
         seen = _prefill(read, rows, state, model.device)
         for step in range(state.drawn.shape[1]):
+            # The order matters: a value is that of the state after the last token, so rows that want one stay for one
+            # more forward pass (`is_late`); all others leave before it.
             token = _draw(state, seen.logits, step)
             is_eos = torch.isin(token, eos)
             finished = _end(state, is_eos | _hits_stop(state, rows, step, stops), is_eos, step)
@@ -136,7 +138,7 @@ def decode(
 def draw_tokens(
     logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, uniform: torch.Tensor
 ) -> torch.Tensor:
-    """One token for each row, by the inverse of the cumulative distribution.
+    """Return one token for each row, by the inverse of the cumulative distribution.
 
     Args:
         logits: (R, V).
@@ -153,15 +155,17 @@ def draw_tokens(
     probabilities = torch.softmax(logits / temperature.where(temperature > 0, 1.0), dim=-1)
     if (top_p < 1).any():
         probabilities = _nucleus(probabilities, top_p)
+    # The inverse of the cumulative distribution, not `multinomial`: one uniform number a token, the row's own.
     cumulative = probabilities.cumsum(-1)
     total = cumulative[:, -1:]
+    # below the total, whatever was rounded: a target at the total would be a token behind the last
     target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
     sampled = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
     return sampled.where(temperature.squeeze(-1) > 0, greedy)
 
 
 def uniforms(seeds: Sequence[int], steps: int) -> npt.NDArray[np.float32]:
-    """Uniform noise in [0, 1), a function of seed and step alone: splitmix64 (Steele et al., 2014) read as a counter.
+    """Return uniform noise in [0, 1), of seed and step alone: splitmix64 (Steele et al., 2014) read as a counter.
 
     Returns:
         (R, steps), 24 random bits each.
@@ -206,7 +210,7 @@ def _start(rows: Sequence[Row], device: torch.device) -> _Rows:
 
 @contextmanager
 def _reading(model: Any, with_hidden: bool) -> Iterator[_Read]:
-    """The forward pass. Hidden states are what the LM head is given, so that no other layer's need be kept."""
+    """Open the forward pass; hidden states are what the LM head is given, so that no other layer's need be kept."""
     given: list[torch.Tensor] = []
     watch = model.get_output_embeddings().register_forward_pre_hook if with_hidden else None
     handle = watch(lambda module, args: given.append(args[0])) if watch else None
@@ -247,7 +251,7 @@ def _prefill(read: _Read, rows: Sequence[Row], state: _Rows, device: torch.devic
 
 
 def _read_prompts(read: _Read, prompts: Sequence[tuple[int, ...]], device: torch.device) -> _Seen:
-    """All in one forward pass, left-padded."""
+    """Read all in one forward pass, left-padded."""
     width = max(map(len, prompts))
     ids = torch.tensor([(0,) * (width - len(prompt)) + prompt for prompt in prompts], device=device)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
@@ -259,7 +263,7 @@ def _read_prompts(read: _Read, prompts: Sequence[tuple[int, ...]], device: torch
 
 
 def _draw(state: _Rows, logits: torch.Tensor, step: int) -> torch.Tensor:
-    """The next token of each row, (R,), noted down."""
+    """Draw the next token of each row, (R,), and note it down."""
     logits = logits.float()
     token = draw_tokens(logits, state.temperature, state.top_p, state.noise[:, step : step + 1])
     state.drawn[:, step] = token
@@ -274,14 +278,14 @@ def _draw(state: _Rows, logits: torch.Tensor, step: int) -> torch.Tensor:
 
 
 def _confidence(logprobs: torch.Tensor, likeliest: torch.Tensor) -> torch.Tensor:
-    """Minus the mean log-probability of the `likeliest` tokens of each row, (R,); anything where these are none."""
+    """Return minus the mean log-probability of the `likeliest` tokens of each row, (R,); anything where none are."""
     count = likeliest.clamp(min=1, max=logprobs.shape[1])
     ordered = logprobs.topk(int(count.max()), dim=-1).values
     return -(ordered.cumsum(-1).gather(1, count - 1) / count).squeeze(1)
 
 
 def _nucleus(probabilities: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """The smallest set of tokens that holds `top_p` of the mass; all others get none."""
+    """Keep the smallest set of tokens that holds `top_p` of the mass; all others get none."""
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(-1) - ordered
     kept = ordered.where((before < top_p) | (torch.arange(ordered.shape[1], device=ordered.device) == 0), 0.0)
@@ -289,7 +293,7 @@ def _nucleus(probabilities: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
 
 
 def _hits_stop(state: _Rows, rows: Sequence[Row], step: int, stops: StopStrings) -> torch.Tensor:
-    """Which rows have just written a stop string."""
+    """Return which rows have just written a stop string."""
     hits = torch.zeros_like(state.is_alive)
     if not any(row.params.stop for row in rows):
         return hits
@@ -303,7 +307,7 @@ def _hits_stop(state: _Rows, rows: Sequence[Row], step: int, stops: StopStrings)
 
 
 def _end(state: _Rows, stopped: torch.Tensor, is_eos: torch.Tensor, step: int) -> torch.Tensor:
-    """Note which rows end here; returns those of which nothing more is to be seen."""
+    """Note which rows end here; return those of which nothing more is to be seen."""
     ended = state.is_alive & (stopped | (state.limit == step + 1))
     state.is_stopped = state.is_stopped.where(~ended, stopped)
     state.is_alive = state.is_alive & ~ended
@@ -346,7 +350,7 @@ def _drop(state: _Rows, token: torch.Tensor, cache: Any) -> tuple[_Rows, torch.T
     count, size = int(stays.sum()), len(token)
     if count == 0:
         return state, token[:0]
-    if count > size * (1 - DROP_SHARE):
+    if count > size * (1 - DROP_SHARE):  # moving keys and values costs more than a few rows that are drawn for nothing
         return state, token
     order = torch.arange(count, device=token.device)
     freed = (~stays[:count]).nonzero().flatten()

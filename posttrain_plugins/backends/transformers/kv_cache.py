@@ -36,9 +36,9 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write behind what is there; returns all keys and values, (R, heads, tokens, head size) each."""
+        """Write behind what is there; return all keys and values, (R, heads, tokens, head size) each."""
         rows, begin, end = len(key_states), self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
-        if end > self._keys.shape[-2]:
+        if end > self._keys.shape[-2]:  # by an eighth: few copies for long completions, little waste for short ones
             room = end + max(ROOM_TOKENS, end // 8)
             self._keys, self._values = _grown(self.keys, room), _grown(self.values, room)
         self._keys[:rows, :, begin:end] = key_states
@@ -48,6 +48,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
 
     def move(self, sources: torch.Tensor, targets: torch.Tensor, count: int) -> None:
         """Copy rows `sources` over rows `targets`, then keep the first `count`."""
+        # few rows move, instead of all being copied into a smaller buffer
         self.keys[targets] = self.keys[sources]
         self.values[targets] = self.values[sources]
         self._show(count, self.keys.shape[-2])
@@ -57,7 +58,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
 
 
 def is_plain(cache: Any) -> bool:
-    """Is every layer of the kind that can be given room? One that shares another's keys is empty, and counts."""
+    """Return whether every layer can be given room; one that shares another's keys is empty, and counts."""
     return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
@@ -74,6 +75,7 @@ def spread(caches: Sequence[Any], rows: torch.Tensor, room: int) -> Any:
     """
     cache = caches[0]
     for i, layer in enumerate(cache.layers):
+        # exactly this type: its subclasses (sliding windows) rely on what their own `update` does
         if type(layer) is DynamicLayer and layer.is_initialized:
             cache.layers[i] = RoomyLayer([part.layers[i] for part in caches], rows, room)
         else:
@@ -98,7 +100,7 @@ def _grown(filled: torch.Tensor, room: int) -> torch.Tensor:
 
 
 def _joined(parts: Sequence[torch.Tensor], rows: torch.Tensor, room: int) -> torch.Tensor:
-    """The parts' rows as asked for, right-aligned, in a buffer; what lies left of a narrow part must be finite."""
+    """Return the parts' rows as asked for, right-aligned, in a buffer."""
     _, heads, _, size = parts[0].shape
     width = max(part.shape[-2] for part in parts)
     buffer = parts[0].new_empty(len(rows), heads, min(room, width + ROOM_TOKENS), size)
@@ -106,6 +108,7 @@ def _joined(parts: Sequence[torch.Tensor], rows: torch.Tensor, room: int) -> tor
     for part in parts:
         count, _, tokens, _ = part.shape
         here = ((rows >= begin) & (rows < begin + count)).nonzero().flatten()
+        # Masked, but read: attention multiplies it with a weight of 0, and 0 times NaN of fresh memory is NaN.
         buffer[here, :, : width - tokens] = 0
         buffer[here, :, width - tokens : width] = part[rows[here] - begin]
         begin += count

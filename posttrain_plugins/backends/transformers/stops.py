@@ -1,4 +1,4 @@
-"""Finds stop strings while a completion is drawn. No paper.
+"""Find stop strings while a completion is drawn. No paper.
 
 Decoding text for every row at every step costs more than a small model's forward pass. A stop string can only have come
 to its end with the newest token if that token adds its last character; which characters a token adds is asked of the
@@ -29,7 +29,7 @@ class StopStrings:
         self._added: dict[int, str] = {}
 
     def is_hit(self, stops: Sequence[str], token: int, tail: Callable[[int], Sequence[int]]) -> bool:
-        """Has the newest token ended one of the stop strings?
+        """Return whether the newest token has ended one of the stop strings.
 
         Args:
             stops: an empty one is never met.
@@ -38,13 +38,15 @@ class StopStrings:
         """
         stops = [stop for stop in stops if stop]
         added = self._adds(token)
+        # a byte that completes a character adds a text that only the whole shows: then the end is looked at
         if not stops or (BROKEN not in added and not any(stop[-1] in added for stop in stops)):
             return False
+        # A token adds a character or more, but for one that is only a byte of a character: hence twice, and a few more.
         text = self._decode(tail(2 * max(map(len, stops)) + 8))
         return any(stop in text for stop in stops)
 
     def _adds(self, token: int) -> str:
-        """The text that a token adds; decoded behind another, because some tokenizers take the first space away."""
+        """Return the text that a token adds; decoded behind another, as some tokenizers take a first space away."""
         if token not in self._added:
             text = self._decode([*self._anchor, token])
             self._added[token] = text[len(self._before) :] if text.startswith(self._before) else text
@@ -55,7 +57,7 @@ class StopStrings:
 
 
 def cut(text: str, stops: Sequence[str]) -> tuple[str, str | None]:
-    """The text before the first stop string, and which one that was.
+    """Return the text before the first stop string, and which one that was.
 
     Example:
         >>> cut("3+4=7;7*2", (";", "."))

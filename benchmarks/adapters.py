@@ -387,13 +387,13 @@ def tiny_model(folder: Path, seed: int) -> Path:
     return folder
 
 
-def datasets(folder: Path) -> dict[str, Any]:
-    """One batch for each kind of stage, also written as JSONL for the recipe's check."""
+def datasets(folder: Path, size: int = ROWS) -> dict[str, Any]:
+    """`size` rows for each kind of stage, also written as JSONL for the recipe's check."""
     from datasets import Dataset
 
     from posttrain_plugins.datasets.digit_chain import DigitChain
 
-    problems = DigitChain(size=ROWS)().to_list()
+    problems = DigitChain(size=size)().to_list()
     right = [[{"role": "assistant", "content": f"<answer>{int(row['solution'])}</answer>"}] for row in problems]
     wrong = [[{"role": "assistant", "content": f"<answer>{(int(r['solution']) + 3) % 10}</answer>"}] for r in problems]
     pairs = [
@@ -402,11 +402,11 @@ def datasets(folder: Path) -> dict[str, Any]:
     ]
     labelled = [
         {"prompt": row["prompt"], "completion": row[name], "label": name == "chosen"}
-        for row, name in zip(pairs, ("chosen", "rejected") * ROWS, strict=False)
+        for row, name in zip(pairs, ("chosen", "rejected") * size, strict=False)
     ]
     rows = {
         "problems": [{"prompt": row["prompt"]} for row in problems],
-        "demos": DigitChain(part="demonstrations", size=ROWS)().to_list(),
+        "demos": DigitChain(part="demonstrations", size=size)().to_list(),
         "pairs": pairs,
         "labelled": labelled,
         "rankings": [
@@ -414,7 +414,7 @@ def datasets(folder: Path) -> dict[str, Any]:
             for r in pairs
         ],
         "steps": [
-            {"prompt": "3|7>2", "completions": ["3|7=4", "4>2=4"], "labels": [True, i % 2 == 0]} for i in range(ROWS)
+            {"prompt": "3|7>2", "completions": ["3|7=4", "4>2=4"], "labels": [True, i % 2 == 0]} for i in range(size)
         ],
     }
     for name, table in rows.items():

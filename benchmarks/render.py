@@ -23,6 +23,7 @@ __all__ = [
     "TABLES",
     "adapters_table",
     "gpu_table",
+    "kills_table",
     "methods_table",
     "overhead_table",
     "quickstart_table",
@@ -278,6 +279,36 @@ def methods_table(results: Json) -> str:
     return f"{_table(head, rows)}\n\n{note}{_process_rewards(results['process_rewards'])}"
 
 
+def kills_table(results: Json) -> str:
+    """One row per stage: its kills, what was damaged, and whether each run came to the same end."""
+    of_stage: dict[str, list[Json]] = {}
+    for row in results["kills"]:
+        of_stage.setdefault(row["stage"], []).append(row)
+    rows = []
+    for stage, kills in of_stage.items():
+        name, _, variant = stage.partition(", ")
+        equal = [sum(bool(kill[what]) for kill in kills) for what in ("weights", "log", "figures")]
+        steps = ", ".join(str(kill["after_step"]) for kill in kills)
+        harms = "; ".join(kill["harm"] for kill in kills)
+        counts = [f"{count} of {len(kills)}" for count in equal]
+        rows.append([f"`{name}`{', ' * bool(variant)}{variant}", steps, harms, *counts])
+    count = len(results["kills"])
+    begun = sum(kill["from"] == "the start" for kill in results["kills"])
+    head = [
+        "stage",
+        "killed at or after step",
+        "then, in its newest checkpoint",
+        "equal weights",
+        "equal log",
+        "equal figures",
+    ]
+    note = (
+        f"{count} kills of runs of {results['steps']} steps; {count - begun} went on from the checkpoint before the "
+        f"damaged one, {begun} had none and began anew. Equal: to the last bit of what an undisturbed run gives."
+    )
+    return f"{_table(head, rows)}\n\n{note}"
+
+
 def _gain(gain: Json) -> str:
     return f"{gain['mean']:+.2f}" + (f" [{gain['low']:+.2f}, {gain['high']:+.2f}]" if "low" in gain else "")
 
@@ -296,6 +327,7 @@ def _process_rewards(seeds: Json) -> str:
 
 TABLES: dict[str, Callable[[Json], str]] = {
     "adapters": adapters_table,
+    "kills": kills_table,
     "quickstart_seeds": quickstart_table,
     "overhead": overhead_table,
     "gpu_qwen3_0.6b": gpu_table,

@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 __all__ = [
+    "PLUGIN_FAILURES",
     "BudgetExhausted",
     "GateNotMet",
     "HandoffError",
@@ -40,6 +41,14 @@ __all__ = [
     "StageFailed",
     "importing_extra",
 ]
+
+
+PLUGIN_FAILURES: tuple[type[Exception], type[SystemExit]] = (Exception, SystemExit)
+"""What a plugin's code may raise that is a failure of the plugin, told as one.
+
+A `sys.exit` somewhere in what it imports or calls would end a run of hours with an exit code and no word. Ctrl-C is the
+user's, whoever's code it meets.
+"""
 
 
 class PosttrainError(Exception):

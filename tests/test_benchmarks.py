@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 SCRIPTS = (
     "adapters.py",
+    "kills.py",
     "mutated_recipes.py",
     "endpoint.py",
     "engine.py",
@@ -225,6 +226,9 @@ def results_folder(folder: Path, seeds: Any, record: Any) -> Path:
     cell = {"refused": None, "wrong": [], "options": {}, "reload": 0.0, "merged": 3e-7, "4bit": {}}
     cells = {"lora sft": cell, "lora dpo": {**cell, "refused": "adapter 'it' in stage 'cell': it cannot (hint: none)"}}
     record.write("adapters", {"cells": cells, "steps": 4, "rows": 4}, folder)
+    kill = {"stage": "dpo, lora", "after_step": 9, "harm": "optimizer.pt removed", "from": "checkpoint-4"}
+    kill |= {"weights": True, "log": True, "figures": False}
+    record.write("kills", {"kills": [kill, {**kill, "from": "the start", "log": False}], "steps": 14}, folder)
     record.write("overhead", {"pairs": 5, "steps": 60, "methods": {"sft": method}}, folder)
     ways = dict.fromkeys(("sampled", "greedy", *tried()), way())
     record.write("test_time", {"seeds": {"0": {"problems": 4}}, "strategies": seeds_summary(ways)}, folder)
@@ -257,6 +261,8 @@ def test_render_fills_every_table_and_check_tells_a_stale_one(benchmark: Any, tm
     assert "| grpo | 0.70 [0.60, 0.80] | +0.20 [+0.10, +0.30] over sft |" in text
     assert "| `lora` | 4 | (1) | 0 | 3e-07 |" in text
     assert "1. it cannot (hint: none)" in text
+    assert "| `dpo`, lora | 9, 9 | optimizer.pt removed; optimizer.pt removed | 2 of 2 | 1 of 2 | 0 of 2 |" in text
+    assert "1 went on from the checkpoint before the damaged one, 1 had none and began anew" in text
     assert "| SFT | 1.010 [1.000, 1.020] |" in text
     assert "| SFT, recipe | 1,234 | 0.500 | 3.21 |" in text
     assert "| GRPO | +0.30 | +0.30 [+0.20, +0.40] | +0.30 [+0.20, +0.40] | 50 |" in text
@@ -357,6 +363,32 @@ def test_every_marker_of_the_readme_has_a_table(benchmark: Any) -> None:
     names = [block["name"] for block in render.BLOCK.finditer((ROOT / "README.md").read_text(encoding="utf-8"))]
     assert names
     assert set(names) <= render.TABLES.keys()
+
+
+@pytest.mark.slow
+def test_a_kill_with_a_damaged_checkpoint_comes_to_the_same_end(tmp_path: Path) -> None:
+    done = call("kills.py", "--stages", "sft", "--kills", 1, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "kills.json").read_text(encoding="utf-8"))["results"]["kills"]
+    assert row["weights"]
+    assert row["log"]
+    assert row["figures"]
+
+
+def test_a_kill_that_came_to_another_end_or_was_not_told_is_wrong(benchmark: Any) -> None:
+    kills = benchmark("kills")
+    kept = {
+        "harm": "optimizer.pt removed",
+        "told": True,
+        "weights": True,
+        "log": True,
+        "figures": True,
+        "rollouts": True,
+    }
+    assert kills.is_kept(kept)
+    assert kills.is_kept({**kept, "harm": "complete removed", "told": False}), "as one that was being written"
+    for what in ("told", "weights", "log", "figures", "rollouts"):
+        assert not kills.is_kept({**kept, what: False})
 
 
 def test_guard_benchmark_tells_what_the_guard_does_not_keep(benchmark) -> None:

@@ -43,6 +43,9 @@ except PosttrainError as error:
 REWARDS = """
 def digits(completions, **columns):
     return [sum(x.isdigit() for x in c[0]["content"]) / 8 for c in completions]
+
+def size(completions, **columns):
+    return [len(c[0]["content"]) / 100 for c in completions]
 """
 
 SFT = """
@@ -54,37 +57,56 @@ SFT = """
         use: sft
         model: base
         dataset: {path: "{data}/demos.jsonl"}
-        args: {max_steps: 40, per_device_train_batch_size: 4, learning_rate: 1e-3, logging_steps: 1,
+        args: {max_steps: 40, per_device_train_batch_size: 4, learning_rate: 1e-3, logging_steps: 3,
                gradient_checkpointing: false, neftune_noise_alpha: 5}
+"""
+
+DPO = """
+    name: resume
+    seed: 5
+    model: {model}
+    stages:
+      it:
+        use: dpo
+        model: base
+        dataset: {path: "{data}/pairs.jsonl"}
+        args: {max_steps: 32, per_device_train_batch_size: 4, learning_rate: 1e-3, logging_steps: 3,
+               gradient_checkpointing: false, sync_ref_model: true, ref_model_sync_steps: 3}
 """
 
 GRPO = """
     name: resume
     seed: 5
     model: {model}
+    rewards: {size: {use: "./rewards.py:size", on_error: none}}
     stages:
       it:
         use: grpo
         model: base
         dataset: {path: "{data}/problems.jsonl"}
-        rewards: ["./rewards.py:digits"]
+        rewards: ["./rewards.py:digits", size]
         args: {max_steps: 32, per_device_train_batch_size: 8, num_generations: 4, max_completion_length: 8, beta: 0.02,
-               num_iterations: 2, steps_per_generation: 2, learning_rate: 1e-3, logging_steps: 1,
+               num_iterations: 2, steps_per_generation: 2, learning_rate: 1e-3, logging_steps: 3,
                gradient_checkpointing: false}
 """
-RECIPES = {"sft": SFT, "grpo": GRPO}
-PERIOD = {"sft": 1, "grpo": 4}  # optimizer steps between two generations: steps_per_generation * num_iterations
+RECIPES = {"sft": SFT, "dpo": DPO, "grpo": GRPO}  # a line of their logs is over steps on both sides of a checkpoint
+PERIOD = {
+    "sft": 1,
+    "dpo": 1,
+    "grpo": 4,
+}  # optimizer steps between two generations: steps_per_generation * num_iterations
 SAVING = ["stages.it.args.save_steps=4", "stages.it.args.save_strategy=steps"]
 TIMEOUT_S = 180.0
 
 
 @dataclass
 class Bench:
-    """One recipe, and the log and weights of its run without interruption."""
+    """One recipe, and what its run without interruption gave."""
 
     recipe: Path
     period: int
     log: list[dict[str, Any]]
+    figures: dict[str, float]
     weights: bytes
 
 
@@ -158,7 +180,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(bench: Bench, tmp_path: Pa
         passed_over = [note for note in told.notes if "damaged and passed over" in note]
         assert len(passed_over) == (name != "complete"), "one without a marker is torn, as by any kill"
         assert all(newest.name in note and name in note for note in passed_over)
-        assert outcome(copy) == (bench.log, bench.weights)
+        assert outcome(copy) == (bench.log, bench.figures, bench.weights)
 
 
 @pytest.mark.parametrize(("bench", "number"), [("sft", signal.SIGTERM), ("grpo", signal.SIGINT)], indirect=["bench"])
@@ -206,7 +228,7 @@ def test_what_fails_after_the_last_step_goes_on_without_one_more(
     told = Told()
     run(recipe, overrides, runs_dir=tmp_path / "runs", observer=told)
     assert told.steps == [*range(newest + 1, 9)]
-    assert outcome(tmp_path / "runs")[1] == outcome(tmp_path / "whole")[1]
+    assert outcome(tmp_path / "runs") == outcome(tmp_path / "whole")
 
 
 class Told(Observer):
@@ -233,9 +255,10 @@ def assert_goes_on(bench: Bench, runs: Path, overrides: list[str], newest: int) 
     told = Told()
     run(bench.recipe, overrides, runs_dir=runs, observer=told)
     assert told.start == f"checkpoint-{newest}"
-    assert told.steps == [*range(newest + 1, len(bench.log) + 1)]
-    log, weights = outcome(runs)
+    assert told.steps == [*range(newest + 1, int(bench.figures["steps"]) + 1)]
+    log, figures, weights = outcome(runs)
     assert log == bench.log
+    assert figures == bench.figures
     assert weights == bench.weights, "same losses, other weights"
     assert rollouts(runs) == rollouts(bench.recipe.parent / "whole"), "sampled again after the kill, each once"
 
@@ -275,9 +298,17 @@ def rollouts(runs: Path) -> list[str] | None:
     return file.read_text(encoding="utf-8").splitlines() if file.is_file() else None
 
 
-def outcome(runs: Path) -> tuple[list[dict[str, Any]], bytes]:
-    """The figures of every step and the bytes of the weights; no times, nor SFT's token counter, which TRL restarts."""
+def outcome(runs: Path) -> tuple[list[dict[str, Any]], dict[str, float], bytes]:
+    """Log, figures of the manifest and bytes of the weights; of times only that the last line's are of all steps."""
     folder = runs / "resume/latest/it"
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    steps = [{k: v for k, v in row.items() if k not in ("step_time", "num_tokens")} for row in rows if "loss" in row]
-    return steps, (folder / "model/model.safetensors").read_bytes()
+    figures = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["metrics"]
+    last = rows[-1]
+    if "train_runtime" in last:
+        assert last["train_steps_per_second"] == pytest.approx(last["step"] / last["train_runtime"], rel=0.01, abs=1e-3)
+    return untimed(*rows), *untimed(figures), (folder / "model/model.safetensors").read_bytes()
+
+
+def untimed(*rows: dict[str, Any]) -> list[dict[str, Any]]:
+    times = ("step_time", "train_s", "_runtime", "_per_second")
+    return [{name: value for name, value in row.items() if not name.endswith(times)} for row in rows]

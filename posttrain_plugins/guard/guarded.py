@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from posttrain_plugins.errors import InputError, RewardFailed
+from posttrain_plugins.errors import PLUGIN_FAILURES, InputError, RewardFailed
 from posttrain_plugins.guard import outcome
 from posttrain_plugins.guard.distinct_rows import DistinctRows, split_rows
 from posttrain_plugins.guard.isolation import open_pool
@@ -100,6 +100,17 @@ class Guarded:
         if close_author is not None:
             close_author()
 
+    def counts(self) -> dict[str, Any]:
+        """Return what became of the scores so far, as JSON values that a checkpoint keeps."""
+        with self._lock:
+            return {"outcomes": dict(self.outcomes), "failures": dict(self.failures), "recent": list(self._recent)}
+
+    def restore(self, counts: Mapping[str, Any]) -> None:
+        """Go on from what `counts` gave, in place of what was counted since."""
+        with self._lock:
+            self.outcomes, self.failures = Counter(counts["outcomes"]), dict(counts["failures"])
+            self._recent = deque(counts["recent"])
+
     # --- One call -------------------------------------------------------------------------------------------------
 
     def _score_steps(self, prompts: Any = None, completions: Any = None, **columns: Any) -> list[list[float]]:
@@ -121,7 +132,7 @@ class Guarded:
             values = list(outcome.method_of(self.func, method)(**batch.joint_arguments()))
         except InputError:
             raise
-        except Exception:  # the plugin boundary; told row by row
+        except PLUGIN_FAILURES:  # the plugin boundary; told row by row
             values = []
         if len(values) == len(batch.rows):
             return [outcome.read_value(method, value) for value in values]

@@ -25,6 +25,7 @@ __all__ = [
     "calculate_rewards",
     "changed",
     "checkpointed_layers",
+    "contain_exits",
     "disable_dropout",
     "drop_metric",
     "first_batch",
@@ -40,8 +41,10 @@ __all__ = [
     "observe_losses",
     "observe_rewards",
     "recomputed_with",
+    "restore_averages",
     "rollout_greedily",
     "routed",
+    "running_averages",
     "set_reward_names",
     "value_output_class",
     "without_checkpointing",
@@ -149,6 +152,30 @@ def drop_metric(trainer: Any, name: str) -> None:
     trainer._metrics["train" if trainer.model.training else "eval"].pop(name, None)
 
 
+AVERAGED = ("_metrics", "_stored_metrics", "stats")
+"""Where TRL's trainers keep the values that the next line of the log is the mean of: CPO's and ORPO's, Online DPO's."""
+
+COUNTED = ("_total_loss_scalar", "_globalstep_last_logged", "_initial_global_step", "_total_train_tokens")
+"""Numbers that figures are made of and that every `train` starts anew, also from a checkpoint."""
+
+
+def running_averages(trainer: Any) -> dict[str, Any]:
+    """Return what the figures of the steps to come are averaged with, as JSON values; no checkpoint of TRL has it."""
+    names = [name for name in (*AVERAGED, *COUNTED) if hasattr(trainer, name)]
+    return {"_tr_loss": float(trainer._tr_loss), **{name: getattr(trainer, name) for name in names}}
+
+
+def restore_averages(trainer: Any, saved: Mapping[str, Any]) -> None:
+    """Go on from what `running_averages` gave; when training has begun, since its start sets them to 0."""
+    trainer._tr_loss.fill_(saved["_tr_loss"])
+    for name in (name for name in COUNTED if name in saved):
+        setattr(trainer, name, saved[name])
+    for name in (name for name in AVERAGED if name in saved):
+        kept = getattr(trainer, name)
+        for key, values in saved[name].items():  # of a mode the metrics, each a list, or of a metric the list
+            kept[key].update(values) if isinstance(values, Mapping) else kept.update({key: values})
+
+
 def without_checkpointing(trainer: Any) -> Any:
     """Return a context without gradient checkpointing, for passes without gradients (as TRL has around its own)."""
     from trl.models.utils import disable_gradient_checkpointing
@@ -231,6 +258,26 @@ def hide_from_vllm(trainer: Any, is_ours: Callable[[str], bool]) -> None:
     engine._iter_named_params = lambda: (pair for pair in every() if not is_ours(pair[0]))
 
 
+def contain_exits(trainer: Any) -> None:
+    """Turn a `sys.exit` in an asynchronous reward or tool into an exception that the trainer sees.
+
+    asyncio lets it out of the event loop: that would end the loop's thread, and the trainer would wait for ever.
+    """
+    import asyncio
+
+    loop = getattr(trainer, "async_loop", None)
+    if loop is None:
+        return
+
+    async def contained(work: Any) -> Any:
+        try:
+            return await work
+        except SystemExit as cause:
+            raise RuntimeError("it called sys.exit") from cause
+
+    loop.set_task_factory(lambda loop, work, **options: asyncio.Task(contained(work), loop=loop, **options))
+
+
 # --- models ----------------------------------------------------------------------------------------------------------
 
 
@@ -274,8 +321,11 @@ def value_output_class() -> Any:
 
 
 @contextlib.contextmanager
-def gathered_parameters(model: Any) -> Iterator[None]:
-    """Within, every parameter has its values on this process, also where DeepSpeed's ZeRO-3 shards them."""
+def gathered_parameters(model: Any, modifier_rank: int | None = None) -> Iterator[None]:
+    """Within, every parameter has its values on this process, also where DeepSpeed's ZeRO-3 shards them.
+
+    What the process `modifier_rank` changes in them is then the value on all processes.
+    """
     from transformers.integrations import is_deepspeed_zero3_enabled
 
     if not is_deepspeed_zero3_enabled():
@@ -283,7 +333,7 @@ def gathered_parameters(model: Any) -> Iterator[None]:
         return
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+    with deepspeed.zero.GatheredParameters(list(model.parameters()), modifier_rank=modifier_rank):
         yield
 
 

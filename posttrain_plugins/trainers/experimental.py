@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 from posttrain_plugins.guard import outcome
 from posttrain_plugins.guard.guarded import Guarded, figures_of
@@ -84,12 +84,10 @@ def _log_outcomes(trainer: Any, rewards: list[Guarded]) -> None:
     from transformers import TrainerCallback
 
     class Outcomes(TrainerCallback):  # type: ignore[misc]
-        before: ClassVar[dict[str, float]] = {}
-
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             now = figures_of({"rewards": rewards})
-            new = {name: count - self.before.get(name, 0.0) for name, count in now.items()}
-            self.before.update(now)
+            # what the log has of them, it has from here; a checkpoint keeps the log, and so do its readers
+            new = {name: count - sum(row.get(name, 0.0) for row in state.log_history) for name, count in now.items()}
             # transformers has put a copy of `logs` into the history before it calls callbacks
             for row in (logs, state.log_history[-1] if state.log_history else None):
                 if row is not None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
@@ -107,6 +106,7 @@ def train(
     begin.set_up(trainer)  # the adapter's part, before `train` makes the optimizer
     if reward_names:
         compat.set_reward_names(trainer, reward_names)
+        compat.contain_exits(trainer)
         saved_rollouts.save(context, trainer)
     seconds = _fit(context, trainer)
     folder = context.folder / "model"
@@ -180,16 +180,15 @@ def _says_when_to_save(args: Mapping[str, Any]) -> bool:
 
 
 def _fit(context: StageContext, trainer: Any) -> float:
-    """Train, from the newest checkpoint if there is one, and return the seconds."""
+    """Train, from the newest checkpoint if there is one, and return the seconds, those before it with them."""
     watch = follow(context, trainer)
-    began = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(context.resume_from) if context.resume_from else None)
     if watch.is_stopped:
         at = f"stopped in stage '{context.stage}' at step {trainer.state.global_step}"
         if watch.can_resume:
             raise Interrupted(f"{at}, a checkpoint stands", hint="the same command goes on from there")
         raise Interrupted(f"{at}, no checkpoint stands: save_only_model", hint="the same command starts it again")
-    return time.perf_counter() - began
+    return watch.seconds
 
 
 def _complete(context: StageContext, trainer: Any, begin: Start) -> None:

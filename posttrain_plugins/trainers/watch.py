@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.checkpoints import mark_complete
 from posttrain_plugins.errors import NonFiniteLoss
 from posttrain_plugins.trainers import compat
+from posttrain_plugins.trainers.resume_state import restore_state, save_state
 from posttrain_plugins.types import StageContext
 
 __all__ = ["follow"]
@@ -46,6 +46,7 @@ class _Watch:
 
     def __init__(self, context: StageContext, trainer: Any) -> None:
         self.context = context
+        self.trainer = trainer
         self.args = trainer.args
         self.processes = trainer.args.world_size
         self.wait_for_everyone = trainer.accelerator.wait_for_everyone
@@ -55,13 +56,23 @@ class _Watch:
         self.is_stopped = False
         self.loss: Any = None
         self.figures: dict[str, float] = {}
-        self.saved_at = time.monotonic()
+        self.seconds_before = 0.0  # of the training up to the checkpoint that it went on from
+        self.began = self.saved_at = time.monotonic()
         self.save_began = 0.0
         self.save_cost_s = 0.0
 
     def observe(self, loss: Any) -> None:
         # a tensor, added up where it lies: its value is asked for once a step, so that no micro-step waits for the GPU
         self.loss = loss if self.loss is None else self.loss + loss
+
+    @property
+    def seconds(self) -> float:
+        """How long the training has taken, what was lost by a kill not counted."""
+        return self.seconds_before + time.monotonic() - self.began
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.context.resume_from is not None:
+            self.seconds_before = restore_state(self.context.resume_from, self.trainer, self.context.inputs)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         loss, self.loss = float(self.loss), None
@@ -88,6 +99,8 @@ class _Watch:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         is_before_end = state.global_step < state.max_steps
         can_go_on = self.can_resume and is_before_end and state.global_step % self.period == 0
+        if can_go_on and folder.is_dir():
+            save_state(folder, self.trainer, self.context.inputs, self.seconds)
         if self.processes > 1:  # transformers waits for nobody here: another process may still write its random state
             self.wait_for_everyone()
         if can_go_on and state.is_world_process_zero and folder.is_dir():
@@ -99,7 +112,14 @@ class _Watch:
         self.save_cost_s = self.saved_at - self.save_began
         return control
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> Any:
+        if logs is not None and "train_loss" in logs and self.seconds_before:
+            # the last line is of all steps, and so is its time; transformers has put a copy of it into the history
+            runtime = logs["train_runtime"] + self.seconds_before
+            share = logs["train_runtime"] / runtime
+            for row in (logs, state.log_history[-1]):
+                rates = {name: rate * share for name, rate in row.items() if name.endswith("_per_second")}
+                row.update({**rates, "train_runtime": runtime})
         for name, value in (logs or {}).items():
             if isinstance(value, int | float) and name not in ("epoch", "total_flos"):
                 self.figures[name] = float(value)

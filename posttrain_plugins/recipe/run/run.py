@@ -19,6 +19,7 @@ from typing import Any
 
 from posttrain_plugins.checkpoints import has_checkpoint, newest_checkpoint
 from posttrain_plugins.errors import (
+    PLUGIN_FAILURES,
     GateNotMet,
     HandoffError,
     InputError,
@@ -147,6 +148,7 @@ def _run_stage(
                 shutil.rmtree(partial, ignore_errors=True)
             raise
         manifest = _manifest(stage, result, recorded, partial, time.perf_counter() - began)
+        manifest["resumed_from"] = checkpoint and checkpoint.name  # `seconds` are those from there on
         return store.publish(stage.id, stage.key, manifest)
 
 
@@ -177,11 +179,17 @@ def _call(stage: PlannedStage, context: StageContext) -> StageResult:
         result = plugin(**{**spec.params, **spec.names()})(context)
     except (PosttrainError, KeyboardInterrupt):
         raise
-    except Exception as cause:  # the plugin boundary
+    except PLUGIN_FAILURES as cause:  # the plugin boundary
         if _is_out_of_memory(cause):
             raise StageFailed(f"stage '{stage.id}' ran out of memory: {cause}", hint=_memory_hint(stage)) from cause
+        # of an asynchronous reward, the trainer has only seen that there was one
+        origin = cause.__cause__ if isinstance(cause.__cause__, SystemExit) else cause
+        reward = _reward_that_raised(origin, context.inputs)
+        where = f"in reward '{reward}' at {_place_of(origin)}" if reward else f"at {_place_of(origin)}"
+        is_exit = reward and isinstance(origin, SystemExit)
         raise StageFailed(
-            f"stage '{stage.id}' failed at {_place_of(cause)}: {type(cause).__name__}: {cause}"
+            f"stage '{stage.id}' failed {where}: {type(origin).__name__}: {origin}",
+            hint="on_error: none on the reward counts such a score as failed, and the run goes on" if is_exit else None,
         ) from cause
     finally:
         _free()
@@ -195,6 +203,18 @@ def _guards(context: StageContext) -> dict[str, float]:
     from posttrain_plugins.guard.guarded import figures_of
 
     return figures_of(context.inputs)
+
+
+def _reward_that_raised(cause: BaseException, inputs: Mapping[str, Any]) -> str | None:
+    """The name of the stage's reward in whose call it was raised: trainers call the author's own callables."""
+    given = inputs.get("rewards")
+    rewards: dict[str, Any] = {one.name: one.func for one in given} if isinstance(given, list) else {}
+    for frame, _ in traceback.walk_tb(cause.__traceback__):
+        for name, func in rewards.items():
+            code = getattr(func, "__code__", None) or getattr(type(func).__call__, "__code__", None)
+            if frame.f_code is code and frame.f_locals.get("self", func) is func:  # two may be of one class
+                return name
+    return None
 
 
 def _place_of(cause: BaseException) -> str:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from posttrain_plugins.errors import InputError, PluginBroken
+from posttrain_plugins.errors import PLUGIN_FAILURES, InputError, PluginBroken
 from posttrain_plugins.nested_rewards import wait_for
 from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.types import ResolvedReward
@@ -73,7 +73,7 @@ def _call(reward: ResolvedReward, rows: Sequence[Mapping[str, Any]]) -> list[flo
         values = wait_for(found) if inspect.isawaitable(found) else found
         # TRL writes None as NaN into its tensor of rewards: a reward may say either
         scores = [None if value is None or math.isnan(value) else float(value) for value in values]
-    except Exception as cause:  # the plugin boundary
+    except PLUGIN_FAILURES as cause:  # the plugin boundary
         raise PluginBroken(
             f"reward '{reward.name}' failed: {type(cause).__name__}: {cause}",
             hint=f"posttrain rewards stress {reward.name!r} tries it on odd completions one by one",

@@ -10,7 +10,7 @@ from typing import Any
 
 from posttrain_plugins.engine.keys import draw_key
 from posttrain_plugins.engine.trace import event_of, prefill_of
-from posttrain_plugins.errors import BudgetExhausted
+from posttrain_plugins.errors import PLUGIN_FAILURES, BudgetExhausted
 from posttrain_plugins.text.answers import choose, extract, majority
 from posttrain_plugins.types import (
     Budget,
@@ -229,7 +229,7 @@ class ProblemRun:
         # would have to look at each list's length. What has landed is in the fallback.
         self._advance(lambda: self._steps.throw(BudgetExhausted(f"the budget is spent: {self.cut_by}")))
         if self.result is None:  # it has caught the news and asks for more
-            with suppress(Exception):
+            with suppress(*PLUGIN_FAILURES):
                 self._steps.close()
             self._end(self.fallback.best())
         if self.result is not None:
@@ -263,7 +263,7 @@ class ProblemRun:
             error = f"TypeError: the strategy returned {stop.value!r}, expected a Result"
         except BudgetExhausted:
             return self._end(self.fallback.best())
-        except Exception as raised:
+        except PLUGIN_FAILURES as raised:
             error = f"{type(raised).__name__}: {raised}"
         # no answer is chosen for a strategy that is broken: what was drawn stands by for whoever looks
         self._end(Result(answer=None, text="", candidates=self.fallback.candidates(), error=error))

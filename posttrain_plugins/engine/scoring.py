@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 
 from posttrain_plugins.engine.keys import prompt_text, score_key
 from posttrain_plugins.engine.log import RequestLog
-from posttrain_plugins.errors import InputError, PluginBroken, RewardFailed
+from posttrain_plugins.errors import PLUGIN_FAILURES, InputError, PluginBroken, RewardFailed
 from posttrain_plugins.nested_rewards import wait_for
 from posttrain_plugins.text import is_conversational
 from posttrain_plugins.types import Problem, Prompt, ResolvedReward, Score, ScoreSteps, Usage
@@ -221,7 +221,7 @@ def _blaming(reward: ResolvedReward) -> Iterator[None]:
         yield
     except RewardFailed:  # told by its guard, with the reward's name
         raise
-    except Exception as error:
+    except PLUGIN_FAILURES as error:
         raise PluginBroken(f"reward {reward.name!r} failed: {type(error).__name__}: {error}") from error
 
 

@@ -23,7 +23,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
-from posttrain_plugins.errors import InputError
+from posttrain_plugins.errors import PLUGIN_FAILURES, InputError
 from posttrain_plugins.plugins.schema import accepts, type_name
 from posttrain_plugins.types import CallTool
 
@@ -83,7 +83,7 @@ def use(tools: Mapping[str, Tool], request: CallTool) -> str:
         return f"error: {request.name}: {'; '.join(faults)}"
     try:
         return str(tools[request.name](**request.arguments))
-    except Exception as error:
+    except PLUGIN_FAILURES as error:
         return f"error: {type(error).__name__}: {error}"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from posttrain_plugins.errors import InputError
+from posttrain_plugins.errors import PLUGIN_FAILURES, InputError
 
 __all__ = [
     "FAILED",
@@ -70,7 +70,7 @@ def score(reward: Any, method: ScoreMethod, row: Mapping[str, Any]) -> ScoreOutc
         return _read(method, method_of(reward, method)(**row))
     except InputError:
         raise
-    except (Exception, SystemExit) as error:  # a library that calls `sys.exit` ends no run
+    except PLUGIN_FAILURES as error:
         return _failed(error)
 
 
@@ -91,7 +91,7 @@ async def score_async(
         raise
     except TimeoutError as error:  # ours, or one that the reward's own client raised
         return timed_out(timeout_s) if limit.expired() else _failed(error)
-    except (Exception, SystemExit) as error:
+    except PLUGIN_FAILURES as error:
         return _failed(error)
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from posttrain_plugins.errors import InputError, PluginBroken, PluginConflict, PluginNotFound
+from posttrain_plugins.errors import PLUGIN_FAILURES, InputError, PluginBroken, PluginConflict, PluginNotFound
 from posttrain_plugins.types import KINDS, Kind
 
 __all__ = ["Plugin", "find", "group", "installed", "load", "suggest"]
@@ -74,7 +74,7 @@ class Plugin:
         """
         try:
             return _import(self.target)
-        except Exception as cause:  # the plugin boundary: a package that is broken hurts its own names only
+        except PLUGIN_FAILURES as cause:  # the plugin boundary: a package that is broken hurts its own names only
             where = f", from {self.distribution} {self.version}" if self.distribution else ""
             switch = f"fix or remove it, or switch it off: POSTTRAIN_DISABLE_PLUGINS={self.name}"
             raise PluginBroken(
@@ -207,7 +207,7 @@ def import_object(target: str, folder: Path | None = None) -> Any:
     head, _, attr = target.rpartition(":")
     try:
         return _import(f"{(folder or Path.cwd()) / head}:{attr}" if head.endswith(".py") else target)
-    except Exception as cause:
+    except PLUGIN_FAILURES as cause:
         raise InputError(f"'{target}' cannot be imported: {type(cause).__name__}: {cause}") from cause
 
 

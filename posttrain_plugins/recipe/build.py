@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from posttrain_plugins.errors import InputError, PluginBroken, PosttrainError
+from posttrain_plugins.errors import PLUGIN_FAILURES, InputError, PluginBroken, PosttrainError
 from posttrain_plugins.plugins.signature import of_object
 from posttrain_plugins.recipe.spec import Use
 from posttrain_plugins.types import ModelArtifact, ResolvedReward, ResolvedStrategy
@@ -38,7 +38,7 @@ def build(source: Use, refs: Mapping[str, Any] | None = None) -> Any:
             f"{source.kind} '{source.name}' refuses its parameters: {cause}",
             hint=f"posttrain plugins show {source.plugin.name}",
         ) from cause
-    except Exception as cause:  # the plugin boundary
+    except PLUGIN_FAILURES as cause:  # the plugin boundary
         raise PluginBroken(
             f"{source.kind} '{source.name}' failed: {type(cause).__name__}: {cause}",
             hint="the same command with --debug shows the whole traceback",

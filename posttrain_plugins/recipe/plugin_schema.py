@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from posttrain_plugins.errors import InputError
+from posttrain_plugins.errors import PLUGIN_FAILURES, InputError
 from posttrain_plugins.plugins.registry import Plugin
 from posttrain_plugins.plugins.schema import Schema
 from posttrain_plugins.plugins.signature import of_object, reward_columns
@@ -146,7 +146,7 @@ def declared_columns(source: Use | StageSpec) -> tuple[str, ...] | None:
         params = source.params if isinstance(source, Use) else {**source.names(), **source.params}
         try:  # of an object: `columns` may be a property, since parameters decide
             columns = getattr(loaded(**params) if isinstance(loaded, type) else loaded, "columns", None)
-        except Exception:  # the plugin boundary; `Checker.check_built` tells it
+        except PLUGIN_FAILURES:  # the plugin boundary; `Checker.check_built` tells it
             return None
     return tuple(columns) if isinstance(columns, list | tuple) else None
 

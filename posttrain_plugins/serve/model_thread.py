@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from posttrain_plugins.backends.protocol import Backend
-from posttrain_plugins.errors import Interrupted
+from posttrain_plugins.errors import PLUGIN_FAILURES, Interrupted
 from posttrain_plugins.types import Completion, Generate
 
 __all__ = ["IndexedCompletion", "ModelThread"]
@@ -230,7 +230,7 @@ class ModelThread:
             joint = {name: [value for call in calls for value in call.columns[name]] for name in first.columns}
             values = iter(first.function(**joint))
             parts = [[next(values) for _ in call.columns["completions"]] for call in calls]
-        except Exception as error:
+        except PLUGIN_FAILURES as error:
             if len(calls) == 1:
                 first.finish(error=error)
             else:  # one of them, nobody knows which

@@ -9,6 +9,7 @@ import sys
 from typing import Any
 from unittest import SkipTest
 
+from posttrain_plugins.errors import PLUGIN_FAILURES
 from posttrain_plugins.plugins.registry import FILE_MODULE
 from posttrain_plugins.plugins.schema import REWARD_ARGUMENTS
 from posttrain_plugins.testing.subject import Subject, skip_on_error, subject
@@ -33,7 +34,7 @@ def check_can_be_made(plugin: Any) -> None:
     tried = subject(None, plugin)
     try:
         tried.try_to_make()
-    except Exception as cause:
+    except PLUGIN_FAILURES as cause:
         needed = [name for name, field in tried.schema.fields.items() if field.is_required]
         hint = f"; declare example_params with {', '.join(needed)}" if needed and not tried.params else ""
         raise AssertionError(f"it cannot be made: {type(cause).__name__}: {cause}{hint}") from cause

@@ -13,6 +13,7 @@ from numbers import Real
 from typing import Any
 from unittest import SkipTest
 
+from posttrain_plugins.errors import PLUGIN_FAILURES
 from posttrain_plugins.nested_rewards import wait_for
 from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.plugins.signature import reward_columns
@@ -102,7 +103,7 @@ class RewardUnderTest:
         """
         try:
             return list(self.call(rows))[: len(rows)]
-        except Exception as cause:
+        except PLUGIN_FAILURES as cause:
             if not is_ordinary:
                 return []
             if isinstance(cause, SkipTest):

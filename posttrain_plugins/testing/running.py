@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from unittest import SkipTest
 
-from posttrain_plugins.errors import InputError
+from posttrain_plugins.errors import PLUGIN_FAILURES, InputError
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.testing import adapters, datasets, general, rewards, stages, strategies
 from posttrain_plugins.testing.subject import Subject, subject
@@ -152,7 +152,7 @@ def _outcome(check: Check, tried: Subject, expected: str | None) -> Outcome:
         check(tried)
     except SkipTest as skipped:  # before `Exception`, of which it is one
         return Outcome(name, "skipped", str(skipped))
-    except Exception as failure:
+    except PLUGIN_FAILURES as failure:
         if expected:
             return Outcome(name, "expected", expected)
         is_ours = isinstance(failure, AssertionError)  # its text is whole; any other needs its type to be understood
@@ -170,7 +170,7 @@ def expected_failures_of(tried: Subject, given: Mapping[str, str] | None = None)
     """
     try:
         declared = tried.declares("expected_failures")
-    except Exception:  # it cannot be imported, which `check_can_be_made` says
+    except PLUGIN_FAILURES:  # it cannot be imported, which `check_can_be_made` says
         declared = {}
     expected = {**declared, **(given or {})}
     known = [check.__name__ for check in CHECKS[tried.kind]]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest import SkipTest
 
+from posttrain_plugins.errors import PLUGIN_FAILURES
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.plugins.schema import is_list
@@ -317,7 +318,7 @@ def _run(tried: Subject) -> StageRun:
                 inputs[name] = values if is_list(given.type) else values[0]
         args = getattr(made, "args", {})  # as the recipe gives them, no config yet
         result = made(StageContext("tiny", own, 0, inputs, None, QuietReporter(), lambda: False, args))
-    except Exception as cause:  # the plugin boundary
+    except PLUGIN_FAILURES as cause:  # the plugin boundary
         result = cause
     finally:
         os.chdir(before)

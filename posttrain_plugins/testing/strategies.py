@@ -12,7 +12,7 @@ from unittest import SkipTest
 
 from posttrain_plugins.api import resolve_strategy
 from posttrain_plugins.engine.solve import solve
-from posttrain_plugins.errors import BudgetExhausted
+from posttrain_plugins.errors import PLUGIN_FAILURES, BudgetExhausted
 from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.testing import tiny
 from posttrain_plugins.testing.noise import assert_untouched
@@ -52,7 +52,7 @@ class StrategyUnderTest:
         made = self.subject.make()
         try:
             return resolve_strategy(made, scorers={"score": HashScorer()}, runs_dir=tiny.folder())
-        except Exception as cause:
+        except PLUGIN_FAILURES as cause:
             raise SkipTest(f"what its fields name is not there: {cause}") from cause
 
     def solve(

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import SkipTest
 
+from posttrain_plugins.errors import PLUGIN_FAILURES
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.plugins.schema import Schema, is_list
@@ -126,7 +127,7 @@ def fail_on_error(what: str) -> Iterator[None]:
         yield
     except SkipTest:
         raise
-    except Exception as cause:
+    except PLUGIN_FAILURES as cause:
         raise AssertionError(f"{what} {type(cause).__name__}: {cause}") from cause
 
 
@@ -137,5 +138,5 @@ def skip_on_error(why: str) -> Iterator[None]:
         yield
     except SkipTest:
         raise
-    except Exception as cause:
+    except PLUGIN_FAILURES as cause:
         raise SkipTest(why) from cause

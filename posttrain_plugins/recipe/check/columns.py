@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from posttrain_plugins.errors import InputError
+from posttrain_plugins.errors import PLUGIN_FAILURES, InputError
 from posttrain_plugins.plugins.registry import suggest
 from posttrain_plugins.recipe import files
 from posttrain_plugins.recipe.check.diagnostics import Checker, listed
@@ -36,7 +36,7 @@ def _check_inputs(checker: Checker, path: Keys, spec: StageSpec, specs: Mapping[
     """Against the plugin's `requires_columns`: for each field, groups of columns one of which must be there."""
     try:
         required = required_columns(spec)
-    except Exception:  # the plugin boundary; `Checker.check_built` tells it
+    except PLUGIN_FAILURES:  # the plugin boundary; `Checker.check_built` tells it
         return
     for name, alternatives in required.items():
         source = spec.inputs.get(name)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from posttrain_plugins.errors import InputError, Mistake, PosttrainError
+from posttrain_plugins.errors import PLUGIN_FAILURES, InputError, Mistake, PosttrainError
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.registry import Plugin, suggest, with_article
 from posttrain_plugins.plugins.schema import Field, Schema, accepts, type_name
@@ -128,7 +128,7 @@ class Checker:
                 self.error((*path, "use"), error.message, error.hint)
             except (LookupError, SyntaxError, ValueError) as error:
                 self.error((*path, "use"), f"{plugin.kind} '{plugin.name}' cannot be read: {error}")
-            except Exception as error:  # the plugin boundary: importable, but something else than a plugin
+            except PLUGIN_FAILURES as error:  # the plugin boundary: importable, but something else than a plugin
                 cause = f"{type(error).__name__}: {error}"
                 self.error((*path, "use"), f"'{plugin.target}' is no {plugin.kind} plugin: {cause}")
         return self.schemas[plugin]
@@ -142,7 +142,7 @@ class Checker:
             construct(loaded, params)
         except PosttrainError as error:
             self.error(path, error.message, error.hint)
-        except Exception as cause:  # the plugin boundary
+        except PLUGIN_FAILURES as cause:  # the plugin boundary
             self.error(path, f"{plugin.kind} '{plugin.name}' refuses its parameters: {type(cause).__name__}: {cause}")
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from posttrain_plugins.errors import PLUGIN_FAILURES
 from posttrain_plugins.models.folder import adapter_config
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.source import of_config
@@ -44,7 +45,7 @@ def with_issues(checker: Checker, stages: RawStages, specs: Mapping[str, StageSp
         errors_before = len(checker.mistakes)
         try:
             issues = list(construct(loaded, {**spec.params, **spec.names()}).issues(_facts_of(spec, specs)))
-        except Exception as cause:  # the plugin boundary; a value of the wrong type is told already
+        except PLUGIN_FAILURES as cause:  # the plugin boundary; a value of the wrong type is told already
             if not errors_before:
                 checker.error(path, f"stage '{path[-1]}' cannot be looked through: {type(cause).__name__}: {cause}")
             continue

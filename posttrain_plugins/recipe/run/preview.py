@@ -11,7 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from posttrain_plugins.errors import InputError
+from posttrain_plugins.errors import PLUGIN_FAILURES, InputError
 from posttrain_plugins.models.load import load_tokenizer
 from posttrain_plugins.recipe.plan.plan import Plan, PlannedStage
 from posttrain_plugins.recipe.run.inputs import Resolver, object_of, template_of
@@ -32,7 +32,7 @@ def preview(plan: Plan, rows: int = 2, only: Collection[str] = ()) -> dict[str, 
             shown[stage.id] = _shown(plan, stage, rows)
         except _NotYetMade as missing:
             shown[stage.id] = {"missing": str(missing)}
-        except Exception as cause:  # the plugin boundary; training would fail the same way
+        except PLUGIN_FAILURES as cause:  # the plugin boundary; training would fail the same way
             shown[stage.id] = {
                 "error": str(cause) if isinstance(cause, InputError) else f"{type(cause).__name__}: {cause}"
             }

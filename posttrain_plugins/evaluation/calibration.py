@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.backends.transformers.classifier import Classifier
-from posttrain_plugins.text import is_conversational
+from posttrain_plugins.text.reward_input import TEMPLATE_COLUMNS, reward_input_ids
 from posttrain_plugins.types import ModelArtifact, StageContext, StageResult
 
 __all__ = ["Bin", "Calibration", "calibrate", "calibration", "score_pairs", "write"]
@@ -86,8 +86,7 @@ def score_pairs(path: str, rows: Sequence[dict[str, Any]], loading: dict[str, An
     model = Classifier(path, "SequenceClassification", loading=loading)
     try:
         # both sides in one call: `logits` sorts by length, and the more texts it sorts, the less padding it reads
-        texts = [_text(model.tokenizer, row, name) for row in rows for name in ("chosen", "rejected")]
-        ids = model.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        ids = [_pair_ids(model.tokenizer, row, name) for row in rows for name in ("chosen", "rejected")]
         scores = [0.0] * len(ids)
         for i, logits in model.logits(ids, batch_size):
             scores[i] = float(logits[0])
@@ -114,11 +113,7 @@ def write(found: Calibration, folder: Path) -> None:
     (folder / "calibration.json").write_text(text + "\n", encoding="utf-8")
 
 
-def _text(tokenizer: Any, row: dict[str, Any], name: str) -> str:
-    """Write a completion with its prompt as TRL's reward trainer does."""
-    prompt, completion = row.get("prompt"), row[name]
-    if is_conversational(completion):
-        return str(tokenizer.apply_chat_template([*(prompt or []), *completion], tokenize=False))
-    text = str((prompt or "") + completion)
-    # TRL ends a plain text with EOS, and the score is read at the last token: without it, another position is judged
-    return text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token
+def _pair_ids(tokenizer: Any, row: dict[str, Any], name: str) -> list[int]:
+    """Return the tokens of a completion with its prompt, as TRL's reward trainer has them."""
+    options = {column: row[column] for column in TEMPLATE_COLUMNS if column in row}
+    return reward_input_ids(tokenizer, row.get("prompt") or "", row[name], **options)

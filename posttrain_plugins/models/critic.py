@@ -1,7 +1,7 @@
 """A critic as PPO and OREO save it beside the policy: what its kind says, its value head, and the body that it reads.
 
-The folder `critic/` holds `critic.json` (`{"kind": ...}`), `value_head.safetensors` (`weight` (1, H), `bias` (1,)), and
-what is the critic's own:
+The folder `critic/` holds `critic.json` (`kind`, and the `chat_template_kwargs` that its prompts were rendered with),
+`value_head.safetensors` (`weight` (1, H), `bias` (1,)), and what is the critic's own:
 
 | kind       | reads the hidden states of                  | `critic/` also holds                  |
 |------------|---------------------------------------------|---------------------------------------|
@@ -28,7 +28,7 @@ from posttrain_plugins.models.stack import attach_frozen
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["load_critic_body", "load_value_head", "shared_critic_in", "value_head_in"]
+__all__ = ["load_critic_body", "load_value_head", "shared_critic_in", "template_kwargs_in", "value_head_in"]
 
 FILE = "value_head.safetensors"
 
@@ -45,6 +45,13 @@ def value_head_in(model: str | Path) -> dict[str, torch.Tensor] | None:
 
     folder = Path(model) / "critic"
     return load_file(folder / FILE) if (folder / "critic.json").is_file() else None
+
+
+def template_kwargs_in(model: str | Path) -> dict[str, Any]:
+    """Return the options of the chat template that the critic's prompts were rendered with; empty where none are."""
+    file = Path(model) / "critic" / "critic.json"
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return dict(known.get("chat_template_kwargs") or {})
 
 
 def load_critic_body(model: str | Path, *, dequantize: bool = False, **options: Any) -> Any:

@@ -110,11 +110,11 @@ class Perplexity:
         begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         pairs = []
         for prompt, completion in zip(prompts, completions, strict=True):
-            # Apart, as the policy had them: a token across the border would be of neither.
-            text = render(tokenizer, prompt) if is_conversational(prompt) else to_text(prompt)
-            head, tail = (
-                list(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in (text, to_text(completion))
-            )
+            # Apart, as the policy had them: a token across the border would be of neither. A chat template writes BOS
+            # itself; before plain text the tokenizer has to, as in training.
+            is_plain = not is_conversational(prompt)
+            head = list(tokenizer(text=render(tokenizer, prompt), add_special_tokens=is_plain)["input_ids"])
+            tail = list(tokenizer(text=to_text(completion), add_special_tokens=False)["input_ids"])
             head = head or [begin]  # the first token's probability needs something before it
             excess = 0 if self.max_length is None else max(0, len(head) + len(tail) - self.max_length)
             pairs.append((head[min(excess, len(head) - 1) :], tail[: self.max_length]))

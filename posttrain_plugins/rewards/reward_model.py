@@ -1,22 +1,22 @@
 """`reward_model`: what a trained reward model gives, as a reward function in TRL's contract.
 
 Papers: Stiennon et al., 2020 (https://huggingface.co/papers/2009.01325); Ouyang et al., 2022
-(https://huggingface.co/papers/2203.02155). Prompt and completion are rendered as TRL's `GRPOTrainer` renders them for a
-reward model, so training and test time see the same scores.
+(https://huggingface.co/papers/2203.02155). Prompt and completion become the tokens that `trl.RewardTrainer` makes of
+them, EOS behind plain text among them: what is scored is what was trained on (`text/reward_input.py`).
 
 1. Batches are formed by length, so the last bits of a score may depend on what else is in the call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from posttrain_plugins.backends.transformers.classifier import Classifier
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.folder import task_of
-from posttrain_plugins.text import is_conversational
+from posttrain_plugins.text.reward_input import reward_input_ids, rows_of
 from posttrain_plugins.types import Prompt
 
 __all__ = ["RewardModel"]
@@ -83,40 +83,27 @@ class RewardModel:
         Args:
             prompts: B prompts, plain or conversational.
             completions: B completions in the same format.
+            columns: `tools` and `chat_template_kwargs` are rendered as they were in training.
 
         Returns:
             B scores: logits, larger is better.
         """
-        texts = self._render(prompts, completions)
-        scores: list[float | None] = [None] * len(texts)
-        # Sorted by characters, not by tokens: the last bits of a score depend on the rows beside it in the batch
-        for i, logits in self._classifier.logits(self._tokenize(texts), self.batch_size, list(map(len, texts))):
+        scores: list[float | None] = [None] * len(completions)
+        for i, logits in self._classifier.logits(self._encode(prompts, completions, columns), self.batch_size):
             scores[i] = float(logits[0])
         return scores
 
     def count_tokens(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> int:
         """Count the tokens that scoring these reads."""
-        return sum(map(len, self._tokenize(self._render(prompts, completions))))
+        return sum(map(len, self._encode(prompts, completions, {})))
 
     def close(self) -> None:
         """Free the model's memory; the next call loads it again."""
         self._classifier.close()
 
-    def _render(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[str]:
+    def _encode(
+        self, prompts: Sequence[Prompt], completions: Sequence[Prompt], columns: Mapping[str, Any]
+    ) -> list[list[int]]:
+        rows = zip(prompts, completions, rows_of(columns, len(completions)), strict=True)
         tokenizer = self._classifier.tokenizer
-        # In one call of the template, as GRPOTrainer does it: some templates write earlier turns in another way.
-        return [
-            str(tokenizer.apply_chat_template([*prompt, *completion], tokenize=False))
-            if is_conversational(prompt)
-            else str(prompt + completion)
-            for prompt, completion in zip(prompts, completions, strict=True)
-        ]
-
-    def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        if not texts:  # which a tokenizer refuses
-            return []
-        is_cut = self.max_length is not None
-        encoded = self._classifier.tokenizer(
-            text=texts, add_special_tokens=False, truncation=is_cut, max_length=self.max_length
-        )
-        return list(encoded["input_ids"])
+        return [reward_input_ids(tokenizer, prompt, text, **row)[: self.max_length] for prompt, text, row in rows]

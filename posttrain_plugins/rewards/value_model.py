@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from posttrain_plugins.backends.transformers.classifier import Classifier
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.models.critic import load_critic_body, value_head_in
+from posttrain_plugins.models.critic import load_critic_body, template_kwargs_in, value_head_in
 from posttrain_plugins.models.load import inference_options
 from posttrain_plugins.text import is_conversational, render, to_text
 from posttrain_plugins.text.steps import SEPARATOR, last_tokens, split_steps
@@ -78,6 +78,7 @@ class ValueModel:
         given: Any = self.model_name_or_path
         is_stage = isinstance(given, ModelArtifact)
         path, loading = (given.path, {**vars(self), **given.loading}) if is_stage else (str(given), vars(self))
+        self._template_kwargs: dict[str, Any] | None = None  # read with the model: a pickle need not find the folder
         self._critic = _Critic(path, "TokenClassification", loading=loading, device=self.device)
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
@@ -135,9 +136,11 @@ class ValueModel:
     def _encode(self, prompt: Prompt, completion: Prompt) -> tuple[list[int], int, list[int]]:
         """Return token ids, how many are the prompt's, and where each of the completion's starts in its text."""
         tokenizer = self._critic.tokenizer
-        head = tokenizer(render(tokenizer, prompt), add_special_tokens=not is_conversational(prompt))["input_ids"]
-        text = to_text(completion)
-        tail = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        if self._template_kwargs is None:
+            self._template_kwargs = template_kwargs_in(self._critic.path)
+        text = render(tokenizer, prompt, **self._template_kwargs)
+        head = tokenizer(text, add_special_tokens=not is_conversational(prompt))["input_ids"]
+        tail = tokenizer(to_text(completion), add_special_tokens=False, return_offsets_mapping=True)
         return [*head, *tail["input_ids"]], len(head), [start for start, _ in tail["offset_mapping"]]
 
 

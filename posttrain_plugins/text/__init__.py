@@ -6,6 +6,7 @@ and compared with others. Authors of plugins import this room as `posttrain_plug
 | file             | holds                                                                                          |
 |------------------|------------------------------------------------------------------------------------------------|
 | `messages.py`    | prompts and completions as text, and prompts made longer: a prefill, a paragraph, a template   |
+| `reward_input.py` | the tokens that a reward model reads, in training, in use and when it is measured             |
 | `steps.py`       | where a step of a completion ends, and one score out of the scores of its steps                |
 | `units.py`       | a completion as tokens, words or characters, for rewards of length and repetition              |
 | `equivalence.py` | whether two answers are equal as mathematics, asked of `math_verify` in processes with a limit |

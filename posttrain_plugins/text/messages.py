@@ -71,19 +71,20 @@ def to_messages(prompt: Prompt) -> Messages:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
-def render(tokenizer: Any, prompt: Prompt) -> str:
+def render(tokenizer: Any, prompt: Prompt, **options: Any) -> str:
     """Return the text that a model reads before it writes: messages through the chat template, text as it is.
 
     Args:
         tokenizer: a transformers tokenizer; messages need its chat template.
         prompt: a last message of role `assistant` is gone on from.
+        **options: what the chat template takes besides, such as `enable_thinking`.
     """
     if isinstance(prompt, str):
         return prompt
     is_prefill = prompt[-1]["role"] == "assistant"
     # The two options exclude each other: with a generation prompt after a prefill, the model would begin a second turn.
     text = tokenizer.apply_chat_template(
-        list(prompt), tokenize=False, add_generation_prompt=not is_prefill, continue_final_message=is_prefill
+        list(prompt), tokenize=False, add_generation_prompt=not is_prefill, continue_final_message=is_prefill, **options
     )
     return str(text)
 

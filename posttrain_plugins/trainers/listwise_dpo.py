@@ -53,7 +53,8 @@ class ListwiseDPOTrainer(RankedRows, DPOTrainer):  # type: ignore[misc]
     def encode_row(self, tokenizer: Any, row: Mapping[str, Any], number: int, args: DPOConfig) -> dict[str, Any]:
         """Return the ranking's tokens, and how many of each are the prompt's."""
         encoded = super().encode_row(tokenizer, row, number, args)
-        prompt = tokenizer(render(tokenizer, row["prompt"]), add_special_tokens=False)["input_ids"]
+        is_plain = isinstance(row["prompt"], str)  # a chat template writes BOS itself
+        prompt = tokenizer(render(tokenizer, row["prompt"]), add_special_tokens=is_plain)["input_ids"]
         # a token may span the end of the prompt: what changes there is the completion's, as in `trl.DPOTrainer`
         return {**encoded, "prompt_lengths": [common_prefix_length(prompt, ids) for ids in encoded["ranked_ids"]]}
 

@@ -15,7 +15,8 @@ import torch
 from trl import RewardConfig, RewardTrainer
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.text import is_conversational, to_text
+from posttrain_plugins.text import is_conversational
+from posttrain_plugins.text.reward_input import TEMPLATE_COLUMNS, reward_input_ids
 from posttrain_plugins.trainers import compat
 from posttrain_plugins.trainers.encoded_rows import EncodedRows, pad_right
 
@@ -147,8 +148,9 @@ def encode_ranking(tokenizer: Any, row: Mapping[str, Any], number: int) -> dict[
             f"row {number + 1} has {len(completions)} completions and {len(levels)} scores",
             hint="a ranking has two completions or more, and one score for each where there are scores",
         )
-    texts = [_text(tokenizer, row["prompt"], completion) for completion in completions]
-    return {"ranked_ids": tokenizer(texts, add_special_tokens=False)["input_ids"], "levels": levels}
+    options = {column: row[column] for column in TEMPLATE_COLUMNS if column in row}
+    ids = [reward_input_ids(tokenizer, row["prompt"], completion, **options) for completion in completions]
+    return {"ranked_ids": ids, "levels": levels}
 
 
 def pairs_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -164,10 +166,3 @@ def _formatted(prompt: Any, completion: Any) -> Any:
     if is_conversational(prompt) and not is_conversational(completion):
         return [{"role": "assistant", "content": completion}]
     return completion
-
-
-def _text(tokenizer: Any, prompt: Any, completion: Any) -> str:
-    if is_conversational(prompt):
-        return str(tokenizer.apply_chat_template([*prompt, *_formatted(prompt, completion)], tokenize=False))
-    text = to_text(completion)
-    return str(prompt) + (text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token)

@@ -18,7 +18,8 @@ from typing import Any
 
 from posttrain_plugins.errors import InputError, Interrupted
 from posttrain_plugins.models.adapter_compatibility import check_fits
-from posttrain_plugins.text import fingerprint, to_text
+from posttrain_plugins.text import fingerprint, is_conversational, to_text
+from posttrain_plugins.text.reward_input import TEMPLATE_COLUMNS
 from posttrain_plugins.trainers import compat, loss_masks, saved_rollouts
 from posttrain_plugins.trainers.start import Start, has_accelerator, start
 from posttrain_plugins.trainers.watch import follow
@@ -126,7 +127,7 @@ def train_with_rewards(
 ) -> StageResult:
     """Do as `train` with a trainer that samples and scores, and the rewards of the stage's input `rewards`.
 
-    TRL gets the author's own callables, and a reward-model stage as its path.
+    TRL gets the author's own callables, and a reward-model stage as its path where it then asks what it has trained.
 
     Args:
         context: of the stage.
@@ -148,8 +149,19 @@ def train_with_rewards(
         config_class,
         {**weighted, **args},
         reward_names=[reward.name for reward in rewards],
-        **{"reward_funcs": [reward.model_path or reward.func for reward in rewards], **trainer_arguments},
+        **{"reward_funcs": [_as_trained(reward, context) for reward in rewards], **trainer_arguments},
     )
+
+
+def _as_trained(reward: ResolvedReward, context: StageContext) -> Any:
+    """Return a reward model's path where TRL renders what it scores as its `RewardTrainer` did, else our own plugin.
+
+    TRL leaves out the EOS of plain text, the row's tools and template options, and adds the policy's own options.
+    """
+    rows = context.inputs["dataset"]
+    is_same = is_conversational(rows[0]["prompt"]) and not {*TEMPLATE_COLUMNS} & {*rows.column_names}
+    asks_the_same = is_same and not context.args.get("chat_template_kwargs")
+    return reward.model_path if reward.model_path and asks_the_same else reward.func
 
 
 def _config(context: StageContext, config_class: Any, args: Mapping[str, Any], model_init_kwargs: Any) -> Any:

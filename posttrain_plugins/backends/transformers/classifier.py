@@ -68,23 +68,19 @@ class Classifier:
         self._model = None
         gc.collect()  # models hold themselves in cycles: without this their memory stays until some later collection
 
-    def logits(
-        self, ids: Sequence[Sequence[int]], batch_size: int, lengths: Sequence[int] | None = None
-    ) -> Iterator[tuple[int, Any]]:
+    def logits(self, ids: Sequence[Sequence[int]], batch_size: int) -> Iterator[tuple[int, Any]]:
         """Yield the logits of token sequences.
 
         Args:
             ids: B sequences.
             batch_size: sequences per forward.
-            lengths: what they are sorted by before they are put into batches; by default their numbers of tokens.
 
         Yields:
             `(i, logits)`: of sequence i, float32 on the CPU, (labels,) or (T, labels).
         """
         import torch
 
-        sizes = lengths if lengths is not None else list(map(len, ids))
-        order = sorted(range(len(ids)), key=lambda i: sizes[i])  # rows of about one length need little padding
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # rows of about one length need little padding
         for start in range(0, len(ids), batch_size):
             batch = order[start : start + batch_size]
             width = max(len(ids[i]) for i in batch)

@@ -137,17 +137,19 @@ class Critic:
                 hidden = self.body(**inputs, use_cache=False).last_hidden_state  # (B, L, H)
         return self.head(hidden[:, :-1])  # type: ignore[no-any-return]  # token t is written in the state at t - 1
 
-    def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+    def save(self, folder: Path, state: Mapping[str, Tensor], template_kwargs: Mapping[str, Any] | None = None) -> None:
         """Write `critic.json`, `value_head.safetensors`, and the copy; PEFT itself writes an adapter into its folder.
 
         Args:
             folder: `critic/` in the policy's folder.
             state: the policy's whole state.
+            template_kwargs: options of the chat template that prompts were rendered with, as whoever asks it has to.
         """
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "critic.json").write_text(json.dumps({"kind": self.kind}) + "\n", encoding="utf-8")
+        says = {"kind": self.kind} | ({"chat_template_kwargs": template_kwargs} if template_kwargs else {})
+        (folder / "critic.json").write_text(json.dumps(says) + "\n", encoding="utf-8")
         # out of the state, not out of the modules: under ZeRO-3 those hold but a shard
         ends = {f"value_head.{name}": name for name in ("weight", "bias")}
         head = {name: next(v for key, v in state.items() if key.endswith(end)) for end, name in ends.items()}
@@ -230,7 +232,8 @@ class WithCritic:
             # a full model's file would hold keys that no `from_pretrained` expects; PEFT picks its adapters' by itself
             policy = {k: v for k, v in state.items() if self.critic.is_peft or not self.critic.owns(k)}
             super()._save(output_dir, policy)  # type: ignore[misc]
-            self.critic.save(Path(output_dir or self.args.output_dir) / "critic", state)
+            template_kwargs = getattr(self.args, "chat_template_kwargs", None)  # of a trainer that samples
+            self.critic.save(Path(output_dir or self.args.output_dir) / "critic", state, template_kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]

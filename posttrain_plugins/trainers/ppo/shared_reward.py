@@ -1,8 +1,8 @@
 """A reward model that is an adapter on the policy's own base, loaded beside the policy's and not as a second model.
 
-Prompt and completion are rendered with the reward model's own tokenizer and chat template, as `GRPOTrainer` does it for
-a reward model. An adapter trained as a sequence classifier loads on a causal LM, but PEFT passes its `score` head over
-in silence; it is read from the file here.
+Prompt and completion become tokens with the reward model's own tokenizer and chat template, as in its training. An
+adapter trained as a sequence classifier loads on a causal LM, but PEFT passes its `score` head over in silence; it is
+read from the file here.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from posttrain_plugins.models.adapter_types import ensure_registered, moves_base
 from posttrain_plugins.models.folder import adapters_in, digest
 from posttrain_plugins.models.load import load_tokenizer
 from posttrain_plugins.models.stack import attached_adapters
-from posttrain_plugins.text import is_conversational
+from posttrain_plugins.text.reward_input import reward_input_ids, rows_of
 from posttrain_plugins.trainers import compat
+from posttrain_plugins.trainers.encoded_rows import pad_right
 from posttrain_plugins.trainers.ppo.route import Route
 from posttrain_plugins.types import Prompt
 
@@ -97,44 +98,31 @@ class SharedReward:
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
         """Return B scores: logits, larger is better."""
-        texts = []
-        for prompt, completion in zip(prompts, completions, strict=True):
-            if is_conversational(prompt):
-                messages: Any = [*prompt, *completion]
-                texts.append(str(self._tokenizer.apply_chat_template(messages, tokenize=False)))
-            else:
-                texts.append(str(prompt) + str(completion))
-        scores: list[float | None] = [None] * len(texts)
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # texts of like length, so that little is padded
+        rows = zip(prompts, completions, rows_of(columns, len(completions)), strict=True)
+        ids = [reward_input_ids(self._tokenizer, prompt, text, **row)[: self.max_length] for prompt, text, row in rows]
+        scores: list[float | None] = [None] * len(ids)
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # of like length, so that little is padded
         was_training = self._model.training
         self._model.eval()  # neither dropout nor checkpointing
         try:
             for start in range(0, len(order), self.batch_size):
-                rows = order[start : start + self.batch_size]
-                for i, score in zip(rows, self._forward([texts[i] for i in rows]), strict=True):
+                batch = order[start : start + self.batch_size]
+                for i, score in zip(batch, self._forward([ids[i] for i in batch]), strict=True):
                     scores[i] = score
         finally:
             self._model.train(was_training)
         return scores
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
-    def _forward(self, texts: list[str]) -> list[float]:
-        is_cut = self.max_length is not None
-        inputs = self._tokenizer(
-            text=texts,
-            add_special_tokens=False,
-            truncation=is_cut,
-            max_length=self.max_length,
-            padding=True,
-            padding_side="right",
-            return_tensors="pt",
-        ).to(self._model.device)
+    def _forward(self, ids: list[list[int]]) -> list[float]:
+        padded = pad_right(ids, self._tokenizer.pad_token_id)
+        inputs = {name: tensor.to(self._model.device) for name, tensor in padded.items()}
         with self._route:
             body = self._model.get_base_model().base_model
             hidden = body(**inputs, use_cache=False).last_hidden_state  # (B, L, H)
         # as a sequence classifier does: the head reads the last token of the text
         last = inputs["attention_mask"].sum(1) - 1
-        pooled = hidden[torch.arange(len(texts), device=hidden.device), last.to(hidden.device)]
+        pooled = hidden[torch.arange(len(ids), device=hidden.device), last.to(hidden.device)]
         return (pooled.float() @ self._score.to(pooled.device).T)[:, 0].tolist()  # type: ignore[no-any-return]
 
 

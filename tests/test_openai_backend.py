@@ -498,9 +498,9 @@ def test_a_refused_request_is_not_tried_again() -> None:
 @pytest.mark.parametrize(
     ("payload", "error"),
     [
-        ({}, "no list of choices"),
-        ({"choices": []}, "0 of 2 completions"),
-        ({"choices": [{}, {}]}, None),
+        ({"choices": [{}, {}]}, "a choice is not as expected: KeyError: 'text'"),
+        ({"choices": [{"text": None}, {"text": ""}]}, None),
+        ({"choices": [{"message": {}}, {"message": {"content": None}}], "usage": "none"}, None),
         ({"choices": [None, 7]}, "a choice is not as expected"),
         ({"choices": [{"message": {"content": "a"}, "finish_reason": "content_filter"}] * 2}, "content_filter"),
         ({"choices": [{"message": {"tool_calls": ["f"]}}] * 2}, "a choice is not as expected: AttributeError"),

@@ -12,8 +12,9 @@ import pytest
 from posttrain_plugins.backends.openai.http import Endpoint, Reply
 from posttrain_plugins.errors import InputError
 
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"
-BODY = b'{"ok": 1}'
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 17\r\n\r\n"
+BODY = b'{"choices": [{}]}'
+SAID = Reply({"choices": [{}]})
 
 
 class Server:
@@ -69,17 +70,17 @@ def post(endpoint: Endpoint) -> Awaitable[Reply]:
     "answer",
     [
         OK + BODY,
-        OK + b'PAUSE{"ok"PAUSE: 1}',
-        b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"ok"PAUSE\r\n4\r\n: 1}\r\n0\r\n\r\n',
+        OK + b'PAUSE{"choices"PAUSE: [{}]}',
+        b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nA\r\n{"choices"PAUSE\r\n7\r\n: [{}]}\r\n0\r\n\r\n',
         b"HTTP/1.1 100 Continue\r\n\r\n" + OK + BODY,
-        b'HTTP/1.1 200 OK\r\n\r\n{"ok"PAUSE: 1}HANG UP',
-        b"HTTP/1.0 200 OK\r\nContent-Length: 9\r\n\r\n" + BODY + b"HANG UP",
+        b'HTTP/1.1 200 OK\r\n\r\n{"choices"PAUSE: [{}]}HANG UP',
+        b"HTTP/1.0 200 OK\r\nContent-Length: 17\r\n\r\n" + BODY + b"HANG UP",
     ],
     ids=["length", "pieces", "chunked", "continue", "until the end", "1.0"],
 )
 def test_an_answer_is_read_however_it_ends(answer: bytes) -> None:
     server = Server([answer])
-    assert talk(server, post) == Reply({"ok": 1})
+    assert talk(server, post) == SAID
     head = server.seen[0].decode()
     assert head.startswith("POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:")
     assert "\r\nAuthorization: Bearer k\r\n" in head
@@ -104,7 +105,7 @@ def test_a_kept_connection_that_was_closed_meanwhile_costs_no_request(monkeypatc
     async def work(endpoint: Endpoint) -> list[Reply]:
         return [await post(endpoint) for _ in range(2)]
 
-    assert talk(server, work, max_retries=1) == [Reply({"ok": 1})] * 2
+    assert talk(server, work, max_retries=1) == [SAID] * 2
     assert server.connections == 2
 
 
@@ -125,20 +126,98 @@ def test_a_server_that_breaks_off_and_tells_no_models_either_is_gone(answer: byt
 def test_an_answer_that_takes_too_long_is_given_up_with_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("posttrain_plugins.backends.openai.http.FIRST_PAUSE_S", 0.001)
     server = Server([b"", OK + BODY])
-    assert talk(server, post, timeout_s=0.5, max_retries=1) == Reply({"ok": 1})
+    assert talk(server, post, timeout_s=0.5, max_retries=1) == SAID
     assert server.connections == 2
 
 
-@pytest.mark.parametrize("header", ["3", "3.0"])
-def test_retry_after_is_read(header: str) -> None:
-    answer = f"HTTP/1.1 429 Slow\r\nRETRY-after: {header}\r\nContent-Length: 0\r\n\r\n"
-    assert talk(Server([answer.encode()]), post) == Reply({}, "", 429, 3.0)
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "3"}, 3.0),
+        ({"Retry-After": "-1"}, 0.0),
+        ({"retry-after-ms": "250", "Retry-After": "3"}, 0.25),
+        ({"Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT"}, 0.0),
+        ({"Retry-After": "soon"}, None),
+        ({}, None),
+    ],
+)
+def test_when_to_ask_again_is_read(headers: dict[str, str], seconds: float | None) -> None:
+    assert Reply.read(429, b"slow down", headers, True) == Reply({}, "slow down", 429, seconds)
+
+
+LIMITED = {"message": "Rate limit exceeded", "code": 429}
+
+
+@pytest.mark.parametrize(
+    ("payload", "error", "status", "is_passing"),
+    [
+        ({"error": LIMITED}, "Rate limit exceeded", 429, True),
+        ({"error": {**LIMITED, "code": "429"}}, "Rate limit exceeded", 429, True),
+        ({"error": {**LIMITED, "code": "rate_limit_exceeded"}}, "Rate limit exceeded (rate_limit_exceeded)", 429, True),
+        ({"error": {"message": "No", "type": "server_error", "code": None}}, "No (server_error)", 500, True),
+        ({"choices": None, "error": {"message": "Upstream error", "code": 502}}, "Upstream error", 502, True),
+        (
+            {"choices": [{"error": {"message": "Provider failed", "code": 502}, "text": ""}]},
+            "Provider failed",
+            502,
+            True,
+        ),
+        ({"error": {"message": "too long", "code": "context_length_exceeded"}}, "too long (context_len", 400, False),
+        ({"error": {"message": "Insufficient credits", "code": 402}}, "Insufficient credits", 402, False),
+        ({"error": "busy"}, "busy", 200, True),
+        ({"error": {"message": "odd", "code": 7}}, "odd (7)", 200, True),
+        ({"choices": None}, "the answer has no choices: ", 200, True),
+        ({"choices": []}, "the answer has no choices: ", 200, True),
+        ({"choices": {}}, "the answer has no choices: ", 200, True),
+        ({"id": "x"}, "the answer has no choices: ", 200, True),
+        ([], "the answer is no JSON object: ", 200, True),
+        ({"choices": [{}, {"error": LIMITED}], "error": None}, None, 200, False),
+    ],
+)
+def test_a_failure_under_status_200_is_one(payload: Any, error: str | None, status: int, is_passing: bool) -> None:
+    reply = Reply.read(200, json.dumps(payload).encode(), {}, True)
+    assert (reply.status, reply.is_passing) == (status, is_passing)
+    assert (reply.error or "").startswith(error) if error else reply == Reply(payload)
+
+
+def status(code: int, message: str) -> bytes:
+    body = json.dumps({"error": {"message": message, "code": code}}).encode()
+    return b"HTTP/1.1 %d No\r\nContent-Length: %d\r\n\r\n%s" % (code, len(body), body)
+
+
+def test_a_key_without_credits_is_told_at_once() -> None:
+    server = Server([status(402, "Insufficient credits")])
+    with pytest.raises(InputError, match=r"wants to be paid .*: 402 Insufficient credits") as caught:
+        talk(server, post, max_retries=3)
+    assert "credits" in str(caught.value.hint)
+    assert len(server.seen) == 1
+
+
+def test_a_rate_limit_at_the_first_request_ends_the_run_and_later_only_its_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("posttrain_plugins.backends.openai.http.FIRST_PAUSE_S", 0.001)
+    limited = status(429, "Rate limit exceeded: free-models-per-day")
+    with pytest.raises(InputError, match="answers no request of this key for now: 429 Rate limit") as caught:
+        talk(Server([limited] * 3), post, max_retries=2)
+    assert "rate limit" in str(caught.value.hint)
+
+    async def work(endpoint: Endpoint) -> list[Reply]:
+        return [await post(endpoint) for _ in range(2)]
+
+    first, later = talk(Server([OK + BODY, *[limited] * 3]), work, max_retries=2)
+    assert first == SAID
+    assert later == Reply({}, "Rate limit exceeded: free-models-per-day", 429)
+
+
+def test_a_list_of_models_needs_no_choices() -> None:
+    assert Reply.read(200, b'{"data": []}', {}, False) == Reply({"data": []})
 
 
 def test_a_moved_server_is_followed() -> None:
     moved = b"HTTP/1.1 307 Moved\r\nLocation: /v2/completions\r\nContent-Length: 0\r\n\r\n"
     server = Server([moved, OK + BODY])
-    assert talk(server, lambda endpoint: endpoint.post("completions", {"a": 1})) == Reply({"ok": 1})
+    assert talk(server, lambda endpoint: endpoint.post("completions", {"a": 1})) == SAID
     assert server.seen[-1].startswith(b"POST /v2/completions ")
     assert json.loads(server.seen[-1].rpartition(b"\r\n")[2]) == {"a": 1}
 

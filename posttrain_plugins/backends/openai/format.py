@@ -8,6 +8,7 @@ from typing import Any
 
 from posttrain_plugins.backends.openai.http import Reply
 from posttrain_plugins.backends.openai.probe import Found
+from posttrain_plugins.backends.transformers.stops import cut
 from posttrain_plugins.text.actions import read_object
 from posttrain_plugins.types import Completion, Generate, SamplingParams, Usage
 
@@ -19,7 +20,7 @@ FILTERED = {"content_filter", "abort", "error"}
 
 
 def body_of(found: Found, request: Generate, seeds: Sequence[int]) -> dict[str, Any]:
-    """The fields that ask for as many completions as there are seeds, as the server wants to be asked."""
+    """Return the fields that ask for as many completions as there are seeds, as the server wants to be asked."""
     params = request.params
     body = _prompt_fields(found, request)
     body |= {found.limit_field: params.max_tokens, "temperature": params.temperature, "top_p": params.top_p}
@@ -30,22 +31,44 @@ def body_of(found: Found, request: Generate, seeds: Sequence[int]) -> dict[str, 
     if params.temperature > 0 and found.seed_field:
         body[found.seed_field] = seeds[0] % 2**SEED_BITS
     if params.temperature > 0 and found.needs_config:
-        body["generation_config"] = _generation_config(params)
-    if params.logprobs or params.top_logprobs:
-        body |= _logprob_fields(params, is_text=isinstance(request.prompt, str))
+        # top_k=0 because transformers' own default is 50
+        config = {"do_sample": True, "temperature": params.temperature, "top_p": params.top_p, "top_k": 0}
+        body["generation_config"] = json.dumps(config)
+    # the two routes differ: a number of likeliest tokens for text, a flag and a number for chat
+    if isinstance(request.prompt, str) and (params.logprobs or params.top_logprobs):
+        body["logprobs"] = max(params.top_logprobs, 1)
+    elif params.logprobs or params.top_logprobs:
+        body |= {"logprobs": True} | ({"top_logprobs": params.top_logprobs} if params.top_logprobs else {})
     return body
 
 
 def completions_of(reply: Reply, params: SamplingParams, n: int) -> list[Completion]:
-    """`n` completions; what the server failed to send are failed samples."""
-    choices = reply.payload.get("choices")
+    """Return `n` completions; what the server failed to send are failed samples."""
     if reply.error is not None:
-        return _failures(f"HTTP {reply.status}: {reply.error}" if reply.status else reply.error, n)
-    if not isinstance(choices, list):
-        return _failures(f"the answer has no list of choices: {str(reply.payload)[:200]}", n)
-    completions = [_read(choice, params) for choice in choices[:n]]
-    _share(completions, reply.payload.get("usage") or {})
-    return completions + _failures(f"the server sent {len(completions)} of {n} completions", n - len(completions))
+        told = f"HTTP {reply.status}: {reply.error}" if reply.status else reply.error
+        return [_failed(told) for _ in range(n)]
+    completions = []
+    for choice in reply.payload["choices"][:n]:
+        try:
+            completions.append(_completion(choice, params))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            completions.append(_failed(f"a choice is not as expected: {type(error).__name__}: {error}"))
+    # The server's counters, exactly: prompt tokens stand on the first completion, completion tokens go by length, each
+    # from its share of the whole: nothing is lost to rounding.
+    counted = reply.payload.get("usage")
+    counts = counted.items() if isinstance(counted, Mapping) else ()
+    usage = {name: count for name, count in counts if isinstance(count, int | float)}
+    weights = [len(completion.logprobs or completion.text) + 1 for completion in completions]
+    total, given, seen = int(usage.get("completion_tokens", 0)), 0, 0
+    for completion, weight in zip(completions, weights, strict=True):
+        seen += weight
+        upto = round(total * seen / sum(weights))
+        completion.usage = Usage(completion_tokens=upto - given)
+        given = upto
+    completions[0].usage.prompt_tokens = int(usage.get("prompt_tokens", 0))
+    completions[0].usage.calls = 1
+    missing = f"the server sent {len(completions)} of {n} completions"
+    return completions + [_failed(missing) for _ in range(n - len(completions))]
 
 
 def _prompt_fields(found: Found, request: Generate) -> dict[str, Any]:
@@ -81,51 +104,68 @@ def _generation_config(params: SamplingParams) -> str:
     return json.dumps({"do_sample": True, "temperature": params.temperature, "top_p": params.top_p, "top_k": 0})
 
 
-def _read(choice: Any, params: SamplingParams) -> Completion:
-    try:
-        return _completion(choice, params)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        return _failed(f"a choice is not as expected: {type(error).__name__}: {error}")
-
-
 def _completion(choice: Mapping[str, Any], params: SamplingParams) -> Completion:
     reason, message = str(choice.get("finish_reason")), choice.get("message")
-    text = str(choice.get("text") or "") if message is None else _text(message)
-    text, stop_reason = _cut(text, params.stop, choice.get("stop_reason") or choice.get("matched_stop"))
-    if reason in FILTERED:
-        return _failed(f"the server ended the completion: {reason}", text)
+    if message is None:  # the text route
+        thought, text = "", str(choice["text"] or "")
+    else:
+        thought, text = _thought_and_text(message)
+    # Apart, because what stands between them is ours: a stop string may be its line breaks.
+    thought, stop_in_thought = cut(thought, params.stop)
+    text, stop = ("", stop_in_thought) if stop_in_thought else cut(text, params.stop)
+    told = choice.get("stop_reason") or choice.get("matched_stop")
+    stop = stop or (told if told in params.stop else None)
     calls = [_tool_call(call) for call in (message or {}).get("tool_calls") or ()]
+    if thought:
+        # Closed where something follows: a thought that was cut has no end, and nothing in it is an answer.
+        text = f"<think>\n{thought}\n</think>\n\n{text}" if text or calls else f"<think>\n{thought}"
+    failure = choice.get("error")
+    if failure or reason in FILTERED:
+        why = failure.get("message", failure) if isinstance(failure, Mapping) else failure or reason
+        return _failed(f"the server ended the completion: {why}", text)
     logprobs, top = _logprobs(choice["logprobs"]) if choice.get("logprobs") else (None, [])
+    likeliest = [sorted(of_token, reverse=True)[: params.top_logprobs] for of_token in top if params.top_logprobs]
     finish: Any = "tool_calls" if calls else FINISH.get(reason, "stop")
     return Completion(
         text=text,
-        finish_reason="stop" if stop_reason is not None else finish,
+        finish_reason="stop" if stop is not None else finish,
         logprobs=logprobs if params.logprobs else None,
-        confidences=[_confidence(of, params.top_logprobs) for of in top] if params.top_logprobs and top else None,
-        stop_reason=stop_reason,
+        confidences=[-sum(of) / len(of) for of in likeliest] if likeliest and all(likeliest) else None,
+        stop_reason=stop,
         tool_calls=calls or None,
     )
 
 
-def _text(message: Mapping[str, Any]) -> str:
-    text = str(message.get("content") or "")
-    reasoning = message.get("reasoning_content") or message.get("reasoning")
-    return f"<think>\n{reasoning}\n</think>\n\n{text}" if reasoning else text
+def _thought_and_text(message: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what the model thought and what it says, of a message whose content is text, nothing, or a list of parts.
 
+    A part of kind `text` (or `output_text`, `refusal`) is said, one of kind `thinking` or `reasoning` is thought; the
+    text of a part may be a list of parts again.
+    """
+    thoughts = [str(message.get("reasoning_content") or message.get("reasoning") or "")]
+    texts: list[str] = []
 
-def _cut(text: str, stops: Sequence[str], told: Any) -> tuple[str, str | None]:
-    """The text before the first stop string, and that string: found in the text, else as the server tells."""
-    if not stops:
-        return text, None
-    found = [(at, stop) for stop in stops if (at := text.find(stop)) >= 0]
-    if found:
-        at, stop = min(found)
-        return text[:at], stop
-    return text, told if told in stops else None
+    def read(part: Any, where: list[str]) -> None:
+        if isinstance(part, Mapping):
+            kind = str(part.get("type", "text"))
+            where = thoughts if kind in ("thinking", "reasoning") else where
+            inner = next((part[name] for name in (kind, "text", "content", "summary") if part.get(name)), "")
+            read(inner, where)
+        elif isinstance(part, list):
+            for one in part:
+                read(one, where)
+        elif part is not None:
+            where.append(str(part))
+
+    read(message.get("content") or message.get("refusal"), texts)
+    return "".join(thoughts), "".join(texts)
 
 
 def _logprobs(given: Mapping[str, Any]) -> tuple[list[float] | None, list[list[float]]]:
-    """Of each token, and of the likeliest at its place; chat has a list of objects, completions parallel lists."""
+    """Return those of the tokens, and of the likeliest at each place.
+
+    Chat has a list of objects, completions parallel lists.
+    """
     if given.get("content") is not None:
         tokens = given["content"]
         top = [[float(other["logprob"]) for other in token.get("top_logprobs") or ()] for token in tokens]
@@ -136,11 +176,6 @@ def _logprobs(given: Mapping[str, Any]) -> tuple[list[float] | None, list[list[f
     return None, []
 
 
-def _confidence(likeliest: Sequence[float], k: int) -> float:
-    top = sorted(likeliest, reverse=True)[:k]
-    return -sum(top) / len(top)
-
-
 def _tool_call(call: Mapping[str, Any]) -> dict[str, Any]:
     """Read a call; the arguments are an object, or what the model wrote where that is none, so that it can be told."""
     function = call.get("function") or call
@@ -149,23 +184,5 @@ def _tool_call(call: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": str(function.get("name") or ""), "arguments": given if arguments is None else arguments}
 
 
-def _share(completions: Sequence[Completion], usage: Mapping[str, Any]) -> None:
-    """The server's counters, exactly: prompt tokens stand on the first completion, completion tokens go by length."""
-    weights = [len(completion.logprobs or completion.text) + 1 for completion in completions]
-    total, whole, given, seen = int(usage.get("completion_tokens") or 0), sum(weights), 0, 0
-    for completion, weight in zip(completions, weights, strict=True):
-        seen += weight
-        upto = round(total * seen / whole)
-        completion.usage = Usage(completion_tokens=upto - given)
-        given = upto
-    if completions:
-        completions[0].usage.prompt_tokens = int(usage.get("prompt_tokens") or 0)
-        completions[0].usage.calls = 1
-
-
 def _failed(error: str, text: str = "") -> Completion:
     return Completion(text=text, finish_reason="error", error=error)
-
-
-def _failures(error: str, count: int) -> list[Completion]:
-    return [_failed(error) for _ in range(count)]

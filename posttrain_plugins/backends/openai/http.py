@@ -15,6 +15,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -31,11 +32,29 @@ CONNECT_TIMEOUT_S = 30.0
 KEY_HINT = "give api_key=, or set OPENAI_API_KEY"
 PASSING = frozenset({0, 408, 409, 425, 429})  # and all from 500 on: worth another try; 0 is no answer at all
 KEY_REFUSED = frozenset({401, 403})
+CODES = {
+    "rate_limit_exceeded": 429,
+    "insufficient_quota": 429,
+    "server_error": 500,
+    "overloaded_error": 503,
+    "invalid_api_key": 401,
+    "model_not_found": 404,
+    "invalid_request_error": 400,
+    "context_length_exceeded": 400,
+}
+"""Status of the errors that servers name by a word; one that is named otherwise is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back: a payload, or an `error` with its HTTP status (0: no answer that could be read)."""
+    """What came back: a payload, or an `error` with its status.
+
+    Args:
+        payload: the JSON object; empty beside an error.
+        error: what failed, in the server's own words.
+        status: of HTTP, or the one that an error under status 200 names; 0 where no answer could be read.
+        retry_after_s: when the server wants to be asked again.
+    """
 
     payload: Mapping[str, Any]
     error: str | None = None
@@ -43,31 +62,46 @@ class Reply:
     retry_after_s: float | None = None
 
     @classmethod
-    def read(cls, status: int, raw: bytes, retry_after: str | None = None) -> Reply:
-        """Read a payload where the server says 200 and sends a JSON object, else the failure in the server's own words.
+    def read(cls, status: int, raw: bytes, headers: Mapping[str, str], is_completion: bool) -> Reply:
+        """Read what a server sent.
+
+        A gateway has begun to answer with status 200 before it knows whether the model behind it will: then an error
+        stands in the payload, beside no choices or in each of them. That is a failure like any other.
 
         Args:
             status: of HTTP.
             raw: the body.
-            retry_after: the header of that name: seconds, or a date (RFC 9110, section 10.2.3).
+            headers: `Retry-After` (RFC 9110, section 10.2.3) and OpenAI's `retry-after-ms` are read.
+            is_completion: the payload must have choices.
         """
         try:
             payload = json.loads(raw)
         except ValueError:
             payload = raw.decode(errors="replace")
-        if status == 200:
-            if isinstance(payload, dict):
-                return cls(payload)
-            return cls({}, f"the answer is no JSON object: {str(payload)[:200]!r}")
-        found = payload
-        if isinstance(
-            payload, dict
-        ):  # OpenAI says `error.message` (and `code`), FastAPI `detail`, others send a string
-            found = payload.get("error") or payload.get("detail") or payload.get("message") or payload
+        choices = payload.get("choices") if isinstance(payload, dict) else None
+        found: Any = None
+        if status != 200:
+            found = payload or f"status {status} without a word"
+        elif not isinstance(payload, dict):
+            found = f"the answer is no JSON object: {str(payload)[:200]!r}"
+        elif payload.get("error"):
+            found = payload
+        elif is_completion and not (isinstance(choices, list) and choices):
+            found = f"the answer has no choices: {str(payload)[:200]}"
+        elif is_completion and all(isinstance(choice, dict) and choice.get("error") for choice in choices or ()):
+            found = (choices or [{}])[0]
+        if found is None:
+            return cls(payload)
+        if isinstance(found, dict):  # OpenAI says `error.message` (and `code`), FastAPI `detail`, others send a string
+            found = found.get("error") or found.get("detail") or found.get("message") or found
         if isinstance(found, dict):
-            code = f" ({found['code']})" if found.get("code") else ""
-            found = f"{found.get('message', found)}{code}"
-        return cls({}, str(found)[:500], status, _seconds(retry_after) if retry_after else None)
+            code = found.get("code") or found.get("type")
+            if status == 200:
+                named = str(code)
+                status = int(named) if re.fullmatch("[45][0-9][0-9]", named) else CODES.get(named, 200)
+            told = f" ({code})" if code and str(code) != str(status) else ""
+            found = f"{found.get('message', found)}{told}"
+        return cls({}, str(found)[:500], status, _retry_after_s(headers))
 
     @property
     def is_passing(self) -> bool:
@@ -77,7 +111,7 @@ class Reply:
     @property
     def is_out_of_quota(self) -> bool:
         """No more is to be had for this key, however long one waits."""
-        return self.status == 429 and "insufficient_quota" in (self.error or "")
+        return self.status == 402 or (self.status == 429 and "insufficient_quota" in (self.error or ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +127,7 @@ class _Connections:
         """Ask once; what goes wrong below HTTP is a reply of status 0."""
         try:
             async with self.session.request(method, url, data=data, proxy=self.proxy) as response:
-                return Reply.read(response.status, await response.read(), response.headers.get("Retry-After"))
+                return Reply.read(response.status, await response.read(), response.headers, method == "POST")
         except TimeoutError:
             return Reply({}, f"no answer within {self.timeout_s:g} s", status=0)
         except (aiohttp.ClientError, OSError) as error:
@@ -108,8 +142,8 @@ class Endpoint:
         api_key: sent as bearer token; None sends none.
         concurrency: requests in flight at most.
         timeout_s: for one try of one request.
-        max_retries: tries after the first, for connection errors, timeouts, 408, 409, 425, 429, 5xx and answers that
-            are no JSON. A `Retry-After` is honoured; a request that waits keeps its place, so that a server that is
+        max_retries: tries after the first, for connection errors, timeouts, 408, 409, 425, 429, 5xx and answers
+            without choices. A `Retry-After` is honoured; a request that waits keeps its place, so that a server that is
             overloaded is asked less.
     """
 
@@ -130,6 +164,7 @@ class Endpoint:
         is_direct = urllib.request.proxy_bypass(parts.netloc)
         self._proxy = None if is_direct else proxies.get(parts.scheme) or proxies.get("all")
         self._jitter = random.Random()
+        self._has_answered = False
         self._held: dict[asyncio.AbstractEventLoop, tuple[AsyncGenerator[_Connections, None], _Connections]] = {}
 
     async def post(self, route: str, body: Mapping[str, Any]) -> Reply:
@@ -153,6 +188,7 @@ class Endpoint:
                 reply = await connections.send("POST", f"{self.base_url}/{route}", data)
         if reply.error is not None:
             await self._raise_if_hopeless(route, reply)
+        self._has_answered = self._has_answered or reply.error is None
         return reply
 
     async def check(self) -> None:
@@ -212,7 +248,13 @@ class Endpoint:
             message = f"{self.base_url}/{route} answered {reply.status}: {reply.error}"
             raise InputError(message, hint=f"the URL should end in the version, such as /v1; models there: {known}")
         if reply.is_out_of_quota:
-            raise InputError(f"{self.base_url} refuses more requests: {reply.error}", hint="top up, then run again")
+            message = f"{self.base_url} wants to be paid before it answers more requests: {reply.status} {reply.error}"
+            raise InputError(
+                message, hint="add credits there or give another api_key=, then run again: the log goes on"
+            )
+        if reply.status == 429 and not self._has_answered:  # later it costs the samples that it hits, and no others
+            message = f"{self.base_url} answers no request of this key for now: 429 {reply.error}"
+            raise InputError(message, hint="wait for its rate limit to end, or give another api_key= or model")
         if reply.status == 0:
             models = await (await self._connections()).send("GET", f"{self.base_url}/models")
             if models.status == 0:
@@ -220,13 +262,13 @@ class Endpoint:
                 raise InputError(message, hint="start it again, then run again: what was answered is in the log")
 
 
-def _seconds(retry_after: str) -> float | None:
-    """Return how long to wait; None where the header says nothing that can be read."""
-    try:
-        return max(float(retry_after), 0.0)
-    except ValueError:
-        pass
-    try:
-        return max(parsedate_to_datetime(retry_after).timestamp() - time.time(), 0.0)
-    except ValueError:
-        return None
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Return how long to wait; None where the headers say nothing that can be read."""
+    milliseconds, seconds = headers.get("retry-after-ms"), headers.get("Retry-After")
+    with suppress(TypeError, ValueError):
+        return max(float(milliseconds) / 1000, 0.0)  # type: ignore[arg-type]
+    with suppress(TypeError, ValueError):
+        return max(float(seconds), 0.0)  # type: ignore[arg-type]
+    with suppress(TypeError, ValueError):
+        return max(parsedate_to_datetime(seconds).timestamp() - time.time(), 0.0)  # type: ignore[arg-type]
+    return None

@@ -76,7 +76,7 @@ def plugins_of(kind: Any) -> str:
 
 
 def _plugin(plugin: Plugin) -> Iterator[str]:
-    shown = catalogue.show(plugin.name, plugin.kind)
+    (shown,) = catalogue.show(plugin.name, plugin.kind)
     docs = argument_docs(shown["doc"])
     yield f"### `{plugin.name}`\n"
     yield _about(Path(shown["source"]), shown["doc"]) + "\n"
@@ -136,7 +136,7 @@ def stage_columns() -> str:
     """Return a table of columns and the stages of ours that need them of their `dataset`, as their classes say it."""
     stages: dict[str, list[str]] = {}
     for plugin in registry.installed("stage"):
-        columns = catalogue.show(plugin.name, "stage")["columns"] if plugin.distribution == DISTRIBUTION else None
+        columns = catalogue.show(plugin.name, "stage")[0]["columns"] if plugin.distribution == DISTRIBUTION else None
         if columns and "dataset" in columns:
             needed = ", or ".join(" + ".join(f"`{name}`" for name in group) for group in columns["dataset"])
             stages.setdefault(needed, []).append(f"`{plugin.name}`")

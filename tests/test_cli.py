@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import os
@@ -101,22 +102,32 @@ def test_plugins_list_json_names_ours_with_version() -> None:
     assert all(row["status"] == "ok" and row["summary"] for row in rows)
 
 
-@pytest.mark.parametrize("width", [80, 160])
-def test_plugins_list_breaks_no_name_at_any_width(width: int) -> None:
-    from rich.console import Console
-
-    from posttrain_plugins.cli.tables import print_plugins
+@pytest.mark.parametrize("width", [80, 160, None])
+def test_plugins_list_breaks_no_name_at_any_width(width: int | None, capsys: Any) -> None:
+    from posttrain_plugins.cli.plugins import print_plugins
     from posttrain_plugins.recipe.describe import catalogue
 
     rows = catalogue.listing()
-    console = Console(file=io.StringIO(), width=width)
-    print_plugins(console, rows)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert max(map(len, text.splitlines())) <= width
+    print_plugins(rows, width)
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width if width else len(lines) == len(rows) + 1
     for row in rows:
         cells = (row["kind"], row["name"], row["distribution"], row["version"], row["status"])
         assert re.search(r"\b" + r"\W+".join(map(re.escape, cells)), text), row["name"]
         assert row["summary"][:20] in text
+
+
+def test_a_summary_read_from_the_source_is_the_docstrings_first_line() -> None:
+    """`plugins list` reads it by a pattern; every built-in's is what Python itself finds."""
+    from posttrain_plugins.plugins import registry
+    from posttrain_plugins.recipe.describe import catalogue
+
+    rows = [row for row in catalogue.listing() if row["distribution"] == "posttrain-plugins"]
+    assert len(rows) > 50
+    for row in rows:
+        doc = inspect.getdoc(registry.load(row["kind"], f"posttrain-plugins:{row['name']}")) or ""
+        assert row["summary"] == doc.partition("\n")[0], row["name"]
 
 
 def test_validate_counts_one_stage_as_one(tmp_path: Path) -> None:

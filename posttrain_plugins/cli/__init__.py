@@ -5,7 +5,8 @@ to answer at once.
 
 | file                                                | holds                                                    |
 |-----------------------------------------------------|----------------------------------------------------------|
-| `commands.py`                                       | the entry point, and the commands on recipes             |
+| `commands.py`, `lazy.py`                            | the entry point; commands built when they are asked for  |
+| `recipes.py`                                        | the commands on recipes                                  |
 | `ask.py`, `evaluate.py`, `serve.py`, `schema.py`, `doctor.py` | a command each                                 |
 | `plugins.py`                                        | the commands on plugins                                  |
 | `rewards.py`, `reward_tables.py`                    | the commands on rewards, and their tables                |

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import click
 import typer
-import typer.core
 
 from posttrain_plugins.errors import InputError
 
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
 __all__ = [
     "RUNS",
     "BudgetOption",
-    "CommandGroup",
     "JsonOption",
     "MaxTokensOption",
     "ModelArgument",
@@ -32,23 +29,6 @@ __all__ = [
     "read_budget",
     "read_pairs",
 ]
-
-
-class CommandGroup(typer.core.TyperGroup):
-    """A group whose help is plain text, with the first paragraph of each command whole."""
-
-    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the help as click does."""
-        # not as typer: importing rich's Markdown takes as long as all the rest of `posttrain --help`
-        click.Group.format_help(self, ctx, formatter)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the section of commands."""
-        commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
-        # click would cut each to one line
-        texts = {name: " ".join((one.help or "").partition("\n\n")[0].split()) for name, one in commands.items() if one}
-        with formatter.section("Commands"):
-            formatter.write_dl(list(texts.items()))
 
 
 RUNS = Path("runs")  # relative: a run belongs to the project in whose folder it was started

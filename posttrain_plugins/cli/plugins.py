@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 
-from posttrain_plugins.cli.options import CommandGroup, JsonOption
+from posttrain_plugins.cli.lazy import CommandGroup
+from posttrain_plugins.cli.options import JsonOption
 from posttrain_plugins.cli.output import err, out, quiet
 
-__all__ = ["plugins_app"]
+__all__ = ["plugins_app", "plugins_check", "plugins_list", "plugins_new", "plugins_show", "print_plugins"]
 
-plugins_app = typer.Typer(
-    cls=CommandGroup,
+NARROW = 120  # columns; below that, a row of its own for each summary
+
+plugins_app = CommandGroup(
+    {
+        "list": "plugins:plugins_list",
+        "show": "plugins:plugins_show",
+        "check": "plugins:plugins_check",
+        "new": "plugins:plugins_new",
+    },
+    name="plugins",
     help="The installed plugins: rewards, adapters, strategies, data sets, stages.\n\n"
     "A first one of your own:  posttrain plugins new reward short_answers",
     no_args_is_help=True,
@@ -23,7 +37,6 @@ NameArgument = Annotated[str, typer.Argument(help="A name, `distribution:name`, 
 KindOption = Annotated[str | None, typer.Option(help="reward, adapter, strategy, dataset or stage.")]
 
 
-@plugins_app.command("list")
 def plugins_list(kind: KindOption = None, as_json: JsonOption = False) -> None:
     """List every plugin with its package, version and status; a broken one with its cause.
 
@@ -35,12 +48,31 @@ def plugins_list(kind: KindOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    from posttrain_plugins.cli.tables import print_plugins
-
-    print_plugins(out(), rows)
+    print_plugins(rows, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
 
 
-@plugins_app.command("show")
+def print_plugins(rows: Sequence[Mapping[str, str]], width: int | None) -> None:
+    """Print one row a plugin, of a broken one the cause in place of the summary; two lines each if it is narrow.
+
+    Args:
+        rows: see `catalogue.listing`.
+        width: of the terminal, in characters; None breaks no line.
+    """
+    # by hand: to import and draw a table of rich's takes longer than all the rest of `plugins list`
+    names = ("kind", "name", "distribution", "version", "status")
+    head = {name: name for name in names} | {"summary": "what"}
+    widths = {name: max(len(row[name]) for row in (head, *rows)) for name in names}
+    for row in (head, *rows):
+        lead = "  ".join(row[name].ljust(widths[name]) for name in names)
+        is_fine = row["status"] in ("ok", "status")
+        what = row["summary"] if is_fine else row["cause"]
+        indent = 4 if width and width < NARROW else len(lead) + 2
+        lines = textwrap.wrap(what, max(width - indent, 20)) if width else [what]
+        text = f"\n{'':{indent}}".join(lines)
+        between = "\n    " if indent == 4 else "  "
+        click.secho(f"{lead}{between}{text}".rstrip(), fg=None if is_fine else "red", bold=row is head)
+
+
 def plugins_show(name: NameArgument, kind: KindOption = None, as_json: JsonOption = False) -> None:
     """Show one plugin: what it does, its parameters with types and defaults, needed columns, and where it lives.
 
@@ -48,16 +80,16 @@ def plugins_show(name: NameArgument, kind: KindOption = None, as_json: JsonOptio
     """
     from posttrain_plugins.recipe.describe import catalogue
 
-    found = catalogue.show(name, kind)
+    found = catalogue.show(name, kind)  # several where kinds share a name
     if as_json:
-        print(json.dumps(found, indent=1, default=str))
+        print(json.dumps(found[0] if len(found) == 1 else found, indent=1, default=str))
         return
     from posttrain_plugins.cli.tables import print_plugin
 
-    print_plugin(out(), found)
+    for one in found:
+        print_plugin(out(), one)
 
 
-@plugins_app.command("check")
 def plugins_check(
     name: Annotated[str | None, typer.Argument(help="As for `show`.")] = None,
     all_of_them: Annotated[bool, typer.Option("--all", help="Every installed plugin.")] = False,
@@ -97,7 +129,6 @@ def plugins_check(
         raise typer.Exit(1)
 
 
-@plugins_app.command("new")
 def plugins_new(
     kind: Annotated[str, typer.Argument(help="reward, adapter, strategy, dataset or stage.")],
     name: Annotated[str, typer.Argument(help="What recipes will call it, such as `short_answers`.")],

@@ -13,19 +13,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from posttrain_plugins.cli.options import RUNS, CommandGroup, JsonOption, RunsOption
+from posttrain_plugins.cli.lazy import CommandGroup
+from posttrain_plugins.cli.options import RUNS, JsonOption, RunsOption
 from posttrain_plugins.cli.output import err, out, quiet
 
 if TYPE_CHECKING:
     from posttrain_plugins.auditing.trial import TriedCompletion
     from posttrain_plugins.types import ResolvedReward
 
-__all__ = ["rewards_app"]
+__all__ = ["audit", "replay", "rewards_app", "stress", "try_out"]
 
 ODD = "odd completions"
 
-rewards_app = typer.Typer(
-    cls=CommandGroup,
+rewards_app = CommandGroup(
+    {"test": "rewards:try_out", "stress": "rewards:stress", "replay": "rewards:replay", "audit": "rewards:audit"},
+    name="rewards",
     help="Try a reward before it trains, and look at what it did afterwards.\n\n"
     "Before: test, stress. After: replay, audit, on the rollouts that grpo, rloo and ppo save.",
     no_args_is_help=True,
@@ -43,7 +45,6 @@ DataOption = Annotated[
 ]
 
 
-@rewards_app.command("test")
 def try_out(
     name: RewardArgument,
     dataset: DataOption = None,
@@ -73,7 +74,6 @@ def try_out(
     _show(reward, found, as_json)
 
 
-@rewards_app.command()
 def stress(name: RewardArgument, runs_dir: RunsOption = RUNS, as_json: JsonOption = False) -> None:
     """Score what no one wants: nothing, spam, the prompt again, all answers at once, 100,000 characters, half a box.
 
@@ -89,7 +89,6 @@ def stress(name: RewardArgument, runs_dir: RunsOption = RUNS, as_json: JsonOptio
     _show(reward, {ODD: trial.stress(reward)}, as_json)
 
 
-@rewards_app.command()
 def replay(
     run: RunArgument,
     reward: Annotated[list[str], typer.Option(help="What to score with (repeatable); NAME=REWARD names it.")],
@@ -137,7 +136,6 @@ def replay(
         err().print(f"{len(rows)} rows: {to}", style="dim", highlight=False)
 
 
-@rewards_app.command()
 def audit(
     run: RunArgument,
     against: Annotated[str, typer.Option(help="An independent reward: one that was not trained.")],

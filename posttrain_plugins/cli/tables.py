@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:  # `plugins list` needs neither a plan nor a run
+if TYPE_CHECKING:
     from posttrain_plugins.recipe.plan.plan import Plan
     from posttrain_plugins.recipe.run.report import Row
 
@@ -24,12 +23,9 @@ __all__ = [
     "plan_table",
     "print_checks",
     "print_plugin",
-    "print_plugins",
     "result_table",
     "warnings_of",
 ]
-
-PLUGIN_COLUMNS = 120  # narrower than that, a table of plugins would break every summary into many lines
 
 
 def duration(seconds: float) -> str:
@@ -186,28 +182,6 @@ def footing_table(plan: Plan) -> Table:
 def warnings_of(plan: Plan) -> list[str]:
     """Return what the stages warn of, a line each with its hint."""
     return [f"warning: {stage.id}: {warning}" for stage in plan.stages for warning in stage.spec.warnings]
-
-
-def print_plugins(console: Console, rows: Sequence[Mapping[str, str]]) -> None:
-    """Print a table with one row a plugin, a broken one with its cause; two lines each on a narrow console."""
-    table = Table(header_style="bold")
-    for name in ("kind", "name", "distribution", "version", "status"):  # to be copied: never broken
-        table.add_column(name, no_wrap=True)
-    table.add_column("what", overflow="fold")
-    longest = max((len(row["name"]) for row in rows), default=0)
-    for row in rows:
-        is_fine = row["status"] == "ok"
-        status = Text(row["status"], style="" if is_fine else "red")
-        what = Text(row["summary"]) if is_fine else Text(row["cause"], style="red")
-        table.add_row(row["kind"], row["name"], row["distribution"], row["version"], status, what)
-        if console.width < PLUGIN_COLUMNS:
-            lead = f"{row['kind']:8}  {row['name']:{longest}}"
-            package = f"  {row['distribution']} {row['version']}  "
-            # a terminal may break the first line; rich would cut names in two
-            console.print(Text.assemble(lead, (package, "dim"), status), soft_wrap=True)
-            console.print(Padding(what, (0, 0, 0, 4)))
-    if console.width >= PLUGIN_COLUMNS:
-        console.print(table)
 
 
 def print_checks(console: Console, found: Sequence[Mapping[str, Any]], is_long: bool) -> None:

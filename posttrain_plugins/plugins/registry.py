@@ -12,10 +12,8 @@ A plugin is named in one of four ways:
 
 from __future__ import annotations
 
-import difflib
-import hashlib
+import contextlib
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import re
@@ -28,9 +26,9 @@ from types import ModuleType
 from typing import Any
 
 from posttrain_plugins.errors import PLUGIN_FAILURES, InputError, PluginBroken, PluginConflict, PluginNotFound
-from posttrain_plugins.types import KINDS, Kind
+from posttrain_plugins.types.plugins import KINDS, Kind
 
-__all__ = ["Plugin", "find", "group", "installed", "load", "suggest"]
+__all__ = ["Plugin", "find", "group", "installed", "load", "module_file", "suggest"]
 
 FILE_MODULE = "posttrain_file_"
 """Prefix of the name of a module that was imported from a file named in place."""
@@ -101,14 +99,32 @@ def installed(kind: Kind) -> tuple[Plugin, ...]:
 
 @cache
 def _entry_points() -> tuple[tuple[str, str, str, str, str], ...]:
-    """Return group, name, target, distribution and version of every entry point of ours."""
-    # one walk for all kinds: it reads the metadata of every installed package, most of what `plugins list` takes
+    """Return group, name, target, distribution and version of every entry point of ours.
+
+    The files are those that `importlib.metadata` reads. It takes longer to import and to parse them all than a command
+    that only lists may take, so only the files of packages that name our groups are read to the end.
+    """
     found: dict[str, list[tuple[str, str, str, str, str]]] = {}
-    for distribution in importlib.metadata.distributions():
-        ours = [entry for entry in distribution.entry_points if entry.group.startswith("posttrain_plugins.")]
-        if ours:
-            name, version = distribution.name or "unknown", distribution.version  # each parses the metadata anew
-            rows = [(entry.group, entry.name, entry.value.replace(" ", ""), name, version) for entry in ours]
+    for folder in dict.fromkeys(sys.path):
+        infos: list[Path] = []
+        with contextlib.suppress(OSError):  # a zip file, or gone
+            infos = sorted(p for p in Path(folder or ".").iterdir() if p.suffix in (".dist-info", ".egg-info"))
+        for info in infos:
+            text = ""
+            with contextlib.suppress(OSError):  # most have none; an `.egg-info` may be a file
+                text = (info / "entry_points.txt").read_text(encoding="utf-8", errors="replace")
+            if "posttrain_plugins." not in text:
+                continue
+            metadata = info / ("METADATA" if info.suffix == ".dist-info" else "PKG-INFO")
+            fields = dict(re.findall(r"^(Name|Version): *(.*\S)", metadata.read_text("utf-8", "replace"), re.MULTILINE))
+            name, version = fields.get("Name", "unknown"), fields.get("Version", "")
+            rows, section = [], ""
+            for line in map(str.strip, text.splitlines()):
+                if line.startswith("["):
+                    section = line.strip("[]")
+                elif "=" in line and section.startswith("posttrain_plugins.") and line[0] not in "#;":
+                    key, _, value = line.partition("=")
+                    rows.append((section, key.strip(), value.replace(" ", ""), name, version))
             # a distribution that stands twice on the path counts where it stands first, as for an import
             found.setdefault(_normal(name), rows)
     return tuple(row for rows in found.values() for row in rows)
@@ -152,6 +168,15 @@ def find(kind: Kind, use: str, folder: Path | None = None) -> Plugin:
     raise _not_found(kind, use)
 
 
+def module_file(name: str) -> Path | None:
+    """Return the source file of a module, which is not imported; its packages are."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
+
+
 def load(kind: Kind, use: str, folder: Path | None = None) -> Any:
     """Find a plugin and import it; see `find` and `Plugin.load`."""
     return find(kind, use, folder).load()
@@ -159,6 +184,8 @@ def load(kind: Kind, use: str, folder: Path | None = None) -> Any:
 
 def suggest(name: str, known: Iterable[str]) -> str | None:
     """Return a hint with the nearest known name, or None if none is near."""
+    import difflib  # here and below: `plugins list` and `validate` do without
+
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"did you mean '{near[0]}'?" if near else None
 
@@ -170,6 +197,8 @@ def with_article(noun: str) -> str:
 
 def import_file(path: Path) -> ModuleType:
     """Import a `.py` file under a name of its own; again, with what it imports beside it, when any was edited."""
+    import hashlib
+
     path = path.resolve()
     # the path in the name, because two recipes may have a `my_reward.py` each; the content, for an edited one
     stem = f"{FILE_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_"

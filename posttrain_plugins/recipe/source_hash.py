@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.util
 import json
 import os
 from collections.abc import Iterator
@@ -16,9 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from posttrain_plugins.plugins.registry import Plugin
+from posttrain_plugins.plugins.registry import Plugin, module_file
 
-__all__ = ["CORE", "module_file", "own_sources", "plugin_hash", "sha256_of", "source_hash"]
+__all__ = ["CORE", "own_sources", "plugin_hash", "sha256_of", "source_hash"]
 
 CORE = frozenset(("__init__.py", "api.py", "checkpoints.py", "rows", "errors.py", "plugins", "recipe", "types"))
 """Rooms of this package that built-in plugins reach by imports and that change no stage's result.
@@ -41,15 +40,6 @@ def plugin_hash(plugin: Plugin) -> str:
     file = module_file(module)
     # A module without Python source, such as a compiled one, counts by its release.
     return source_hash(file, module.partition(".")[0]) if file else f"{plugin.distribution} {plugin.version}"
-
-
-def module_file(name: str) -> Path | None:
-    """Return the source file of a module, which is not imported; its packages are."""
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        return None
-    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
 
 def source_hash(file: Path, package: str = "") -> str:

@@ -20,50 +20,55 @@ Import from here: which file a name stands in may change.
 | `stage.py`      | what a stage is given, what it returns, and what a recipe's check asks it     |
 """
 
-from posttrain_plugins.types.plugins import KINDS, Adapter, Dataset, Kind, Reward, Strategy
-from posttrain_plugins.types.references import (
-    AdapterMode,
-    AdapterRef,
-    ConfigOf,
-    DataRef,
-    ModelRef,
-    ObjectRef,
-    Ref,
-    RewardRef,
-    StrategyRef,
-)
-from posttrain_plugins.types.requests import (
-    Budget,
-    CallTool,
-    Candidate,
-    Completion,
-    Generate,
-    Messages,
-    Problem,
-    Prompt,
-    Request,
-    RequestGenerator,
-    Response,
-    Result,
-    SamplingParams,
-    Score,
-    ScoreSteps,
-    Usage,
-)
-from posttrain_plugins.types.stage import (
-    CHECKPOINT_MARKER,
-    EXPORT_MARKER,
-    Issue,
-    ModelArtifact,
-    Reporter,
-    ResolvedAdapter,
-    ResolvedReward,
-    ResolvedStrategy,
-    Stage,
-    StageContext,
-    StageFacts,
-    StageResult,
-)
+from typing import TYPE_CHECKING, Any
+
+from posttrain_plugins.types.plugins import KINDS, Kind
+
+if TYPE_CHECKING:
+    from posttrain_plugins.types.plugins import Adapter, Dataset, Reward, Strategy
+    from posttrain_plugins.types.references import (
+        AdapterMode,
+        AdapterRef,
+        ConfigOf,
+        DataRef,
+        ModelRef,
+        ObjectRef,
+        Ref,
+        RewardRef,
+        StrategyRef,
+    )
+    from posttrain_plugins.types.requests import (
+        Budget,
+        CallTool,
+        Candidate,
+        Completion,
+        Generate,
+        Messages,
+        Problem,
+        Prompt,
+        Request,
+        RequestGenerator,
+        Response,
+        Result,
+        SamplingParams,
+        Score,
+        ScoreSteps,
+        Usage,
+    )
+    from posttrain_plugins.types.stage import (
+        CHECKPOINT_MARKER,
+        EXPORT_MARKER,
+        Issue,
+        ModelArtifact,
+        Reporter,
+        ResolvedAdapter,
+        ResolvedReward,
+        ResolvedStrategy,
+        Stage,
+        StageContext,
+        StageFacts,
+        StageResult,
+    )
 
 __all__ = [
     "CHECKPOINT_MARKER",
@@ -110,3 +115,17 @@ __all__ = [
     "StrategyRef",
     "Usage",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Each is imported when it is asked for: `plugins list` and `--help` need the five kinds alone, and the dataclasses
+    # of requests and stages take longer to make than all that those commands do.
+    if name in __all__:
+        from importlib import import_module
+
+        for home in ("plugins", "references", "requests", "stage"):
+            module = import_module(f"{__name__}.{home}")
+            if name in module.__all__:
+                globals()[name] = value = getattr(module, name)
+                return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
-from posttrain_plugins.types.requests import Problem, RequestGenerator, Result
+if TYPE_CHECKING:
+    from posttrain_plugins.types.requests import Problem, RequestGenerator, Result
 
 __all__ = ["KINDS", "Adapter", "Dataset", "Kind", "Reward", "Strategy"]
 

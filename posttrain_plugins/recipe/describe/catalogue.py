@@ -2,83 +2,92 @@
 
 from __future__ import annotations
 
-import ast
+import contextlib
+import inspect
+import re
 from typing import Any
 
 from posttrain_plugins.errors import InputError, PluginBroken, PluginNotFound
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.registry import Plugin
-from posttrain_plugins.plugins.schema import Field, is_list, type_name
-from posttrain_plugins.plugins.signature import reward_columns
-from posttrain_plugins.recipe.plugin_schema import plugin_schema
-from posttrain_plugins.recipe.source_hash import module_file
-from posttrain_plugins.types import KINDS, Kind
+from posttrain_plugins.types.plugins import KINDS, Kind
 
 __all__ = ["chosen", "listing", "show"]
 
 
 def listing(kind: str | None = None) -> list[dict[str, str]]:
-    """One row a plugin: kind, name, distribution, version, target, status, cause, summary.
+    """Return one row a plugin: kind, name, distribution, version, target, status, cause, summary.
 
     The status is `ok`, `broken` (it cannot be imported), or `conflict` (another package gives the same name).
-
-    Our own are described from their source; a stranger's module is imported, because only that tells whether it works.
 
     Raises:
         InputError: no such kind.
     """
-    return [_told(plugin) for wanted in _kinds(kind) for plugin in registry.installed(wanted)]
+    return [_row(plugin) for wanted in _kinds(kind) for plugin in registry.installed(wanted)]
 
 
 def chosen(name: str | None, kind: str | None = None) -> list[Plugin]:
-    """The plugin of that name, or every installed one.
+    """Return the plugin of that name, one of each kind that has it; or every installed one.
 
     Raises:
         PluginNotFound: nothing has that name.
+        PluginConflict: two distributions give it.
     """
-    if name is not None:
-        return [_find(name, kind)]
-    return [plugin for wanted in _kinds(kind) for plugin in registry.installed(wanted)]
+    kinds = _kinds(kind)
+    if name is None:
+        return [plugin for wanted in kinds for plugin in registry.installed(wanted)]
+    # What stands in a module or a file has the kind that it is asked for as; nothing else tells it.
+    is_named = ":" not in name or any(
+        f"{p.distribution}:{p.name}" == name for k in kinds for p in registry.installed(k)
+    )
+    found: list[Plugin] = []
+    for wanted in kinds:
+        with contextlib.suppress(PluginNotFound):
+            found.append(registry.find(wanted, name))
+    if found:
+        return found if is_named else found[:1]
+    near = registry.suggest(name, [plugin.name for wanted in kinds for plugin in registry.installed(wanted)])
+    raise PluginNotFound(f"no plugin '{name}'", hint=near or "posttrain plugins list")
 
 
-def show(name: str, kind: str | None = None) -> dict[str, Any]:
-    """Everything about one plugin: docstring, parameters, needed columns, where it lives.
+def show(name: str, kind: str | None = None) -> list[dict[str, Any]]:
+    """Return everything about the plugins of a name, one of each kind: docstring, parameters, columns, where it lives.
 
     Raises:
         PluginNotFound: nothing has that name.
-        PluginBroken: it cannot be imported.
+        PluginBroken: one cannot be imported.
     """
-    plugin = _find(name, kind)
+    return [_shown(plugin) for plugin in chosen(name, kind)]
+
+
+def _shown(plugin: Plugin) -> dict[str, Any]:
+    # Here and not above: listing needs none of it, and answers in the time that the imports take.
+    from posttrain_plugins.plugins.schema import is_list, type_name
+    from posttrain_plugins.plugins.signature import reward_columns
+    from posttrain_plugins.recipe.plugin_schema import plugin_schema
+
     found = plugin_schema(plugin)
     columns = found.attributes.get("requires_columns", found.attributes.get("reward_columns"))
     if columns is None and plugin.kind == "reward" and plugin.file is None:
         columns = reward_columns(plugin.load())
+    parameters = []
+    for field in found.fields.values():
+        kind = type_name(field.type)
+        if field.config is not None:
+            kind = f"options of {field.config.target}"
+        elif field.ref is not None:  # for a reference what it names
+            plural = registry.PLURAL.get(field.ref.kind, f"{field.ref.kind}s")
+            kind = f"list of {plural}" if is_list(field.type) else field.ref.kind
+        default = None if field.is_required else field.default
+        parameters.append({"name": field.name, "type": kind, "default": default, "required": field.is_required})
     return {
         **_row(plugin),
-        "doc": found.doc or _docstring(plugin),
-        "parameters": [
-            {
-                "name": field.name,
-                "type": _type(field),
-                "default": None if field.is_required else field.default,
-                "required": field.is_required,
-            }
-            for field in found.fields.values()
-        ],
+        "doc": found.doc or (inspect.getdoc(plugin.load()) or "" if plugin.file is None else ""),
+        "parameters": parameters,
         "columns": columns if not isinstance(columns, property) else None,
         "produces": found.declares("produces") if plugin.kind == "stage" else None,
-        "source": str(plugin.file or module_file(plugin.target.partition(":")[0])),
+        "source": str(plugin.file or registry.module_file(plugin.target.partition(":")[0])),
     }
-
-
-def _type(field: Field) -> str:
-    """Its type; for a reference what it names, for options whose they are."""
-    if field.config is not None:
-        return f"options of {field.config.target}"
-    if field.ref is None:
-        return type_name(field.type)
-    kind = field.ref.kind
-    return f"list of {registry.PLURAL.get(kind, kind + 's')}" if is_list(field.type) else kind
 
 
 def _kinds(kind: str | None) -> tuple[Kind, ...]:
@@ -88,27 +97,6 @@ def _kinds(kind: str | None) -> tuple[Kind, ...]:
     if singular not in KINDS:
         raise InputError(f"no kind '{kind}' of plugin", hint=registry.suggest(kind, KINDS) or ", ".join(KINDS))
     return (singular,)
-
-
-def _find(name: str, kind: str | None) -> Plugin:
-    misses: list[PluginNotFound] = []
-    for wanted in _kinds(kind):
-        try:
-            return registry.find(wanted, name)
-        except PluginNotFound as miss:
-            misses.append(miss)
-    near = registry.suggest(name, [p.name for wanted in _kinds(kind) for p in registry.installed(wanted)])
-    raise PluginNotFound(f"no plugin '{name}'", hint=near or "posttrain plugins list")
-
-
-def _told(plugin: Plugin) -> dict[str, str]:
-    """A row that also tells who else gives the name."""
-    row = _row(plugin)
-    others = [p for p in registry.installed(plugin.kind) if p.name == plugin.name and p != plugin]
-    if not others or row["status"] != "ok":
-        return row
-    cause = f"also given by {others[0].distribution}: write {plugin.distribution}:{plugin.name}"
-    return {**row, "status": "conflict", "cause": cause}
 
 
 def _row(plugin: Plugin) -> dict[str, str]:
@@ -123,22 +111,31 @@ def _row(plugin: Plugin) -> dict[str, str]:
         "summary": "",
     }
     try:
-        if plugin.file is None and not plugin.target.startswith("posttrain_plugins."):
-            plugin.load()
-        return {**row, "summary": _docstring(plugin).strip().partition("\n")[0]}
+        summary = _summary(plugin)
     except PluginBroken as broken:
         cause = broken.__cause__
         return {**row, "status": "broken", "cause": f"{type(cause).__name__}: {cause}"}
+    others = [p for p in registry.installed(plugin.kind) if p.name == plugin.name and p != plugin]
+    if others and plugin.distribution:
+        cause = f"also given by {others[0].distribution}: write {plugin.distribution}:{plugin.name}"
+        return {**row, "status": "conflict", "cause": cause, "summary": summary}
+    return {**row, "summary": summary}
 
 
-def _docstring(plugin: Plugin) -> str:
-    """The object's docstring, else its module's, read from the source."""
-    module, _, attr = plugin.target.rpartition(":")
-    file = plugin.file or module_file(module)
+def _summary(plugin: Plugin) -> str:
+    """Return the first line of a plugin's docstring.
+
+    One of ours is read from its source, by a pattern: 85 modules take longer to import, or to parse, than all the rest
+    of `plugins list`. A stranger's is imported, because only that tells whether it works.
+    """
+    file = plugin.file
+    if file is None and plugin.target.startswith("posttrain_plugins."):
+        file = registry.module_file(plugin.target.partition(":")[0])
     if file is None:
-        return ""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.name == attr:
-            return ast.get_docstring(node) or ast.get_docstring(tree) or ""
-    return ast.get_docstring(tree) or ""
+        doc = inspect.getdoc(plugin.load())
+        return (doc or "").strip().partition("\n")[0]
+    head = rf"^(?:class|(?:async +)?def) +{re.escape(plugin.attr)}\b"
+    # The lines of a signature end in other signs than the colon; the docstring follows it at once.
+    line = re.compile(head + r"(?:.*[^:\n]\n)*?.*:\n\s*[rR]?(?:\"\"\"|\"|')(.*?)(?:\"\"\"|\"|')?$", re.MULTILINE)
+    found = line.search(file.read_text(encoding="utf-8", errors="replace"))
+    return found[1].strip() if found else ""

@@ -16,7 +16,8 @@ from typing import Any
 
 from posttrain_plugins.models.folder import adapters_in, base_of
 from posttrain_plugins.plugins import registry
-from posttrain_plugins.recipe.source_hash import module_file, plugin_hash, sha256_of, source_hash
+from posttrain_plugins.plugins.registry import module_file
+from posttrain_plugins.recipe.source_hash import plugin_hash, sha256_of, source_hash
 from posttrain_plugins.recipe.spec import DataFile, External, FromStage, Object, Policy, Source, StageSpec, Use, flat
 
 __all__ = ["HashCache", "parts_of", "version", "weights_identity"]

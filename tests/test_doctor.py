@@ -101,8 +101,8 @@ def test_one_thread_is_not_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_broken_plugin_is_told_with_its_switch(monkeypatch: pytest.MonkeyPatch) -> None:
     shaky = (registry.group("reward"), "shaky", "no_such_package.shaky:Shaky", "posttrain-shaky", "0.3")
-    rows = (*registry._entry_points(), shaky)
-    monkeypatch.setattr(registry, "_entry_points", lambda: rows)
+    rows = (*registry.entry_points(), shaky)
+    monkeypatch.setattr(registry, "entry_points", lambda: rows)
     monkeypatch.setenv("POSTTRAIN_DISABLE_PLUGINS", "length")
     registry.installed.cache_clear()
     found = by_name(list(doctor._plugins()))

@@ -29,7 +29,7 @@ DECLARED = [
 ]
 
 
-REMEMBERED = (registry.installed, registry._entry_points)
+REMEMBERED = (registry.installed, registry.entry_points)
 
 
 @pytest.fixture(autouse=True)
@@ -46,8 +46,8 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def _plant(monkeypatch: pytest.MonkeyPatch, *rows: tuple[str, str, str, str, str]) -> None:
-    real = registry._entry_points()
-    monkeypatch.setattr(registry, "_entry_points", lambda: (*real, *rows))
+    real = registry.entry_points()
+    monkeypatch.setattr(registry, "entry_points", lambda: (*real, *rows))
 
 
 # --- built-ins -------------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         forget()
 
     def forget() -> None:
-        registry._entry_points.cache_clear()
+        registry.entry_points.cache_clear()
         registry.installed.cache_clear()
 
     yield put
@@ -165,10 +165,10 @@ def test_list_tells_status_and_cause(tmp_path: Path, install: Any) -> None:
 def test_list_tells_a_name_that_two_packages_give(monkeypatch: pytest.MonkeyPatch) -> None:
     from posttrain_plugins.recipe.describe import catalogue
 
-    rows = registry._entry_points()
+    rows = registry.entry_points()
     target = "posttrain_plugins.rewards.length:Length"
     twice = (*rows, (registry.group("reward"), "length", target, "another", "0.1"))
-    monkeypatch.setattr(registry, "_entry_points", lambda: twice)
+    monkeypatch.setattr(registry, "entry_points", lambda: twice)
     registry.installed.cache_clear()
     found = {row["distribution"]: row for row in catalogue.listing("reward") if row["name"] == "length"}
     registry.installed.cache_clear()

@@ -45,13 +45,16 @@ def validate(
 
     `posttrain validate mine.yaml lora --json`
     """
-    from posttrain_plugins import api
+    # not `api`, which has what runs a recipe, too
     from posttrain_plugins.errors import RecipeErrors
+    from posttrain_plugins.recipe.check.check import check
+    from posttrain_plugins.recipe.read.document import load
+    from posttrain_plugins.recipe.read.packaged import find_recipe
 
     found: list[dict[str, Any]] = []
     for name in recipes:
         try:
-            checked = api.validate(name, override or [])
+            checked = check(load(find_recipe(name), override or []))
             if not as_json:
                 ids = [stage.id for stage in checked.stages]
                 print(f"{name}: fine, {len(ids)} stage{'s' if len(ids) != 1 else ''}: {', '.join(ids)}")

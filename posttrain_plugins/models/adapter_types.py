@@ -7,7 +7,6 @@ not PEFT's, the plugin that brings it declares what it cannot (`can_merge`), and
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import json
 import re
@@ -85,11 +84,13 @@ def abilities(config: str) -> PeftTypeAbilities | None:
     Raises:
         LookupError: there is no such class.
     """
-    classes = classes_of(config)  # the class and those that it inherits from, as syntax trees
-    name = next(filter(None, (_type_name(node) for _, node in classes)), None)
+    classes = classes_of(config)  # the class and those that it inherits from, as text
+    # `self.peft_type = PeftType.LORA`, or `PeftType("LORA")`
+    told = [re.search(r"self\.peft_type = PeftType(?:\.|\[|\()['\"]?(\w+)", one.text) for one in classes]
+    name = next((match[1] for match in told if match), None)
     if name is None:
         return None
-    is_prompt = any(node.name == "PromptLearningConfig" for _, node in classes)
+    is_prompt = any(one.head.name == "PromptLearningConfig" for one in classes)
     return PeftTypeAbilities(
         name,
         is_prompt=is_prompt,
@@ -219,9 +220,3 @@ def _registered() -> dict[str, str]:
             if len(fields) == 2:
                 found[fields["name"].upper()] = fields["config_cls"]
     return found
-
-
-def _type_name(node: ast.ClassDef) -> str | None:
-    """Find the type that a config class sets: `self.peft_type = PeftType.LORA`, or `PeftType("LORA")`."""
-    found = re.search(r"self\.peft_type = PeftType(?:\.|\[|\()'?(\w+)", ast.unparse(node))
-    return found[1] if found else None

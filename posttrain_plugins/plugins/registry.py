@@ -28,7 +28,7 @@ from typing import Any
 from posttrain_plugins.errors import PLUGIN_FAILURES, InputError, PluginBroken, PluginConflict, PluginNotFound
 from posttrain_plugins.types.plugins import KINDS, Kind
 
-__all__ = ["Plugin", "find", "group", "installed", "load", "module_file", "suggest"]
+__all__ = ["Plugin", "entry_points", "find", "group", "installed", "load", "module_file", "suggest"]
 
 FILE_MODULE = "posttrain_file_"
 """Prefix of the name of a module that was imported from a file named in place."""
@@ -92,13 +92,13 @@ def installed(kind: Kind) -> tuple[Plugin, ...]:
     """Return all installed plugins of a kind, by name and distribution, without importing any of them."""
     listed = os.environ.get("POSTTRAIN_DISABLE_PLUGINS", "").split(",")
     disabled = {_normal(part.strip()) for part in listed if part.strip()}
-    plugins = {Plugin(kind, *row) for entry_group, *row in _entry_points() if entry_group == group(kind)}
+    plugins = {Plugin(kind, *row) for entry_group, *row in entry_points() if entry_group == group(kind)}
     found = [plugin for plugin in plugins if not disabled & {_normal(plugin.name), _normal(plugin.distribution)}]
     return tuple(sorted(found, key=lambda plugin: (plugin.name, plugin.distribution)))
 
 
 @cache
-def _entry_points() -> tuple[tuple[str, str, str, str, str], ...]:
+def entry_points() -> tuple[tuple[str, str, str, str, str], ...]:
     """Return group, name, target, distribution and version of every entry point of ours.
 
     The files are those that `importlib.metadata` reads. It takes longer to import and to parse them all than a command

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union
 from posttrain_plugins.plugins.declarations import DECLARATIONS
 from posttrain_plugins.types import ConfigOf, Ref
 
-__all__ = ["MISSING", "REWARD_ARGUMENTS", "Field", "Schema", "accepts", "field_of", "type_name"]
+__all__ = ["MISSING", "REWARD_ARGUMENTS", "Field", "Options", "Schema", "accepts", "field_of", "type_name"]
 
 MISSING = dataclasses.MISSING
 REWARD_ARGUMENTS = frozenset(
@@ -81,6 +81,35 @@ class Schema:
     def without_fields(self) -> Schema:
         """Return the schema of a function that is used as it is: it takes no parameters from a recipe."""
         return dataclasses.replace(self, fields={}, is_open=False)
+
+
+class Options(Mapping[str, Any]):
+    """What a config object will hold: what is given, else the default of its field, read when it is asked for.
+
+    Without the fields that are required, or whose default only a run could tell.
+
+    Args:
+        fields: of the config class.
+        given: by the recipe.
+    """
+
+    def __init__(self, fields: Mapping[str, Field], given: Mapping[str, Any]) -> None:
+        self.fields = fields
+        self.given = given
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self.given:
+            return self.given[name]
+        field = self.fields[name]
+        if field.is_required or not field.is_literal:
+            raise KeyError(name)
+        return field.default
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([name for name in {**self.given, **dict.fromkeys(self.fields)} if name in self])
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
 
 
 def field_of(name: str, annotation: Any, default: Any) -> Field:

@@ -1,7 +1,8 @@
 """Reads from the source what a plugin or a config class takes.
 
 TRL's and PEFT's config classes, and a user's `./file.py`, are parsed with `ast`, following re-exports and base classes
-from file to file, and never imported.
+from file to file, and never imported. A user's file is parsed whole; of a config class its statements are cut out by
+their indentation, and parsed one by one when they are asked for.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
+import re
+import textwrap
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,8 +31,10 @@ __all__ = ["classes_of", "of_config", "of_source", "package_file", "type_of_anno
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-class ParsedFile:
-    """A Python file as statements, which are read and never run.
+class SourceFile:
+    """A Python file as text, of which no more is parsed than is asked for, and nothing is run.
+
+    `TrainingArguments` alone takes 40 ms to parse, more than all the rest of `posttrain validate`.
 
     Args:
         file: its path.
@@ -37,60 +42,121 @@ class ParsedFile:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        # bytes, because a file says its own encoding
-        self.body = ast.parse(file.read_bytes(), filename=str(file)).body
+        self.text = importlib.util.decode_source(file.read_bytes())  # a file says its own encoding
 
     @functools.cached_property
-    def defined(self) -> dict[tuple[type[ast.stmt], str], ast.stmt]:
-        """Return the classes and the assignments to one name, each by its type and name; the first of each counts."""
-        found: dict[tuple[type[ast.stmt], str], ast.stmt] = {}
-        for node in self.body:
-            match node:
-                case ast.ClassDef(name) | ast.Assign([ast.Name(name)]) | ast.AnnAssign(ast.Name(name)):
-                    found.setdefault((type(node), name), node)
-        return found
+    def body(self) -> list[ast.stmt]:
+        """Return all statements."""
+        return ast.parse(self.text, filename=str(self.file)).body
 
     @functools.cached_property
-    def imports(self) -> dict[str, tuple[ast.ImportFrom, str]]:
-        """Return name -> the `from ... import` of the module that brings it, and its name there."""
-        found: dict[str, tuple[ast.ImportFrom, str]] = {}
-        pending = list(self.body)
-        while pending:
-            node = pending.pop()
-            if isinstance(node, ast.ImportFrom):
-                found.update({alias.asname or alias.name: (node, alias.name) for alias in node.names})
-            elif isinstance(node, ast.If | ast.Try):  # `if TYPE_CHECKING`, and imports that may fail
-                pending.extend([*node.body, *node.orelse, *getattr(node, "finalbody", ())])
+    def imports(self) -> dict[str, tuple[str, str, str]]:
+        """Return name -> the dots and the module of the `from ... import` that brings it, and its name there."""
+        found: dict[str, tuple[str, str, str]] = {}
+        for dots, module, names in _IMPORT.findall(self.text):  # also under `if TYPE_CHECKING` and in `try`
+            for part in re.sub(r"#.*|[()\\]", "", names).split(","):
+                name, _, alias = part.strip().partition(" as ")
+                found.setdefault(alias.strip() or name, (dots, module, name))
         return found
 
-    def find(self, name: str, *kinds: type[ast.stmt]) -> tuple[ParsedFile, Any] | None:
-        """Return the file and the statement of one of `kinds` that defines a name.
+    def statement(self, head: str) -> str:
+        """Return the text of the first statement that begins with a pattern; empty if there is none."""
+        match = re.search(rf"^{head}.*\n(?:(?:[ \t)\]}}#].*)?\n)*", self.text + "\n", re.MULTILINE)
+        return match[0] if match else ""
 
-        It stands here, or where `from .module import name` leads, however far. `kinds` are among `ClassDef`, `Assign`
-        and `AnnAssign`.
+    def find(self, name: str, head: str) -> tuple[SourceFile, str] | None:
+        """Return the file and the text of the statement that defines a name.
+
+        It stands here, or where `from .module import name` leads, however far.
+
+        Args:
+            name: of a class, or of what is assigned.
+            head: how the statement begins, a pattern with `{}` for the name.
         """
-        for kind in kinds:
-            if (kind, name) in self.defined:
-                return self, self.defined[kind, name]
+        if text := self.statement(head.format(name)):
+            return self, text
         if name not in self.imports:
             return None
-        node, its_name = self.imports[name]
-        parts = node.module.split(".") if node.module else []
+        dots, module, its_name = self.imports[name]
+        parts = module.split(".") if module else []
         try:
-            folder = self.file.parents[node.level - 1]
-            file = _module_file(folder, parts) if node.level else package_file(".".join(parts))
+            file = _module_file(self.file.parents[len(dots) - 1], parts) if dots else package_file(module)
         except LookupError:  # a package that is not installed adds no fields
             return None
         is_elsewhere = file.is_file() and file != self.file  # a package may import a name from itself
-        return _parsed(file, file.stat().st_mtime_ns).find(its_name, *kinds) if is_elsewhere else None
+        return _read(file, file.stat().st_mtime_ns).find(its_name, head) if is_elsewhere else None
 
-    def with_bases(self, node: ast.ClassDef) -> list[tuple[ParsedFile, ast.ClassDef]]:
-        """Return a class of this file and its bases, nearest first, each with its file."""
-        classes = [(self, node)]
-        for base in node.bases:
-            found = self.find(base.id, ast.ClassDef) if isinstance(base, ast.Name) else None
-            classes += found[0].with_bases(found[1]) if found is not None else []
+
+class SourceClass:
+    """A class as it is written.
+
+    Args:
+        file: where it stands.
+        text: the whole statement.
+    """
+
+    def __init__(self, file: SourceFile, text: str) -> None:
+        self.file = file
+        self.text = text
+
+    @functools.cached_property
+    def node(self) -> ast.ClassDef:
+        """Return the whole class as a statement."""
+        (found,) = ast.parse(self.text).body
+        assert isinstance(found, ast.ClassDef)
+        return found
+
+    @functools.cached_property
+    def head(self) -> ast.ClassDef:
+        """Return the class without its body: its name and bases."""
+        (found,) = ast.parse(re.split(r":\s*(?:#.*)?\n", self.text, maxsplit=1)[0] + ": ...").body
+        assert isinstance(found, ast.ClassDef)
+        return found
+
+    def annotated(self) -> dict[str, str]:
+        """Return name -> `name: type = value`, as it is written, of every annotated name of the body."""
+        # Statements that are texts go first: a docstring may have lines that look like a field.
+        text = re.sub(r'^[ \t]+[rR]?"""[\s\S]*?"""', "", self.text, flags=re.MULTILINE)
+        found: dict[str, str] = {}
+        for match in _ANNOTATED.finditer(text):
+            found[match["name"]] = match[0]
+        return found
+
+    def with_bases(self) -> list[SourceClass]:
+        """Return the class and its bases, nearest first; bases that cannot be read are left out."""
+        classes = [self]
+        for base in self.head.bases:
+            found = self.file.find(base.id, _CLASS) if isinstance(base, ast.Name) else None
+            classes += SourceClass(*found).with_bases() if found is not None else []
         return classes
+
+
+_CLASS = r"class {}\b"
+_ASSIGNED = r"{} *(?::[^=\n]+)?=(?!=)"
+_IMPORT = re.compile(r"^[ \t]*from +(\.*)([\w.]*) +import +(\([^)]*\)|(?:.*\\\n)*.*)", re.MULTILINE)
+# at the depth of a class's body, with the lines below it that stand deeper or close a bracket
+_ANNOTATED = re.compile(r"^(?P<depth> {4}|\t)(?P<name>\w+) *: *\S.*\n(?:(?:(?P=depth)[ \t)\]}].*)?\n)*", re.MULTILINE)
+
+
+class _LazyFields(Mapping[str, Field]):
+    """The fields of a dataclass, each parsed when it is asked for: a trainer has two hundred, a recipe sets ten."""
+
+    def __init__(self, texts: Mapping[str, tuple[SourceClass, str]]) -> None:
+        self.texts = texts
+        self.parsed: dict[str, Field] = {}
+
+    def __getitem__(self, name: str) -> Field:
+        if name not in self.parsed:
+            found = _field_of_text(*self.texts[name])
+            assert found is not None
+            self.parsed[name] = found
+        return self.parsed[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.texts)
+
+    def __len__(self) -> int:
+        return len(self.texts)
 
 
 @cache
@@ -103,18 +169,18 @@ def of_config(target: str) -> Schema:
     return Schema(_class_fields(classes_of(target)))
 
 
-def classes_of(target: str) -> list[tuple[ParsedFile, ast.ClassDef]]:
-    """Return a class and its bases, nearest first, each with its file; bases that cannot be read are left out.
+def classes_of(target: str) -> list[SourceClass]:
+    """Return a class and its bases, nearest first; bases that cannot be read are left out.
 
     Raises:
         LookupError: the package or the class is not there.
     """
     package, _, name = target.partition(":")
     file = package_file(package)
-    found = _parsed(file, file.stat().st_mtime_ns).find(name, ast.ClassDef)
+    found = _read(file, file.stat().st_mtime_ns).find(name, _CLASS)
     if found is None:
         raise LookupError(f"no class '{name}' in {package}")
-    return found[0].with_bases(found[1])
+    return SourceClass(*found).with_bases()
 
 
 def of_source(file: Path, attr: str) -> Schema:
@@ -124,7 +190,7 @@ def of_source(file: Path, attr: str) -> Schema:
         LookupError: the file defines no such function or class.
         SyntaxError: the file is not Python.
     """
-    parsed = _parsed(file, file.stat().st_mtime_ns)
+    parsed = _read(file, file.stat().st_mtime_ns)
     node = next((n for n in parsed.body if isinstance(n, ast.ClassDef | Function) and n.name == attr), None)
     if node is None:
         raise LookupError(f"{file.name} defines no function or class '{attr}'")
@@ -136,7 +202,11 @@ def of_source(file: Path, attr: str) -> Schema:
             attributes["reward_columns"] = _columns(methods["__call__"])
         init = methods.get("__init__")
         # a class with an `__init__` of its own is no dataclass; without `self`
-        fields = dict(list(_parameters(init))[1:]) if init else _class_fields(parsed.with_bases(node))
+        fields = (
+            dict(list(_parameters(init))[1:])
+            if init
+            else _class_fields(SourceClass(parsed, parsed.statement(_CLASS.format(attr))).with_bases())
+        )
         return Schema(fields, attributes, init is not None and init.args.kwarg is not None, doc=doc)
     # `score.requires_columns = ("solution",)` stands beside the function `score`
     attributes = {"reward_columns": _columns(node), **_declarations(parsed.body, f"{attr}.")}
@@ -162,8 +232,8 @@ def package_file(package: str) -> Path:
 
 
 @cache
-def _parsed(file: Path, mtime_ns: int) -> ParsedFile:
-    return ParsedFile(file)
+def _read(file: Path, mtime_ns: int) -> SourceFile:
+    return SourceFile(file)
 
 
 def _module_file(folder: Path, parts: Sequence[str]) -> Path:
@@ -171,16 +241,26 @@ def _module_file(folder: Path, parts: Sequence[str]) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-def _class_fields(classes: Iterable[tuple[ParsedFile, ast.ClassDef]]) -> dict[str, Field]:
+def _class_fields(classes: Iterable[SourceClass]) -> Mapping[str, Field]:
     """Return the fields of a dataclass from its classes, nearest first, as `dataclass` itself puts them in order."""
-    fields: dict[str, Field | None] = {}
-    for file, node in reversed(list(classes)):
-        for item in node.body:
+    texts: dict[str, tuple[SourceClass, str]] = {}
+    for one in reversed(list(classes)):
+        for name, text in one.annotated().items():
             # a private field (TRL's and PEFT's classes have some) is no option for a recipe
-            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.target.id[0] != "_":
-                name = item.target.id
-                fields[name] = _field(name, item.annotation, item.value, file) or fields.get(name)
-    return {name: field for name, field in fields.items() if field is not None}
+            is_doubtful = "ClassVar" in text or "init" in text
+            if name[0] != "_" and not (is_doubtful and _field_of_text(one, text) is None):
+                texts[name] = (one, text)
+    return _LazyFields(texts)
+
+
+def _field_of_text(owner: SourceClass, text: str) -> Field | None:
+    try:
+        (item,) = ast.parse(textwrap.dedent(text)).body
+    except (SyntaxError, ValueError):  # cut at the wrong place: the whole class tells
+        name = text.split(":")[0].strip()
+        item = next(n for n in owner.node.body if isinstance(n, ast.AnnAssign) and ast.unparse(n.target) == name)
+    assert isinstance(item, ast.AnnAssign)
+    return _field(ast.unparse(item.target), item.annotation, item.value, owner.file)
 
 
 def _parameters(node: Function) -> Iterator[tuple[str, Field]]:
@@ -201,7 +281,7 @@ def _columns(node: Function) -> tuple[str, ...]:
 
 
 def _field(
-    name: str, annotation: ast.expr | None, value: ast.expr | None, file: ParsedFile | None = None
+    name: str, annotation: ast.expr | None, value: ast.expr | None, file: SourceFile | None = None
 ) -> Field | None:
     """Return a parameter; None for a class variable, and for a field that the constructor does not take."""
     if annotation is not None and _name(annotation) == "ClassVar":
@@ -256,7 +336,7 @@ _NAMES: dict[str, Any] = {
 _MARKS: dict[str, Any] = {"ConfigOf": ConfigOf, "Ref": Ref}
 
 
-def type_of_annotation(annotation: ast.expr | None, file: ParsedFile | None = None) -> Any:
+def type_of_annotation(annotation: ast.expr | None, file: SourceFile | None = None) -> Any:
     """Return the type that an annotation stands for; what is not known here is `Any`, which accepts anything.
 
     Args:
@@ -269,7 +349,7 @@ def type_of_annotation(annotation: ast.expr | None, file: ParsedFile | None = No
         return Any
 
 
-def _type(node: ast.expr | None, file: ParsedFile | None) -> Any:
+def _type(node: ast.expr | None, file: SourceFile | None) -> Any:
     match node:
         case ast.Constant(str(text)):
             return _type(ast.parse(text, mode="eval").body, file)
@@ -291,8 +371,8 @@ def _type(node: ast.expr | None, file: ParsedFile | None) -> Any:
         case ast.Call(function, arguments) if _name(function) in _MARKS:
             return _MARKS[_name(function)](*map(ast.literal_eval, arguments))
         case ast.Name(name) if name not in _NAMES and file is not None:
-            found = file.find(name, ast.Assign, ast.AnnAssign)
-            value = found[1].value if found is not None else None
+            found = file.find(name, _ASSIGNED)
+            value = getattr(ast.parse(found[1]).body[0], "value", None) if found is not None else None
             # only choices: any other name of a module may stand for a class, which nobody can check a text against
             is_choice = isinstance(value, ast.Subscript) and _name(value) == "Literal"
             return _type(value, None) if is_choice else Any

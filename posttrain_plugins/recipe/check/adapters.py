@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from posttrain_plugins.models import adapter_compatibility
 from posttrain_plugins.models.adapter_types import PeftTypeAbilities, abilities, config_class
-from posttrain_plugins.plugins.schema import Schema
+from posttrain_plugins.plugins.schema import Options, Schema
 from posttrain_plugins.plugins.source import of_config
 from posttrain_plugins.recipe.check.diagnostics import Checker
 from posttrain_plugins.recipe.check.loops import RawStages
@@ -23,13 +24,12 @@ __all__ = ["check_adapters", "check_merges", "with_named_fields"]
 def check_adapters(checker: Checker, path: Keys, spec: StageSpec) -> None:
     """Check that a stage's adapters can do what the stage needs of them, before anything is loaded."""
     fields = spec.schema.fields
-    arguments: dict[str, Any] = {}  # what the trainer's config will hold, as far as its source tells
+    arguments = ChainMap[str, Any]()  # what the trainer's config will hold, as far as its source tells
     for name, target in spec.configs.items():
         with contextlib.suppress(LookupError):  # told by the check of the stage
-            known = of_config(target).fields.items()
-            arguments |= {key: field.default for key, field in known if field.is_literal and not field.is_required}
             given = spec.params.get(name)
-            arguments |= given if isinstance(given, Mapping) else {}
+            options = Options(of_config(target).fields, given if isinstance(given, Mapping) else {})
+            arguments.maps.insert(0, options)  # type: ignore[arg-type]
     for role, use in spec.inputs.items():
         if role not in fields or not isinstance(use, Use) or use.kind != "adapter":
             continue

@@ -16,12 +16,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from posttrain_plugins.errors import PLUGIN_FAILURES
 from posttrain_plugins.models.folder import adapter_config
 from posttrain_plugins.plugins import registry
+from posttrain_plugins.plugins.schema import Options
 from posttrain_plugins.plugins.source import of_config
 from posttrain_plugins.recipe.build import construct
 from posttrain_plugins.recipe.check.diagnostics import Checker
@@ -60,7 +60,8 @@ def with_issues(checker: Checker, stages: RawStages, specs: Mapping[str, StageSp
 def _facts_of(spec: StageSpec, specs: Mapping[str, StageSpec]) -> StageFacts:
     """Gather what is known of a stage, without importing a user's file: of one, the best is believed."""
     name, target = next(iter(spec.configs.items()), ("", ""))
-    defaults = {key: field.default for key, field in of_config(target).fields.items()} if target else {}
+    given = spec.params.get(name)
+    options = Options(of_config(target).fields if target else {}, given if isinstance(given, Mapping) else {})
     rewards, judges_steps = spec.inputs.get("rewards"), dict[str, bool]()
     for source in rewards if isinstance(rewards, tuple) else ():
         if isinstance(source, Use):
@@ -79,13 +80,25 @@ def _facts_of(spec: StageSpec, specs: Mapping[str, StageSpec]) -> StageFacts:
     if isinstance(start, External):
         parameters = parameters_in(Path(start.path))
     return StageFacts(
-        args=SimpleNamespace(**{**defaults, **(spec.params.get(name) or {})}),
+        args=_Arguments(options),
         trains_all=spec.adapter_mode != "continue" and is_full(spec.inputs.get("adapter")),
         parameters=parameters,
         loading=spec.loading,
         judges_steps=judges_steps,
         memory_bytes=memory_bytes,
     )
+
+
+class _Arguments:
+    """A trainer's options as attributes, as its config object would have them; None where only a run could tell."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self._options.given and name not in self._options.fields:
+            raise AttributeError(name)
+        return self._options.get(name)
 
 
 # --- how large a model is, and what there is to hold it ---------------------------------------------------------------

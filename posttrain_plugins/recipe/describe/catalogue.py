@@ -113,8 +113,8 @@ def _row(plugin: Plugin) -> dict[str, str]:
     try:
         summary = _summary(plugin)
     except PluginBroken as broken:
-        cause = broken.__cause__
-        return {**row, "status": "broken", "cause": f"{type(cause).__name__}: {cause}"}
+        found = broken.__cause__
+        return {**row, "status": "broken", "cause": f"{type(found).__name__}: {found}"}
     others = [p for p in registry.installed(plugin.kind) if p.name == plugin.name and p != plugin]
     if others and plugin.distribution:
         cause = f"also given by {others[0].distribution}: write {plugin.distribution}:{plugin.name}"

@@ -6,24 +6,23 @@ install ours lie in `recipes/` beside the package. Nothing is imported.
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 from pathlib import Path
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.plugins.registry import group, suggest
+from posttrain_plugins.plugins import registry
+from posttrain_plugins.plugins.registry import suggest
 
-__all__ = ["find_recipe", "packaged_recipes"]
+__all__ = ["find_recipe", "owner", "packaged_recipes"]
 
 
 def packaged_recipes() -> dict[str, Path]:
     """Name -> file of every packaged recipe; `gpu/qwen3_qlora` for one in a folder."""
     found: dict[str, Path] = {}
-    for entry in sorted(importlib.metadata.entry_points(group=group("recipes")), key=lambda e: e.name):
-        for folder in _folders(entry.value):
-            for file in sorted(folder.rglob("*.yaml")):
-                if not file.name.startswith("_"):  # a part that others extend
-                    found.setdefault(str(file.relative_to(folder).with_suffix("")), file)
+    for folder, _ in _folders():
+        for file in sorted(folder.rglob("*.yaml")):
+            if not file.name.startswith("_"):  # a part that others extend
+                found.setdefault(str(file.relative_to(folder).with_suffix("")), file)
     return found
 
 
@@ -45,11 +44,19 @@ def find_recipe(name: str) -> Path:
     raise InputError(f"no recipe '{name}': neither a file nor a packaged one", hint=hint)
 
 
-def _folders(package: str) -> list[Path]:
-    """The folder of a package without importing it; in a checkout, `recipes/` beside our package."""
-    top, *rest = package.split(".")
-    spec = importlib.util.find_spec(top)
-    if spec is None or spec.origin is None:
-        return []
-    home = Path(spec.origin).parent
-    return [folder for folder in (home.joinpath(*rest), home.parent.joinpath(*rest)) if rest and folder.is_dir()][:1]
+def owner(file: Path) -> str:
+    """Return the distribution that carries a recipe's file; empty for a file of the user's."""
+    return next((distribution for folder, distribution in _folders() if file.is_relative_to(folder)), "")
+
+
+def _folders() -> list[tuple[Path, str]]:
+    """Return each folder of recipes with its distribution; in a checkout, ours is `recipes/` beside our package."""
+    found: list[tuple[Path, str]] = []
+    for entry_group, _, package, distribution, _ in sorted(registry.entry_points(), key=lambda row: row[1]):
+        top, *rest = package.split(".")
+        spec = importlib.util.find_spec(top) if entry_group == registry.group("recipes") and rest else None
+        if spec is not None and spec.origin is not None:
+            home = Path(spec.origin).parent
+            folders = (home.joinpath(*rest), home.parent.joinpath(*rest))
+            found += [(folder.resolve(), distribution) for folder in folders if folder.is_dir()][:1]
+    return found

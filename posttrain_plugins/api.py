@@ -53,7 +53,7 @@ Backends: TypeAlias = "AnyBackend | Mapping[str, AnyBackend]"
 
 
 def validate(recipe: str | Path, overrides: Overrides = ()) -> Recipe:
-    """Checks a recipe (a file, or the name of a packaged one) without importing torch, transformers or trl.
+    """Check a recipe (a file, or the name of a packaged one) without importing torch, transformers or trl.
 
     Raises:
         RecipeErrors: all mistakes at once, each with its place.
@@ -62,12 +62,12 @@ def validate(recipe: str | Path, overrides: Overrides = ()) -> Recipe:
 
 
 def plan(recipe: str | Path, overrides: Overrides = (), *, runs_dir: str | Path = "runs", **choice: Any) -> Plan:
-    """What would run, what is done, and why; `choice` is `until`, `only`, `force` as in `run`."""
+    """Plan what would run, what is done, and why; `choice` is `until`, `only`, `force` as in `run`."""
     return planning.plan(validate(recipe, overrides), Path(runs_dir).resolve(), **choice)
 
 
 def masks(plan: Plan, rows: int = 2, only: Collection[str] = ()) -> dict[str, dict[str, Any]]:
-    """Which tokens carry loss in each training stage of a plan, for a few rows; see `recipe.preview`."""
+    """Show which tokens carry loss in each training stage of a plan, for a few rows; see `recipe.preview`."""
     from posttrain_plugins.recipe.run.preview import preview
 
     return preview(plan, rows, only)
@@ -83,7 +83,7 @@ def run(
     force: Collection[str] = (),
     observer: Observer | None = None,
 ) -> Run:
-    """Runs a recipe; what is done already is not done again.
+    """Run a recipe; what is done already is not done again.
 
     Args:
         recipe: a file, or the name of a packaged recipe.
@@ -103,7 +103,7 @@ def run(
 
 
 def load(kind: Kind, use: str, **params: Any) -> Any:
-    """A plugin's object: a reward or strategy ready to call, an adapter's `PeftConfig`, a data set, a stage.
+    """Return a plugin's object: a reward or strategy ready to call, an adapter's `PeftConfig`, a data set, a stage.
 
     Args:
         kind: `reward`, `adapter`, `strategy`, `dataset` or `stage`.
@@ -119,7 +119,7 @@ def load(kind: Kind, use: str, **params: Any) -> Any:
 
 
 def resolve_strategy(spec: Any, *, scorers: Scorers = (), runs_dir: str | Path = "runs") -> ResolvedStrategy:
-    """A strategy with the rewards and models that its fields name, at any depth, as a recipe would find them.
+    """Return a strategy with the rewards and models that its fields name, at any depth, as a recipe finds them.
 
     Args:
         spec: `best_of_n(n=8, scorer='quickstart:rm')`, a mapping with `use`, or a strategy's object.
@@ -143,7 +143,7 @@ def resolve_strategy(spec: Any, *, scorers: Scorers = (), runs_dir: str | Path =
 
 
 def reward(spec: str | Mapping[str, Any], *, runs_dir: str | Path = "runs") -> ResolvedReward:
-    """A reward as the command line names it, with all that its fields refer to.
+    """Return a reward as the command line names it, with all that its fields refer to.
 
     Args:
         spec: `length(max_chars=20)`, `./file.py:attr`, a mapping with `use`, or `RUN:STAGE` of a reward model.
@@ -156,7 +156,7 @@ def reward(spec: str | Mapping[str, Any], *, runs_dir: str | Path = "runs") -> R
 
 
 def rows(dataset: str, limit: int | None = None) -> list[dict[str, Any]]:
-    """The rows of a data set as the command line names it.
+    """Return the rows of a data set as the command line names it.
 
     Args:
         dataset: a plugin, `digit_chain(split=test, size=50)`, a file, or a Hub id.
@@ -180,7 +180,7 @@ def backend(
     runs_dir: str | Path = "runs",
     **loading: Any,
 ) -> AnyBackend:
-    """What runs a model: this process, or a server that speaks OpenAI's protocol.
+    """Open what runs a model: this process, or a server that speaks OpenAI's protocol.
 
     Args:
         where: a folder, a PEFT adapter's folder, a Hub id, `RUN:STAGE`, or a server's URL (`http://host:8000/v1`, with
@@ -208,7 +208,7 @@ def backend(
 def backends(
     policy: Backends, models: Mapping[str, ModelArtifact], *, runs_dir: str | Path = "runs"
 ) -> Iterator[dict[str, AnyBackend]]:
-    """A backend for the policy and for each model that a strategy names, by role; what is opened here is closed here.
+    """Give a backend for the policy and each model that a strategy names, by role; what is opened here is closed.
 
     Args:
         policy: the policy's backend, or a mapping from roles that have one to these.
@@ -233,7 +233,7 @@ def solve(
     runs_dir: str | Path = "runs",
     **options: Any,
 ) -> list[Result]:
-    """Lets a strategy solve problems, all of them in one batch; see `posttrain_plugins.engine.solve.solve`.
+    """Let a strategy solve problems, all of them in one batch; see `posttrain_plugins.engine.solve.solve`.
 
     Args:
         strategy: a strategy, or its text such as `self_consistency(n=8)`; see `resolve_strategy`.
@@ -262,7 +262,7 @@ def plan_evaluation(
     runs_dir: str | Path = "runs",
     **settings: Any,
 ) -> Plan:
-    """A recipe of one `evaluate` stage, planned; its results are kept and reused like any other's.
+    """Plan a recipe of one `evaluate` stage; its results are kept and reused like any other's.
 
     Args:
         model: a folder, a Hub id, or `RUN:STAGE`.

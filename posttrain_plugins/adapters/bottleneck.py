@@ -21,9 +21,6 @@ def bottleneck(task_type: str = "CAUSAL_LM", **params: Any) -> BottleneckConfig:
         task_type: PEFT's task type; stages that train classifiers set their own.
         **params: `placement` (houlsby, pfeiffer or parallel), `reduction_factor`, `non_linearity`, `scaling` ...
 
-    Returns:
-        The PEFT config that TRL's trainers take.
-
     Raises:
         InputError: a value that no bottleneck has.
 

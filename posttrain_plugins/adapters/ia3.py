@@ -21,9 +21,6 @@ def ia3(target_modules: str | list[str] | None = None, task_type: str = "CAUSAL_
         task_type: PEFT's task type; stages that train classifiers set their own.
         **params: fields of `peft.IA3Config` (`feedforward_modules`, `init_ia3_weights` ...).
 
-    Returns:
-        The PEFT config that TRL's trainers take.
-
     Example:
         >>> ia3(target_modules=["v_proj"], feedforward_modules=[]).peft_type.value
         'IA3'

@@ -38,9 +38,6 @@ def lora(
             bare TRL, call the config's `prepare(trainer)` before `trainer.train()`.
         **params: fields of `peft.LoraConfig`.
 
-    Returns:
-        The PEFT config that TRL's trainers take.
-
     Raises:
         InputError: LoftQ without scipy, or a ratio below 1.
 

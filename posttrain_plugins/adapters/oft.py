@@ -23,9 +23,6 @@ def oft(target_modules: str | list[str] = "all-linear", task_type: str = "CAUSAL
         task_type: PEFT's task type; stages that train classifiers set their own.
         **params: fields of `peft.OFTConfig` (`oft_block_size`, `r`, `coft` ...).
 
-    Returns:
-        The PEFT config that TRL's trainers take.
-
     Example:
         >>> oft(oft_block_size=8).oft_block_size
         8

@@ -21,9 +21,6 @@ def p_tuning(num_virtual_tokens: int = 20, task_type: str = "CAUSAL_LM", **param
         task_type: PEFT's task type; stages that train classifiers set their own.
         **params: fields of `peft.PromptEncoderConfig` (`encoder_hidden_size`, `encoder_reparameterization_type` ...).
 
-    Returns:
-        The PEFT config that TRL's trainers take.
-
     Example:
         >>> p_tuning(num_virtual_tokens=8).num_virtual_tokens
         8

@@ -21,9 +21,6 @@ def peft(peft_type: str, task_type: str = "CAUSAL_LM", **params: Any) -> PeftCon
         **params: fields of that type's config class. PEFT knows which modules to take for the model types in its table;
             for the others, give `target_modules`.
 
-    Returns:
-        The PEFT config that TRL's trainers take.
-
     Raises:
         InputError: PEFT has no such type.
 

@@ -21,9 +21,6 @@ def prefix(num_virtual_tokens: int = 20, task_type: str = "CAUSAL_LM", **params:
         task_type: PEFT's task type; stages that train classifiers set their own.
         **params: fields of `peft.PrefixTuningConfig` (`prefix_projection`, `encoder_hidden_size`, `init_weights` ...).
 
-    Returns:
-        The PEFT config that TRL's trainers take.
-
     Example:
         >>> prefix(num_virtual_tokens=8).num_virtual_tokens
         8

@@ -21,9 +21,6 @@ def prompt(num_virtual_tokens: int = 20, task_type: str = "CAUSAL_LM", **params:
         task_type: PEFT's task type; stages that train classifiers set their own.
         **params: fields of `peft.PromptTuningConfig` (`prompt_tuning_init`, `prompt_tuning_init_text` ...).
 
-    Returns:
-        The PEFT config that TRL's trainers take.
-
     Example:
         >>> prompt(num_virtual_tokens=8).num_virtual_tokens
         8

@@ -23,9 +23,6 @@ def vera(target_modules: str | list[str] = "all-linear", task_type: str = "CAUSA
         task_type: PEFT's task type; stages that train classifiers set their own.
         **params: fields of `peft.VeraConfig` (`r`, `d_initial`, `projection_prng_key` ...).
 
-    Returns:
-        The PEFT config that TRL's trainers take.
-
     Example:
         >>> vera(r=32).r
         32

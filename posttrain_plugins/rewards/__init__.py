@@ -1,5 +1,8 @@
 """Reward plugins, one file each: a function of prompts and completions that gives each completion a score, or None.
 
+Each is called as TRL calls a reward, with B prompts, B completions (plain or conversational), and the columns of the
+data set as lists of B. Docstrings say only what a reward adds to that.
+
 | file | holds |
 |---|---|
 | | **against a reference answer or the task's own checker** |

@@ -50,14 +50,10 @@ class BLEU:
     tokenize: str = "13a"
 
     def __call__(self, completions: Sequence[Prompt], solution: Sequence[Any], **columns: Any) -> list[float | None]:
-        """Score each completion.
+        """Return B scores in [0, 1]; None where there is no reference.
 
         Args:
-            completions: B completions, plain or conversational.
             solution: B reference texts, or lists of several; None where there is none.
-
-        Returns:
-            B scores in [0, 1]; None where there is no reference.
         """
         # Sentences, not a corpus: a reward is of one completion, and a mean of it over a batch says the rest.
         metric = _metric(self.max_ngram_order, self.lowercase, self.tokenize)

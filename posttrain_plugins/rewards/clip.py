@@ -60,15 +60,7 @@ class Clip:
         return self.low, self.high
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
-        """Score each completion.
-
-        Args:
-            prompts: B prompts.
-            completions: B completions.
-
-        Returns:
-            B scores from `low` to `high`; None where the reward cannot judge.
-        """
+        """Return B scores from `low` to `high`; None where the reward cannot judge."""
         # Scaled first: the bounds are in the units of what is given, so that they hold whatever the reward's own are.
         scores = nested_rewards.call_reward(self.reward, prompts, completions, columns)
         return [None if s is None else min(self.high, max(self.low, self.scale * s + self.shift)) for s in scores]

@@ -115,14 +115,10 @@ class Code:
                 raise InputError(f"code cannot use {name}: {getattr(self, name)}, expected more than 0")
 
     def __call__(self, completions: Sequence[Prompt], tests: Sequence[Any], **columns: Any) -> list[float | None]:
-        """Score each completion.
+        """Return B scores in [0, 1]; None where there is no test.
 
         Args:
-            completions: B completions, plain or conversational.
             tests: B lists of tests; None where there are none.
-
-        Returns:
-            B scores in [0, 1]; None where there is no test.
         """
         if self.sandbox == "auto" and completions:
             working_sandbox()  # refused here, once, and not by each thread

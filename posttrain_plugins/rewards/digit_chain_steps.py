@@ -57,14 +57,10 @@ class DigitChainSteps:
             raise InputError(message, hint="change mode")
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
-        """Score each completion.
+        """Return B scores in [0, 1]; None where the prompt holds no problem.
 
         Args:
-            prompts: B prompts, plain or conversational.
             completions: B completions, in the chat or the raw layout.
-
-        Returns:
-            B scores in [0, 1]; None where the prompt holds no problem.
         """
         scores: list[float | None] = []
         for found in _check_all(prompts, completions):
@@ -79,15 +75,7 @@ class DigitChainSteps:
     def step_scores(
         self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any
     ) -> list[list[float]]:
-        """Score each written step: 1.0 where it is right, else 0.0.
-
-        Args:
-            prompts: B prompts, plain or conversational.
-            completions: B completions; their steps stand between semicolons.
-
-        Returns:
-            B lists, one score per written step, empty where there is no step or no problem.
-        """
+        """Return B lists: 1.0 or 0.0 for each step between semicolons, empty where there is no step or no problem."""
         # Each by what stands in it, whatever the answer: a chain that goes wrong at its third step keeps two.
         checks = _check_all(prompts, completions)
         return [[] if found is None else [float(is_right) for is_right in found.steps] for found in checks]

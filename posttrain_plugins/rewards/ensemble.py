@@ -54,15 +54,7 @@ class Ensemble:
             raise InputError("ensemble has no rewards", hint="rewards: [rm_a, rm_b]")
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
-        """Score each completion; a reward that cannot judge one is left out of it.
-
-        Args:
-            prompts: B prompts.
-            completions: B completions.
-
-        Returns:
-            B scores; None where no reward can judge.
-        """
+        """Return B scores; a reward that cannot judge a completion is left out of it, None where no reward can."""
         # Members are of a kind: the mean of four reward models is on the scale of five, so one may be left out.
         return nested_rewards.combine_rewards(
             self.rewards, self.reduce, prompts, completions, columns, penalty=self.penalty, skips_none=True

@@ -57,14 +57,7 @@ class Format:
             raise InputError("format has no tags", hint="tags: [think, answer]")
 
     def __call__(self, completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
-        """Score each completion.
-
-        Args:
-            completions: B completions, plain or conversational.
-
-        Returns:
-            B scores in [0, 1].
-        """
+        """Return B scores in [0, 1]."""
         texts = [to_text(completion) for completion in completions]
         return [self._score(f"<{self.tags[0]}>{text}" if self.is_opened else text) for text in texts]
 

@@ -47,15 +47,7 @@ class Gate:
     otherwise: float = 0.0
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
-        """Score each completion.
-
-        Args:
-            prompts: B prompts.
-            completions: B completions.
-
-        Returns:
-            B scores; None where the condition, or behind it the reward, cannot judge.
-        """
+        """Return B scores; None where the condition, or behind it the reward, cannot judge."""
         conditions = nested_rewards.call_reward(self.condition, prompts, completions, columns)
         # None stays None below: what the condition cannot judge has neither passed nor failed.
         passed = [i for i, score in enumerate(conditions) if score is not None and score >= self.threshold]

@@ -64,14 +64,10 @@ class JSONSchema:
         return () if self.schema is not None else ("schema",)
 
     def __call__(self, completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
-        """Score each completion.
+        """Return B scores in [0, 1]; None where there is no schema.
 
         Args:
-            completions: B completions, plain or conversational.
             columns: `schema`, B schemas, where the reward has none of its own.
-
-        Returns:
-            B scores in [0, 1]; None where there is no schema.
         """
         schemas = [self.schema] * len(completions) if self.schema is not None else columns.get("schema")
         if schemas is None and completions:

@@ -117,15 +117,10 @@ class Judge:
         return {**self.__dict__, "_backend": None, "_log": None}  # a model and an open file stay in their process
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
-        """Score each completion.
+        """Return B scores in [0, 1]; None where the judge gave no rating that can be read, or has no step to rate.
 
         Args:
-            prompts: B prompts, plain or conversational.
-            completions: B completions.
             columns: further columns, which the rubric may name.
-
-        Returns:
-            B scores in [0, 1]; None where the judge gave no rating that can be read, or has no step to rate.
         """
         if self.judging == "pairwise":
             return self._compare(prompts, completions)
@@ -143,8 +138,6 @@ class Judge:
         """Rate each step, shown together with those before it; one that cannot be read scores 0.
 
         Args:
-            prompts: B prompts, plain or conversational.
-            completions: B completions.
             columns: with `steps`, these; else `separator` splits.
 
         Returns:

@@ -56,14 +56,10 @@ class Keyword:
             raise InputError(f"keyword has a word that is required and forbidden: {sorted(both)[0]!r}")
 
     def __call__(self, completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
-        """Score each completion.
+        """Return B scores in [0, 1]; None where nothing is required or forbidden.
 
         Args:
-            completions: B completions, plain or conversational.
             columns: with `keywords`, B lists of further required words.
-
-        Returns:
-            B scores in [0, 1]; None where nothing is required or forbidden.
         """
         more = columns.get("keywords") or [None] * len(completions)
         return [self._score(to_text(text), words) for text, words in zip(completions, more, strict=True)]

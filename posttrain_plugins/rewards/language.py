@@ -63,14 +63,10 @@ class Language:
         return () if self.language else ("language",)
 
     def __call__(self, completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
-        """Score each completion.
+        """Return B shares of letters in [0, 1]; None where no line is long enough to tell.
 
         Args:
-            completions: B completions, plain or conversational.
             columns: `language`, B codes, where the reward has none of its own.
-
-        Returns:
-            B shares of letters in [0, 1]; None where no line is long enough to tell.
         """
         wanted = [self.language] * len(completions) if self.language else columns.get("language")
         if wanted is None and completions:

@@ -50,14 +50,7 @@ class Length:
                 raise InputError(message, hint=f"change {name}")
 
     def __call__(self, completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
-        """Score each completion.
-
-        Args:
-            completions: B completions, plain or conversational.
-
-        Returns:
-            B scores in [0, 1].
-        """
+        """Return B scores in [0, 1]."""
         scores: list[float | None] = []
         for completion in completions:
             excess = len(to_text(completion)) - self.max_chars

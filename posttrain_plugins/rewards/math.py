@@ -73,14 +73,10 @@ class Math:
     def __call__(
         self, completions: Sequence[Prompt], solution: Sequence[str | None], **columns: Any
     ) -> list[float | None]:
-        """Score each completion.
+        """Return B scores, 1.0 or 0.0; None where the reference cannot be read.
 
         Args:
-            completions: B completions, plain or conversational.
             solution: B reference answers, LaTeX or plain; None where there is none.
-
-        Returns:
-            B scores, 1.0 or 0.0; None where the reference cannot be read.
         """
         if not is_available():
             hint = "pip install 'posttrain-plugins[math]'"

@@ -48,14 +48,6 @@ class Min:
             raise InputError("min has no rewards", hint="rewards: [helpful, harmless]")
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
-        """Score each completion.
-
-        Args:
-            prompts: B prompts.
-            completions: B completions.
-
-        Returns:
-            B scores; None where a reward cannot judge.
-        """
+        """Return B scores; None where a reward cannot judge."""
         # None where one cannot judge: the side that is not seen may be the weakest.
         return nested_rewards.combine_rewards(self.rewards, "min", prompts, completions, columns)

@@ -74,15 +74,7 @@ class Perplexity:
         return {**self.__dict__, "_model": None, "_tokenizer": None}  # loaded again where it is unpickled
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
-        """Score each completion.
-
-        Args:
-            prompts: B prompts, plain or conversational.
-            completions: B completions.
-
-        Returns:
-            B scores; None for an empty completion.
-        """
+        """Return B scores; None for an empty completion."""
         pairs = self._encode(prompts, completions)
         order = sorted((i for i, (_, tail) in enumerate(pairs) if tail), key=lambda i: len(pairs[i][0] + pairs[i][1]))
         scores: list[float | None] = [None] * len(pairs)  # no token has no mean

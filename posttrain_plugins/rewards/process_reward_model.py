@@ -80,15 +80,7 @@ class ProcessRewardModel:
         )
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
-        """Score each completion by its steps' probabilities, aggregated.
-
-        Args:
-            prompts: B prompts, plain or conversational.
-            completions: B completions.
-
-        Returns:
-            B scores in [0, 1]; None for an empty completion, which has no step to judge.
-        """
+        """Return B scores in [0, 1], the aggregate of a completion's steps; None for one without any step."""
         return [aggregate(scores, self.aggregate) for scores in self.step_scores(prompts, completions, **columns)]
 
     def step_scores(
@@ -97,8 +89,6 @@ class ProcessRewardModel:
         """Score each step: how likely the completion is right up to its end.
 
         Args:
-            prompts: B prompts, plain or conversational.
-            completions: B completions.
             columns: with `steps` (B lists of texts that joined are the completion), these; else `separator` splits.
 
         Returns:

@@ -47,14 +47,10 @@ class ReasoningGym:
     def __call__(
         self, completions: Sequence[Prompt], entry: Sequence[str | None], **columns: Any
     ) -> list[float | None]:
-        """Score each completion.
+        """Return B scores in [0, 1]; None where there is no entry.
 
         Args:
-            completions: B completions, plain or conversational.
             entry: B entries of the data set `reasoning_gym`; None where there is none.
-
-        Returns:
-            B scores in [0, 1]; None where there is no entry.
         """
         if any(one is not None for one in entry):
             with importing_extra("reasoning_gym", "reasoning-gym", "reasoning-gym"):

@@ -50,14 +50,7 @@ class Regex:
             raise InputError(message, hint="read https://docs.python.org/3/library/re.html") from error
 
     def __call__(self, completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
-        """Score each completion.
-
-        Args:
-            completions: B completions, plain or conversational.
-
-        Returns:
-            B scores, 1.0 or 0.0.
-        """
+        """Return B scores, 1.0 or 0.0."""
         # `re` keeps what it has compiled, so nothing is kept here.
         find = re.compile(self.pattern).fullmatch if self.full_match else re.compile(self.pattern).search
         texts = (to_text(completion) for completion in completions)

@@ -61,14 +61,10 @@ class Repetition:
         return self.max_penalty, 0.0
 
     def __call__(self, completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
-        """Score each completion.
+        """Return B scores from `max_penalty` to 0; 0.0 for a completion shorter than an n-gram.
 
         Args:
-            completions: B completions, plain or conversational.
             columns: with `completion_ids`, B lists, where tokens are counted in a trainer.
-
-        Returns:
-            B scores from `max_penalty` to 0; 0.0 for a completion shorter than an n-gram.
         """
         scores: list[float | None] = []
         for units in split_units(completions, columns, self.unit, self.tokenizer):

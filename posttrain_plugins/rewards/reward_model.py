@@ -78,15 +78,10 @@ class RewardModel:
         )
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
-        """Score each completion.
+        """Return B scores: logits, larger is better.
 
         Args:
-            prompts: B prompts, plain or conversational.
-            completions: B completions in the same format.
             columns: `tools` and `chat_template_kwargs` are rendered as they were in training.
-
-        Returns:
-            B scores: logits, larger is better.
         """
         scores: list[float | None] = [None] * len(completions)
         for i, logits in self._classifier.logits(self._encode(prompts, completions, columns), self.batch_size):

@@ -50,14 +50,10 @@ class ROUGE:
     use_stemmer: bool = False
 
     def __call__(self, completions: Sequence[Prompt], solution: Sequence[Any], **columns: Any) -> list[float | None]:
-        """Score each completion.
+        """Return B scores in [0, 1]; None where there is no reference.
 
         Args:
-            completions: B completions, plain or conversational.
             solution: B reference texts, or lists of several, of which the nearest counts; None where there is none.
-
-        Returns:
-            B scores in [0, 1]; None where there is no reference.
         """
         scorer = _scorer(self.kind, self.use_stemmer)
         scores: list[float | None] = []

@@ -57,14 +57,10 @@ class SoftOverlong:
             raise InputError(f"{message}, expected 0 to max_completion_len: {self.max_completion_len}", hint=hint)
 
     def __call__(self, completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
-        """Score each completion.
+        """Return B scores in [-1, 0].
 
         Args:
-            completions: B completions, plain or conversational.
             columns: with `completion_ids`, B lists, where tokens are counted in a trainer.
-
-        Returns:
-            B scores in [-1, 0].
         """
         # 0.0 or less, so that it can be added to any reward of the answer.
         scores: list[float | None] = []

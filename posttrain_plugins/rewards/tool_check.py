@@ -74,15 +74,11 @@ class ToolCheck:
     is_ordered: bool = False
 
     def __call__(self, completions: Sequence[Prompt], solution: Sequence[Any], **columns: Any) -> list[float | None]:
-        """Score each completion.
+        """Return B scores in [0, 1]; None where there is no reference.
 
         Args:
-            completions: B completions, plain or conversational.
             solution: B lists of calls with `name` and `arguments`, or their JSON; None where there is no reference, an
                 empty list where no tool should be called.
-
-        Returns:
-            B scores in [0, 1]; None where there is no reference.
 
         Raises:
             InputError: a reference cannot be read.

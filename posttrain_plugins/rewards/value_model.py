@@ -102,8 +102,6 @@ class ValueModel:
         """Score each step by the value at its end.
 
         Args:
-            prompts: B prompts, plain or conversational.
-            completions: B completions.
             columns: with `steps` (B lists of texts that joined are the completion), these; else `separator` splits.
 
         Returns:

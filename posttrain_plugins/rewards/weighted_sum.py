@@ -53,14 +53,6 @@ class WeightedSum:
             raise InputError(message, hint="give one weight for each reward")
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
-        """Score each completion.
-
-        Args:
-            prompts: B prompts.
-            completions: B completions.
-
-        Returns:
-            B sums; None where a reward cannot judge.
-        """
+        """Return B sums; None where a reward cannot judge."""
         # None where one cannot judge: a sum of fewer parts is on another scale, and its advantage would be of that.
         return nested_rewards.combine_rewards(self.rewards, "sum", prompts, completions, columns, weights=self.weights)

@@ -60,27 +60,21 @@ def _sharegpt(row: Row) -> tuple[Row, set[str]]:
     turns = row[column]
     if not isinstance(turns, list) or not turns:
         raise ValueError(f"'{column}' is {turns!r}, expected a list of turns")
-    messages = [{"role": _role(turn["from"]), "content": turn["value"]} for turn in turns]
-    if row.get("system"):
-        messages.insert(0, {"role": "system", "content": row["system"]})
+    messages = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+    for turn in turns:
+        # refused, not passed on: a chat template writes a role that it does not know as it stands, or drops the turn
+        if turn["from"] not in ROLES:
+            raise ValueError(f"a turn is from {turn['from']!r}, expected one of {', '.join(ROLES)}")
+        messages.append({"role": ROLES[turn["from"]], "content": turn["value"]})
     return {"messages": messages}, {column, "system"}
-
-
-def _role(name: str) -> str:
-    if name not in ROLES:
-        raise ValueError(f"a turn is from {name!r}, expected one of {', '.join(ROLES)}")
-    return ROLES[name]
 
 
 def _alpaca(row: Row) -> tuple[Row, set[str]]:
     question = f"{row['instruction']}\n\n{row['input']}" if row.get("input") else row["instruction"]
-    new = {"prompt": [_user(question)], "completion": [_assistant(row["output"])]}
-    return new, {
-        "instruction",
-        "input",
-        "output",
-        "text",
-    }
+    answer = {"role": "assistant", "content": row["output"]}
+    # `text` goes too: it is the whole in Alpaca's own template, and TRL would take it for what to learn from
+    used = {"instruction", "input", "output", "text"}
+    return {"prompt": [{"role": "user", "content": question}], "completion": [answer]}, used
 
 
 def _openai(row: Row) -> tuple[Row, set[str]]:
@@ -91,15 +85,12 @@ def _openai(row: Row) -> tuple[Row, set[str]]:
         [_openai_message(m) for m in row[name]] for name in ("preferred_output", "non_preferred_output")
     )
     extra = {"tools": row["input"]["tools"]} if row["input"].get("tools") else {}
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **extra}, {
-        "input",
-        "preferred_output",
-        "non_preferred_output",
-    }
+    new = {"prompt": prompt, "chosen": chosen, "rejected": rejected, **extra}
+    return new, {"input", "preferred_output", "non_preferred_output"}
 
 
 def _openai_message(message: Mapping[str, Any]) -> Row:
-    """The API has arguments of calls as JSON text, chat templates want objects; `weight` is the API's own."""
+    """Write a message as chat templates want it: arguments of calls as objects, and no `weight`, the API's own."""
     kept = {key: value for key, value in message.items() if key != "weight"}
     if isinstance(kept.get("content"), list):
         kept["content"] = "".join(part["text"] for part in kept["content"] if part.get("type") == "text")
@@ -111,18 +102,18 @@ def _openai_message(message: Mapping[str, Any]) -> Row:
 
 def _ultrafeedback(row: Row) -> tuple[Row | None, set[str]]:
     if "completions" in row:  # one instruction, several models' answers
-        scored = [(_score(answer), answer["response"]) for answer in row["completions"]]
+        scored = []
+        for answer in row["completions"]:
+            # the fine-grained mean stands in for the overall score, which some answers of the set lack
+            overall = answer.get("overall_score")
+            score = float(overall if overall is not None else answer["fine-grained_score"])
+            scored.append((score, {"role": "assistant", "content": answer["response"]}))
         (low, worst), (high, best) = min(scored, key=lambda s: s[0]), max(scored, key=lambda s: s[0])
         used = {"instruction", "completions"}
         if high == low:  # nobody preferred one
             return None, used
-        prompt = [_user(row["instruction"])]
-        return {
-            "prompt": prompt,
-            "chosen": [_assistant(best)],
-            "rejected": [_assistant(worst)],
-            "margin": high - low,
-        }, used
+        prompt = [{"role": "user", "content": row["instruction"]}]
+        return {"prompt": prompt, "chosen": [best], "rejected": [worst], "margin": high - low}, used
     chosen, rejected = row["chosen"], row["rejected"]
     common = _common_start(chosen, rejected)
     if not common or not chosen[len(common) :] or not rejected[len(common) :]:
@@ -131,12 +122,8 @@ def _ultrafeedback(row: Row) -> tuple[Row | None, set[str]]:
     return new, {"prompt", "chosen", "rejected", "messages"}
 
 
-def _score(answer: Mapping[str, Any]) -> float:
-    return float(answer["overall_score"] if answer.get("overall_score") is not None else answer["fine-grained_score"])
-
-
 def _common_start(first: Sequence[Any], second: Sequence[Any]) -> list[Any]:
-    """What both conversations share, up to the last message of either, which is the answer."""
+    """Return what both conversations share, up to the last message of either, which is the answer."""
     shared = []
     for one, other in zip(first[:-1], second[:-1], strict=False):
         if one != other:
@@ -148,16 +135,13 @@ def _common_start(first: Sequence[Any], second: Sequence[Any]) -> list[Any]:
 def _hh(row: Row) -> tuple[Row, set[str]]:
     chosen, rejected = (_turns(row[name]) for name in ("chosen", "rejected"))
     common = _common_start(chosen, rejected)
-    if not common or common[-1]["role"] != "user":
-        # Some pairs part before the last answer: what follows belongs to each side as a whole.
-        while common and common[-1]["role"] != "user":
-            common.pop()
-        if not common:
-            raise ValueError("'chosen' and 'rejected' do not begin with the same turn of the human")
-    return {"prompt": common, "chosen": chosen[len(common) :], "rejected": rejected[len(common) :]}, {
-        "chosen",
-        "rejected",
-    }
+    # Some pairs part before the last answer: what follows belongs to each side as a whole.
+    while common and common[-1]["role"] != "user":
+        common.pop()
+    if not common:
+        raise ValueError("'chosen' and 'rejected' do not begin with the same turn of the human")
+    new = {"prompt": common, "chosen": chosen[len(common) :], "rejected": rejected[len(common) :]}
+    return new, {"chosen", "rejected"}
 
 
 def _turns(text: str) -> list[Row]:
@@ -192,14 +176,6 @@ def _prm800k(row: Row) -> tuple[Row, set[str]]:
     if question.get("ground_truth_answer") is not None:
         new["solution"] = question["ground_truth_answer"]
     return new, {"question", "label"}
-
-
-def _user(text: str) -> Row:
-    return {"role": "user", "content": text}
-
-
-def _assistant(text: str) -> Row:
-    return {"role": "assistant", "content": text}
 
 
 FORMATS: dict[str, Callable[[Row], tuple[Row | None, set[str]]]] = {

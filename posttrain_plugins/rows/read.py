@@ -53,6 +53,7 @@ def read_rows(file: Path, types: Mapping[str, str] | None = None, limit: int | N
 def place_of(file: Path, index: int) -> str:
     """Return `file:line` of the row `index` (from 0), for messages."""
     if file.suffix in TEXT_SUFFIXES:
+        # read once more, and only for a message: a number kept beside every row would be paid for by all files
         with contextlib.suppress(InputError, OSError):
             line = next(islice((line for line, _ in _numbered_rows(file, {})), index, None))
             return f"{file}:{line}" if line else f"{file}, element {index + 1}"
@@ -71,6 +72,7 @@ def dataset_of_rows(rows: Sequence[Row], where: str) -> Dataset:
     """
     from datasets import Dataset, Features
 
+    # every row's names: a column that begins in the middle of a file is one too
     columns = list(dict.fromkeys(name for row in rows for name in row))
     features = {name: _feature([row.get(name) for row in rows], f"{where}: column '{name}'") for name in columns}
     return Dataset.from_list([{name: row.get(name) for name in columns} for row in rows], features=Features(features))
@@ -80,7 +82,7 @@ def dataset_of_rows(rows: Sequence[Row], where: str) -> Dataset:
 
 
 def _numbered_rows(file: Path, types: Mapping[str, str]) -> Iterator[tuple[int, Row]]:
-    """Every row with the line at which it starts, 0 where it has none of its own."""
+    """Yield every row with the line at which it starts, 0 where it has none of its own."""
     if file.suffix in (".csv", ".tsv"):
         yield from _csv_rows(file, types)
         return
@@ -91,7 +93,7 @@ def _numbered_rows(file: Path, types: Mapping[str, str]) -> Iterator[tuple[int, 
             elif file.suffix == ".json" and (whole := _json_list(lines.read(), file)) is not None:
                 yield from ((0, row) for row in whole)  # an element has no line
             else:
-                lines.seek(0)
+                lines.seek(0)  # many a file named `.json` holds JSON lines
                 for number, line in enumerate(lines, 1):
                     if line.strip():
                         yield number, _record(line, file, number)
@@ -110,7 +112,7 @@ def _record(text: str, file: Path, number: int) -> Row:
 
 
 def _json_list(text: str, file: Path) -> list[Row] | None:
-    """A list of objects, as `json.dump` writes it; None where the file is JSON lines after all."""
+    """Read a list of objects, as `json.dump` writes it; None where the file is JSON lines after all."""
     if not text.lstrip().startswith("["):
         return None
     rows = _parsed(text, str(file))
@@ -187,7 +189,7 @@ def _cell(text: str, kind: str, place: str) -> Any:
 
 
 def _feature(values: Sequence[Any], place: str) -> Any:
-    """The `datasets` feature that holds all values of a column, or of a part of one, exactly.
+    """Return the `datasets` feature that holds all values of a column, or of a part of one, exactly.
 
     `Json` holds objects whose keys or types differ. It is not taken for texts and numbers in one column: `datasets` 5.2
     writes a text into it without quotes, so that "007" would come back as 7. Nor for fractions of more than ten digits,
@@ -210,7 +212,7 @@ def _feature(values: Sequence[Any], place: str) -> Any:
             hint="give all rows one type; a number may be written as text",
         )
     kind = kinds.pop() if kinds else "nothing"
-    present = [value for value in values if value is not None]
+    present = [value for value in values if value is not None]  # a None fits into every type
     if kind == "a list":
         inner = [item for value in present for item in value]
         if _mixed(inner) and _survives_json(inner):  # [1, "a"]: its elements have no type in common, the list has

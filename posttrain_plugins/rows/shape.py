@@ -7,15 +7,18 @@ what was expected, and the `format`, `rename` or `types` that mends it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, TypeAlias
 
 __all__ = ["RowMistake", "check_rows"]
 
 MESSAGES_ONLY = ("messages",)
 EITHER = ("prompt", "completion", "chosen", "rejected")
-ROLES = ("system", "user", "assistant", "tool", "developer", "function")
+
+Mistake: TypeAlias = tuple[str, str, str, str]
+"""Column, found, expected and hint of a `RowMistake`."""
 
 
 @dataclass(frozen=True)
@@ -53,122 +56,86 @@ def check_rows(rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> Row
     wanted = set(columns)
     forms: dict[str, tuple[int, str]] = {}  # column -> the row that set its form, and that form
     for index, row in enumerate(rows):
-        for column in (*MESSAGES_ONLY, *EITHER):
-            if column in wanted and column in row:
-                mistake = _value(index, column, row[column], row)
-                if mistake is not None:
-                    return mistake
-        mistake = (
-            _labels(index, row, wanted) or _forms_agree(index, row, wanted) or _same_form(index, row, wanted, forms)
-        )
-        if mistake is not None:
-            return mistake
+        read = {name: value for name, value in row.items() if name in wanted}
+        # one mistake is enough: the rows behind it mostly have the same, and a file may have millions
+        for mistake in chain(_in_values(read), _in_labels(read), _in_forms(read, forms, index)):
+            return RowMistake(index, *mistake)
     return None
 
 
-def _value(index: int, column: str, value: Any, row: Mapping[str, Any]) -> RowMistake | None:
-    is_messages = column in MESSAGES_ONLY
-    if isinstance(value, str) and not is_messages:
-        return None
-    if isinstance(value, list):
-        return _messages(index, column, value, row)
-    expected = "a list of messages" if is_messages else "text or a list of messages"
-    if isinstance(value, bool | int | float):
-        hint = f'write it as text, "{json.dumps(value)}"'
-    elif value is None:
-        hint = "fill it or remove the row"
-    else:
-        hint = (
-            "rename: {old: new} on the data set, or format: sharegpt | alpaca | openai | ultrafeedback | hh | prm800k"
-        )
-    return RowMistake(index, column, _shown(value), expected, hint)
+def _in_values(read: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Yield what is neither a text nor a conversation."""
+    for column in (*MESSAGES_ONLY, *EITHER):
+        if column not in read:
+            continue
+        value, is_messages = read[column], column in MESSAGES_ONLY
+        if isinstance(value, list):
+            yield from _in_messages(column, value)
+        elif is_messages or not isinstance(value, str):
+            if isinstance(value, bool | int | float):
+                hint = f'write it as text, "{json.dumps(value)}"'
+            elif value is None:
+                hint = "fill it or remove the row"
+            else:
+                formats = "sharegpt | alpaca | openai | ultrafeedback | hh | prm800k"
+                hint = f"rename: {{old: new}} on the data set, or format: {formats}"
+            expected = "a list of messages" if is_messages else "text or a list of messages"
+            yield column, _shown(value), expected, hint
 
 
-def _messages(index: int, column: str, messages: list[Any], row: Mapping[str, Any]) -> RowMistake | None:
+def _in_messages(column: str, messages: list[Any]) -> Iterator[Mistake]:
     if not messages:
-        return RowMistake(index, column, "an empty list", "at least one message", "remove the row")
+        yield column, "an empty list", "at least one message", "remove the row"
     for number, message in enumerate(messages):
         where = f"{column}[{number}]"
         if not isinstance(message, Mapping):
-            return RowMistake(
-                index,
-                where,
-                _shown(message),
-                'a message, {"role": ..., "content": ...}',
-                "format: sharegpt, or mend the row",
-            )
-        if "role" not in message:
-            hint = (
-                "format: sharegpt"
-                if {"from", "value"} <= set(message)
-                else 'each message is {"role": ..., "content": ...}'
-            )
-            return RowMistake(
-                index, where, f"an object with {', '.join(message) or 'no keys'}", "role and content", hint
-            )
-        content = message.get("content")
-        is_call = bool(message.get("tool_calls"))
-        if content is None and not is_call:
-            hint = "remove the row, or write its text; only a message with tool_calls may have none"
-            return RowMistake(index, f"{where}.content", "null", "text", hint)
-        if not isinstance(content, str | list) and content is not None:
-            return RowMistake(
-                index, f"{where}.content", _shown(content), "text", f'write it as text, "{json.dumps(content)}"'
-            )
-    return None
+            expected = 'a message, {"role": ..., "content": ...}'
+            yield where, _shown(message), expected, "format: sharegpt, or mend the row"
+        elif "role" not in message:
+            is_sharegpt = {"from", "value"} <= set(message)
+            hint = "format: sharegpt" if is_sharegpt else 'each message is {"role": ..., "content": ...}'
+            yield where, f"an object with {', '.join(message) or 'no keys'}", "role and content", hint
+        elif (content := message.get("content")) is None:
+            if not message.get("tool_calls"):
+                hint = "remove the row, or write its text; only a message with tool_calls may have none"
+                yield f"{where}.content", "null", "text", hint
+        elif not isinstance(content, str | list):  # a list of parts is what templates of models with images take
+            yield f"{where}.content", _shown(content), "text", f'write it as text, "{json.dumps(content)}"'
 
 
-def _labels(index: int, row: Mapping[str, Any], wanted: set[str]) -> RowMistake | None:
-    if "label" in wanted and "label" in row and not isinstance(row["label"], bool) and row["label"] not in (0, 1):
+def _in_labels(read: Mapping[str, Any]) -> Iterator[Mistake]:
+    label, steps, labels = read.get("label", True), read.get("completions"), read.get("labels")
+    # `in (0, 1)`: KTO's public sets write numbers, and TRL takes them; "false" as text would be true to Python
+    if not isinstance(label, bool) and label not in (0, 1):
         hint = "write true or false without quotes; for CSV, types: {label: bool}"
-        return RowMistake(index, "label", _shown(row["label"]), "true or false", hint)
-    if "completions" in wanted and "completions" in row:
-        steps = row["completions"]
-        if not isinstance(steps, list) or not steps:
-            hint = "one text for each, format: prm800k for that set"
-            return RowMistake(index, "completions", _shown(steps), "a list of texts", hint)
-    if {"completions", "labels"} <= wanted and {"completions", "labels"} <= set(row):
-        labels = row["labels"]
-        if not isinstance(labels, list) or any(not isinstance(label, bool) and label not in (0, 1) for label in labels):
-            return RowMistake(
-                index, "labels", _shown(labels), "a list of true and false", "one for each of `completions`"
-            )
-        if len(labels) != len(row["completions"]):
-            found = f"a list of {len(labels)}, with {len(row['completions'])} completions"
-            return RowMistake(index, "labels", found, "one for each step", "mend the row")
-    return None
+        yield "label", _shown(label), "true or false", hint
+    if "completions" in read and (not isinstance(steps, list) or not steps):
+        yield "completions", _shown(steps), "a list of texts", "one text for each, format: prm800k for that set"
+    if {"completions", "labels"} <= set(read):
+        if not isinstance(labels, list) or any(not isinstance(one, bool) and one not in (0, 1) for one in labels):
+            yield "labels", _shown(labels), "a list of true and false", "one for each of `completions`"
+        elif len(labels) != len(read["completions"]):
+            found = f"a list of {len(labels)}, with {len(read['completions'])} completions"
+            yield "labels", found, "one for each step", "mend the row"
 
 
-def _forms_agree(index: int, row: Mapping[str, Any], wanted: set[str]) -> RowMistake | None:
-    """Within a row, prompt and what follows it are both texts or both conversations."""
-    if "prompt" not in wanted or "prompt" not in row:
-        return None
-    form = _form(row["prompt"])
-    for column in EITHER[1:]:
-        if column in wanted and column in row and _form(row[column]) != form:
-            whole = isinstance(row[column], list) and any(message.get("role") == "user" for message in row[column])
-            hint = (
-                "format: ultrafeedback takes the prompt out of them, or columns: [chosen, rejected]"
-                if whole and form == "text"
-                else f"give prompt and {column} the same form"
-            )
-            return RowMistake(index, column, f"{_form(row[column])} beside a prompt that is {form}", form, hint)
-    return None
-
-
-def _same_form(
-    index: int, row: Mapping[str, Any], wanted: set[str], forms: dict[str, tuple[int, str]]
-) -> RowMistake | None:
-    """Over the rows, a column keeps its form: TRL looks at the first row alone."""
+def _in_forms(read: Mapping[str, Any], forms: dict[str, tuple[int, str]], index: int) -> Iterator[Mistake]:
+    """Yield a column of another form than the row's prompt, or than rows before: TRL looks at the first alone."""
+    form = _form(read.get("prompt"))
+    for column in EITHER[1:] if "prompt" in read else ():
+        if column in read and (found := _form(read[column])) != form:
+            # whole conversations beside a prompt are a known form of data, which holds the prompt twice
+            is_whole = isinstance(read[column], list) and any(m.get("role") == "user" for m in read[column])
+            hint = f"give prompt and {column} the same form"
+            if is_whole and form == "text":
+                hint = "format: ultrafeedback takes the prompt out of them, or columns: [chosen, rejected]"
+            yield column, f"{found} beside a prompt that is {form}", form, hint
     for column in EITHER:
-        if column in wanted and column in row:
-            first, form = forms.setdefault(column, (index, _form(row[column])))
-            if _form(row[column]) != form:
-                found = f"{_form(row[column])}, where row {first + 1} has {form}"
-                return RowMistake(
-                    index, column, found, f"{form} in every row", "split the data set in two, or convert one half"
-                )
-    return None
+        if column in read:
+            first, form = forms.setdefault(column, (index, _form(read[column])))
+            if (found := _form(read[column])) != form:
+                hint = "split the data set in two, or convert one half"
+                yield column, f"{found}, where row {first + 1} has {form}", f"{form} in every row", hint
 
 
 def _form(value: Any) -> str:

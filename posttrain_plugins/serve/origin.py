@@ -59,7 +59,7 @@ def _name_and_port(url: str) -> tuple[str | None, int | None]:
 
 
 def _plain(name: str) -> str:
-    """One form for a name: lower case, no last dot, addresses as `ipaddress` writes them."""
+    """Return a name in one form: lower case, no last dot, addresses as `ipaddress` writes them."""
     name = name.strip("[]").lower().removesuffix(".")
     try:
         return str(ipaddress.ip_address(name))

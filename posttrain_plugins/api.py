@@ -245,7 +245,7 @@ def solve(
     """
     from posttrain_plugins.engine.solve import solve as engine_solve
 
-    ready = [p if isinstance(p, Problem) else Problem(p, id=str(i)) for i, p in enumerate(problems)]
+    ready = [problem if isinstance(problem, Problem) else Problem(problem) for problem in problems]
     resolved = resolve_strategy(strategy, scorers=scorers, runs_dir=runs_dir)
     with backends(backend, resolved.models, runs_dir=runs_dir) as by_role:
         return engine_solve(resolved.strategy, ready, backend=by_role, scorers=resolved.scorers, **options)

@@ -343,7 +343,22 @@ def test_a_question_may_hold_a_line_separator(tmp_path: Path) -> None:
     file = tmp_path / "q.jsonl"
     prompts = ["one\u2028two", "three\x85"]
     file.write_text("".join(json.dumps({"prompt": p}, ensure_ascii=False) + "\n" for p in prompts), encoding="utf-8")
-    assert _from_file(file) == prompts
+    assert [row["prompt"] for row in _from_file(file)] == prompts
+
+
+def test_a_scorer_that_needs_a_column_gets_it_from_the_file_or_is_refused(
+    ask: Callable[..., None], tiny_model: Path, tmp_path: Path, capsys: Any
+) -> None:
+    best = {"strategy": "best_of_n(n=2, scorer=exact_answer)", "max_tokens": 6}
+    needs = re.escape("scorer 'exact_answer' needs the column solution: the problems have none beside the prompt")
+    with pytest.raises(InputError, match=needs):  # before the model, which is not there
+        ask("no/such-model", ["3|7>2"], **best)
+    file = tmp_path / "q.jsonl"
+    file.write_text('{"prompt": "3|7>2", "solution": "1"}\n{"prompt": "4|7>2", "solution": "2"}\n')
+    with pytest.raises(InputError, match=needs):  # one question of three has none
+        ask("no/such-model", ["3|7>2"], file=file, **best)
+    ask(str(tiny_model), file=file, as_json=True, **best)
+    assert [[c["score"] for c in row["candidates"]] for row in json.loads(capsys.readouterr().out)] == [[0.0, 0.0]] * 2
 
 
 def test_ask_as_a_user_types_it(tiny_model: Path, tmp_path: Path) -> None:

@@ -50,7 +50,10 @@ def ask(
     temperature: TemperatureOption = 1.0,
     seed: SeedOption = 0,
     file: Annotated[
-        Path | None, typer.Option(help="Questions, one a line, or JSONL with `prompt`; `-` is stdin.", allow_dash=True)
+        Path | None,
+        typer.Option(
+            help="Questions, one a line, or JSONL with `prompt` and columns for scorers; `-` is stdin.", allow_dash=True
+        ),
     ] = None,
     served_model: Annotated[
         str | None, typer.Option(help="The model's name on the server, where MODEL is a URL.")
@@ -71,27 +74,29 @@ def ask(
     """
     from posttrain_plugins import api
     from posttrain_plugins.cli.progress_bar import progress_bar
+    from posttrain_plugins.engine.scoring import check_columns
     from posttrain_plugins.engine.solve import solve
     from posttrain_plugins.plugins import registry
     from posttrain_plugins.types import Problem, SamplingParams
 
     # all that can be wrong in the user's words is found before a model is loaded, which may take minutes
-    prompts = _prompts(question or [], file, system)
+    prompts, columns = _questions(question or [], file, system)
     options: dict[str, Any] = {"tools": [registry.import_object(target) for target in tool or ()]} if tool else {}
     if budget is not None:
         options["budget"] = read_budget(budget)
     console = err()
     quiet(console)
     resolved = api.resolve_strategy(strategy, scorers=scorer or [], runs_dir=runs_dir)
+    for reward in resolved.scorers.values():
+        check_columns(reward, columns)
     params = SamplingParams(temperature=temperature, max_tokens=max_tokens)
-    # the place in the list is the id: the same question twice is two problems, with answers of their own
-    problems = [Problem(prompt, params, id=str(i)) for i, prompt in enumerate(prompts)]
+    problems = [Problem(prompt, params) for prompt in prompts]
     with progress_bar(console) as progress:
         try:
             policy = api.backend(model, model=served_model, runs_dir=runs_dir)
         except (OSError, ValueError) as cause:  # what transformers raises for a model that is not there
             raise InputError(f"model {model!r} cannot be loaded: {str(cause).partition(chr(10))[0]}") from cause
-        options |= {"scorers": resolved.scorers, "seed": seed, "progress": progress}
+        options |= {"scorers": resolved.scorers, "columns": columns, "seed": seed, "progress": progress}
         with api.backends(policy, resolved.models, runs_dir=runs_dir) as by_role:
             results = solve(resolved.strategy, problems, backend=by_role, **options)
     _print_results(prompts, results, as_json, trace, is_many=file is not None or len(prompts) > 1)
@@ -107,26 +112,34 @@ def ask(
 # --- questions -------------------------------------------------------------------------------------------------------
 
 
-def _prompts(questions: Sequence[str], file: Path | None, system: str | None) -> list[Prompt]:
-    found: list[Prompt] = [sys.stdin.read().strip("\n") if text == "-" else text for text in questions]
-    found += _from_file(file) if file is not None else []
-    if not found:
+def _questions(
+    questions: Sequence[str], file: Path | None, system: str | None
+) -> tuple[list[Prompt], dict[str, list[Any]]]:
+    """Return the prompts, and the columns that every one of them has in the file."""
+    rows: list[dict[str, Any]] = [{"prompt": sys.stdin.read().strip("\n") if q == "-" else q} for q in questions]
+    rows += _from_file(file) if file is not None else []
+    if not rows:
         raise InputError("no question is given", hint='posttrain ask MODEL "2+2=?", or --file questions.txt')
     # a question is a message, of which the backend makes text if the model has no chat template
-    prompts: list[Any] = [[{"role": "user", "content": p}] if isinstance(p, str) else list(p) for p in found]
-    return [[{"role": "system", "content": system}, *prompt] for prompt in prompts] if system is not None else prompts
+    before: list[Any] = [] if system is None else [{"role": "system", "content": system}]
+    prompts = [
+        [*before, *([{"role": "user", "content": row["prompt"]}] if isinstance(row["prompt"], str) else row["prompt"])]
+        for row in rows
+    ]
+    names = [name for name in rows[0] if name != "prompt" and all(name in row for row in rows)]
+    return prompts, {name: [row[name] for row in rows] for name in names}
 
 
-def _from_file(file: Path) -> list[Prompt]:
-    """Read one question a line, or JSONL with `prompt`, text or messages."""
+def _from_file(file: Path) -> list[dict[str, Any]]:
+    """Read one question a line, or JSONL with `prompt`, text or messages, and further columns."""
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the questions cannot be read: {file}: {error}") from error
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if file.suffix != ".jsonl":
-        return [line for _, line in lines]
-    prompts: list[Any] = []
+        return [{"prompt": line} for _, line in lines]
+    rows: list[dict[str, Any]] = []
     for number, line in lines:
         where = f"{file}:{number}"
         try:
@@ -138,8 +151,8 @@ def _from_file(file: Path) -> list[Prompt]:
         is_chat = isinstance(prompt, list) and prompt and all(isinstance(m, dict) and "role" in m for m in prompt)
         if not (isinstance(prompt, str) or is_chat):
             raise InputError(f"{where}: 'prompt' is {prompt!r}, expected text or messages")
-        prompts.append(prompt)
-    return prompts
+        rows.append(row)
+    return rows
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------

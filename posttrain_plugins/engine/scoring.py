@@ -10,7 +10,7 @@ What a reward costs stands in the log beside its answers. A reward tells its cos
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
@@ -19,6 +19,7 @@ from posttrain_plugins.engine.keys import prompt_text, score_key
 from posttrain_plugins.engine.log import RequestLog
 from posttrain_plugins.errors import PLUGIN_FAILURES, InputError, PluginBroken, RewardFailed
 from posttrain_plugins.nested_rewards import wait_for
+from posttrain_plugins.plugins.signature import reward_columns
 from posttrain_plugins.text import is_conversational
 from posttrain_plugins.types import Problem, Prompt, ResolvedReward, Score, ScoreSteps, Usage
 
@@ -28,6 +29,7 @@ __all__ = [
     "Scored",
     "as_completion",
     "calls",
+    "check_columns",
     "items_of",
     "kind_of",
     "score",
@@ -100,6 +102,19 @@ def items_of(request: Score | ScoreSteps, problem: Problem, columns: Mapping[str
 def as_completion(prompt: Prompt, text: str) -> Any:
     """Return a completion in the format of its prompt: a message where the prompt is conversational."""
     return [{"role": "assistant", "content": text}] if is_conversational(prompt) else text
+
+
+def check_columns(reward: ResolvedReward, columns: Collection[str]) -> None:
+    """Check that problems have the columns which a scorer needs.
+
+    Raises:
+        InputError: with those that they have not.
+    """
+    missing = [name for name in reward_columns(reward.func) if name not in columns]
+    if missing:
+        needed = f"scorer '{reward.name}' needs the column{'s' if missing[1:] else ''} {', '.join(missing)}"
+        found = f"the problems have {', '.join(columns) or 'none'} beside the prompt"
+        raise InputError(f"{needed}: {found}", hint="give it with the problems, or take a scorer without a reference")
 
 
 def spent_of(reward: ResolvedReward) -> Usage | None:
@@ -195,11 +210,13 @@ def calls(kind: ScoreKind, reward: ResolvedReward, items: Mapping[str, Scored], 
     """Yield the calls that answer what the log does not know: one, or two where only some prompts are conversational.
 
     Raises:
-        InputError: where steps are to be scored by a reward that has no `step_scores`.
+        InputError: where steps are to be scored by a reward that has no `step_scores`, or a column is not there.
     """
     if kind == "step_scores" and not hasattr(reward.func, "step_scores"):
         raise InputError(f"reward {reward.name!r} cannot score steps: it has no step_scores", hint="name one that has")
     missing = {key: item for key, item in items.items() if key not in log}
+    if kind == "score" and missing:
+        check_columns(reward, next(iter(missing.values())).columns)
     # TRL's rewards look at the first completion to tell messages from text, so a call holds one kind
     for is_chat in (True, False):
         part = {key: item for key, item in missing.items() if is_conversational(item.prompt) == is_chat}

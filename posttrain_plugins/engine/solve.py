@@ -54,7 +54,7 @@ def solve(
 
     Args:
         strategy: called once per problem; what it raises becomes the `error` of that problem's result.
-        problems: P problems with different ids.
+        problems: P problems with different ids; one without gets its place, "0" to "P-1".
         backend: answers `Generate`; a mapping gives one for each model role (`Generate.model`). Backends in this
             process and servers may be mixed.
         scorers: answer `Score` and `ScoreSteps`, by the name that these ask for.
@@ -82,7 +82,8 @@ def solve(
         PluginBroken: where a scorer raises.
     """
     # ids stand in keys: with one id two problems would draw the same noise, and read each other's log entries
-    twice = [name for name, times in Counter(problem.id for problem in problems).items() if times > 1]
+    ids = [problem.id or str(i) for i, problem in enumerate(problems)]
+    twice = [name for name, times in Counter(ids).items() if times > 1]
     if twice:
         raise InputError(f"two problems have the same id: {twice[0]!r}", hint="give each Problem its own id")
     box = toolbox(getattr(strategy, "tools", None), tools)
@@ -90,10 +91,10 @@ def solve(
     rows = [{name: values[i] for name, values in (columns or {}).items()} for i in range(len(problems))]
     with log_of(log) as answers:
         runs = []
-        for problem, row in zip(problems, rows, strict=True):
+        for problem, id, row in zip(problems, ids, rows, strict=True):
             # noise of the problem's own: with one generator for all, the order in which they are served would matter
-            noise = random.Random(f"{seed}:{problem.id}")
-            prepared = Problem(problem.prompt, problem.params, problem.id, noise, schemas or problem.tools)
+            noise = random.Random(f"{seed}:{id}")
+            prepared = Problem(problem.prompt, problem.params, id, noise, schemas or problem.tools)
             runs.append(ProblemRun(strategy, prepared, row, BudgetMeter(budget or Budget())))
         session = Session(
             name=type(strategy).__name__,

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from posttrain_plugins.engine.scoring import check_columns
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.registry import suggest
-from posttrain_plugins.plugins.signature import reward_columns
 from posttrain_plugins.recipe.check.diagnostics import listed
 from posttrain_plugins.recipe.plan.store import Store
 from posttrain_plugins.recipe.plugin_schema import parse_call, plugin_schema
@@ -56,7 +56,7 @@ class Strategies:
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
         for reward in self.scorers.values():
-            _check_columns(reward)
+            check_columns(reward, ())  # a served question has none
         for name in self.named:  # what the command line has wrong stops the server, not its first client
             self.find(name)
 
@@ -119,12 +119,6 @@ class Strategies:
                     known = listed(self.scorers, "known: ") if self.scorers else "start the server with --scorer"
                     raise InputError(f"no scorer {name!r}", hint=f"{known}, or name a reward model as RUN:STAGE")
                 reward = NameResolver(runs_dir).reward(name)
-                _check_columns(reward)
+                check_columns(reward, ())
                 self.scorers[name] = reward
             return queued(self.model_thread, self.scorers[name])
-
-
-def _check_columns(reward: ResolvedReward) -> None:
-    columns = ", ".join(reward_columns(reward.func))
-    if columns:
-        raise InputError(f"scorer {reward.name!r} needs the columns {columns}, which a served question does not have")

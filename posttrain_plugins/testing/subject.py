@@ -61,11 +61,16 @@ class Subject:
         return type(self.definition) if is_made else self.definition
 
     @property
+    def makes_something(self) -> bool:
+        """Is it called with its parameters to make what a recipe uses? So are functions that return a reward."""
+        if self.kind == "reward" and inspect.isroutine(self.definition):
+            return of_object(self.definition).makes_reward
+        return self.kind in ("adapter", "dataset")
+
+    @property
     def schema(self) -> Schema:
         """Return what it takes; a reward or strategy that is a plain function takes no parameters."""
-        if isinstance(self.source, type) or self.kind in ("adapter", "dataset"):
-            return of_object(self.source)
-        return Schema({})
+        return of_object(self.source) if isinstance(self.source, type) or self.makes_something else Schema({})
 
     @functools.cached_property
     def params(self) -> dict[str, Any]:
@@ -91,7 +96,7 @@ class Subject:
 
     def try_to_make(self, **more: Any) -> Any:
         """Do as `make` does, but raise what the plugin raises."""
-        definition, makes_something = self.definition, self.kind in ("adapter", "dataset")
+        definition, makes_something = self.definition, self.makes_something
         if isinstance(self.plugin, functools.partial):  # as a recipe hands it over, with its parameters
             return self.plugin(**more) if makes_something else self.plugin
         if not isinstance(definition, type):

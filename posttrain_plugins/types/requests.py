@@ -273,7 +273,8 @@ class Problem:
     Args:
         prompt: plain text or messages.
         params: the sampling parameters to start from; strategies replace single fields.
-        id: stable name within a run; part of every request's key.
+        id: stable name within a run; part of every request's key. Empty, it is the place among the problems that are
+            solved together.
         rng: a generator of its own, seeded from run seed and id, for strategies that need chance.
         tools: JSON schemas of the functions that `CallTool` reaches; filled by the engine.
     """
@@ -281,7 +282,7 @@ class Problem:
     # no columns: a strategy that could see the reference answer would be measured by looking it up
     prompt: Prompt
     params: SamplingParams = SamplingParams()
-    id: str = "0"
+    id: str = ""
     # its own, so that a problem's noise does not hang on which other problems are solved beside it
     rng: random.Random = field(default_factory=lambda: random.Random(0))
     tools: tuple[Mapping[str, Any], ...] = ()

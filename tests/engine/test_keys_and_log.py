@@ -128,8 +128,17 @@ def test_greedy_requests_are_one_draw() -> None:
 
 
 def test_two_problems_with_one_id_are_refused() -> None:
-    with pytest.raises(InputError, match="same id"):
-        sample([Problem("a"), Problem("b")], 1, backend=Scripted())
+    for ids in ("xx", ("1", "")):  # the second one's place is "1"
+        with pytest.raises(InputError, match="same id"):
+            sample([Problem("a", id=ids[0]), Problem("b", id=ids[1])], 1, backend=Scripted())
+
+
+def test_a_problem_without_an_id_is_its_place() -> None:
+    def drawn(*ids: str) -> list[list[str]]:
+        return texts(sample([Problem("a", id=id) for id in ids], 2, backend=Scripted()))
+
+    assert drawn("", "", "x") == drawn("0", "1", "x")
+    assert drawn("", "")[0] != drawn("", "")[1]  # one question twice is two problems
 
 
 def test_rng_is_the_problems_own_and_the_same_in_a_replay() -> None:

@@ -143,7 +143,7 @@ def test_scorers_that_need_the_reference_answer_are_refused(open_server: Callabl
     def exact(completions: list[Any], solution: list[str], **columns: Any) -> list[float]:
         return [0.0 for _ in completions]
 
-    with pytest.raises(InputError, match=r"needs the columns solution"):
+    with pytest.raises(InputError, match=r"needs the column solution"):
         open_server(scorers={"exact": exact})
 
 

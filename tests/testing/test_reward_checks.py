@@ -11,6 +11,7 @@ import pytest
 from planted import GENERAL, Planted
 
 from posttrain_plugins.errors import InputError
+from posttrain_plugins.testing import run_checks
 from posttrain_plugins.text import to_text
 
 PLANTED = Planted("reward")
@@ -287,3 +288,59 @@ def test_a_sound_plugin_passes() -> None:
 
 def test_the_checks_on_every_kind_have_planted_faults_here() -> None:
     assert GENERAL - {"check_is_light_to_import"} <= set(PLANTED.plugins)  # that one needs a module of its own
+
+
+# --- rewards that others wrote ---------------------------------------------------------------------------------------
+
+
+def starts_with_thought(completions, **kwargs):  # type: ignore[no-untyped-def]
+    """Reward function in the style of Open R1."""
+    return [float(completion[0]["content"].startswith("<think>")) for completion in completions]
+
+
+def counts_tokens(prompts, completions, completion_ids, trainer_state, **kwargs):  # type: ignore[no-untyped-def]
+    """Needs what only a trainer gives."""
+    contents = [completion[0]["content"] for completion in completions]
+    return [
+        len(ids) + trainer_state.global_step + 0.0 * len(c) for ids, c in zip(completion_ids, contents, strict=True)
+    ]
+
+
+def scaled(max_chars: int = 1000):  # type: ignore[no-untyped-def]
+    """Make a reward."""
+    return Scaled(max_chars)
+
+
+@dataclass
+class Scaled:
+    """Pays for the room that is left."""
+
+    max_chars: int
+    __name__ = "scaled"
+
+    def __call__(self, completions: Any, **kwargs: Any) -> list[float]:
+        return [1 - len(to_text(completion)) / self.max_chars for completion in completions]
+
+
+@pytest.mark.parametrize("reward", [starts_with_thought, counts_tokens])
+def test_a_reward_for_messages_alone_is_checked_on_messages(reward: Any) -> None:
+    outcomes = {outcome.check: outcome for outcome in run_checks("reward", reward)}
+    failed = [name for name, outcome in outcomes.items() if outcome.status == "failed"]
+    assert failed == ["check_both_formats"]
+    assert "TypeError" in outcomes["check_both_formats"].reason
+    assert "formats = ['conversational']" in outcomes["check_both_formats"].reason
+    for name in ("check_one_value_per_completion", "check_inputs_unchanged", "check_picklable", "check_empty_batch"):
+        assert outcomes[name].status == "passed"
+
+
+def test_a_function_that_makes_a_reward_is_called_first() -> None:
+    PLANTED.assert_passes(scaled)
+
+
+def test_a_reward_that_raises_on_both_is_told_once() -> None:
+    def broken(completions: Any, **kwargs: Any) -> list[float]:
+        """Raise."""
+        raise KeyError("x")
+
+    failed = {outcome.check: outcome.reason for outcome in run_checks("reward", broken) if outcome.status == "failed"}
+    assert failed == {"check_one_value_per_completion": "it raised KeyError: 'x'"}

@@ -122,7 +122,7 @@ def _questions(
         raise InputError("no question is given", hint='posttrain ask MODEL "2+2=?", or --file questions.txt')
     # a question is a message, of which the backend makes text if the model has no chat template
     before: list[Any] = [] if system is None else [{"role": "system", "content": system}]
-    prompts = [
+    prompts: list[Prompt] = [
         [*before, *([{"role": "user", "content": row["prompt"]}] if isinstance(row["prompt"], str) else row["prompt"])]
         for row in rows
     ]

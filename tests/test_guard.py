@@ -61,6 +61,18 @@ def parent(completions, **columns):
     with open(completions[0], "w") as file: file.write(str(child.pid))
     time.sleep(600)
 
+def deserter(completions, **columns):
+    """Starts a process that leaves session and group, loses its parent, and forgets where it came from."""
+    file, then = completions[0].split(" ")
+    if os.fork() == 0:
+        os.setsid()
+        grandchild = subprocess.Popen(["sleep", "600"], env={}, start_new_session=True)
+        with open(file, "w") as out: out.write(str(grandchild.pid))
+        os._exit(0)
+    while not os.path.exists(file) or not open(file).read(): time.sleep(0.01)
+    misbehave(then)
+    return [1.0]
+
 def lazy(completions, **columns):
     import slow_to_import
     return [slow_to_import.SCORE for _ in completions]
@@ -150,6 +162,39 @@ def test_what_a_reward_started_dies_with_it(shaky, tmp_path: Path) -> None:
     assert call(reward, str(tmp_path / "pid")) == [None]
     assert is_gone(int((tmp_path / "pid").read_text()))
     reward.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="orphans come to nobody but init where there is no subreaper")
+@pytest.mark.parametrize("then", ["hang", "crash", "exit", "raise", "score"])
+def test_what_left_session_and_parent_dies_with_the_process_that_started_it(shaky, then: str, tmp_path: Path) -> None:
+    reward = guard(shaky("deserter"), GuardSettings(timeout_s=2.0, **LENIENT))
+    found = call(reward, f"{tmp_path / 'pid'} {then}")
+    assert found == [1.0 if then == "score" else None]
+    reward.close()
+    assert is_gone(int((tmp_path / "pid").read_text()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="orphans come to nobody but init where there is no subreaper")
+def test_it_dies_with_a_run_that_is_killed_too(shaky, tmp_path: Path) -> None:
+    source = Path(sys.modules[shaky("deserter").__module__].__file__ or "")
+    (tmp_path / "held.py").write_text(source.read_text())
+    (tmp_path / "main.py").write_text(
+        "import time\nfrom held import deserter\n"
+        "from posttrain_plugins.guard.guarded import guard\n"
+        "from posttrain_plugins.guard.settings import GuardSettings\n"
+        f"reward = guard(deserter, GuardSettings(isolate='process', num_workers=1))\n"
+        f"reward(completions=[{str(tmp_path / 'pid')!r} + ' score'])\n"
+        "print('scored', flush=True)\ntime.sleep(600)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "main.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "scored\n"
+    pid = int((tmp_path / "pid").read_text())
+    os.kill(pid, 0)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    assert is_gone(pid)
 
 
 def test_importing_is_not_counted(shaky) -> None:

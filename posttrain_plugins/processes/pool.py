@@ -31,6 +31,7 @@ from posttrain_plugins.processes import child
 __all__ = ["ProcessFailure", "ProcessPool"]
 
 START_LIMIT_S = 120.0  # loading the handler, on a machine that is busy
+GUARDIAN_LIMIT_S = 5.0  # until it has ended all, on a machine that is busy
 LOOK_S = 0.5  # how often it is asked whether a silent process still lives
 
 
@@ -203,7 +204,7 @@ class KillableProcess:
     def __init__(self, state: _State) -> None:
         self.state = state
         self.channel, theirs = Pipe()
-        ends, self.lifeline = os.pipe()  # nobody writes into it: the process reads there when this one has ended
+        ends, self.lifeline = os.pipe()  # there is something to read when this process has ended, or gives that one up
         self.process = subprocess.Popen(
             [sys.executable, "-P", child.__file__, str(theirs.fileno()), str(ends)],  # -P: its folder is no import path
             stdin=subprocess.DEVNULL,
@@ -258,11 +259,15 @@ class KillableProcess:
             self.state.processes.remove(self)
         except KeyError:  # another thread has
             return
+        with contextlib.suppress(OSError):  # it has ended
+            os.write(self.lifeline, b".")  # the guardian ends the worker, and what left its group
+        os.close(self.lifeline)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=GUARDIAN_LIMIT_S)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()  # no zombie
         self.channel.close()
-        os.close(self.lifeline)
 
     def forget(self) -> None:
         """Give it up in a forked child: it is the parent's, and a lifeline held here would let it outlive that one."""

@@ -10,7 +10,7 @@ PosttrainError                  base; carries `hint`, one action that mends it
 ├── PluginBroken                a plugin failed to import or to be built  (exit 1)
 ├── StageFailed                 a stage could not finish                  (exit 1)
 │   ├── NonFiniteLoss           the loss became NaN or infinite
-│   └── RewardFailed            a guarded reward failed, or failed too often
+│   └── RewardFailed            a reward failed, failed too often, or gave no number for a whole generation
 ├── Interrupted                 stopped by the user, a checkpoint stands  (exit 130)
 ├── BudgetExhausted             thrown into a strategy at its yield; never reaches the user
 └── GateNotMet                  an evaluation missed what `require:` asks (exit 3)
@@ -126,7 +126,7 @@ class NonFiniteLoss(StageFailed):
 
 
 class RewardFailed(StageFailed):
-    """A reward under the guard failed, or too many of its scores did."""
+    """A reward under the guard failed, too many of its scores did, or none of a whole generation is a number."""
 
 
 class Interrupted(PosttrainError):

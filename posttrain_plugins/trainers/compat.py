@@ -39,6 +39,7 @@ __all__ = [
     "match_vera_dtype",
     "model_path",
     "observe_losses",
+    "observe_online_rewards",
     "observe_rewards",
     "recomputed_with",
     "restore_averages",
@@ -256,6 +257,34 @@ def hide_from_vllm(trainer: Any, is_ours: Callable[[str], bool]) -> None:
         return
     every = engine._iter_named_params
     engine._iter_named_params = lambda: (pair for pair in every() if not is_ours(pair[0]))
+
+
+def observe_online_rewards(trainer: Any, sink: Callable[[Any, Any, Any, Any], None]) -> None:
+    """Do as `observe_rewards` for `OnlineDPOTrainer`, which adds its rewards up where it asks them.
+
+    It passes None over in that sum, so a completion that nobody judged has the score 0.
+    """
+    calculate = getattr(trainer, "_calculate_rewards_from_functions", None)
+    if calculate is None or any(hasattr(reward, "parameters") for reward in trainer.reward_funcs):
+        return  # a reward model gives a number for every completion
+
+    def observed(prompts: Any, completions: Any, *args: Any, **columns: Any) -> Any:
+        seen: list[Any] = []
+
+        def recorded(reward: Any) -> Any:
+            def score(**given: Any) -> Any:
+                seen.append([float("nan") if value is None else float(value) for value in reward(**given)])
+                return seen[-1]
+
+            return score
+
+        with changed(trainer, reward_funcs=[recorded(reward) for reward in trainer.reward_funcs]):
+            total = calculate(prompts, completions, *args, **columns)
+        scores = total.new_tensor(seen).T.contiguous()  # (N, F)
+        sink(columns, prompts, completions, trainer.accelerator.gather(scores))
+        return total
+
+    trainer._calculate_rewards_from_functions = observed
 
 
 def contain_exits(trainer: Any) -> None:

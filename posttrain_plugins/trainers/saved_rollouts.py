@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from math import isnan
+from math import isfinite, isnan
 from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.trainers import compat
 from posttrain_plugins.types import StageContext
 
-__all__ = ["ROLLOUTS", "save"]
+__all__ = ["ROLLOUTS", "json_line", "save"]
 
 ROLLOUTS = "rollouts.jsonl"
 
@@ -49,9 +49,22 @@ def save(context: StageContext, trainer: Any) -> None:
                 scores = {name: None if isnan(value) else value for name, value in zip(names, values, strict=True)}
                 known = [w * value for w, value in zip(weights, values, strict=True) if not isnan(value)]
                 judged = {"rewards": scores, "weighted_reward": sum(known) if known else None}
-                lines.write(json.dumps({**row, **judged}, ensure_ascii=False, default=str) + "\n")
+                lines.write(json_line({**row, **judged}))
 
     compat.observe_rewards(trainer, write)
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """Return one line of JSON, which has no NaN and no infinity: such a figure is null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: plain(item) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return list(map(plain, value))
+        return None if isinstance(value, float) and not isfinite(value) else value
+
+    return json.dumps(plain(row), ensure_ascii=False, allow_nan=False, default=str) + "\n"
 
 
 def _forget_after(file: Path, checkpoint: Path | None) -> None:

@@ -9,7 +9,6 @@ unpinned memory come to it; without the first, TRL refuses to start there.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from math import isfinite
@@ -20,7 +19,8 @@ from posttrain_plugins.errors import InputError, Interrupted
 from posttrain_plugins.models.adapter_compatibility import check_fits
 from posttrain_plugins.text import fingerprint, is_conversational, to_text
 from posttrain_plugins.text.reward_input import TEMPLATE_COLUMNS
-from posttrain_plugins.trainers import compat, loss_masks, saved_rollouts
+from posttrain_plugins.trainers import compat, learnable, loss_masks, saved_rollouts
+from posttrain_plugins.trainers.saved_rollouts import json_line
 from posttrain_plugins.trainers.start import Start, has_accelerator, start
 from posttrain_plugins.trainers.watch import follow
 from posttrain_plugins.types import ModelArtifact, ResolvedReward, StageContext, StageResult
@@ -76,7 +76,8 @@ def train(
         The model's folder, figures of how training ended, and what the next stage should know of the adapter.
 
     Raises:
-        InputError: TRL refuses a value.
+        InputError: TRL refuses a value, or there is nothing to learn from: no row is left, or no step was taken.
+        RewardFailed: no completion of a generation has a score that is a number.
         NonFiniteLoss: the loss of an optimizer step was NaN or infinite.
         Interrupted: the user asked to stop; a checkpoint stands.
     """
@@ -104,12 +105,16 @@ def train(
     if context.preview:
         found = loss_masks.masks(trainer, context.inputs["dataset"], writes=task_type == "CAUSAL_LM")
         return StageResult(details={"masks": found})
+    lost = learnable.count_rows(context, trainer)
     begin.set_up(trainer)  # the adapter's part, before `train` makes the optimizer
     if reward_names:
         compat.set_reward_names(trainer, reward_names)
         compat.contain_exits(trainer)
+        for observe in (compat.observe_rewards, compat.observe_online_rewards):
+            observe(trainer, learnable.score_check(context, reward_names, trainer))
         saved_rollouts.save(context, trainer)
     seconds = _fit(context, trainer)
+    learnable.check_steps(context, trainer)
     folder = context.folder / "model"
     trainer.save_model(str(folder))
     if trainer.eval_dataset is not None and trainer.args.eval_strategy == "no":
@@ -119,7 +124,8 @@ def train(
     if trainer.is_world_process_zero():
         _complete(context, trainer, begin)
     trainer.accelerator.wait_for_everyone()  # no process reads or publishes the folder before it is done
-    return StageResult(metrics=metrics, model_path=folder, handoff=begin.handoff)
+    details = {"rows": lost} if lost else {}
+    return StageResult(metrics=metrics, model_path=folder, handoff=begin.handoff, details=details)
 
 
 def train_with_rewards(
@@ -213,7 +219,7 @@ def _complete(context: StageContext, trainer: Any, begin: Start) -> None:
     begin.complete(folder)
     _write_seen(context.folder / "seen.txt", context.inputs["dataset"])
     (context.folder / "log.jsonl").write_text(
-        "".join(json.dumps(row) + "\n" for row in trainer.state.log_history), encoding="utf-8"
+        "".join(json_line(row) for row in trainer.state.log_history), encoding="utf-8"
     )
     # last, since until now a killed run goes on from them: checkpoints that nobody asked for, and the start of a
     # model that now stands alone

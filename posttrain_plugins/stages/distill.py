@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
+from posttrain_plugins.models.load import load_base, options_of
 from posttrain_plugins.trainers import training
 from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelArtifact, ModelRef, StageContext, StageResult
 
@@ -46,16 +47,15 @@ class Distill:
         from trl import DistillationConfig, DistillationTrainer
 
         teacher: ModelArtifact = context.inputs["teacher"]
-        args = teacher_arguments(teacher, self.args)
-        return training.train(context, DistillationTrainer, DistillationConfig, args, teacher_model=teacher.path)
-
-
-def teacher_arguments(teacher: ModelArtifact, args: dict[str, Any]) -> dict[str, Any]:
-    """Return TRL's `teacher_model_init_kwargs`, as the recipe loads its models; what `args` says goes before."""
-    from posttrain_plugins.models.folder import base_of
-    from posttrain_plugins.models.load import options_of
-
-    base = base_of(teacher.path, teacher.loading.get("model_revision"))  # of an adapter, which may record it
-    revision = {"revision": base.revision} if base.revision else {}
-    kwargs = {**options_of(teacher.loading), **revision, **(args.get("teacher_model_init_kwargs") or {})}
-    return {**args, "teacher_model_init_kwargs": kwargs} if kwargs else args
+        # as the recipe loads its models; what `args` says goes before
+        options = {**options_of(teacher.loading), **(self.args.get("teacher_model_init_kwargs") or {})}
+        model: Any = teacher.path
+        if (
+            teacher.is_adapter
+        ):  # TRL finds no architecture in its folder, and PEFT none of the adapters below the newest
+            if self.args.get("teacher_model_revision"):
+                options.setdefault("revision", self.args["teacher_model_revision"])
+            model = load_base(model, with_newest=True, **options)
+            options = {}  # TRL refuses them beside a model that is loaded
+        args = {**self.args, "teacher_model_init_kwargs": options or None}
+        return training.train(context, DistillationTrainer, DistillationConfig, args, teacher_model=model)

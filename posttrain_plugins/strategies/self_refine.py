@@ -56,15 +56,14 @@ class SelfRefine:
         among = candidates((yield Generate(problem.prompt, params=problem.params)))  # line 1: y_0
         if not among:
             return choose(among, None)
-        is_spent = False
         try:
             yield from self._refine(problem, among)
-        except BudgetExhausted:  # nothing more may be asked, so the refined answer stands unscored
-            is_spent = True
-        if self.scorer is not None and not is_spent:
-            scores = yield Score(problem.prompt, tuple(candidate.text for candidate in among), self.scorer)
-            for candidate, score in zip(among, scores, strict=True):
-                candidate.score = score
+            if self.scorer is not None:
+                scores = yield Score(problem.prompt, tuple(candidate.text for candidate in among), self.scorer)
+                for candidate, score in zip(among, scores, strict=True):
+                    candidate.score = score
+        except BudgetExhausted:
+            pass  # nothing more may be asked: the refined answer stands unscored
         # The best score, and of equal ones the latest answer; a refinement without an answer only comments on itself.
         is_scored = any(candidate.score is not None for candidate in among)
         keys = [(sortable(c.score), is_scored or c.answer is not None, i) for i, c in enumerate(among)]

@@ -55,3 +55,10 @@ def test_self_refine_at_the_end_of_its_budget_gives_its_latest_answer() -> None:
         strategy, [PLAIN], backend=ScriptedModel(lambda _, draw: replies[draw]), budget=Budget(completions=4)
     )[0]
     assert (result.answer, result.stopped_by) == ("4", "completions")
+
+
+def test_self_refine_whose_budget_ends_at_the_score_gives_its_latest_answer() -> None:
+    replies = ["answer is 5", "no", "answer is 4"]
+    model = ScriptedModel(lambda _, draw: replies[draw])
+    [result] = solve(SelfRefine(rounds=1, scorer="rm"), [PLAIN], backend=model, budget=Budget(calls=3))
+    assert (result.answer, result.stopped_by, len(model.asked)) == ("4", "calls", 3)

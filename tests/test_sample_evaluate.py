@@ -454,14 +454,18 @@ def test_problems_that_were_trained_on_are_told(tmp_path: Path, backends: dict[s
     assert told.notes == ["sft was trained on 1 of the 4 problems"]
 
 
-def test_a_strategy_that_raises_is_told_and_counts_as_wrong(tmp_path: Path, backends: dict[str, Scripted]) -> None:
+def test_a_strategy_that_raises_is_told_and_is_no_wrong_answer(tmp_path: Path, backends: dict[str, Scripted]) -> None:
     def broken(problem: Any) -> Any:
         yield []
         raise ValueError("oh")
 
-    result, told = run_evaluate(tmp_path, [ResolvedStrategy("broken", broken)], num_generations=0)
-    assert result.metrics["sft/broken"] == result.metrics["accuracy"] == 0.0
-    assert told.notes[0] == "broken: 4 problems failed, problem 0: ValueError: oh"
+    strategies = [ResolvedStrategy("broken", broken)]
+    with pytest.raises(StageFailed, match=r"broken: 4 of 4 are missing \(100 %\): ValueError: oh, expected 1 % at"):
+        run_evaluate(tmp_path, strategies, num_generations=0)
+    result, told = run_evaluate(tmp_path, strategies, num_generations=0, max_missing=1.0)
+    assert not {"sft/broken", "accuracy"} & set(result.metrics)
+    assert result.metrics["sft/broken/missing"] == 4
+    assert told.notes[0] == "broken: 4 of 4 are missing (100 %): ValueError: oh"
 
 
 def test_an_infinite_reward_is_no_figure(tmp_path: Path, backends: dict[str, Scripted]) -> None:

@@ -79,6 +79,8 @@ def evaluation_table(details: Mapping[str, Any], title: str) -> Table:
             text = _name(label)
             if measure.get("stopped"):
                 text.append(f"  {measure['stopped']} cut", style="dim")
+            if measure.get("missing"):
+                text.append(f"  {measure['missing']} of {measure['asked']} missing", style="yellow")
             tokens = measure.get("tokens_per_problem") or measure["tokens"] / max(1, details["problems"])
             costs = (f"{tokens:.0f}", str(measure["calls"]), f"{measure['seconds']:.1f}")
             mark = Text("*" if measure.get("pareto") else "", style="bold green")
@@ -128,6 +130,8 @@ def _legend(measures: Sequence[Mapping[str, Any]]) -> str:
         lines.append("oracle: its scorer has seen the answer")
     if any(measure.get("stopped") for measure in measures):
         lines.append("cut: problems that the budget ended")
+    if any(measure.get("missing") for measure in measures):
+        lines.append("missing: could not be answered; the interval holds all of them wrong, and all right")
     if len(measures) > 1:  # they share one request log: greedy's answers are free for a strategy that begins with them
         lines.append("calls and seconds: what was not known from the rows above")
     return "\n".join(lines)

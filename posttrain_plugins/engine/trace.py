@@ -27,7 +27,7 @@ from typing import Any
 from posttrain_plugins.text import to_text
 from posttrain_plugins.types import CallTool, Completion, Generate, Prompt, Request, Result, Score, ScoreSteps
 
-__all__ = ["Node", "event_of", "prefill_of", "tree"]
+__all__ = ["Node", "event_of", "failures_of", "prefill_of", "tree", "unanswered"]
 
 MIN_QUOTED_CHARS = 4  # shorter texts stand in many prompts by chance
 
@@ -93,6 +93,25 @@ def prefill_of(prompt: Prompt, problem: Prompt = "") -> str:
         return prompt.removeprefix(problem) if isinstance(problem, str) and prompt.startswith(problem) else ""
     begun = to_text(prompt[-1:]) if prompt and prompt[-1].get("role") == "assistant" else ""
     return begun if isinstance(problem, str) or not begun else begun.removeprefix(prefill_of(problem))
+
+
+def failures_of(result: Result) -> list[str]:
+    """Return why completions failed while a problem was solved, one reason for each that did."""
+    drawn = (one for event in result.trace for one in event.get("completions", ()) if isinstance(one, dict))
+    return [str(one["error"]) for one in drawn if one.get("error") is not None]
+
+
+def unanswered(result: Result) -> str | None:
+    """Return why a result is no answer; None where it is one, right or wrong.
+
+    It is none where the strategy raised, or where it ended with nothing after completions that failed. An empty answer
+    of a model that was heard is an answer.
+    """
+    if result.error is not None:
+        return result.error
+    if result.text or result.candidates:  # what has failed on the way has not kept it from answering
+        return None
+    return next(iter(failures_of(result)), None)
 
 
 # --- The tree --------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,9 +14,11 @@ from posttrain_plugins.backends.protocol import AnyBackend
 from posttrain_plugins.engine.log import RequestLog
 from posttrain_plugins.engine.scoring import Scored, score, score_keys
 from posttrain_plugins.engine.solve import Progress, sample, solve
+from posttrain_plugins.engine.trace import failures_of, unanswered
 from posttrain_plugins.evaluation.curves import Draws, curves, powers
 from posttrain_plugins.evaluation.figures import sampled_accuracy
 from posttrain_plugins.evaluation.measure import Curve, Measure
+from posttrain_plugins.evaluation.missing import Missing
 from posttrain_plugins.text.answers import extract, majority
 from posttrain_plugins.types import Budget, Problem, ResolvedReward, ResolvedStrategy, Result, SamplingParams, Usage
 
@@ -97,19 +100,21 @@ class Bench:
         results = draw(n, progress=progress)
         seconds = time.monotonic() - started
         drawn = [[candidate.text for candidate in result.candidates] for result in results]
-        # a failed sample is a wrong one: left out, a model that crashes on hard problems would look better for it
-        texts = [row + [""] * (n - len(row)) for row in drawn]
+        missing = Missing(n * len(results), tuple(why for result in results for why in failures_of(result)))
         scores = {
-            reward.name: score_texts(reward, self.problems, self.columns, texts, self.log) for reward in self.rewards
+            reward.name: score_texts(reward, self.problems, self.columns, drawn, self.log) for reward in self.rewards
         }
-        answers = [[extract(text) for text in row] for row in texts]
+        answers = [[extract(text) for text in row] for row in drawn]
         voted = [majority(row) or 0 for row in answers]
         vote = {
-            name: sampled_accuracy([[row[i]] for row, i in zip(rows, voted, strict=True)])
+            name: [row[i : i + 1] for row, i in zip(rows, voted, strict=True)]  # none where nothing came
             for name, rows in scores.items()
         }
-        sampled = self._measure("sampled", results, texts, scores, seconds)
-        majority_of_n = Measure("majority", vote, sampled.usage, seconds, sampled.tokens_per_problem)
+        sampled = self._measure("sampled", results, drawn, scores, seconds, missing)
+        mute = tuple(why for result in results if (why := unanswered(result)) is not None)
+        majority_of_n = self._measure(
+            "majority", results, [[]] * len(results), vote, seconds, Missing(len(results), mute)
+        )
         # What one completion costs is asked of the log, not divided by n: the prompt is read once for all n, and a
         # reader compares with a strategy that draws once.
         once = draw(1) if n > 1 else results
@@ -137,7 +142,9 @@ class Bench:
             should_stop=self.should_stop,
         )
         seconds = time.monotonic() - started
-        texts = [[result.text] for result in results]
+        reasons = [unanswered(result) for result in results]
+        texts = [[result.text] if why is None else [] for result, why in zip(results, reasons, strict=True)]
+        missing = Missing(len(results), tuple(why for why in reasons if why is not None))
         scores = {
             reward.name: score_texts(reward, self.problems, self.columns, texts, self.log) for reward in self.rewards
         }
@@ -145,8 +152,9 @@ class Bench:
         limits = {name: limit for name, limit in asdict(budget).items() if limit is not None} if budget else {}
         # the budget is part of the name, by which figures of two models are paired and plots tell points apart
         within = " @ " + ", ".join(f"{name}={limit}" for name, limit in limits.items()) if limits else ""
-        measure = self._measure(resolved.label + within + ORACLE * is_oracle, results, texts, scores, seconds)
-        for line, result in zip(measure.samples, results, strict=True):
+        measure = self._measure(resolved.label + within + ORACLE * is_oracle, results, texts, scores, seconds, missing)
+        answered = [result for result, why in zip(results, reasons, strict=True) if why is None]
+        for line, result in zip(measure.samples, answered, strict=True):
             tokens = sum(usage.total_tokens + usage.cached_tokens for usage in result.usage.values())
             line |= {"tokens": tokens, "stopped_by": result.stopped_by}
         measure.errors = [f"problem {p.id}: {r.error}" for p, r in zip(self.problems, results, strict=True) if r.error]
@@ -161,8 +169,9 @@ class Bench:
         texts: Sequence[Sequence[str]],
         scores: Mapping[str, Sequence[Sequence[float | None]]],
         seconds: float,
+        missing: Missing,
     ) -> Measure:
-        """Return the figures of one way of answering, what it took, and a line for each completion."""
+        """Return the figures of one way of answering, what it took, and a line for each completion that came."""
         usage: dict[str, Usage] = {}
         for result in results:
             for role, spent in result.usage.items():
@@ -182,7 +191,10 @@ class Bench:
             for j, text in enumerate(texts[i])
         ]
         means = {reward: sampled_accuracy(rows) for reward, rows in scores.items()}
-        measure = Measure(name, means, usage, seconds, samples=lines)
+        measure = Measure(name, means, missing, usage=usage, seconds=seconds, samples=lines)
+        if missing.count:
+            each = missing.asked // max(len(results), 1)
+            measure.extremes = {reward.name: _extremes(reward, scores[reward.name], each) for reward in self.rewards}
         measure.tokens_per_problem = measure.tokens / max(len(self.problems), 1)
         return measure
 
@@ -205,9 +217,11 @@ class Bench:
             # equal completions are counted as often as they were drawn: a verifier that is used alone reads each
             read = sum(self.log.cost_of(key).total_tokens for key in score_keys("score", reward, items))
             reads[reward.name] = read / count
-        draws = [
-            Draws(metric[i], answers[i], {name: rows[i] for name, rows in verdicts.items()}) for i in range(len(drawn))
-        ]
+        draws = []
+        for i, row in enumerate(drawn):
+            gap = [None] * (n - len(row))
+            of_verifiers = {name: rows[i] for name, rows in verdicts.items()}
+            draws.append(Draws([*metric[i], *gap], [*answers[i], *gap], of_verifiers, len(gap)))
         oracles = {reward.name for reward in self.verifiers if reward.is_oracle}
         # between one draw and all of them the cost is a line: each further completion shares the prompt that is read
         first, step = tokens[0] / count, (tokens[1] - tokens[0]) / count / max(n - 1, 1)
@@ -220,3 +234,20 @@ class Bench:
             # pass@k needs to know which completion is right, as an oracle does: neither can be had at test time
             found[name + ORACLE * is_oracle] = Curve(values, cost, is_oracle or name == "pass")
         return found
+
+
+def _extremes(
+    reward: ResolvedReward, scores: Sequence[Sequence[float | None]], asked: int
+) -> tuple[list[float], list[float]]:
+    """Return each problem's mean score if what is missing of `asked` scored the least, and the most, that there is."""
+    known = [[score for score in row if score is not None] for row in scores]
+    # where a reward does not say how far it goes, as far as it went here
+    every = [score for row in known for score in row] or [math.nan]
+    low, high = getattr(reward.func, "bounds", None) or (min(every), max(every))
+    found: tuple[list[float], list[float]] = ([], [])
+    for row, judged in zip(scores, known, strict=True):
+        gap = asked - len(row)
+        count = len(judged) + gap
+        for means, bound in zip(found, (low, high), strict=True):
+            means.append((sum(judged) + (bound * gap if gap else 0.0)) / count if count else math.nan)
+    return found

@@ -39,11 +39,13 @@ class Draws:
         metric: n scores of the metric; None where it cannot judge.
         answers: n extracted answers; None abstains.
         verifiers: name -> n scores; None where it cannot judge, and for a completion that failed.
+        missing: how many of the n failed; they stand at the end, without a score and an answer.
     """
 
     metric: Sequence[float | None]
     answers: Sequence[str | None]
     verifiers: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    missing: int = 0
 
 
 def powers(n: int) -> list[int]:
@@ -78,9 +80,12 @@ def curves(problems: Sequence[Draws], n: int, seed: int = 0) -> dict[str, Curve]
         else:
             rng = random.Random(f"{seed}:{n}:{k}")
             subsets = [tuple(sorted(rng.sample(range(n), k))) for _ in range(SUBSETS)]
-        # a completion that cannot be judged does not pass: it is one of the n that were drawn
+        # a completion that cannot be judged does not pass: it is one of those that were drawn; one that failed is none
         passing = [sum(score is not None and score >= RIGHT for score in draws.metric) for draws in problems]
-        found["pass"][k] = [pass_at_k(len(draws.metric), c, k) for draws, c in zip(problems, passing, strict=True)]
+        counts = [len(draws.metric) - draws.missing for draws in problems]
+        found["pass"][k] = [
+            pass_at_k(count, right, k) if count >= k else math.nan for count, right in zip(counts, passing, strict=True)
+        ]
         found["maj"][k] = [voter.vote(subsets) for voter in voters]
         for name in names:
             found[f"weighted/{name}"][k] = [voter.vote(subsets, name) for voter in voters]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -9,6 +10,7 @@ from math import isnan
 from typing import Any
 
 from posttrain_plugins.evaluation.figures import Interval, difference_interval, mean_interval, pareto
+from posttrain_plugins.evaluation.missing import Missing
 from posttrain_plugins.types import ModelArtifact, Usage
 
 __all__ = ["Curve", "Measure", "flat_figures", "gains", "mark_pareto"]
@@ -41,7 +43,10 @@ class Measure:
     Args:
         name: `sampled`, `majority`, or a strategy's label with its budget; ` (oracle)` behind it where a scorer knows
             the answer.
-        scores: reward -> its mean for each of P problems, NaN where it cannot judge.
+        scores: reward -> its mean for each of P problems over what was answered, NaN where it cannot judge.
+        missing: what was asked for and never came.
+        extremes: reward -> the means of each problem if all that is missing were as bad, and as good, as can be; none
+            where nothing is missing.
         usage: what it takes, by role; what came from the log counts as `cached_tokens`.
         seconds: wall time of drawing; what came from the log takes none.
         tokens_per_problem: what one answer takes, read and written, by all roles, whether fresh or from the log.
@@ -55,6 +60,8 @@ class Measure:
 
     name: str
     scores: dict[str, list[float]]
+    missing: Missing = field(default_factory=lambda: Missing(0))
+    extremes: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
     usage: dict[str, Usage] = field(default_factory=dict)
     seconds: float = 0.0
     tokens_per_problem: float = 0.0
@@ -79,7 +86,7 @@ class Measure:
 
     def summary(self) -> dict[str, Any]:
         """Return the intervals, costs and errors as JSON values."""
-        intervals = {name: mean_interval(values) for name, values in self.scores.items()}
+        intervals = {name: self.interval_of(name) for name in self.scores}
         # a mean that nobody can tell is left out: NaN is no JSON, and a reader would have to know what it stands for
         at_k = {name: curve.summary() for name, curve in self.curves.items()}
         return {
@@ -92,6 +99,9 @@ class Measure:
             "pass_at": {k: found["mean"] for k, found in at_k.get("pass", {}).items()},
             "at_k": at_k,
             "stopped": self.stopped,
+            "asked": self.missing.asked,
+            "missing": self.missing.count,
+            "missing_because": dict(Counter(self.missing.reasons).most_common(5)),
             "oracle": self.is_oracle,
             "pareto": self.is_pareto,
             "errors": self.errors,
@@ -99,7 +109,16 @@ class Measure:
 
     @cached_property
     def interval(self) -> Interval:
-        return mean_interval(self.values)
+        """The metric's."""
+        return self.interval_of(next(iter(self.scores)))
+
+    def interval_of(self, reward: str) -> Interval:
+        """Return a reward's mean over what was answered; its interval holds what is missing, all wrong or all right."""
+        found = mean_interval(self.scores[reward])
+        if reward not in self.extremes:
+            return found
+        worst, best = map(mean_interval, self.extremes[reward])
+        return Interval(found.mean, worst.low, best.high)
 
 
 def mark_pareto(measures: Sequence[Measure]) -> None:
@@ -116,13 +135,20 @@ def gains(artifact: ModelArtifact, measured: Mapping[str, Sequence[Measure]]) ->
     parent = next((name for name in artifact.ancestors if name in measured), None)
     if parent is None:
         return {}
-    before = {measure.name: measure.values for measure in measured[parent]}
-    # paired by problem: problems differ more than models do, and that part of the noise cancels in the difference
-    found = {
-        measure.name: difference_interval(measure.values, before[measure.name])
-        for measure in measured[artifact.name]
-        if measure.name in before
-    }
+    before = {measure.name: measure for measure in measured[parent]}
+    found = {}
+    for measure in measured[artifact.name]:
+        if measure.name not in before:
+            continue
+        # paired by problem: problems differ more than models do, and that part of the noise cancels in the difference
+        other, metric = before[measure.name], next(iter(measure.scores))
+        gain = difference_interval(measure.values, other.values)
+        if measure.extremes or other.extremes:
+            worst, best = measure.extremes.get(metric, (measure.values, measure.values))
+            others_worst, others_best = other.extremes.get(metric, (other.values, other.values))
+            low, high = difference_interval(worst, others_best).low, difference_interval(best, others_worst).high
+            gain = Interval(gain.mean, low, high)
+        found[measure.name] = gain
     return {"over": parent, "measures": {name: asdict(gain) for name, gain in found.items() if not isnan(gain.mean)}}
 
 
@@ -137,8 +163,9 @@ def flat_figures(
         gained: model -> `gains`.
 
     Returns:
-        `model/measure`; `model/measure/reward` of further rewards; `model/measure/tokens_per_problem`; `model/pass@k`,
-        `model/maj@k`, `model/weighted@k/verifier`, `model/best@k/verifier`; `model/gain` and `model/gain/measure`.
+        `model/measure`; `model/measure/reward` of further rewards; `model/measure/tokens_per_problem`;
+        `model/measure/missing` where something is; `model/pass@k`, `model/maj@k`, `model/weighted@k/verifier`,
+        `model/best@k/verifier`; `model/gain` and `model/gain/measure`.
     """
     figures: dict[str, float] = {}
     for model, measures in summaries.items():
@@ -149,6 +176,8 @@ def flat_figures(
                     _spread(f"{model}/{name}", found) if is_metric else {f"{model}/{name}/{reward}": found["mean"]}
                 )
             figures[f"{model}/{name}/tokens_per_problem"] = measure["tokens_per_problem"]
+            if measure["missing"]:
+                figures[f"{model}/{name}/missing"] = measure["missing"]
             for curve, points in measure["at_k"].items():
                 kind, slash, verifier = curve.partition("/")
                 for k, point in points.items():

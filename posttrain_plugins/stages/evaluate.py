@@ -7,7 +7,8 @@ what Snell et al., 2024 (https://huggingface.co/papers/2408.03314) compare strat
 
 1. A gain is over the nearest measured model that this one was made from, paired by problem.
 2. All ways of answering share their draws: a strategy's `tokens` are what it takes alone, its `seconds` what was left.
-3. A failed sample, and a problem where a strategy raised, count as wrong.
+3. What could not be answered (a failed sample, a problem where a strategy raised) is missing, not wrong: figures are
+   over what was answered, with the missing in the interval, and more than `max_missing` of it ends the stage.
 4. Tokens are those of all roles, read and written. The Pareto front is without oracles, which have seen the answer.
 """
 
@@ -30,6 +31,7 @@ from posttrain_plugins.engine.solve import Progress
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.evaluation.bench import Bench, problems_of
 from posttrain_plugins.evaluation.measure import Measure, flat_figures, gains, mark_pareto
+from posttrain_plugins.evaluation.missing import check_max_missing
 from posttrain_plugins.evaluation.plot import draw
 from posttrain_plugins.text import fingerprint
 from posttrain_plugins.types import (
@@ -79,11 +81,13 @@ class Evaluate:
         temperature: of these, and what strategies start from.
         top_p: of these, and what strategies start from.
         max_tokens: per completion.
+        max_missing: the share of completions, or of a strategy's answers, that may be missing.
         plot: draw `accuracy_tokens.svg` and `.png`, where matplotlib is installed.
         require: figure -> what it must be, such as `accuracy: ">=0.8"`; what is missed stands in `details["unmet"]`.
 
     Raises:
         InputError: for a requirement or a budget that cannot be read, or where there is nothing to measure.
+        StageFailed: more is missing than may be.
     """
 
     produces: ClassVar[str] = "figures"
@@ -99,6 +103,7 @@ class Evaluate:
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 1024
+    max_missing: float = 0.01
     plot: bool = True
     require: dict[str, str] = field(default_factory=dict)
 
@@ -111,6 +116,7 @@ class Evaluate:
         # all of this when the recipe is checked: an evaluation stands at the end of hours of training
         if not (self.strategies or self.num_generations):
             raise InputError("evaluate has nothing to measure", hint="name a strategy, or set num_generations")
+        check_max_missing(self.max_missing)
         for budget in self.budgets:
             _check_budget(budget)
 
@@ -158,12 +164,16 @@ class Evaluate:
         tell = [_shifted(context.reporter.progress, per_model * number + i, total) for i in range(per_model)]
         # the draws first: strategies that ask for the same find them in the log, and pay nothing for them
         if self.num_generations:
-            yield from bench.measure_draws(self.num_generations, tell.pop(0))
+            for measure in bench.measure_draws(self.num_generations, tell.pop(0)):
+                yield self._checked(measure, context)
         for strategy, budget in runs:
-            measure = bench.measure_strategy(strategy, budget, tell.pop(0))
-            if measure.errors:  # said while it runs: they count as wrong, and a low figure would not tell why
-                context.reporter.note(f"{measure.name}: {len(measure.errors)} problems failed, {measure.errors[0]}")
-            yield measure
+            yield self._checked(bench.measure_strategy(strategy, budget, tell.pop(0)), context)
+
+    def _checked(self, measure: Measure, context: StageContext) -> Measure:
+        if measure.missing.count:  # said while it runs, and before the next strategy asks the same endpoint
+            context.reporter.note(f"{measure.name}: {measure.missing}")
+            measure.missing.check(measure.name, self.max_missing)
+        return measure
 
     def _report(
         self,

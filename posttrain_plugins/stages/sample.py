@@ -17,8 +17,10 @@ from posttrain_plugins.backends.open import opened
 from posttrain_plugins.backends.protocol import AnyBackend
 from posttrain_plugins.engine.log import RequestLog
 from posttrain_plugins.engine.solve import sample, solve
+from posttrain_plugins.engine.trace import failures_of, unanswered
 from posttrain_plugins.errors import InputError, StageFailed
 from posttrain_plugins.evaluation.bench import problems_of, score_texts
+from posttrain_plugins.evaluation.missing import Missing, check_max_missing
 from posttrain_plugins.text import to_text
 from posttrain_plugins.text.steps import SEPARATOR
 from posttrain_plugins.training_data.selection import (
@@ -81,10 +83,11 @@ class Sample:
         temperature: of the draws.
         top_p: of the draws.
         max_tokens: per completion.
+        max_missing: the share of completions that may be missing: failed samples, and what a judge could not be asked.
 
     Raises:
         InputError: for fields that do not go together.
-        StageFailed: where nothing is worth keeping.
+        StageFailed: where nothing is worth keeping, or more is missing than may be.
     """
 
     produces: ClassVar[str] = "dataset"
@@ -107,9 +110,11 @@ class Sample:
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 1024
+    max_missing: float = 0.01
 
     def __post_init__(self) -> None:
         # what no run could make sense of is refused when the recipe is checked, before a model is loaded
+        check_max_missing(self.max_missing)
         for name in ("top_k", "max_pairs_per_prompt", "num_rollouts"):
             if getattr(self, name) < 1:
                 raise InputError(f"sample cannot use {name}: {getattr(self, name)}, expected 1 or more")
@@ -154,13 +159,16 @@ class Sample:
         if self.keep == "steps" and self.labels == "rules" and not hasattr(rewards[0].func, "step_scores"):
             message = f"reward {rewards[0].name!r} cannot label steps: it has no step_scores"
             raise InputError(message, hint="name another first, or labels: rollouts")  # before anything is drawn
+        missing = Missing(0)  # saved completions are all there
         with RequestLog(context.folder / "log.jsonl") as log, self._backends(context) as backends:
             options = {"log": log, "seed": context.seed, "should_stop": context.should_stop, "backend": backends}
             options |= {"progress": context.reporter.progress}
             if saved is not None and not rewards:
                 judged = [one.judged() for one in saved]  # by the verdicts that were saved with them
             else:
-                made = [s.completions for s in saved] if saved else self._drawn(context, problems, columns, options)
+                made: list[list[Any]] = [one.completions for one in saved or ()]
+                if saved is None:
+                    made, missing = self._drawn(context, problems, columns, options)
                 texts = [[to_text(completion) for completion in of_problem] for of_problem in made]
                 # one call a reward for all problems: a model that judges fills its batches, a guard its workers
                 scores = [score_texts(reward, problems, columns, texts, log) for reward in rewards]
@@ -170,7 +178,7 @@ class Sample:
                 ]
             # still within: labels by rollouts draw from the same backends, into the same log
             kept = self._kept(context, problems, columns, judged, options)
-        return self._write(context, rows, judged, kept)
+        return self._write(context, rows, judged, kept, missing)
 
     def _drawn(
         self,
@@ -178,15 +186,23 @@ class Sample:
         problems: list[Problem],
         columns: Mapping[str, Sequence[Any]],
         options: Mapping[str, Any],
-    ) -> list[list[str]]:
+    ) -> tuple[list[list[str]], Missing]:
         """Return each problem's completions: all that a strategy finished, or its answer where it names none."""
         strategy = context.inputs.get("strategy")
         if strategy is None:  # plain draws, all problems and all completions in one go
             results = sample(problems, self.num_generations, **options)
+            reasons = [why for result in results for why in failures_of(result)]
+            missing = Missing(self.num_generations * len(results), tuple(reasons))
         else:
             results = solve(strategy.strategy, problems, scorers=strategy.scorers, columns=columns, **options)
+            reasons = [why for result in results if (why := unanswered(result)) is not None]
+            missing = Missing(len(results), tuple(reasons))
+        if missing.count:  # what does come may all be easy problems: told, and above a share refused
+            context.reporter.note(f"completions: {missing}")
+            missing.check("completions", self.max_missing)
         found = [[candidate.text for candidate in result.candidates] for result in results]
-        return [texts or ([one.text] if one.text else []) for texts, one in zip(found, results, strict=True)]
+        texts = [texts or ([one.text] if one.text else []) for texts, one in zip(found, results, strict=True)]
+        return texts, missing
 
     def _kept(
         self,
@@ -253,6 +269,7 @@ class Sample:
         rows: Sequence[Mapping[str, Any]],
         judged: list[list[Judged]],
         kept: list[list[dict[str, Any]]],
+        missing: Missing,
     ) -> StageResult:
         # the row's own columns go on, so that the next stage's rewards find theirs, but for texts that were judged here
         made = [without_texts(row) | part for row, parts in zip(rows, kept, strict=True) for part in parts]
@@ -265,7 +282,8 @@ class Sample:
         path = context.folder / "data.jsonl"
         with path.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in made)
-        return StageResult(metrics=self._metrics(judged, made), data_path=path)
+        figures = self._metrics(judged, made) | ({"missing": float(missing.count)} if missing.count else {})
+        return StageResult(metrics=figures, data_path=path)
 
     def _metrics(self, judged: list[list[Judged]], made: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         rewards = [item.reward for row in judged for item in row if item.reward is not None]

@@ -84,7 +84,7 @@ def ordinary_problems() -> list[Problem]:
 def check_returns_a_result(strategy: Any) -> None:
     """It is a generator that yields requests and returns a `Result`.
 
-    The engine gives an exception or another value as an error of that problem: the evaluation counts it as wrong, and
+    The engine gives an exception or another value as an error of that problem: the evaluation counts it as missing, and
     nobody sees a traceback.
     """
     tried = StrategyUnderTest(strategy, works=False)

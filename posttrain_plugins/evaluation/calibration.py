@@ -66,9 +66,9 @@ def calibration(margins: Sequence[float], bins: int = BINS) -> Calibration:
         # the last bin holds its upper edge too, which a float reaches at a margin of 37
         inside = [i for i, p in enumerate(sure) if low <= p < high or (p >= 1.0 and high == 1.0)]
         if inside:
-            said = sum(sure[i] for i in inside) / len(inside)
-            was = sum(right[i] for i in inside) / len(inside)
-            found.append(Bin(low, high, len(inside), said, was))
+            confidence = sum(sure[i] for i in inside) / len(inside)
+            accuracy = sum(right[i] for i in inside) / len(inside)
+            found.append(Bin(low, high, len(inside), confidence, accuracy))
     count = max(len(margins), 1)
     error = sum(one.pairs * abs(one.confidence - one.accuracy) for one in found) / count
     return Calibration(len(margins), sum(right) / count, error, tuple(found))

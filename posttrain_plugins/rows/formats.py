@@ -149,7 +149,7 @@ def _turns(text: str) -> list[Row]:
     if parts[0].strip() or len(parts) < 3:
         raise ValueError(f'the text begins {text[:40]!r}, expected "\\n\\nHuman:"')
     names = {"Human": "user", "Assistant": "assistant"}
-    return [{"role": names[who], "content": said.strip()} for who, said in zip(parts[1::2], parts[2::2], strict=True)]
+    return [{"role": names[who], "content": turn.strip()} for who, turn in zip(parts[1::2], parts[2::2], strict=True)]
 
 
 def _prm800k(row: Row) -> tuple[Row, set[str]]:

@@ -214,8 +214,8 @@ class Sample:
     ) -> list[list[dict[str, Any]]]:
         """Return for each problem the new columns of each row that is kept."""
         if self.keep != "steps":
-            keeping = self._keeping(context.seed)
-            return [keeping.rows(of_problem, i) for i, of_problem in enumerate(judged)]
+            selection = self._selection(context.seed)
+            return [selection.rows(of_problem, i) for i, of_problem in enumerate(judged)]
         assert self.threshold is not None
         labelling = StepLabels(
             context.inputs["rewards"][0],
@@ -244,7 +244,7 @@ class Sample:
             for items, found in zip(among, labels, strict=True)
         ]
 
-    def _keeping(self, seed: int) -> Selection:
+    def _selection(self, seed: int) -> Selection:
         return Selection(self.keep, self.top_k, self.threshold, self.max_pairs_per_prompt, seed)
 
     @contextmanager
@@ -287,7 +287,7 @@ class Sample:
 
     def _metrics(self, judged: list[list[Judged]], made: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         rewards = [item.reward for row in judged for item in row if item.reward is not None]
-        is_right = self._keeping(0).is_right  # right does not depend on the seed
+        is_right = self._selection(0).is_right  # right does not depend on the seed
         figures = {
             "problems": len(judged),
             "completions": sum(map(len, judged)),

@@ -277,6 +277,31 @@ def test_reward_names(trainer: GRPOTrainer) -> None:
     assert "rewards/mine/mean" in trainer._metrics["train"]
 
 
+@pytest.mark.parametrize(
+    ("size", "rewards", "share"),
+    [
+        (6, [[1.0, 0.2]] * 6, 1.0),  # TRL says 0.0: the mean of six float32 of 1.2 is another one
+        (3, [[1.0, 0.2]] * 3 + [[1.0, 0.2], [1.0, 0.2], [1.0, 0.3]], 0.5),
+        (3, [[0.1, 0.2], [0.2, 0.1], [0.3, 0.0], [0.7, None], [None, 0.7], [0.35, 0.35]], 1.0),
+        (3, [[1.0, 1e-6], [1.0, 0.0], [1.0, 0.0], [None, None], [1.2, 0.0], [1.2, 0.0]], 0.5),
+        (2, [[None, None]] * 2, 0.0),
+        (2, [[1e9, -1e9], [0.0, 64.0]], 1.0),  # as near as float32 tells numbers of that size apart
+    ],
+)
+def test_groups_whose_rewards_are_equal_are_counted_exactly(
+    trainer: GRPOTrainer, size: int, rewards: list[list[float | None]], share: float
+) -> None:
+    given = torch.tensor([[torch.nan if value is None else value for value in row] for row in rewards])
+    trainer.reward_funcs, trainer.reward_func_names = trainer.reward_funcs * 2, ["a", "b"]
+    trainer.reward_processing_classes, trainer.reward_weights = [None, None], torch.ones(2)
+    trainer._calculate_rewards = lambda *args: given
+    trainer.num_generations = size
+    compat.count_equal_groups(trainer)
+    trainer.model.train()
+    trainer._generate_and_score_completions([trainer.train_dataset[0]] * len(rewards))
+    assert trainer._metrics["train"]["frac_reward_zero_std"] == [share]
+
+
 def test_vllm_is_not_sent_what_it_lacks() -> None:
     from trl.generation.vllm_generation import VLLMGeneration
 

@@ -26,6 +26,7 @@ __all__ = [
     "changed",
     "checkpointed_layers",
     "contain_exits",
+    "count_equal_groups",
     "disable_dropout",
     "drop_metric",
     "first_batch",
@@ -214,6 +215,46 @@ def observe_rewards(trainer: Any, sink: Callable[[Any, Any, Any, Any], None]) ->
         return rewards
 
     trainer._calculate_rewards = observed
+
+
+def count_equal_groups(trainer: Any) -> None:
+    """Log as `frac_reward_zero_std` which share of the groups has equal rewards, so teaches nothing.
+
+    TRL asks whether a deviation in float32 is below 1e-8; one rounding of 1 + 0.2 makes it 6e-8, and no group counts.
+    """
+    import torch
+
+    summed = getattr(trainer, "multi_objective_aggregation", "sum_then_normalize") == "sum_then_normalize"
+    is_rloo = hasattr(trainer, "reward_clip_range")  # which takes the deviation of what it has clipped and taken KL off
+    if not hasattr(trainer, "_calculate_rewards") or not summed:
+        return
+    if is_rloo and (trainer.reward_clip_range or trainer.beta != 0.0):
+        return
+    generate = trainer._generate_and_score_completions
+    judged: list[Any] = []  # (N, F), those of the newest rollout
+    observe_rewards(trainer, lambda inputs, prompts, completions, rewards: judged.append(rewards.double()))
+
+    def counted(inputs: Any) -> Any:
+        judged.clear()
+        output = generate(inputs)
+        mode = "train" if trainer.model.training else "eval"
+        logged = trainer._metrics[mode].get("frac_reward_zero_std")
+        if not logged or not judged:
+            return output
+        weighted = judged[-1] * trainer.reward_weights.double().to(judged[-1].device)
+        is_known = ~torch.isnan(weighted).all(1)  # (N,) some reward could judge it
+        totals, sizes = weighted.nansum(1), weighted.abs().nansum(1)
+        by_batch = getattr(trainer, "scale_rewards", "group") == "batch"
+        group = trainer.num_generations if mode == "train" else trainer.num_generations_eval
+        width = len(totals) if by_batch else group
+        low, high = (totals.masked_fill(~is_known, at).view(-1, width) for at in (torch.inf, -torch.inf))
+        # rewards came as float32, each rounded by half of this at most: nothing smaller is a difference
+        rounding = torch.finfo(torch.float32).eps * sizes.view(-1, width).amax(1)
+        is_equal = is_known.view(-1, width).any(1) & (high.amax(1) - low.amin(1) <= rounding)
+        logged[-1] = is_equal.double().mean().item()
+        return output
+
+    trainer._generate_and_score_completions = counted
 
 
 @contextlib.contextmanager

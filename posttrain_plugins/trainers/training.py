@@ -110,6 +110,7 @@ def train(
     if reward_names:
         compat.set_reward_names(trainer, reward_names)
         compat.contain_exits(trainer)
+        compat.count_equal_groups(trainer)
         for observe in (compat.observe_rewards, compat.observe_online_rewards):
             observe(trainer, learnable.score_check(context, reward_names, trainer))
         saved_rollouts.save(context, trainer)

@@ -1,7 +1,8 @@
-"""Decide whether two answers are equal as mathematics, by `math_verify` in a process of its own, with a time limit.
+"""Ask computer algebra whether two expressions are equal, in a process of its own, with a time limit.
 
-A computer algebra system may take for ever (`9^{9^9}`), and `math_verify`'s own limit is a signal, which works on the
-main thread only. The process is started by the first question, answers one after the other, is killed and replaced when
+`sympy` compares the trees that `text/expressions.py` has read, so that nothing is read twice or otherwise; `math_verify`
+reads and compares whole completions for the reward `math`. Both come with the extra `math`. An algebra system may take for
+ever (`9^{9^9}`), and `math_verify`'s own limit is a signal, which works on the main thread only. The process is started by the first question, answers one after the other, is killed and replaced when
 one takes too long, and ends with this one; who asks from several threads has several of them. No paper.
 """
 
@@ -11,6 +12,7 @@ import contextlib
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -23,25 +25,25 @@ LIMIT_S = 5.0
 MAX_WORKERS = 4  # processes, for questions that are asked at once
 MEMORY_GIB = 4  # a power tower takes all there is before the time is over
 
-Question: TypeAlias = tuple[Literal["equal", "right"], str, str]
+Question: TypeAlias = tuple[Literal["equal", "right"], Any, Any]
 
 
-def is_mathematically_equal(a: str, b: str, limit_s: float = LIMIT_S) -> bool:
-    r"""Return whether `math_verify` finds two expressions equal within the limit, from any thread.
+def is_mathematically_equal(a: Any, b: Any, limit_s: float = LIMIT_S) -> bool:
+    r"""Return whether two expressions are equal wherever both are defined, as far as computer algebra finds out.
 
     Args:
-        a: LaTeX, without the dollars.
+        a: a tree of `text/expressions.py`.
         b: the same.
         limit_s: for the comparison alone; more time than this means "not equal".
 
     Returns:
-        False too where `math_verify` is not installed, or fails on them.
+        False too where the extra `math` is not installed, or the question is open.
 
     Raises:
         OSError: the process cannot be started.
 
     Example:
-        >>> is_mathematically_equal("x+1", "1+x")
+        >>> is_mathematically_equal(("+", ("root", Fraction(8), Fraction(2)), "x"), ("+", "x", ("root", Fraction(8), Fraction(2))))
         True
     """
     return is_available() and bool(_processes.ask(("equal", a, b), limit_s))
@@ -147,10 +149,13 @@ class _Algebra:
             reply(i, self.is_equal(a, b) if kind == "equal" else self.is_right(a, b))
         signal.alarm(0)
 
-    def is_equal(self, a: str, b: str) -> bool:
-        with contextlib.suppress(Exception):  # no expression, too deep, too large: not equal
-            first, second = (self.library.parse(f"${text}$", parsing_timeout=None) for text in (a, b))
-            return bool(self.library.verify(first, second, timeout_seconds=None))
+    def is_equal(self, a: Any, b: Any) -> bool:
+        import sympy
+
+        with contextlib.suppress(Exception):  # no function that sympy knows, too deep, too large: not equal
+            difference = _as_sympy(a) - _as_sympy(b)
+            # `equals` tries figures first, which tells most that differ within a millisecond.
+            return difference.equals(0) is True or sympy.simplify(difference) == 0
         return False
 
     def is_right(self, completion: str, solution: str) -> bool | None:
@@ -161,6 +166,34 @@ class _Algebra:
             answer = self.library.parse(completion, _boxed_first(), extraction_mode="first_match", parsing_timeout=None)
             return bool(self.library.verify(reference, answer, timeout_seconds=None))
         return False
+
+
+def _as_sympy(tree: Any) -> Any:
+    """Build the expression of a tree; a name is any complex number, so that `\\sqrt{x^2}` is not x."""
+    import sympy
+
+    if isinstance(tree, Fraction):
+        return sympy.Rational(tree.numerator, tree.denominator)
+    if isinstance(tree, str):
+        return {"\\pi": sympy.pi, "e": sympy.E, "i": sympy.I}.get(tree) or sympy.Symbol(tree)
+    operator, *branches = tree
+    first, *rest = map(_as_sympy, branches)
+    match operator:
+        case "+" | "*" | "/" | "^":
+            other = rest[0]
+            arithmetic = {"+": first.__add__, "*": first.__mul__, "/": first.__truediv__, "^": first.__pow__}
+            return arithmetic[operator](other)
+        case "root":  # a negative number has a real root of odd degree
+            degree = rest[0]
+            is_odd = degree.is_Integer and degree % 2 == 1
+            return -((-first) ** (1 / degree)) if first.is_negative and is_odd else first ** (1 / degree)
+        case "log":  # without a base it is natural for some and of ten for others: of any base
+            return sympy.log(first, rest[0] if rest else sympy.Symbol("base", positive=True))
+    names = {"ln": "log", "arcsin": "asin", "arccos": "acos", "arctan": "atan", "!": "factorial", "abs": "Abs"}
+    name = names.get(operator, operator)
+    known = {"log", "asin", "acos", "atan", "factorial", "Abs", "binomial", "exp", "sin", "cos", "tan"}
+    known |= {"cot", "sec", "csc", "sinh", "cosh", "tanh"}
+    return getattr(sympy, name)(first, *rest) if name in known else sympy.Function(operator)(first, *rest)
 
 
 @cache

@@ -1,0 +1,144 @@
+r"""Split the unit or the currency from an answer: `5 \text{ cm}`, `\$18`, `60 miles per hour`. No paper.
+
+Units are never converted: `2 hours` is not `120 minutes`. A letter alone is a unit only behind a space (`5 m`), since `5m`
+is as likely five times m; nouns in the plural count things (`5 apples`).
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["split_unit"]
+
+# Each line: the names of one unit.
+_UNITS = """
+mm millimeter millimetre
+cm centimeter centimetre
+dm decimeter decimetre
+m meter metre
+km kilometer kilometre
+in inch inches
+ft foot feet
+yd yard
+mi mile
+mg milligram
+g gram gramme
+kg kilogram kilo
+t ton tonne
+lb lbs pound
+oz ounce
+ml mL milliliter millilitre
+cl centiliter centilitre
+dl deciliter decilitre
+L l liter litre
+gal gallon
+ms millisecond
+s sec second
+min minute
+h hr hour
+day
+week
+month
+year
+mph
+Hz hertz
+kHz
+N newton
+J joule
+kJ kilojoule
+W watt
+kW kilowatt
+V volt
+A ampere amp
+K kelvin
+Pa pascal
+kPa
+mol mole
+rad radian
+deg degree
+unit
+people person
+piece
+item
+student
+point
+"""
+_BY_NAME = {name: line.split()[0] for line in _UNITS.strip().splitlines() for name in line.split()}
+_BY_NAME |= {name + "s": unit for name, unit in _BY_NAME.items() if len(name) > 2 and not name.endswith("s")}
+_CURRENCIES = {"$": "$", r"\$": "$", "€": "€", "£": "£", "¥": "¥", "₹": "₹", "USD": "$", "EUR": "€", "GBP": "£"}
+_MONEY = {"dollar": "$", "dollars": "$", "euro": "€", "euros": "€", "cent": "cent", "cents": "cent", "pence": "pence",
+          "yuan": "yuan", "yen": "¥", "rupees": "₹", "USD": "$", "EUR": "€", "GBP": "£", "bucks": "$"}  # fmt: skip
+# Nouns in the plural that say how much and not of what, or that compare.
+_NO_COUNTS = frozenset(
+    "halves thirds fourths fifths sixths sevenths eighths ninths tenths quarters hundredths thousandths tens hundreds"
+    " thousands millions billions dozens percents times less plus minus squares cubes is as was this yes does always perhaps".split()
+)
+_PREFIX = re.compile(r"([+-]?)\s*(\\\$|\$|€|£|¥|₹|(?:USD|EUR|GBP)(?![A-Za-z]))\s*(?=[\d.])")
+_DEGREES = re.compile(r"\s*\^\s*\{?\s*\\circ\s*\}?\s*([CF]?)|\s*\\degree\s*()")
+_TEXT = re.compile(r"(?:\\[,;:! ]|~|\s)*\\(?:text|mathrm|textrm|mbox|rm)\s*\{([^{}]*)\}\s*(?:\^\s*\{?(\d)\}?)?")
+_BEHIND = re.compile(r"(?<=[\d)}.])(?P<space>(?:\s|\\[,;:! ]|~)*)(?P<phrase>€|£|¥|₹|[A-Za-z][A-Za-z/ ^{}\d]*)")
+_ONE = re.compile(r"([A-Za-z]+)\s*(?:\^\s*\{?(\d)\}?|(\d))?")
+
+
+def split_unit(text: str) -> tuple[str, str | None]:
+    r"""Split an answer into its value and its unit.
+
+    Args:
+        text: without emphasis and dollars around it.
+
+    Returns:
+        What is left of the text, and one name for the unit; None where it has none.
+
+    Example:
+        >>> split_unit(r"5 \text{ cm}"), split_unit("10 meters per second"), split_unit("5x"), split_unit("$18")
+        (('5', 'cm'), ('10', 'm/s'), ('5x', None), ('18', '$'))
+    """
+    if prefix := _PREFIX.match(text):
+        rest, unit = split_unit(text[prefix.end() :])
+        currency = _CURRENCIES[prefix[2]]
+        if unit not in (None, currency):
+            return text, None
+        return prefix[1] + rest, currency
+    for start in range(len(text) - 1, 0, -1):
+        # From the right: the unit is the longest tail that is one.
+        if text[start] in "^\\~ " and (match := _DEGREES.fullmatch(text, start)):
+            return text[:start].rstrip(), "deg" + (match[1] or "")
+    for match in _TEXT.finditer(text):
+        if match.end() == len(text) and match.start() > 0 and (unit := _unit_of(match[1], match[2])):
+            return text[: match.start()], unit
+    for match in _BEHIND.finditer(text):
+        if match.end() == len(text) and (unit := _unit_of(match["phrase"], None)):
+            if len(match["phrase"]) == 1 and match["phrase"].isalpha() and not match["space"]:
+                continue
+            return text[: match.start()], unit
+    return text, None
+
+
+def _unit_of(phrase: str, power: str | None) -> str | None:
+    """Return one name for a phrase such as `cm^2`, `square meters`, `miles per hour`, `apples`."""
+    phrase = phrase.strip()
+    if phrase in _CURRENCIES or phrase in _MONEY:
+        return _CURRENCIES.get(phrase) or _MONEY[phrase]
+    parts = [_single(part.strip()) for part in re.split(r"/|\bper\b", phrase)]
+    if None in parts or (power and len(parts) > 1):
+        return None
+    return "/".join(part for part in parts if part is not None) + (f"^{power}" if power else "")
+
+
+def _single(part: str) -> str | None:
+    for word, power in (("square ", "^2"), ("sq ", "^2"), ("sq. ", "^2"), ("cubic ", "^3")):
+        if part.startswith(word):
+            unit = _single(part.removeprefix(word))
+            return None if unit is None else unit + power
+    match = _ONE.fullmatch(part)
+    if match is None:
+        return None
+    name, power = match[1], match[2] or match[3]
+    unit = _BY_NAME.get(name) or _BY_NAME.get(name.lower() if len(name) > 3 else "") or _MONEY.get(name)
+    if unit is None and power is None and _counts_things(name):
+        unit = name
+    return None if unit is None else unit + (f"^{power}" if power else "")
+
+
+def _counts_things(name: str) -> bool:
+    return name.islower() and len(name) >= 4 and name.endswith("s") and not name.endswith("ss") and name not in _NO_COUNTS

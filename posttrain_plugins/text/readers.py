@@ -1,0 +1,351 @@
+r"""Read the answer of a completion: one reader, with a name, for rewards, votes, `evaluate` and `serve`.
+
+What a model thinks before it answers is no answer: a closed thought is passed over, and a completion whose thought never
+ended has none. Behind the thought, the reader `auto` takes the first of these that is there: `<answer>`, a box or a
+labelled answer (whichever stands last), what is set bold, the value of a closing equation, a short text as a whole, and
+what a closing sentence comes to. No paper; the styles that it is measured on are in `tests/corpus`.
+
+Example:
+    >>> read("Adding both, 12 + 7 = 19. **Final Answer:** 19"), read("<think>the answer is 3</think>4"), read("Let me see")
+    ('19', '4', None)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+from posttrain_plugins.errors import InputError
+
+__all__ = ["READERS", "THOUGHT_MARKS", "check_reader", "opens_thought", "read", "read_reference", "without_thought"]
+
+THOUGHT_MARKS = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<thinking>", "</thinking>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+)
+MAX_WORDS_ALONE = 12  # of a text that is an answer as a whole
+
+_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|([^\s{$\\]))")
+_EMPHASIS = r"[*_`]*"
+_IS = r"(?:is|are|was|would be|must be|should be|comes to|equals|è|é|es|est|ist|lautet|é|равен|равна|равно|—|-)"
+_LABEL = re.compile(
+    # `answer is` without a boundary: small models write it behind half a word
+    rf"answer is(?![A-Za-zé]){_EMPHASIS}[:：]?\s*"
+    rf"|\b(?:answers?|results?|(?:correct|right|best) (?:option|choice|statement)|(?:grand )?total|sum|value|option|choice)\s*{_EMPHASIS}"
+    rf"(?:\s*[:：]{_EMPHASIS}|\s+(?:is|would be|must be|should be|equals)(?![A-Za-zé]){_EMPHASIS}[:：]?)\s*"
+    rf"|\b(?:réponse|antwort|(?:end)?ergebnis|respuesta|risposta|resposta|resultado|risultato|ответ|результат)"
+    rf"(?:\s+(?:finale?|correcta?|correta|corretta|definitiva))?\s*{_EMPHASIS}(?:\s*[:：]{_EMPHASIS}|\s+{_IS}(?!\w){_EMPHASIS}[:：]?)\s*"
+    rf"|(?:答案|答え|回答|正解|정답|답)\s*{_EMPHASIS}\s*(?:[:：]|是|为|為|は|은|는){_EMPHASIS}\s*"
+    rf"|(?:الإجابة|الجواب|उत्तर){_EMPHASIS}\s*(?:[:：]|هو|هي|है){_EMPHASIS}\s*"
+    rf"|####[ \t]*:?\s*"
+    rf"|^[ \t#>*_-]*(?:the )?final answer(?!\s+(?:is|would|must|should|equals)\b)\s*{_EMPHASIS}[:：]?{_EMPHASIS}\s*"
+    rf"|^[ \t]*#+[ \t]*{_EMPHASIS}answer\s*{_EMPHASIS}[:：]?{_EMPHASIS}\s*\n\s*"
+    rf"|\b(?:actually|correction|no|wait)[,:]? (?:it|that|this) (?:is|should be) ",
+    re.IGNORECASE | re.MULTILINE,
+)
+_MARKED = re.compile(r"(\*\*|\$\$|\$|`|\\\(|\\\[)(?=\S)(.+?)(?:\*\*|\$\$|\$|`|\\\)|\\\])", re.DOTALL)
+_CLOSING_MARK = {"**": "**", "$$": "$$", "$": "$", "`": "`", r"\(": r"\)", r"\[": r"\]"}
+# Where an answer ends on its line: a sentence, a reason, a remark in brackets that takes something back.
+_END = re.compile(
+    r"[.!?](?=\s+[A-Z*(])|[.!?]?(?=\s*$)|。|,? (?:because|since|as|which|where|so that|given that)\b| \((?:not|since|because|i\.e)\b"
+)
+_CHOICE_FIRST = re.compile(r"\(?([A-Z])\)?(?=\s+(?:because|since|as|is|,)\b|,\s|$)")
+_BOLD = re.compile(r"\*\*(?=\S)([^*\n]+?)\*\*")
+_STEP = re.compile(r"(?i)(?:step|case|part|note|given|problem|example|question|method|solution|check|hint|let)\b.*|.*[:：]|\d+[.)].*")
+_DISPLAY = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\$([^$\n]+)\$|\\\((.+?)\\\)", re.DOTALL)
+_EQUATION = re.compile(r"[^=|;<>]*[\w)}\]%!'](?: ?\\?=|=) ?(?P<value>[^=|;<>]+)", re.DOTALL)
+_OPERATION = re.compile(r"[+*/×÷·⋅−^!(\\-]|(?:^|\s)[A-Za-z]\w*\s*=")
+_FIRST_WORD = re.compile(r"(?i)\W{0,3}(yes|no|true|false)\b(?=[\s*_`]*[,.:;!—–-]|[*_`]*\s*$)")
+_LETTERED = re.compile(r"\(?[A-Z]\)?[.):]\)?\s+\S.*|\([A-Z]\)\s*\S.*")
+_NUMBER = re.compile(
+    r"(?<![\w.])(?:[-−+]?[$€£¥]?\d{1,3}(?:,\d{3})+(?:\.\d+)?|[-−+]?[$€£¥]?\d+(?:\.\d+)?(?:/\d+(?:\.\d+)?)?)(?:\s?\\?%)?(?![\w])"
+)
+_SENTENCE = re.compile(r".*?(?:[.!?。](?=\s|$)|$)", re.DOTALL)
+_ASIDE = re.compile(r"(?i)^(?:i hope|let me know|would you|feel free|is there anything|please|if you|do you|to verify|verif|check|note)")
+_CONCLUDES = re.compile(
+    r"(?i)^(?:so|hence|thus|therefore|then|finally|in total|altogether|overall|it is|it's|this (?:is|means|gives|makes|leaves))\b"
+    r"|\b(?:gives?|makes?|leaves?|equals?|results? in|comes? to|costs?|produces?|pays?|earns?|needs?|takes?|totals?|adds? up to|is|are|has|have)\b"
+)
+_NO_CONCLUSION = re.compile(
+    r"(?i)\b(?:we are given|is given|are given|the question|the problem|asks?|mentions?|i will|i would|let us|let me|we need|first|how many|how much|cannot|can't"
+    r"|don't|do not|not sure|unclear|sorry|difficult|step by step|unknown|approximately speaking|for example|suppose|assume)\b"
+)
+_COPULA = re.compile(r"(?i)\b(?:is|are|was|were)\s+(?:called |known as |the |an? )?(?P<what>[A-Z][\w'-]*(?: (?:of |de |the )?[A-Z][\w'-]*){0,3})[.!]?$")
+
+
+def read(text: str, reader: str = "auto", prompt: object = None) -> str | None:
+    r"""Read the answer of a completion.
+
+    Args:
+        text: the completion; nothing makes it raise.
+        reader: `auto`; `tag`, the last `<answer>...</answer>`; `boxed`, the last `\boxed{...}`; `last_number`; `whole`, the
+            text behind the thought; or `regex:PATTERN`, the first group of the pattern's last match, else the match.
+        prompt: what the completion follows, as text or messages; a thought that it opens goes on in the completion.
+
+    Returns:
+        The answer as it is written; None where none can be read.
+
+    Raises:
+        InputError: no such reader.
+
+    Example:
+        >>> read(r"so \boxed{\frac{1}{2}}, not 3"), read("13*5 = 65", prompt="<user>13*5?<assistant><think>\n")
+        ('\\frac{1}{2}', None)
+        >>> read("a: 3 b: 4", reader=r"regex:a: (\d+)")
+        '3'
+    """
+    visible = without_thought(text, prompt)
+    if visible is None:
+        return None
+    if reader == "auto":
+        return _auto(visible)
+    return (_reader(reader)(visible) or "").strip() or None
+
+
+def check_reader(reader: str) -> str:
+    """Return a reader's name if it is one.
+
+    Raises:
+        InputError: it is none, or its pattern is no regular expression.
+    """
+    _reader(reader)
+    return reader
+
+
+def read_reference(solution: object) -> str:
+    r"""Return the answer of a reference: where it is a worked solution with an answer marked, this; else all of it.
+
+    Example:
+        >>> read_reference(r"so $x=18$, thus \boxed{18}"), read_reference("4 bowls a day, 17*4 = 68\n#### 68"), read_reference(7)
+        ('18', '68', '7')
+    """
+    text = str(solution)
+    if "\\" not in text and "<" not in text and "####" not in text:
+        return text
+    if (tagged := _tagged(text)) is not None:
+        return tagged
+    boxed = _boxed(text)
+    if boxed is not None:
+        return boxed[1]
+    return text.rpartition("####")[2].strip() if "####" in text else text
+
+
+def without_thought(text: str, prompt: object = None) -> str | None:
+    """Return what stands behind the thought of a completion: all of it without one, None where the thought never ended.
+
+    Example:
+        >>> without_thought("<think>3</think> 4"), without_thought("<think>3"), without_thought("4")
+        (' 4', None, '4')
+    """
+    is_opened = prompt is not None and opens_thought(prompt)
+    for opening, closing in THOUGHT_MARKS:
+        end = text.rfind(closing)
+        if end >= 0:
+            text = text[end + len(closing) :]
+            is_opened = False
+        if opening in text:
+            return None
+    return None if is_opened else text
+
+
+def opens_thought(prompt: object) -> bool:
+    """Return whether a prompt ends inside a thought: as text, or as messages whose last is the assistant's."""
+    if isinstance(prompt, Sequence) and not isinstance(prompt, str):
+        last = prompt[-1] if prompt else None
+        is_begun = isinstance(last, dict) and last.get("role") == "assistant"
+        prompt = last.get("content") if is_begun and isinstance(last, dict) else None
+    if not isinstance(prompt, str):
+        return False
+    tail = prompt[-2000:]
+    return any(tail.rfind(opening) > tail.rfind(closing) for opening, closing in THOUGHT_MARKS)
+
+
+# --- Readers of what is behind the thought ---------------------------------------------------------------------------
+
+
+def _tagged(text: str) -> str | None:
+    found = _TAG.findall(text)
+    return found[-1].strip() if found else None
+
+
+def _boxed(text: str) -> tuple[int, str] | None:
+    """Find the last box: where it begins, and what is in it."""
+    for match in reversed(list(_BOX.finditer(text))):
+        if match[1]:  # `\\boxed 5`: TeX takes one token
+            return match.start(), match[1]
+        depth = 1
+        for i in range(match.end(), len(text)):
+            depth += {"{": 1, "}": -1}.get(text[i], 0)
+            if depth == 0:
+                return match.start(), text[match.end() : i].strip()
+    return None
+
+
+def _last_number(text: str) -> str | None:
+    found = _NUMBER.findall(text)
+    return found[-1] if found else None
+
+
+READERS: dict[str, Callable[[str], str | None]] = {
+    "auto": lambda text: _auto(text),
+    "boxed": lambda text: (_boxed(text) or (0, None))[1],
+    "tag": _tagged,
+    "last_number": _last_number,
+    "whole": lambda text: text,
+}
+
+
+@lru_cache(maxsize=64)
+def _reader(name: str) -> Callable[[str], str | None]:
+    if name in READERS:
+        return READERS[name]
+    hint = f"reader: one of {', '.join(READERS)}, regex:PATTERN"
+    if not isinstance(name, str) or not name.startswith("regex:"):
+        raise InputError(f"there is no reader {name!r}", hint=hint)
+    try:
+        pattern = re.compile(name.removeprefix("regex:"), re.MULTILINE)
+    except re.error as error:
+        raise InputError(f"the pattern of the reader {name!r} cannot be used: {error}", hint=hint) from None
+
+    def by_pattern(text: str) -> str | None:
+        match = None
+        for match in pattern.finditer(text):
+            pass
+        return None if match is None else match[1] if pattern.groups else match[0]
+
+    return by_pattern
+
+
+def _auto(text: str) -> str | None:
+    if "</" in text and (tagged := _tagged(text)) is not None:
+        return tagged or None
+    box = _boxed(text) if "boxed" in text or "fbox" in text else None
+    label = _labelled(text, box[0] if box else 0)
+    if label is not None:
+        return label
+    if box is not None:
+        return box[1] or None
+    return _shown(text.strip())
+
+
+def _labelled(text: str, start: int) -> str | None:
+    """Read what stands behind the last label that says something, from a place on."""
+    for match in reversed(list(_LABEL.finditer(text, start))):
+        rest = text[match.end() :].lstrip()
+        if start and r"\boxed" in rest.partition("\n")[0]:
+            return None
+        if answer := _first_statement(rest):
+            return answer
+    return None
+
+
+def _first_statement(rest: str) -> str | None:
+    """Read an answer from what follows its label: what is set off by marks, else the line up to where a reason begins."""
+    line = rest.partition("\n")[0] if not rest.startswith(("$$", r"\[")) else rest
+    line = line.strip()
+    if marked := _MARKED.match(line):
+        inner = marked[2]
+        if line[marked.end() - len(_CLOSING_MARK[marked[1]]) : marked.end()] == _CLOSING_MARK[marked[1]]:
+            behind = line[marked.end() :].lstrip(" .*_")
+            if not behind or marked[1] in ("**", "`") or behind[0] in ",;(" or behind[0].isalpha():
+                return _last_side(inner)
+    if choice := _CHOICE_FIRST.match(line):
+        return choice[1]
+    end = _END.search(line)
+    line = (line[: end.start()] if end else line).strip().strip("*_` ").strip()
+    return _last_side(line) or None
+
+
+def _last_side(text: str) -> str:
+    """Return the value behind the last equals sign of a calculation; any other text as it is."""
+    if "=" not in text:
+        return text.strip()
+    match = _EQUATION.fullmatch(text.strip()) or _EQUATION.fullmatch(text.strip().rpartition("=")[0] + "=" + text.rpartition("=")[2])
+    if match is None or "==" in text:
+        sides = [side.strip() for side in text.split("=")]
+        return sides[-1] if len(sides) > 2 and all(sides) and not set("<>|;,") & set(text) else text.strip()
+    left = text.strip()[: match.start("value")].rstrip("= ")
+    return match["value"].strip() if _OPERATION.search(left + "=") or left.isalpha() else text.strip()
+
+
+def _shown(text: str) -> str | None:
+    """Read an answer that no label names."""
+    if not re.search(r"\w", text):
+        return None
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if first := _FIRST_WORD.match(lines[0]):
+        return first[1]
+    if len(lines) == 1 and "**" not in text and _is_alone(lines[0]):
+        return _value_of(lines[0])
+    bold = [b.strip() for b in _BOLD.findall(text) if not _STEP.fullmatch(b.strip())]
+    if bold and not bold[-1].endswith("?"):
+        return _last_side(bold[-1])
+    closing = next((line for line in reversed(lines) if not _ASIDE.match(line) and not line.endswith("?")), "")
+    if closing and _is_alone(closing):
+        return _value_of(closing)
+    display = [m for m in _DISPLAY.finditer(text)]
+    if display and len(text) - display[-1].end() <= 2:
+        inner = next(group for group in display[-1].groups() if group is not None)
+        return _last_side(inner) if "=" in inner or len(inner.split()) <= 3 else inner.strip()
+    return _of_equation(closing) or _of_sentence(closing)
+
+
+def _is_alone(line: str) -> bool:
+    """Return whether a line is an answer and nothing else: a value, a name, a lettered choice."""
+    if _LETTERED.fullmatch(line):
+        return True
+    if line.endswith((",", ":", ";", "?", "...", "…")) or set(line) & set("|;<>#") or "=" in line:
+        return False
+    words = line.strip("$*_` ").split()
+    if len(words) > MAX_WORDS_ALONE:
+        return False
+    prose = re.search(r"(?i)\b(?:is|are|was|were|has|have|had|i|we|you|it|that|this|can|will|adds?|means?|gives?|makes?|so|the .* (?:of|in))\b", line)
+    ends = line.endswith((".", "!"))
+    # A sentence is no answer by itself; without its full stop, it may even be cut.
+    if prose or (len(words) > 5 and any(word[:1].islower() for word in words) and ends):
+        return False
+    return not re.match(r"(?i)(?:step|note|##|first|then|next|let|consider|sure|ok)\b", line)
+
+
+def _value_of(line: str) -> str:
+    return line.removesuffix(".").strip()
+
+
+def _of_equation(line: str) -> str | None:
+    """Read the value behind the last equals sign of a closing line that is a calculation."""
+    line = line.rstrip(". ").strip("$").replace("**", "")
+    if "=" not in line or set(line) & set(";|<>"):
+        return None
+    left, _, value = line.rpartition("=")
+    value = value.strip()
+    # A name or a calculation in front, a value behind: `3|7=4` of a small model's scratch pad is neither.
+    if not value or len(value.split()) > 4 or not _OPERATION.search(left.strip() + "="):
+        return None
+    return value if re.match(r"[-+−]?[\w\\$(\[{.√]", value) else None
+
+
+def _of_sentence(line: str) -> str | None:
+    """Read what a closing sentence comes to: the name it ends with, or the number of its main clause."""
+    sentences = [s.strip() for s in _SENTENCE.findall(line) if s.strip()]
+    while sentences and (sentences[-1].endswith("?") or _ASIDE.match(sentences[-1])):
+        sentences.pop()
+    if not sentences or not sentences[-1].endswith((".", "!", "。")):  # cut
+        return None
+    sentence = sentences[-1]
+    if _NO_CONCLUSION.search(sentence):
+        return None
+    clause = re.split(r", (?:which|where|since|because|as|while|with)\b", sentence)[0]
+    if (first := _FIRST_WORD.match(sentence)) is not None:
+        return first[1]
+    numbers = _NUMBER.findall(clause)
+    if named := _COPULA.search(clause.rstrip(".! ")):
+        return named["what"]
+    if numbers and _CONCLUDES.search(clause):
+        hedge = re.search(r"\b(?:or|to|between)\b(?: maybe)? *[$€£]?" + re.escape(numbers[-1]), clause)
+        return clause if hedge else numbers[-1]
+    return None

@@ -186,7 +186,7 @@ class TreeOfThoughts:
         # that `max_tokens` holds for a path of proposals too.
         share = len(line) / len(completion.text)
         num_tokens = state.num_tokens + max(round(share * completion.usage.completion_tokens), 1)
-        is_answer = extract(line + "\n?") is not None  # a last line without a word is no answer: only a marked one is
+        is_answer = extract(line, "marked") is not None  # a thought without a mark is no answer
         is_cut = num_tokens >= expander.problem.params.max_tokens
         ended: Literal["stop", "length"] | None = "stop" if is_answer else "length" if is_cut else None
         text = state.text + line + ("" if is_answer else self.separator)

@@ -14,12 +14,10 @@ Example:
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Hashable, Iterable, Sequence
-from fractions import Fraction
-from functools import lru_cache
 
-from posttrain_plugins.text.equivalence import is_mathematically_equal
+from posttrain_plugins.text.equality import canonical, equivalent
+from posttrain_plugins.text.readers import read, read_reference, without_thought
 from posttrain_plugins.types import Candidate, Completion, Result
 
 __all__ = [
@@ -35,31 +33,14 @@ __all__ = [
     "vote_weights",
 ]
 
-MAX_COMPARED_CHARS = 200  # longer answers are compared as text alone: computer algebra may take for ever on them
 
-_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
-_PHRASE = re.compile(  # "answer is", "final answer" or "####"; a set in front of them is what `re` finds fast
-    r"(?-i:[aAfF#])(?:(?<=a)nswer is|(?<=f)inal answer|(?<=#)###)[ \t]*:?\s*([^\n]+)", re.IGNORECASE
-)
-_SHORT_LINE = re.compile(r"[\w$+\-.][\w$%,./+\- ]{0,23}")
-_NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,3})?)(?:/(\d+))?")
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_FRACTION = re.compile(r"\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}")
-_WRAPPER = re.compile(r"\\(?:text|mathrm|mathbf|textbf|boxed)\{([^{}]*)\}")
-_NOISE = re.compile(r"\\left|\\right|\\[!,;:() ]|\\%|[$%]")
-
-
-# --- From text to answer ---------------------------------------------------------------------------------------------
-
-
-def extract(text: str) -> str | None:
-    r"""Read the answer from a completion.
-
-    The first of these that is there: the last `<answer>...</answer>`; the last `\boxed{...}`; what follows the last
-    "answer is", "####" or "Final Answer:" on its line; the last line, if it is short (a number, a word or two).
+def extract(text: str, reader: str = "auto", prompt: object = None) -> str | None:
+    """Read the answer from a completion (`text/readers.py` has the readers and what they read).
 
     Args:
         text: any text; nothing makes it raise.
+        reader: how it is read.
+        prompt: what the completion follows, as text or messages: a thought that it opens goes on in the completion.
 
     Returns:
         The answer as written, or None where there is none.
@@ -72,65 +53,19 @@ def extract(text: str) -> str | None:
         >>> extract("3|7=4;4>") is None
         True
     """
-    return _tagged(text) or _boxed(text) or _announced(text) or _last_line(text)
+    return read(text, reader, prompt)
 
 
-def _tagged(text: str) -> str | None:
-    found = _TAG.findall(text)
-    return found[-1].strip() if found else None
+def score_answer(text: str, reference: str | None, reader: str = "auto", prompt: object = None) -> float | None:
+    """Return 1.0 where the answer in a text is the reference, and 0.0 where it is not or none can be read.
 
+    A completion that says what its reference says, word for word, is right however it is read.
 
-def _boxed(text: str) -> str | None:
-    start = text.rfind(r"\boxed{")
-    if start < 0:
-        return None
-    start += len(r"\boxed{")
-    depth = 1
-    for i in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[i], 0)
-        if depth == 0:
-            return text[start:i].strip()
-    return None
-
-
-def _announced(text: str) -> str | None:
-    found = _PHRASE.findall(text)
-    return found[-1].strip(" \t*").removesuffix(".").strip() if found else None
-
-
-def _last_line(text: str) -> str | None:
-    line = text.strip().rpartition("\n")[2].strip()
-    return line.removesuffix(".") if _SHORT_LINE.fullmatch(line) and line.count(" ") < 3 else None
-
-
-# --- One form, and equality ------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=4096)
-def canonical(answer: str) -> str:
-    r"""Bring an answer to one form: numbers as fractions, text in lower case without decoration.
-
-    Example:
-        >>> canonical("$1,000.50$"), canonical(r"\frac{2}{4}"), canonical(r" \text{Paris}. ")
-        ('2001/2', '1/2', 'paris')
-    """
-    text = _NOISE.sub("", _WRAPPER.sub(r"\1", answer))
-    text = _FRACTION.sub(r"\1/\2", text)
-    text = " ".join(text.lower().split()).removesuffix(".")
-    return _as_fraction(_THOUSANDS.sub("", text)) or text
-
-
-def equivalent(a: str, b: str) -> bool:
-    """Return True where two answers mean the same: equal in canonical form, or by `math_verify`, if it is installed.
-
-    It returns within seconds, whatever the answers are and whatever thread asks (`text/equivalence.py`).
-    """
-    first, second = canonical(a), canonical(b)
-    return first == second or _is_equal(first, second)
-
-
-def score_answer(text: str, reference: str | None) -> float | None:
-    """Return 1.0 where the answer in a text is the reference, and 0.0 where it is not or there is none.
+    Args:
+        text: a completion.
+        reference: the answer, or a worked solution with its answer in a box, a tag or behind "####".
+        reader: as of `extract`.
+        prompt: as of `extract`.
 
     Returns:
         None without a reference: a completion that nothing is known of is not a wrong one.
@@ -141,29 +76,12 @@ def score_answer(text: str, reference: str | None) -> float | None:
     """
     if reference is None:
         return None
-    answer = extract(text)
-    return float(answer is not None and equivalent(answer, str(reference)))
-
-
-def _as_fraction(text: str) -> str | None:
-    match = _NUMBER.fullmatch(text.replace(" ", ""))
-    if match is None or len(text) > MAX_COMPARED_CHARS:
-        return None
-    denominator = int(match[2] or 1)
-    return str(Fraction(match[1]) / denominator) if denominator else None
-
-
-def _is_equal(a: str, b: str) -> bool:
-    # In one order: `math_verify` is not symmetric, and a vote must not depend on which answer came first.
-    return _mathematically_equal(min(a, b), max(a, b))
-
-
-@lru_cache(maxsize=65536)
-def _mathematically_equal(a: str, b: str) -> bool:
-    both_numbers = all(re.fullmatch(r"-?\d+(/\d+)?", text) for text in (a, b))
-    if both_numbers or not (a and b) or max(len(a), len(b)) > MAX_COMPARED_CHARS:
-        return False
-    return is_mathematically_equal(a, b)
+    answer = read(text, reader, prompt)
+    expected = read_reference(reference)
+    if answer is not None and equivalent(answer, expected):
+        return 1.0
+    visible = without_thought(text, prompt)
+    return float(visible is not None and visible.split() == str(reference).split() != [])
 
 
 # --- The vote --------------------------------------------------------------------------------------------------------
@@ -200,16 +118,19 @@ def tally(answers: Sequence[Hashable | None], weights: Sequence[float] | None = 
         >>> tally(["a", "b", "B", None])
         {0: 1.0, 1: 2.0}
     """
-    first: dict[str, int] = {}  # the canonical form of a class's first member -> its index
+    first: dict[str, int] = {}  # the answer of a class's first member -> its index
+    seen: dict[str, str] = {}  # a canonical form -> the answer of its class
     votes: dict[int, float] = {}
     for i, answer in enumerate(answers):
         if answer is None:
             continue
-        key = canonical(str(answer))
-        # Only a new form is compared with the others as mathematics, which takes milliseconds and not microseconds.
-        form = key if key in first else next((other for other in first if _is_equal(other, key)), key)
-        member = first.setdefault(form, i)
-        votes[member] = votes.get(member, 0.0) + (1.0 if weights is None else weights[i])
+        text = str(answer)
+        form = canonical(text)
+        # Only a new form is compared with the others, which may take algebra, and so milliseconds.
+        member = seen.get(form) or next((other for other in first if equivalent(other, text)), text)
+        seen[form] = member
+        index = first.setdefault(member, i)
+        votes[index] = votes.get(index, 0.0) + (1.0 if weights is None else weights[i])
     return votes
 
 

@@ -37,24 +37,27 @@ _LABEL = re.compile(
     # `answer is` without a boundary: small models write it behind half a word
     rf"answer is(?![A-Za-zé]){_EMPHASIS}[:：]?\s*"
     rf"|\b(?:answers?|results?|(?:correct|right|best) (?:option|choice|statement)|(?:grand )?total|sum|value|option|choice)\s*{_EMPHASIS}"
-    rf"(?:\s*[:：]{_EMPHASIS}|\s+(?:is|would be|must be|should be|equals)(?![A-Za-zé]){_EMPHASIS}[:：]?)\s*"
+    rf"(?:\s*[:：]{_EMPHASIS}|\s+(?:of [^\n.:=]{{1,40}}? )?(?:is|would be|must be|should be|could be|may be|might be|can be|equals)(?![A-Za-zé]){_EMPHASIS}[:：]?)\s*"
     rf"|\b(?:réponse|antwort|(?:end)?ergebnis|respuesta|risposta|resposta|resultado|risultato|ответ|результат)"
     rf"(?:\s+(?:finale?|correcta?|correta|corretta|definitiva))?\s*{_EMPHASIS}(?:\s*[:：]{_EMPHASIS}|\s+{_IS}(?!\w){_EMPHASIS}[:：]?)\s*"
     rf"|(?:答案|答え|回答|正解|정답|답)\s*{_EMPHASIS}\s*(?:[:：]|是|为|為|は|은|는){_EMPHASIS}\s*"
     rf"|(?:الإجابة|الجواب|उत्तर){_EMPHASIS}\s*(?:[:：]|هو|هي|है){_EMPHASIS}\s*"
     rf"|####[ \t]*:?\s*"
-    rf"|^[ \t#>*_-]*(?:the )?final answer(?!\s+(?:is|would|must|should|equals)\b)\s*{_EMPHASIS}[:：]?{_EMPHASIS}\s*"
-    rf"|^[ \t]*#+[ \t]*{_EMPHASIS}answer\s*{_EMPHASIS}[:：]?{_EMPHASIS}\s*\n\s*"
-    rf"|\b(?:actually|correction|no|wait)[,:]? (?:it|that|this) (?:is|should be) ",
+    rf"|^[ \t#>*_-]*(?:the )?final answer(?!\s+(?:is|would|must|should|could|may|might|can|equals)\b)\s*{_EMPHASIS}[:：]?{_EMPHASIS}\s*"
+    rf"|^[ \t#*_]*(?:final )?answer[ \t*_:：]*\n\s*"
+    rf"|\b(?:actually|correction|no|wait)[,:]? (?:it|that|this) (?:is|should be) "
+    rf"|故选\s*[:：]?|^A[:：]\s",
     re.IGNORECASE | re.MULTILINE,
 )
-_MARKED = re.compile(r"(\*\*|\$\$|\$|`|\\\(|\\\[)(?=\S)(.+?)(?:\*\*|\$\$|\$|`|\\\)|\\\])", re.DOTALL)
+_MARKED = re.compile(r"(\*\*|\$\$|\$|`|\\\(|\\\[)(?!\*\*not\b)\s*(.+?)\s*(?:\*\*|\$\$|\$|`|\\\)|\\\])", re.DOTALL)
 _CLOSING_MARK = {"**": "**", "$$": "$$", "$": "$", "`": "`", r"\(": r"\)", r"\[": r"\]"}
 # Where an answer ends on its line: a sentence, a reason, a remark in brackets that takes something back.
 _END = re.compile(
-    r"[.!?](?=\s+[A-Z*(])|[.!?]?(?=\s*$)|。|,? (?:because|since|as|which|where|so that|given that)\b| \((?:not|since|because|i\.e)\b"
+    r"[.!?](?=\s+[A-Z*(])|[.!?]?(?=\s*$)|。|, (?:the|an?|i\.e\.?,?|or) (?=[a-z\d])|,? (?:because|since|as|which|where|so that|given that)\b|(?<=\d) \(|(?<=\w) \((?:not|since|because|i\.e|also|or)\b"
 )
-_CHOICE_FIRST = re.compile(r"\(?([A-Z])\)?(?=\s+(?:because|since|as|is|,)\b|,\s|$)")
+_COPULA_BEHIND = re.compile(r"(?<=[\d\w*$)）])(?:です|である|だ|입니다|이다|예요|이에요)[.。]?$")
+_TAKES_BACK = re.compile(r"(?i)(?:^|[.!?]\s+)(?:no|wait|actually|sorry|correction|hmm|oops|on second thought)\b[,.:!…-]*\s+(?P<rest>.+)", re.DOTALL)
+_CHOICE_FIRST = re.compile(r"(?:[Oo]ption |[Cc]hoice |[Ll]etter )?\(?([A-Z])\)?(?=\s+(?:because|since|as|is|,)\b|,\s|[.!]?$)")
 _BOLD = re.compile(r"\*\*(?=\S)([^*\n]+?)\*\*")
 _STEP = re.compile(r"(?i)(?:step|case|part|note|given|problem|example|question|method|solution|check|hint|let)\b.*|.*[:：]|\d+[.)].*")
 _DISPLAY = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\$([^$\n]+)\$|\\\((.+?)\\\)", re.DOTALL)
@@ -62,17 +65,24 @@ _EQUATION = re.compile(r"[^=|;<>]*[\w)}\]%!'](?: ?\\?=|=) ?(?P<value>[^=|;<>]+)"
 _OPERATION = re.compile(r"[+*/×÷·⋅−^!(\\-]|(?:^|\s)[A-Za-z]\w*\s*=")
 _FIRST_WORD = re.compile(r"(?i)\W{0,3}(yes|no|true|false)\b(?=[\s*_`]*[,.:;!—–-]|[*_`]*\s*$)")
 _LETTERED = re.compile(r"\(?[A-Z]\)?[.):]\)?\s+\S.*|\([A-Z]\)\s*\S.*")
+_MONTH = r"(?:January|February|March|April|May|June|July|August|September|October|November|December)"
 _NUMBER = re.compile(
-    r"(?<![\w.])(?:[-−+]?[$€£¥]?\d{1,3}(?:,\d{3})+(?:\.\d+)?|[-−+]?[$€£¥]?\d+(?:\.\d+)?(?:/\d+(?:\.\d+)?)?)(?:\s?\\?%)?(?![\w])"
+    rf"(?:{_MONTH} \d{{1,2}}(?:, \d{{4}})?|\d{{1,2}} {_MONTH}(?: \d{{4}})?|\d{{1,2}}:\d\d(?: ?[ap]\.?m\b)?"
+    r"|(?<![A-Za-z\d_.])(?:[-−+]?[$€£¥]?\d{1,3}(?:,\d{3})+(?:\.\d+)?|[-−+]?[$€£¥]?\d+(?:\.\d+)?(?:/\d+(?:\.\d+)?)?)(?:\s?\\?%| ?[ap]\.?m\b)?(?![A-Za-z\d_]))"
 )
+_ENUMERATION = re.compile(rf"(?:{_NUMBER.pattern}, )+{_NUMBER.pattern},? and {_NUMBER.pattern}$|{_NUMBER.pattern}(?: {_NUMBER.pattern})+$")
+_LISTED = re.compile(rf"(?:{_NUMBER.pattern}, )*{_NUMBER.pattern},? and {_NUMBER.pattern}(?=[.!]?$)")
+_CAPTION = re.compile(r"[^:：\d={\[\"|]{1,60}[:：]\s+(?P<value>.+)")
 _SENTENCE = re.compile(r".*?(?:[.!?。](?=\s|$)|$)", re.DOTALL)
 _ASIDE = re.compile(r"(?i)^(?:i hope|let me know|would you|feel free|is there anything|please|if you|do you|to verify|verif|check|note)")
+_DRAWN = re.compile(r"(?i)(?:so|hence|thus|therefore|in total|altogether|overall|finally|in conclusion)\b|所以|因此|故|also|donc|daher|por lo tanto")
 _CONCLUDES = re.compile(
     r"(?i)^(?:so|hence|thus|therefore|then|finally|in total|altogether|overall|it is|it's|this (?:is|means|gives|makes|leaves))\b"
     r"|\b(?:gives?|makes?|leaves?|equals?|results? in|comes? to|costs?|produces?|pays?|earns?|needs?|takes?|totals?|adds? up to|is|are|has|have)\b"
+    r"|所以|因此|故"
 )
 _NO_CONCLUSION = re.compile(
-    r"(?i)\b(?:we are given|is given|are given|the question|the problem|asks?|mentions?|i will|i would|let us|let me|we need|first|how many|how much|cannot|can't"
+    r"(?i)\b(?:we are given|is given|are given|I have|will think|the question|the problem|asks?|mentions?|i will|i would|let us|let me|we need|first|how many|how much|cannot|can't"
     r"|don't|do not|not sure|unclear|sorry|difficult|step by step|unknown|approximately speaking|for example|suppose|assume)\b"
 )
 _COPULA = re.compile(r"(?i)\b(?:is|are|was|were)\s+(?:called |known as |the |an? )?(?P<what>[A-Z][\w'-]*(?: (?:of |de |the )?[A-Z][\w'-]*){0,3})[.!]?$")
@@ -83,7 +93,8 @@ def read(text: str, reader: str = "auto", prompt: object = None) -> str | None:
 
     Args:
         text: the completion; nothing makes it raise.
-        reader: `auto`; `tag`, the last `<answer>...</answer>`; `boxed`, the last `\boxed{...}`; `last_number`; `whole`, the
+        reader: `auto`; `marked`, the same without what no tag, box or label names; `tag`, the last
+            `<answer>...</answer>`; `boxed`, the last `\boxed{...}`; `last_number`; `whole`, the
             text behind the thought; or `regex:PATTERN`, the first group of the pattern's last match, else the match.
         prompt: what the completion follows, as text or messages; a thought that it opens goes on in the completion.
 
@@ -195,6 +206,7 @@ READERS: dict[str, Callable[[str], str | None]] = {
     "auto": lambda text: _auto(text),
     "boxed": lambda text: (_boxed(text) or (0, None))[1],
     "tag": _tagged,
+    "marked": lambda text: _marked(text),
     "last_number": _last_number,
     "whole": lambda text: text,
 }
@@ -222,15 +234,24 @@ def _reader(name: str) -> Callable[[str], str | None]:
 
 
 def _auto(text: str) -> str | None:
+    is_named, answer = _named(text)
+    return answer if is_named else _shown(text.strip())
+
+
+def _marked(text: str) -> str | None:
+    return _named(text)[1]
+
+
+def _named(text: str) -> tuple[bool, str | None]:
+    """Return whether a tag, a label or a box names an answer, and the answer, None for an empty one."""
     if "</" in text and (tagged := _tagged(text)) is not None:
-        return tagged or None
+        return True, (_labelled(tagged, 0) if " is " in tagged else None) or tagged or None
     box = _boxed(text) if "boxed" in text or "fbox" in text else None
     label = _labelled(text, box[0] if box else 0)
     if label is not None:
-        return label
-    if box is not None:
-        return box[1] or None
-    return _shown(text.strip())
+        return True, label
+    is_cut = box is None and r"\boxed" in text
+    return (True, box[1] or None) if box is not None else (is_cut, None)
 
 
 def _labelled(text: str, start: int) -> str | None:
@@ -240,22 +261,31 @@ def _labelled(text: str, start: int) -> str | None:
         if start and r"\boxed" in rest.partition("\n")[0]:
             return None
         if answer := _first_statement(rest):
-            return answer
+            taken_back = _TAKES_BACK.search(rest) if not start else None
+            return (taken_back and _of_sentence(taken_back["rest"].partition("\n")[0])) or answer
     return None
 
 
 def _first_statement(rest: str) -> str | None:
     """Read an answer from what follows its label: what is set off by marks, else the line up to where a reason begins."""
     line = rest.partition("\n")[0] if not rest.startswith(("$$", r"\[")) else rest
-    line = line.strip()
+    line = _COPULA_BEHIND.sub("", line.strip())
+    if line.startswith("<answer>") or line.endswith("<answer>"):  # cut
+        return None
     if marked := _MARKED.match(line):
         inner = marked[2]
-        if line[marked.end() - len(_CLOSING_MARK[marked[1]]) : marked.end()] == _CLOSING_MARK[marked[1]]:
+        if inner != "not" and line[marked.end() - len(_CLOSING_MARK[marked[1]]) : marked.end()] == _CLOSING_MARK[marked[1]]:
             behind = line[marked.end() :].lstrip(" .*_")
             if not behind or marked[1] in ("**", "`") or behind[0] in ",;(" or behind[0].isalpha():
                 return _last_side(inner)
     if choice := _CHOICE_FIRST.match(line):
         return choice[1]
+    if first := _FIRST_WORD.match(line):
+        return first[1]
+    if listed := _LISTED.match(line):
+        return re.sub(r",? and ", ", ", listed[0])
+    if but := re.match(r"\W*not\W.{1,40}? but (.+)", line):
+        line = but[1]
     end = _END.search(line)
     line = (line[: end.start()] if end else line).strip().strip("*_` ").strip()
     return _last_side(line) or None
@@ -280,26 +310,45 @@ def _shown(text: str) -> str | None:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if first := _FIRST_WORD.match(lines[0]):
         return first[1]
-    if len(lines) == 1 and "**" not in text and _is_alone(lines[0]):
+    lettered = re.findall(r"\(([A-Z])\)", lines[-1])
+    if len(lettered) == 1 and not _LETTERED.match(lines[-1]):
+        return str(lettered[0])
+    code = re.findall(r"`([^`]+)`", lines[-1])
+    if len(code) == 1 and len(lines[-1]) > len(code[0]) + 3 and lines[-1].endswith("."):
+        return str(code[0])
+    if len(lines) == 1 and "**" not in text and _is_alone(lines[0]) and not _CAPTION.fullmatch(lines[0]):
         return _value_of(lines[0])
     bold = [b.strip() for b in _BOLD.findall(text) if not _STEP.fullmatch(b.strip())]
     if bold and not bold[-1].endswith("?"):
         return _last_side(bold[-1])
-    closing = next((line for line in reversed(lines) if not _ASIDE.match(line) and not line.endswith("?")), "")
-    if closing and _is_alone(closing):
+    lines = _before_asides(lines)
+    closing = lines[-1]
+    if _is_alone(closing) and not _CAPTION.fullmatch(closing):
         return _value_of(closing)
     display = [m for m in _DISPLAY.finditer(text)]
     if display and len(text) - display[-1].end() <= 2:
         inner = next(group for group in display[-1].groups() if group is not None)
         return _last_side(inner) if "=" in inner or len(inner.split()) <= 3 else inner.strip()
+    caption = _CAPTION.fullmatch(closing)
+    if caption and _is_alone(caption["value"]) and not _STEP.fullmatch(closing.partition(":")[0]):
+        return _value_of(caption["value"])
     return _of_equation(closing) or _of_sentence(closing)
+
+
+def _before_asides(lines: list[str]) -> list[str]:
+    """Leave out the courtesies and checks behind an answer."""
+    while len(lines) > 1 and (_ASIDE.match(lines[-1]) or lines[-1].endswith("?")):
+        lines = lines[:-1]
+    return lines
 
 
 def _is_alone(line: str) -> bool:
     """Return whether a line is an answer and nothing else: a value, a name, a lettered choice."""
     if _LETTERED.fullmatch(line):
         return True
-    if line.endswith((",", ":", ";", "?", "...", "…")) or set(line) & set("|;<>#") or "=" in line:
+    if line.rstrip("*_` ").endswith((",", ":", ";", "?", "...", "…")) or set(line) & set("|;<>#") or "=" in line:
+        return False
+    if line.endswith("。") or re.search(r"[\u3040-\u30ff\u4e00-\u9fff]{7}", line):  # a sentence without spaces
         return False
     words = line.strip("$*_` ").split()
     if len(words) > MAX_WORDS_ALONE:
@@ -330,22 +379,29 @@ def _of_equation(line: str) -> str | None:
 
 
 def _of_sentence(line: str) -> str | None:
-    """Read what a closing sentence comes to: the name it ends with, or the number of its main clause."""
+    """Read what a closing line comes to: its choice or code, the name it ends with, the number of its main clause."""
     sentences = [s.strip() for s in _SENTENCE.findall(line) if s.strip()]
-    while sentences and (sentences[-1].endswith("?") or _ASIDE.match(sentences[-1])):
+    while sentences and _ASIDE.match(sentences[-1]):
         sentences.pop()
     if not sentences or not sentences[-1].endswith((".", "!", "。")):  # cut
         return None
-    sentence = sentences[-1]
+    # What is drawn as a conclusion counts before what is said about it.
+    sentence = next((s for s in reversed(sentences) if _DRAWN.match(s)), sentences[-1])
     if _NO_CONCLUSION.search(sentence):
         return None
-    clause = re.split(r", (?:which|where|since|because|as|while|with)\b", sentence)[0]
+    clause = re.split(r", (?:or|which|where|since|because|as|while|with)\b", sentence)[0].rstrip(".!。 ")
+    if value := _of_equation(clause):
+        return value
     if (first := _FIRST_WORD.match(sentence)) is not None:
         return first[1]
-    numbers = _NUMBER.findall(clause)
-    if named := _COPULA.search(clause.rstrip(".! ")):
+    if formulas := [f for groups in _DISPLAY.findall(clause) for f in groups if f]:
+        return _last_side(formulas[-1])
+    if named := _COPULA.search(clause):
         return named["what"]
+    numbers = _NUMBER.findall(clause)
     if numbers and _CONCLUDES.search(clause):
+        if listed := _ENUMERATION.search(clause):
+            return re.sub(r",? and ", ", ", listed[0])
         hedge = re.search(r"\b(?:or|to|between)\b(?: maybe)? *[$€£]?" + re.escape(numbers[-1]), clause)
-        return clause if hedge else numbers[-1]
+        return clause if hedge else str(numbers[-1])
     return None

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -20,36 +21,44 @@ from posttrain_plugins.text import equivalence
 from posttrain_plugins.text.equivalence import is_mathematically_equal
 
 IMPOSTOR = '''
-"""Stands in for math_verify: `hang` never ends, `die` kills the process, `fail` raises; else sorted letters decide."""
+"""Stands in for sympy: `hang` never ends, `die` kills the process, `fail` raises; else sorted letters decide."""
 import os
 
 print("noise on standard output, where the answers go")
+pi = E = I = None
 
-def parse(text, parsing_timeout):
-    assert parsing_timeout is None
-    return sorted(text)
+class Symbol:
+    def __init__(self, name):
+        self.name = name
 
-def verify(first, second, timeout_seconds):
-    assert timeout_seconds is None
-    words = {"".join(sorted(f"${word}$")): word for word in ("hang", "die", "fail")}
-    word = words.get("".join(first))
-    while word == "hang":
-        pass
-    if word == "die":
-        os._exit(1)
-    if word == "fail":
-        raise RecursionError
-    return first == second
+    def __sub__(self, other):
+        return Difference(self.name, other.name)
+
+class Difference:
+    def __init__(self, first, second):
+        self.first, self.second = first, second
+
+    def equals(self, number):
+        while self.first == "hang":
+            pass
+        if self.first == "die":
+            os._exit(1)
+        if self.first == "fail":
+            raise RecursionError
+        return sorted(self.first) == sorted(self.second)
+
+def simplify(difference):
+    return difference
 '''
 
 
 @pytest.fixture
 def impostor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[equivalence._AlgebraProcesses]:
-    """Processes of its own, whose `math_verify` is the one above: the same with and without the real one."""
-    (tmp_path / "math_verify.py").write_text(IMPOSTOR)
+    """Processes of its own, whose `sympy` is the one above: the same with and without the real one."""
+    (tmp_path / "sympy.py").write_text(IMPOSTOR)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(equivalence, "is_available", lambda: True)
+    monkeypatch.setattr(equivalence, "_has_algebra", lambda: True)
     processes = equivalence._AlgebraProcesses()
     monkeypatch.setattr(equivalence, "_processes", processes)
     yield processes
@@ -100,14 +109,15 @@ def test_a_hanging_comparison_comes_back_within_its_limit_from_any_thread(
 def test_what_took_too_long_is_not_asked_again(
     impostor: equivalence._AlgebraProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[str, str]] = []
+    asked: list[tuple[Any, Any]] = []
 
-    def ask(a: str, b: str) -> bool:
+    def ask(a: Any, b: Any) -> bool:
         asked.append((a, b))
-        return is_mathematically_equal(a, b, 0.2)
+        return is_mathematically_equal("hang", "once", 0.2)
 
-    monkeypatch.setattr("posttrain_plugins.text.answers.is_mathematically_equal", ask)
-    assert [equivalent("hang", "once"), equivalent("hang", "once"), equivalent("once", "hang")] == [False] * 3
+    monkeypatch.setattr(equivalence, "is_mathematically_equal", ask)
+    first, second = r"\sqrt{2} + 1", r"\sqrt{3 + 2\sqrt{2}}"
+    assert [equivalent(first, second), equivalent(first, second), equivalent(second, first)] == [False] * 3
     assert len(asked) == 1
 
 
@@ -164,7 +174,7 @@ def test_an_interrupted_question_does_not_answer_the_next(
 
 
 def test_a_library_that_cannot_be_imported_is_none(impostor: equivalence._AlgebraProcesses, tmp_path: Path) -> None:
-    (tmp_path / "math_verify.py").write_text("import no_such_module_anywhere")
+    (tmp_path / "sympy.py").write_text("import no_such_module_anywhere")
     assert not is_mathematically_equal("ab", "ba")
     assert impostor.is_broken
     assert not is_mathematically_equal("ab", "ba")
@@ -172,7 +182,7 @@ def test_a_library_that_cannot_be_imported_is_none(impostor: equivalence._Algebr
 
 
 def test_a_process_that_does_not_start_is_told(impostor: equivalence._AlgebraProcesses, tmp_path: Path) -> None:
-    (tmp_path / "math_verify.py").write_text("import os; os._exit(1)")
+    (tmp_path / "sympy.py").write_text("import os; os._exit(1)")
     with pytest.raises(OSError, match="has not started"):
         is_mathematically_equal("ab", "ba")
 
@@ -180,7 +190,7 @@ def test_a_process_that_does_not_start_is_told(impostor: equivalence._AlgebraPro
 def test_without_the_library_no_process_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     processes = equivalence._AlgebraProcesses()
     monkeypatch.setattr(equivalence, "_processes", processes)
-    monkeypatch.setattr(equivalence, "is_available", lambda: False)
+    monkeypatch.setattr(equivalence, "_has_algebra", lambda: False)
     assert not is_mathematically_equal("x+1", "1+x")
     assert processes.pools == {}
 
@@ -205,7 +215,7 @@ def test_a_forked_child_starts_its_own(impostor: equivalence._AlgebraProcesses) 
 def test_the_process_ends_with_its_parent(impostor: equivalence._AlgebraProcesses) -> None:
     code = (
         "from posttrain_plugins.text import equivalence as e\n"
-        "e.is_available = lambda: True\n"
+        "e._has_algebra = lambda: True\n"
         "assert e.is_mathematically_equal('ab', 'ba')\n"
         "print(*(pid for pool in e._processes.pools.values() for pid in pool.pids))"
     )
@@ -225,12 +235,12 @@ def test_importing_answers_starts_nothing_and_imports_no_algebra() -> None:
 
 
 def test_the_real_library() -> None:
-    pytest.importorskip("math_verify", reason="the extra `math` is not installed")
     assert equivalent("x+1", "1+x")
     assert equivalent(r"\sqrt{2}", "2^{1/2}")
     assert not equivalent("x+1", "x+2")
     started = time.monotonic()
-    assert not in_thread(is_mathematically_equal, "9^{9^{9}}", "8^{9^{9}}", 0.5)  # digits by the hundred million
+    towers = [("^", Fraction(base), ("^", Fraction(9), Fraction(9))) for base in (9, 8)]
+    assert not in_thread(is_mathematically_equal, *towers, 0.5)  # digits by the hundred million
     assert time.monotonic() - started < 10
     assert threading.active_count() < 20
     assert in_thread(equivalent, "x+3", "3+x")

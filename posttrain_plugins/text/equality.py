@@ -69,6 +69,8 @@ _SPACED_NUMBERS = re.compile(r"[+-]?\d+(?:\.\d+)?(?:\s+\d+(?:\.\d+)?)+|[+-]?\d+(
 _THOUSANDS = re.compile(r"(?<![\d,.(\[{])\d{1,3}(?:,\d{3})+(?!,?\d)|(?<![\d.])\d{1,3}(?:(?:\{,\}|\\,|,?\\!)\d{3})+(?!\d)")
 _DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}|\d{1,2}[-.]\d{1,2}[-.]\d{4}|\d{1,2}/\d{1,2}/\d{2,4}|.*\d:\d.*", re.DOTALL)
 _CHOICE = re.compile(r"\(([A-Za-z])\)[.,:]?(?:\s*(.+))?|([A-Za-z])[.)]?|([A-Z])[.):]\s+(.+)", re.DOTALL)
+_LETTERS = re.compile(r"[^\W\d_]+(?:[ '-][^\W\d_]+)*")
+_NAMES = re.compile(r"[b-df-hj-np-tv-z]{2,3}|[abcxyz]{2,3}|pi")  # letters that are a product of names and no word
 _FONT = re.compile(
     r"\\(?:text|textbf|textit|textrm|textsf|texttt|emph|mathrm|mathbf|mathit|mathsf|boldsymbol|boxed|fbox|mbox)\s*"
     r"\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
@@ -149,7 +151,8 @@ def _form(answer: Answer) -> str:
         case Words():
             return answer.text
         case Quantity():
-            return f"{answer.value.key} {answer.unit}"
+            key, unit = answer.value.key, answer.unit
+            return f"{key} {unit}" if unit[0].isalpha() else f"{unit}{key}"
         case Choice():
             return answer.letter if answer.rest is None else f"({answer.letter}) {_form(answer.rest)}"
         case Sequence():
@@ -221,7 +224,7 @@ def _compare_kinds(a: Answer, b: Answer, by_algebra: bool) -> Verdict:
 def _compare_expressions(a: Expression, b: Expression, by_algebra: bool) -> Verdict:
     if is_equal(a, b):
         return "equal"
-    if (a.number is not None and b.number is not None) or (a.is_rational and b.is_rational):
+    if (a.number is not None and b.number is not None) or (a.is_settled and b.is_settled):
         return "different"
     if by_algebra:
         return "equal" if equivalence.is_mathematically_equal(a.tree, b.tree) else "different"
@@ -259,7 +262,7 @@ def parse(answer: str) -> Answer:
         letter = choice[1] or choice[3] or choice[4]
         rest = choice[2] or choice[5]
         return Choice(letter if rest is None else letter.upper(), None if rest is None else parse(rest))
-    if _DATE.fullmatch(text):
+    if _DATE.fullmatch(text) or (_LETTERS.fullmatch(text) and not _NAMES.fullmatch(text)):
         return _words(text)
     return _read(text) or _read(text.rstrip(" .,;:!?")) or _words(text)
 
@@ -385,7 +388,7 @@ def _item(text: str) -> Answer | None:
     text = plain(text)
     if not text:
         return None
-    return _read(text) or (Words(text.casefold()) if re.fullmatch(r"[^\W\d]+(?:[ '-][^\W\d]+)*", text) else None)
+    return _read(text) or (Words(text.casefold()) if _LETTERS.fullmatch(text) else None)
 
 
 def _matrix(body: str) -> Matrix | None:

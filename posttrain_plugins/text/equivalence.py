@@ -1,8 +1,8 @@
 """Ask computer algebra whether two expressions are equal, in a process of its own, with a time limit.
 
 `sympy` compares the trees that `text/expressions.py` has read, so that nothing is read twice or otherwise; `math_verify`
-reads and compares whole completions for the reward `math`. Both come with the extra `math`. An algebra system may take for
-ever (`9^{9^9}`), and `math_verify`'s own limit is a signal, which works on the main thread only. The process is started by the first question, answers one after the other, is killed and replaced when
+reads and compares whole completions for the reward `math`. `sympy` comes with torch, `math_verify` with the extra `math`.
+An algebra system may take for ever (`9^{9^9}`), and `math_verify`'s own limit is a signal, which works on the main thread only. The process is started by the first question, answers one after the other, is killed and replaced when
 one takes too long, and ends with this one; who asks from several threads has several of them. No paper.
 """
 
@@ -37,7 +37,7 @@ def is_mathematically_equal(a: Any, b: Any, limit_s: float = LIMIT_S) -> bool:
         limit_s: for the comparison alone; more time than this means "not equal".
 
     Returns:
-        False too where the extra `math` is not installed, or the question is open.
+        False too where sympy is not installed, or the question is open.
 
     Raises:
         OSError: the process cannot be started.
@@ -46,7 +46,7 @@ def is_mathematically_equal(a: Any, b: Any, limit_s: float = LIMIT_S) -> bool:
         >>> is_mathematically_equal(("+", ("root", Fraction(8), Fraction(2)), "x"), ("+", "x", ("root", Fraction(8), Fraction(2))))
         True
     """
-    return is_available() and bool(_processes.ask(("equal", a, b), limit_s))
+    return _has_algebra() and bool(_processes.ask(("equal", a, b), limit_s))
 
 
 def is_right(completion: str, solution: str, limit_s: float = 2 * LIMIT_S) -> bool | None:
@@ -71,6 +71,11 @@ def is_right(completion: str, solution: str, limit_s: float = 2 * LIMIT_S) -> bo
 
 
 @cache
+def _has_algebra() -> bool:
+    return importlib.util.find_spec("sympy") is not None
+
+
+@cache
 def is_available() -> bool:
     """Return whether `math_verify` is installed."""
     return importlib.util.find_spec("math_verify") is not None
@@ -81,7 +86,7 @@ class _AlgebraProcesses:
 
     def __init__(self) -> None:
         self.pools: dict[str, ProcessPool] = {}
-        self.is_broken = False  # `math_verify` is there, but cannot be imported
+        self.is_broken = False  # the library is there, but cannot be imported
 
     def ask(self, question: Question, limit_s: float) -> bool | None:
         """Return the answer of a process; False where there is none in time, or ever."""
@@ -123,7 +128,7 @@ _processes = _AlgebraProcesses()
 
 
 class _Algebra:
-    """`math_verify` behind limits of its own."""
+    """sympy and `math_verify` behind limits of their own."""
 
     def __init__(self) -> None:
         import resource
@@ -135,9 +140,7 @@ class _Algebra:
             os.dup2(nowhere, stream)
         with contextlib.suppress(ValueError, OSError):  # a lower limit is set already
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY_GIB << 30, MEMORY_GIB << 30))
-        import math_verify
-
-        self.library = math_verify
+        import sympy  # noqa: F401  # fails here, before the first question, where it cannot be imported
 
     def __call__(self, questions: Sequence[Question], limit_s: float, reply: Callable[[int, Any], None]) -> None:
         import signal
@@ -159,12 +162,14 @@ class _Algebra:
         return False
 
     def is_right(self, completion: str, solution: str) -> bool | None:
+        import math_verify
+
         reference = _parsed(solution)
         if not reference:
             return None
         with contextlib.suppress(Exception):  # no expression, too deep, too large: not right
-            answer = self.library.parse(completion, _boxed_first(), extraction_mode="first_match", parsing_timeout=None)
-            return bool(self.library.verify(reference, answer, timeout_seconds=None))
+            answer = math_verify.parse(completion, _boxed_first(), extraction_mode="first_match", parsing_timeout=None)
+            return bool(math_verify.verify(reference, answer, timeout_seconds=None))
         return False
 
 

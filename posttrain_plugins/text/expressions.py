@@ -47,6 +47,9 @@ _TOKEN = re.compile(
 _LAYOUT = re.compile(r"\\(?:left|right|displaystyle|textstyle|[bB]igg?[lr]?|[!,;: ])(?![A-Za-z])|~")
 
 
+_HUGE = re.compile(r"\^\(.*,(?:-?\d+|\^\(.*\))\)")  # an integer power that `evaluate` left as it was written
+
+
 class Unreadable(ValueError):
     """Say that a text is no expression, or one with two readings."""
 
@@ -73,10 +76,11 @@ class Expression(NamedTuple):
         return top if bottom == "1" else f"({top})/({bottom})"
 
     @property
-    def is_rational(self) -> bool:
-        """Whether it is a rational function of plain names: then nothing but its value is to be known of it."""
+    def is_settled(self) -> bool:
+        """Whether computer algebra has nothing to add: a rational function of plain names, or a power too large for it."""
         names = {name for p in (self.numerator, self.denominator) for monomial in p for name, _ in monomial}
-        return not any("(" in name or name in ("\\pi", "e", "i") for name in names)
+        is_known = not any("(" in name or name in ("\\pi", "e", "i") for name in names)
+        return is_known or any(_HUGE.fullmatch(name) for name in names)
 
 
 def read(text: str) -> Expression | None:

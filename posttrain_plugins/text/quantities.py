@@ -73,10 +73,12 @@ _NO_COUNTS = frozenset(
     "halves thirds fourths fifths sixths sevenths eighths ninths tenths quarters hundredths thousandths tens hundreds"
     " thousands millions billions dozens percents times less plus minus squares cubes is as was this yes does always perhaps".split()
 )
-_PREFIX = re.compile(r"([+-]?)\s*(\\\$|\$|€|£|¥|₹|(?:USD|EUR|GBP)(?![A-Za-z]))\s*(?=[\d.])")
+_PREFIX = re.compile(r"([+-]?)\s*(\\\$|\$|€|£|¥|₹|(?:USD|EUR|GBP)(?![A-Za-z]))\s*(?=-?[\d.])")
 _DEGREES = re.compile(r"\s*\^\s*\{?\s*\\circ\s*\}?\s*([CF]?)|\s*\\degree\s*()")
 _TEXT = re.compile(r"(?:\\[,;:! ]|~|\s)*\\(?:text|mathrm|textrm|mbox|rm)\s*\{([^{}]*)\}\s*(?:\^\s*\{?(\d)\}?)?")
 _BEHIND = re.compile(r"(?<=[\d)}.])(?P<space>(?:\s|\\[,;:! ]|~)*)(?P<phrase>€|£|¥|₹|[A-Za-z][A-Za-z/ ^{}\d]*)")
+# What Chinese, Japanese and Korean count in; not their hundreds, thousands and millions.
+_COUNTER = re.compile(r"(?<=[\d)}])\s*((?![百千万亿億兆만억半])[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]{1,3})$")
 _ONE = re.compile(r"([A-Za-z]+)\s*(?:\^\s*\{?(\d)\}?|(\d))?")
 
 
@@ -106,6 +108,8 @@ def split_unit(text: str) -> tuple[str, str | None]:
     for match in _TEXT.finditer(text):
         if match.end() == len(text) and match.start() > 0 and (unit := _unit_of(match[1], match[2])):
             return text[: match.start()], unit
+    if counted := _COUNTER.search(text):
+        return text[: counted.start()], counted[1]
     for match in _BEHIND.finditer(text):
         if match.end() == len(text) and (unit := _unit_of(match["phrase"], None)):
             if len(match["phrase"]) == 1 and match["phrase"].isalpha() and not match["space"]:
@@ -120,7 +124,7 @@ def _unit_of(phrase: str, power: str | None) -> str | None:
     if phrase in _CURRENCIES or phrase in _MONEY:
         return _CURRENCIES.get(phrase) or _MONEY[phrase]
     parts = [_single(part.strip()) for part in re.split(r"/|\bper\b", phrase)]
-    if None in parts or (power and len(parts) > 1):
+    if None in parts:
         return None
     return "/".join(part for part in parts if part is not None) + (f"^{power}" if power else "")
 

@@ -56,36 +56,44 @@ _END = re.compile(
     r"[.!?](?=\s+[A-Z*(])|[.!?]?(?=\s*$)|。|, (?:the|an?|i\.e\.?,?|or) (?=[a-z\d])|,? (?:because|since|as|which|where|so that|given that)\b|(?<=\d) \(|(?<=\w) \((?:not|since|because|i\.e|also|or)\b"
 )
 _COPULA_BEHIND = re.compile(r"(?<=[\d\w*$)）])(?:です|である|だ|입니다|이다|예요|이에요)[.。]?$")
+_CONNECTION = re.compile(r"(?i)^(?:donc|alors|also|thus|therefore|then|indeed|simply|clearly|actually|still|now|just|only|exactly)[,:]?\s+")
 _TAKES_BACK = re.compile(r"(?i)(?:^|[.!?]\s+)(?:no|wait|actually|sorry|correction|hmm|oops|on second thought)\b[,.:!…-]*\s+(?P<rest>.+)", re.DOTALL)
 _CHOICE_FIRST = re.compile(r"(?:[Oo]ption |[Cc]hoice |[Ll]etter )?\(?([A-Z])\)?(?=\s+(?:because|since|as|is|,)\b|,\s|[.!]?$)")
 _BOLD = re.compile(r"\*\*(?=\S)([^*\n]+?)\*\*")
 _STEP = re.compile(r"(?i)(?:step|case|part|note|given|problem|example|question|method|solution|check|hint|let)\b.*|.*[:：]|\d+[.)].*")
 _DISPLAY = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\$([^$\n]+)\$|\\\((.+?)\\\)", re.DOTALL)
 _EQUATION = re.compile(r"[^=|;<>]*[\w)}\]%!'](?: ?\\?=|=) ?(?P<value>[^=|;<>]+)", re.DOTALL)
-_OPERATION = re.compile(r"[+*/×÷·⋅−^!(\\-]|(?:^|\s)[A-Za-z]\w*\s*=")
+_OPERATION = re.compile(r"[+*/×÷·⋅−^!(\\-]|\d\s*x\s*\d|(?:^|\s)[A-Za-z]\w*\s*=")
 _FIRST_WORD = re.compile(r"(?i)\W{0,3}(yes|no|true|false)\b(?=[\s*_`]*[,.:;!—–-]|[*_`]*\s*$)")
 _LETTERED = re.compile(r"\(?[A-Z]\)?[.):]\)?\s+\S.*|\([A-Z]\)\s*\S.*")
 _MONTH = r"(?:January|February|March|April|May|June|July|August|September|October|November|December)"
 _NUMBER = re.compile(
     rf"(?:{_MONTH} \d{{1,2}}(?:, \d{{4}})?|\d{{1,2}} {_MONTH}(?: \d{{4}})?|\d{{1,2}}:\d\d(?: ?[ap]\.?m\b)?"
-    r"|(?<![A-Za-z\d_.])(?:[-−+]?[$€£¥]?\d{1,3}(?:,\d{3})+(?:\.\d+)?|[-−+]?[$€£¥]?\d+(?:\.\d+)?(?:/\d+(?:\.\d+)?)?)(?:\s?\\?%| ?[ap]\.?m\b)?(?![A-Za-z\d_]))"
+    r"|(?<![A-Za-z\d_.])(?:[-−+]?[$€£¥]?\d{1,3}(?:,\d{3})+(?:\.\d+)?|[-−+]?[$€£¥]?\d+(?:\.\d+)?(?:/\d+(?:\.\d+)?)?)(?:\s?\\?%| ?[ap]\.?m\b| (?:thousand|million|billion|trillion)\b)?(?![A-Za-z\d_]))"
 )
-_ENUMERATION = re.compile(rf"(?:{_NUMBER.pattern}, )+{_NUMBER.pattern},? and {_NUMBER.pattern}$|{_NUMBER.pattern}(?: {_NUMBER.pattern})+$")
+_STATEMENT = re.compile(r"(?:The|There|It|So|He|She|We|They|This|Therefore|Thus|Hence)\b.*[.!]$")
+_ENUMERATION = re.compile(rf"(?:{_NUMBER.pattern}, )*{_NUMBER.pattern},? and {_NUMBER.pattern}$|{_NUMBER.pattern}(?: {_NUMBER.pattern})+$")
 _LISTED = re.compile(rf"(?:{_NUMBER.pattern}, )*{_NUMBER.pattern},? and {_NUMBER.pattern}(?=[.!]?$)")
-_CAPTION = re.compile(r"[^:：\d={\[\"|]{1,60}[:：]\s+(?P<value>.+)")
+_CAPTION = re.compile(r"[^:：\d={\[\"|]{2,60}[:：]\s+(?P<value>.+)")
 _SENTENCE = re.compile(r".*?(?:[.!?。](?=\s|$)|$)", re.DOTALL)
 _ASIDE = re.compile(r"(?i)^(?:i hope|let me know|would you|feel free|is there anything|please|if you|do you|to verify|verif|check|note)")
+# A text that ends with one of these was cut.
+_GOES_ON = frozenset(
+    "the a an of to and in with by is are then at for that per from or as und der die das ein insgesamt de la le les et y el un una"
+    " on into than if so we this which".split()
+)
 _DRAWN = re.compile(r"(?i)(?:so|hence|thus|therefore|in total|altogether|overall|finally|in conclusion)\b|所以|因此|故|also|donc|daher|por lo tanto")
+_CONDITION = re.compile(r"(?i)^(?:(?:so|hence|thus|therefore),? )?(?:if|when|since|because|as|after|with|for|at|out of|of|in)\b[^,]*, ")
 _CONCLUDES = re.compile(
     r"(?i)^(?:so|hence|thus|therefore|then|finally|in total|altogether|overall|it is|it's|this (?:is|means|gives|makes|leaves))\b"
     r"|\b(?:gives?|makes?|leaves?|equals?|results? in|comes? to|costs?|produces?|pays?|earns?|needs?|takes?|totals?|adds? up to|is|are|has|have)\b"
-    r"|所以|因此|故"
+    r"|需要|所以|因此|故"
 )
 _NO_CONCLUSION = re.compile(
     r"(?i)\b(?:we are given|is given|are given|I have|will think|the question|the problem|asks?|mentions?|i will|i would|let us|let me|we need|first|how many|how much|cannot|can't"
     r"|don't|do not|not sure|unclear|sorry|difficult|step by step|unknown|approximately speaking|for example|suppose|assume)\b"
 )
-_COPULA = re.compile(r"(?i)\b(?:is|are|was|were)\s+(?:called |known as |the |an? )?(?P<what>[A-Z][\w'-]*(?: (?:of |de |the )?[A-Z][\w'-]*){0,3})[.!]?$")
+_COPULA = re.compile(r"(?i)\b(?:is|are|was|were)\s+(?:called |known as |the |an? )?(?P<what>(?-i:[A-Z])[\w'-]*(?: (?:of |de |the )?(?-i:[A-Z])[\w'-]*){0,3})[.!]?$")
 
 
 def read(text: str, reader: str = "auto", prompt: object = None) -> str | None:
@@ -269,7 +277,7 @@ def _labelled(text: str, start: int) -> str | None:
 def _first_statement(rest: str) -> str | None:
     """Read an answer from what follows its label: what is set off by marks, else the line up to where a reason begins."""
     line = rest.partition("\n")[0] if not rest.startswith(("$$", r"\[")) else rest
-    line = _COPULA_BEHIND.sub("", line.strip())
+    line = _COPULA_BEHIND.sub("", _CONNECTION.sub("", line.strip()))
     if line.startswith("<answer>") or line.endswith("<answer>"):  # cut
         return None
     if marked := _MARKED.match(line):
@@ -286,6 +294,8 @@ def _first_statement(rest: str) -> str | None:
         return re.sub(r",? and ", ", ", listed[0])
     if but := re.match(r"\W*not\W.{1,40}? but (.+)", line):
         line = but[1]
+    if _STATEMENT.match(line) and (value := _of_sentence(line)):
+        return value
     end = _END.search(line)
     line = (line[: end.start()] if end else line).strip().strip("*_` ").strip()
     return _last_side(line) or None
@@ -323,16 +333,27 @@ def _shown(text: str) -> str | None:
         return _last_side(bold[-1])
     lines = _before_asides(lines)
     closing = lines[-1]
+    body = "\n".join(lines)
+    if len(lines) > 2 and lines[-1] == "```" and lines[-3].startswith("```"):  # one line of code
+        return lines[-2]
+    display = list(_DISPLAY.finditer(body))
+    if display and len(body) - display[-1].end() <= 2 and (display[-1].start() == 0 or body[display[-1].start() - 1] == "\n"):
+        return _of_display(display[-1])
     if _is_alone(closing) and not _CAPTION.fullmatch(closing):
         return _value_of(closing)
-    display = [m for m in _DISPLAY.finditer(text)]
-    if display and len(text) - display[-1].end() <= 2:
-        inner = next(group for group in display[-1].groups() if group is not None)
-        return _last_side(inner) if "=" in inner or len(inner.split()) <= 3 else inner.strip()
+    if display and len(body) - display[-1].end() <= 2:
+        return _of_display(display[-1])
     caption = _CAPTION.fullmatch(closing)
     if caption and _is_alone(caption["value"]) and not _STEP.fullmatch(closing.partition(":")[0]):
         return _value_of(caption["value"])
     return _of_equation(closing) or _of_sentence(closing)
+
+
+def _of_display(formula: re.Match[str]) -> str:
+    inner = next(group for group in formula.groups() if group is not None).strip()
+    sides = [side.strip() for side in re.split(r"(?<![<>!\\])=", inner)]
+    # A chain of calculations comes to its last side; `y = 2x + 1` is an answer as it stands.
+    return sides[-1] if len(sides) > 1 and all(sides) and not set(";") & set(inner) else inner
 
 
 def _before_asides(lines: list[str]) -> list[str]:
@@ -352,6 +373,10 @@ def _is_alone(line: str) -> bool:
         return False
     words = line.strip("$*_` ").split()
     if len(words) > MAX_WORDS_ALONE:
+        return False
+    if _DRAWN.match(line) or re.match(r"\d+[.)]\s", line) or (words and words[-1].lower() in _GOES_ON):
+        return False
+    if len(words) > 5 and re.search(r"\d", line) and any(word.isalpha() for word in words):
         return False
     prose = re.search(r"(?i)\b(?:is|are|was|were|has|have|had|i|we|you|it|that|this|can|will|adds?|means?|gives?|makes?|so|the .* (?:of|in))\b", line)
     ends = line.endswith((".", "!"))
@@ -373,7 +398,7 @@ def _of_equation(line: str) -> str | None:
     left, _, value = line.rpartition("=")
     value = value.strip()
     # A name or a calculation in front, a value behind: `3|7=4` of a small model's scratch pad is neither.
-    if not value or len(value.split()) > 4 or not _OPERATION.search(left.strip() + "="):
+    if not value or len(value.split()) > 4 or re.search(r"[.!?] ", value) or not _OPERATION.search(left.strip() + "="):
         return None
     return value if re.match(r"[-+−]?[\w\\$(\[{.√]", value) else None
 
@@ -396,12 +421,18 @@ def _of_sentence(line: str) -> str | None:
         return first[1]
     if formulas := [f for groups in _DISPLAY.findall(clause) for f in groups if f]:
         return _last_side(formulas[-1])
+    if verdict := re.search(r"(?i)\bis (true|false|correct|incorrect)$", clause):
+        option = re.search(r"(?:[Oo]ption|[Cc]hoice|[Aa]nswer) \(?([A-Z])\)?", clause)
+        return option[1] if option else verdict[1]
     if named := _COPULA.search(clause):
         return named["what"]
-    numbers = _NUMBER.findall(clause)
-    if numbers and _CONCLUDES.search(clause):
+    clause = _CONDITION.sub("", clause)
+    verb = _CONCLUDES.search(clause)
+    # What follows the verb of the main clause, or else stands in front of it: "12 of the 20 students are boys".
+    numbers = _NUMBER.findall(clause, verb.end() if verb else 0)[:1] or _NUMBER.findall(clause)[:1]
+    if numbers and (verb or _DRAWN.match(sentence) or len(_NUMBER.findall(clause)) == 1):
         if listed := _ENUMERATION.search(clause):
             return re.sub(r",? and ", ", ", listed[0])
-        hedge = re.search(r"\b(?:or|to|between)\b(?: maybe)? *[$€£]?" + re.escape(numbers[-1]), clause)
+        hedge = re.search(r"(?:\d|\beither\b\D*) (?:or|to)(?: maybe| perhaps)? *[$€£]?" + _NUMBER.pattern, clause)
         return clause if hedge else str(numbers[-1])
     return None

@@ -68,18 +68,24 @@ _BY_NAME |= {name + "s": unit for name, unit in _BY_NAME.items() if len(name) > 
 _CURRENCIES = {"$": "$", r"\$": "$", "€": "€", "£": "£", "¥": "¥", "₹": "₹", "USD": "$", "EUR": "€", "GBP": "£"}
 _MONEY = {"dollar": "$", "dollars": "$", "euro": "€", "euros": "€", "cent": "cent", "cents": "cent", "pence": "pence",
           "yuan": "yuan", "yen": "¥", "rupees": "₹", "USD": "$", "EUR": "€", "GBP": "£", "bucks": "$"}  # fmt: skip
-# Nouns in the plural that say how much and not of what, or that compare.
+# Words behind a number that say how much and not of what, that compare, or that begin a sentence.
 _NO_COUNTS = frozenset(
-    "halves thirds fourths fifths sixths sevenths eighths ninths tenths quarters hundredths thousandths tens hundreds"
-    " thousands millions billions dozens percents times less plus minus squares cubes is as was this yes does always perhaps".split()
+    "hundred thousand million billion trillion dozen half third fourth fifth quarter tenth percent squared cubed factorial"
+    " and or not but more less fewer left over under each mod out off too also only even odd prime per for from with the"
+    " mille cent cents million milliard millones millón mil mitad demi tiers quart pour cento mila milione milioni metà"
+    " hundert tausend millionen milliarden dutzend hälfte halb drittel viertel prozent und oder nicht sowie mehr weniger"
+    " тысяч тысячи миллион миллионов сотен сто половина процентов и или не et ou pas plus moins y o no más menos"
+    " halves thirds fourths fifths sixths sevenths eighths ninths tenths quarters hundredths thousandths tens hundreds"
+    " thousands millions billions dozens percents times less plus minus squares cubes is as was this that are were will can yes does always perhaps"
+    " because since when while than then".split()
 )
 _PREFIX = re.compile(r"([+-]?)\s*(\\\$|\$|€|£|¥|₹|(?:USD|EUR|GBP)(?![A-Za-z]))\s*(?=-?[\d.])")
 _DEGREES = re.compile(r"\s*\^\s*\{?\s*\\circ\s*\}?\s*([CF]?)|\s*\\degree\s*()")
 _TEXT = re.compile(r"(?:\\[,;:! ]|~|\s)*\\(?:text|mathrm|textrm|mbox|rm)\s*\{([^{}]*)\}\s*(?:\^\s*\{?(\d)\}?)?")
-_BEHIND = re.compile(r"(?<=[\d)}.])(?P<space>(?:\s|\\[,;:! ]|~)*)(?P<phrase>€|£|¥|₹|[A-Za-z][A-Za-z/ ^{}\d]*)")
+_BEHIND = re.compile(r"(?<=[\d)}.])(?P<space>(?:\s|\\[,;:! ]|~)*)(?P<phrase>€|£|¥|₹|[^\W\d_][^\W_/ ^{}]*(?:[/ ^{}\d]+[^\W_]*)*)$")
 # What Chinese, Japanese and Korean count in; not their hundreds, thousands and millions.
 _COUNTER = re.compile(r"(?<=[\d)}])\s*((?![百千万亿億兆만억半])[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]{1,3})$")
-_ONE = re.compile(r"([A-Za-z]+)\s*(?:\^\s*\{?(\d)\}?|(\d))?")
+_ONE = re.compile(r"([^\W\d_]+)\s*(?:\^\s*\{?(\d)\}?|(\d))?")
 
 
 def split_unit(text: str) -> tuple[str, str | None]:
@@ -145,4 +151,4 @@ def _single(part: str) -> str | None:
 
 
 def _counts_things(name: str) -> bool:
-    return name.islower() and len(name) >= 4 and name.endswith("s") and not name.endswith("ss") and name not in _NO_COUNTS
+    return len(name) >= 3 and name.casefold() not in _NO_COUNTS and (name[1:].islower() or len(name) == 3 and name.islower())

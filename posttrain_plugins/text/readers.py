@@ -36,11 +36,12 @@ _IS = r"(?:is|are|was|would be|must be|should be|comes to|equals|è|é|es|est|is
 _LABEL = re.compile(
     # `answer is` without a boundary: small models write it behind half a word
     rf"answer is(?![A-Za-zé]){_EMPHASIS}[:：]?\s*"
-    rf"|\b(?:answers?|results?|(?:correct|right|best) (?:option|choice|statement)|(?:grand )?total|sum|value|option|choice)\s*{_EMPHASIS}"
+    rf"|\b(?:answers?|results?|(?:correct|right|best) (?:option|choice|statement)|option|choice)\s*{_EMPHASIS}"
     rf"(?:\s*[:：]{_EMPHASIS}|\s+(?:of [^\n.:=]{{1,40}}? )?(?:is|would be|must be|should be|could be|may be|might be|can be|equals)(?![A-Za-zé]){_EMPHASIS}[:：]?)\s*"
+    rf"|\b(?:total|sum|value)\s*{_EMPHASIS}[:：]{_EMPHASIS}\s*"
     rf"|\b(?:réponse|antwort|(?:end)?ergebnis|respuesta|risposta|resposta|resultado|risultato|ответ|результат)"
     rf"(?:\s+(?:finale?|correcta?|correta|corretta|definitiva))?\s*{_EMPHASIS}(?:\s*[:：]{_EMPHASIS}|\s+{_IS}(?!\w){_EMPHASIS}[:：]?)\s*"
-    rf"|(?:答案|答え|回答|正解|정답|답)\s*{_EMPHASIS}\s*(?:[:：]|是|为|為|は|은|는){_EMPHASIS}\s*"
+    rf"|(?:答案|答え|回答|正解|정답|답)\s*{_EMPHASIS}\s*(?:[:：]|(?:是|为|為|は|은|는)[:：]?){_EMPHASIS}\s*"
     rf"|(?:الإجابة|الجواب|उत्तर){_EMPHASIS}\s*(?:[:：]|هو|هي|है){_EMPHASIS}\s*"
     rf"|####[ \t]*:?\s*"
     rf"|^[ \t#>*_-]*(?:the )?final answer(?!\s+(?:is|would|must|should|could|may|might|can|equals)\b)\s*{_EMPHASIS}[:：]?{_EMPHASIS}\s*"
@@ -61,7 +62,7 @@ _TAKES_BACK = re.compile(r"(?i)(?:^|[.!?]\s+)(?:no|wait|actually|sorry|correctio
 _CHOICE_FIRST = re.compile(r"(?:[Oo]ption |[Cc]hoice |[Ll]etter )?\(?([A-Z])\)?(?=\s+(?:because|since|as|is|,)\b|,\s|[.!]?$)")
 _BOLD = re.compile(r"\*\*(?=\S)([^*\n]+?)\*\*")
 _STEP = re.compile(r"(?i)(?:step|case|part|note|given|problem|example|question|method|solution|check|hint|let)\b.*|.*[:：]|\d+[.)].*")
-_DISPLAY = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\$([^$\n]+)\$|\\\((.+?)\\\)", re.DOTALL)
+_DISPLAY = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\$([^$\n]+)\$(?!\d)|\\\((.+?)\\\)", re.DOTALL)
 _EQUATION = re.compile(r"[^=|;<>]*[\w)}\]%!'](?: ?\\?=|=) ?(?P<value>[^=|;<>]+)", re.DOTALL)
 _OPERATION = re.compile(r"[+*/×÷·⋅−^!(\\-]|\d\s*x\s*\d|(?:^|\s)[A-Za-z]\w*\s*=")
 _FIRST_WORD = re.compile(r"(?i)\W{0,3}(yes|no|true|false)\b(?=[\s*_`]*[,.:;!—–-]|[*_`]*\s*$)")
@@ -327,10 +328,10 @@ def _shown(text: str) -> str | None:
     if len(code) == 1 and len(lines[-1]) > len(code[0]) + 3 and lines[-1].endswith("."):
         return str(code[0])
     if len(lines) == 1 and "**" not in text and _is_alone(lines[0]) and not _CAPTION.fullmatch(lines[0]):
-        return _value_of(lines[0])
+        return _of_statement(lines[0])
     bold = [b.strip() for b in _BOLD.findall(text) if not _STEP.fullmatch(b.strip())]
     if bold and not bold[-1].endswith("?"):
-        return _last_side(bold[-1])
+        return _of_statement(bold[-1])
     lines = _before_asides(lines)
     closing = lines[-1]
     body = "\n".join(lines)
@@ -339,14 +340,23 @@ def _shown(text: str) -> str | None:
     display = list(_DISPLAY.finditer(body))
     if display and len(body) - display[-1].end() <= 2 and (display[-1].start() == 0 or body[display[-1].start() - 1] == "\n"):
         return _of_display(display[-1])
-    if _is_alone(closing) and not _CAPTION.fullmatch(closing):
-        return _value_of(closing)
+    if _is_alone(closing) and not _CAPTION.fullmatch(closing) and not _is_one_of_options(closing, lines):
+        return _of_statement(closing)
     if display and len(body) - display[-1].end() <= 2:
         return _of_display(display[-1])
     caption = _CAPTION.fullmatch(closing)
     if caption and _is_alone(caption["value"]) and not _STEP.fullmatch(closing.partition(":")[0]):
         return _value_of(caption["value"])
     return _of_equation(closing) or _of_sentence(closing)
+
+
+def _of_statement(text: str) -> str:
+    """Read a value out of what is set bold or stands alone: behind a caption, in a sentence, at the end of an equation."""
+    caption = _CAPTION.fullmatch(text)
+    if caption and _is_alone(caption["value"]):
+        return _value_of(caption["value"])
+    is_sentence = text.endswith((".", "!")) and len(text.split()) > 3
+    return (_of_sentence(text) if is_sentence else None) or _value_of(_last_side(text))
 
 
 def _of_display(formula: re.Match[str]) -> str:
@@ -363,11 +373,18 @@ def _before_asides(lines: list[str]) -> list[str]:
     return lines
 
 
+def _is_one_of_options(line: str, lines: list[str]) -> bool:
+    """Return whether a lettered line goes on a list of options that are gone through."""
+    return _LETTERED.fullmatch(line) is not None and sum(bool(_LETTERED.fullmatch(one)) for one in lines) > 1
+
+
 def _is_alone(line: str) -> bool:
     """Return whether a line is an answer and nothing else: a value, a name, a lettered choice."""
     if _LETTERED.fullmatch(line):
         return True
     if line.rstrip("*_` ").endswith((",", ":", ";", "?", "...", "…")) or set(line) & set("|;<>#") or "=" in line:
+        return False
+    if line.count("{") != line.count("}") or line.count("$$") % 2:  # cut
         return False
     if line.endswith("。") or re.search(r"[\u3040-\u30ff\u4e00-\u9fff]{7}", line):  # a sentence without spaces
         return False

@@ -97,7 +97,10 @@ class Cosine:
         if self.correct is not None:
             judged = nested_rewards.call_reward(self.correct, prompts, completions, columns)
         elif solutions is not None:
-            judged = [score_answer(to_text(text), one) for text, one in zip(completions, solutions, strict=True)]
+            judged = [
+                score_answer(to_text(text), one, prompt=prompt)
+                for text, one, prompt in zip(completions, solutions, prompts, strict=True)
+            ]
         else:
             message = "cosine has no reward 'correct', and the data no column 'solution'"
             raise InputError(message, hint="correct: my_reward")

@@ -1,6 +1,7 @@
-"""`exact_answer`: 1.0 where the answer that stands in the completion is the reference answer.
+"""`exact_answer`: 1.0 where the answer that is read from the completion equals the reference answer, 0.0 elsewhere.
 
-No paper; the outcome reward of every verifiable task. It reads the reference, so it is an oracle at test time.
+How answers are read and compared: `docs/answers.md`. No paper; the outcome reward of every verifiable task. It reads
+the reference, so it is an oracle at test time.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any, ClassVar
 
 from posttrain_plugins.text import to_text
 from posttrain_plugins.text.answers import score_answer
+from posttrain_plugins.text.readers import check_reader
 from posttrain_plugins.types import Prompt
 
 __all__ = ["ExactAnswer"]
@@ -18,7 +20,16 @@ __all__ = ["ExactAnswer"]
 
 @dataclass
 class ExactAnswer:
-    """Compare the extracted answer with the column `solution` (extraction and equivalence: `text/answers.py`).
+    r"""Compare the answer of each completion with the column `solution`, a plain answer or a worked solution.
+
+    A completion without an answer that can be read scores 0.0, as a wrong one does; so does one whose thought never
+    ended.
+
+    Args:
+        reader: how answers are read: auto, marked, boxed, tag, last_number, whole, or regex:PATTERN.
+
+    Raises:
+        InputError: there is no such reader.
 
     Example:
         >>> reward = ExactAnswer()
@@ -26,7 +37,11 @@ class ExactAnswer:
         [1.0, 0.0, 0.0]
         >>> reward(completions=["<answer>4</answer>"], solution=[None])
         [None]
+        >>> ExactAnswer(reader="boxed")(completions=[r"\boxed{4}, not 5", "4"], solution=["4", "4"])
+        [1.0, 0.0]
     """
+
+    reader: str = "auto"
 
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     requires_columns: ClassVar[tuple[str, ...]] = ("solution",)
@@ -37,17 +52,29 @@ class ExactAnswer:
         {"prompt": "2+2=?", "completion": "", "solution": "4", "score": 0.0},
     )
 
+    def __post_init__(self) -> None:
+        check_reader(self.reader)
+
     def __call__(
-        self, completions: Sequence[Prompt], solution: Sequence[str | None], **columns: Any
+        self,
+        completions: Sequence[Prompt],
+        solution: Sequence[str | None],
+        prompts: Sequence[Prompt] | None = None,
+        **columns: Any,
     ) -> list[float | None]:
         """Score each completion.
 
         Args:
             completions: B completions, plain or conversational.
             solution: B reference answers; None where there is none.
+            prompts: B prompts, which may have opened a thought that the completion goes on with.
 
         Returns:
             B scores, 1.0 or 0.0; None where there is no reference to compare with.
         """
         # By the rule that votes and evaluations use: what wins a vote is what is right.
-        return [score_answer(to_text(text), reference) for text, reference in zip(completions, solution, strict=True)]
+        begun: Sequence[Prompt | None] = prompts or [None] * len(completions)
+        return [
+            score_answer(to_text(completion), reference, self.reader, prompt)
+            for completion, reference, prompt in zip(completions, solution, begun, strict=True)
+        ]

@@ -9,9 +9,14 @@ and compared with others. Authors of plugins import this room as `posttrain_plug
 | `reward_input.py` | the tokens that a reward model reads, in training, in use and when it is measured             |
 | `steps.py`       | where a step of a completion ends, and one score out of the scores of its steps                |
 | `units.py`       | a completion as tokens, words or characters, for rewards of length and repetition              |
-| `equivalence.py` | whether two answers are equal as mathematics, asked of `math_verify` in processes with a limit |
 | `actions.py`     | an agent's action in a completion, and the arguments of a tool call                            |
-| `answers.py`     | answers read, brought to one form, compared and counted; candidates and results from them      |
+| `readers.py`     | the answer of a completion, by the name of a reader; where a thought ends                      |
+| `prose.py`       | what a label names, what is set bold, what a calculation or a closing sentence comes to        |
+| `expressions.py` | expressions parsed and compared exactly, as quotients of polynomials                           |
+| `quantities.py`  | the unit or currency behind a number                                                           |
+| `equality.py`    | what an answer is (number, list, set, interval, choice, words), and when two mean the same     |
+| `equivalence.py` | computer algebra in processes with a limit: sympy for expressions, `math_verify` for texts     |
+| `answers.py`     | answers read, compared and counted in votes; candidates and results from them                  |
 """
 
 from posttrain_plugins.text.messages import (

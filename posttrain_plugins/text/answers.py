@@ -35,7 +35,7 @@ __all__ = [
 
 
 def extract(text: str, reader: str = "auto", prompt: object = None) -> str | None:
-    """Read the answer from a completion (`text/readers.py` has the readers and what they read).
+    r"""Read the answer from a completion (`text/readers.py` has the readers and what they read).
 
     Args:
         text: any text; nothing makes it raise.
@@ -59,7 +59,7 @@ def extract(text: str, reader: str = "auto", prompt: object = None) -> str | Non
 def score_answer(text: str, reference: str | None, reader: str = "auto", prompt: object = None) -> float | None:
     """Return 1.0 where the answer in a text is the reference, and 0.0 where it is not or none can be read.
 
-    A completion that says what its reference says, word for word, is right however it is read.
+    To the reader `auto`, a completion that is its reference word for word is right, whatever can be read of it.
 
     Args:
         text: a completion.
@@ -80,7 +80,7 @@ def score_answer(text: str, reference: str | None, reader: str = "auto", prompt:
     expected = read_reference(reference)
     if answer is not None and equivalent(answer, expected):
         return 1.0
-    visible = without_thought(text, prompt)
+    visible = without_thought(text, prompt) if reader == "auto" else None
     return float(visible is not None and visible.split() == str(reference).split() != [])
 
 

@@ -1,8 +1,8 @@
 r"""Say what an answer is, and whether two answers mean the same. The decisions, with examples: `docs/answers.md`.
 
 An answer is parsed into what it is: a number or expression, a quantity with a unit, a list, set, interval, matrix, an
-equation, a lettered choice, or words. Two answers are equal where the same thing stands on both sides; where that cannot
-be decided they are not equal, so that a reward never pays on a guess. No paper.
+equation, a lettered choice, or words. Two answers are equal where the same thing stands on both sides; where that
+cannot be decided they are not equal, so that a reward never pays on a guess. No paper.
 """
 
 from __future__ import annotations
@@ -61,12 +61,16 @@ class Relation(NamedTuple):
 
 
 Answer: TypeAlias = Words | Choice | Quantity | Sequence | Matrix | Relation | Expression
-Verdict: TypeAlias = Literal["equal", "different", "algebra"]  # "algebra": equal only if a computer algebra system says so
+Verdict: TypeAlias = Literal[
+    "equal", "different", "algebra"
+]  # "algebra": equal only if a computer algebra system says so
 
 _INTEGER = re.compile(r"-?[1-9]\d{0,17}|0")
 _SPACED_NUMBERS = re.compile(r"[+-]?\d+(?:\.\d+)?(?:\s+\d+(?:\.\d+)?)+|[+-]?\d+(?:\.\d+)?(?:\s+[+-]?\d+(?:\.\d+)?){2,}")
 # Commas in groups of three; inside brackets a bare comma separates. `{,}`, `\,` and `,\!` group wherever they stand.
-_THOUSANDS = re.compile(r"(?<![\d,.(\[{])\d{1,3}(?:,\d{3})+(?!,?\d)|(?<![\d.])\d{1,3}(?:(?:\{,\}|\\,|,?\\!)\d{3})+(?!\d)")
+_THOUSANDS = re.compile(
+    r"(?<![\d,.(\[{])\d{1,3}(?:,\d{3})+(?!,?\d)|(?<![\d.])\d{1,3}(?:(?:\{,\}|\\,|,?\\!)\d{3})+(?!\d)"
+)
 _DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}|\d{1,2}[-.]\d{1,2}[-.]\d{4}|\d{1,2}/\d{1,2}/\d{2,4}|.*\d:\d.*", re.DOTALL)
 _CHOICE = re.compile(r"\(([A-Za-z])\)[.,:]?(?:\s*(.+))?|([A-Za-z])[.)]?|([A-Z])[.):]\s+(.+)", re.DOTALL)
 _LETTERS = re.compile(r"[^\W\d_]+(?:[ '-][^\W\d_]+)*")
@@ -79,9 +83,16 @@ _LETTER_IN_A_FONT = re.compile(r"^\\(?:text|textbf|mathrm|mathbf)\s*\{\s*(\([A-Z
 _MATRIX = re.compile(r"\\begin\{([bp]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
 _NAME = re.compile(r"\\?[A-Za-z]\w*'?(?:_\{?\w+\}?)?|[A-Za-z]\([\w ,|]+\)|\\(?:text|mathrm)\{[\w ]+\}")
 _OPENING, _CLOSING = ("(", "[", "{", "\\{", "\\langle"), (")", "]", "}", "\\}", "\\rangle")
-_SIGNS = {"\\leq": "<=", "\\le": "<=", "\\geq": ">=", "\\ge": ">=", "\\neq": "!=", "\\ne": "!=", "\\lt": "<", "\\gt": ">"} | {
-    sign: sign for sign in ("=", "<", ">", "<=", ">=", "!=", "\\approx", "\\in", "\\equiv")
-}
+_SIGNS = {
+    "\\leq": "<=",
+    "\\le": "<=",
+    "\\geq": ">=",
+    "\\ge": ">=",
+    "\\neq": "!=",
+    "\\ne": "!=",
+    "\\lt": "<",
+    "\\gt": ">",
+} | {sign: sign for sign in ("=", "<", ">", "<=", ">=", "!=", "\\approx", "\\in", "\\equiv")}
 _PIECES = re.compile(r"\\[A-Za-z]+|\\.|<=|>=|!=|.", re.DOTALL)
 _SIGNED_INFINITY = re.compile(r"([+-]?)\s*(?:\\infty|\binf(?:inity)?\b|\boo\b)")
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
@@ -91,7 +102,8 @@ _SUPERSCRIPTS = re.compile("[⁰¹²³⁴-⁹⁺⁻ⁿⁱ]+")
 _SIGNS_OF_UNICODE = str.maketrans(
     {"−": "-", "–": "-", "×": r"\times ", "÷": r"\div ", "·": r"\cdot ", "⋅": r"\cdot ", "π": r"\pi ", "∞": r"\infty ",
      "∪": r"\cup ", "∩": r"\cap ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "∅": r"\emptyset ",
-     "±": r"\pm ", "°": r"^\circ ", "θ": r"\theta ", "⁄": "/", "“": '"', "”": '"', "’": "'", "。": ".", "，": ",", "、": ","}
+     "±": r"\pm ", "°": r"^\circ ", "θ": r"\theta ", "⁄": "/", "“": '"', "”": '"', "’": "'", 
+     "。": ".", "，": ",", "、": ","}
 )  # fmt: skip
 
 
@@ -158,8 +170,8 @@ def _form(answer: Answer) -> str:
         case Sequence():
             items = [_form(item) for item in answer.items]
             inside = ", ".join(sorted(set(items)) if answer.brackets == "{}" else items)
-            opening, closing = answer.brackets or "()"
-            return f"{opening}{inside}{closing}"
+            brackets = answer.brackets or "()"
+            return f"{brackets[0]}{inside}{brackets[1]}"
         case Matrix():
             return "; ".join(", ".join(map(_form, row)) for row in answer.rows)
         case Relation():
@@ -195,7 +207,9 @@ def compare(a: Answer, b: Answer, by_algebra: bool = False) -> Verdict:
         case Matrix(), Matrix():
             if [len(row) for row in a.rows] != [len(row) for row in b.rows]:
                 return "different"
-            pairs = [(x, y) for first, second in zip(a.rows, b.rows, strict=True) for x, y in zip(first, second, strict=True)]
+            pairs = [
+                (x, y) for first, second in zip(a.rows, b.rows, strict=True) for x, y in zip(first, second, strict=True)
+            ]
             return _all_of([compare(x, y, by_algebra) for x, y in pairs])
         case Relation(), Relation():
             if a.sign != b.sign:
@@ -268,7 +282,7 @@ def parse(answer: str) -> Answer:
 
 
 def plain(answer: str) -> str:
-    r"""Take off what is only about an answer's looks: emphasis, dollars, `\text{}` around all of it, Unicode's variants.
+    r"""Take off what is only about looks: emphasis, dollars, `\text{}` around all of it, variants of Unicode.
 
     Example:
         >>> plain("**$x²$**."), plain(r"\text{ even }")

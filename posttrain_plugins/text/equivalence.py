@@ -1,9 +1,10 @@
 """Ask computer algebra whether two expressions are equal, in a process of its own, with a time limit.
 
-`sympy` compares the trees that `text/expressions.py` has read, so that nothing is read twice or otherwise; `math_verify`
-reads and compares whole completions for the reward `math`. `sympy` comes with torch, `math_verify` with the extra `math`.
-An algebra system may take for ever (`9^{9^9}`), and `math_verify`'s own limit is a signal, which works on the main thread only. The process is started by the first question, answers one after the other, is killed and replaced when
-one takes too long, and ends with this one; who asks from several threads has several of them. No paper.
+`sympy` compares the trees that `text/expressions.py` has read, so nothing is read in two ways; `math_verify` reads and
+compares whole completions for the reward `math`. The first comes with torch, the other with the extra `math`. An
+algebra system may take for ever (`9^{9^9}`), and `math_verify`'s own limit is a signal, which works on the main thread
+only. The process is started by the first question, answers one after the other, is killed and replaced when one takes
+too long, and ends with this one; who asks from several threads has several of them. No paper.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def is_mathematically_equal(a: Any, b: Any, limit_s: float = LIMIT_S) -> bool:
         OSError: the process cannot be started.
 
     Example:
-        >>> is_mathematically_equal(("+", ("root", Fraction(8), Fraction(2)), "x"), ("+", "x", ("root", Fraction(8), Fraction(2))))
+        >>> root_of_8, root_of_2 = (("root", Fraction(n), Fraction(2)) for n in (8, 2))
+        >>> is_mathematically_equal(root_of_8, ("*", Fraction(2), root_of_2))
         True
     """
     return _has_algebra() and bool(_processes.ask(("equal", a, b), limit_s))

@@ -3,7 +3,7 @@ r"""Read mathematical expressions, as chat models write them in LaTeX or plain t
 An expression is parsed, never rewritten as text: `\frac{x+1}{2}` is (x+1)/2 because its groups say so. Its value is a
 quotient of two polynomials with rational coefficients. What is no rational function (roots, `e^x`, sines) stands in
 them as a name of its own, so two expressions that agree as quotients agree whatever these names mean; that others agree
-too is for computer algebra (`text/equivalence.py`). Where a text has two readings (`1/2x`, `3 4`), it has none. No paper.
+too is for computer algebra (`text/equivalence.py`). A text with two readings (`1/2x`, `3 4`) has none. No paper.
 
 Example:
     >>> is_equal(read(r"\frac{n(n+1)}{2}"), read("0.5n^2 + n/2")), read("3 4")
@@ -25,19 +25,30 @@ MAX_BITS = 100_000  # of an integer that is computed; a larger power stands as i
 MAX_TERMS = 400
 MAX_DEPTH = 40
 
-Tree: TypeAlias = Any  # Fraction | str (a name) | (operator, Tree, ...), where operators are "+ * / ^ ! root abs" and FUNCTIONS
-Polynomial: TypeAlias = dict[tuple[tuple[str, int], ...], Fraction]  # names with their exponents -> coefficient
+# Fraction | str (a name) | (operator, Tree, ...) with an operator of "+ * / ^ ! root abs binom" or one of FUNCTIONS
+Tree: TypeAlias = Any
+# names with their exponents -> coefficient
+Polynomial: TypeAlias = dict[tuple[tuple[str, int], ...], Fraction]
 
-FUNCTIONS = frozenset("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp".split())
+FUNCTIONS = frozenset(
+    ("sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "ln", "log", "exp")
+)
 _GREEK = frozenset(
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi pi rho sigma tau upsilon"
-    " phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell".split()
+    re.findall(
+        r"\w+",
+        """
+        alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi pi rho sigma tau
+        upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell
+        """,
+    )
 )
 _DOTS = frozenset(("ldots", "dots", "cdots"))
 _FRACTIONS = ("\\frac", "\\dfrac", "\\tfrac", "\\cfrac")
 _TIMES = ("*", "\\cdot", "\\times", "\\ast")
 # Words of three letters or fewer that stand between answers and make no product of names.
-_PROSE = frozenset("or and not is are to in if no yes the an of for at by on per all any none its am pm".split())
+_PROSE = frozenset(
+    re.findall(r"\w+", "or and not is are to in if no yes the an of for at by on per all any none its am pm")
+)
 _TOKEN = re.compile(
     r"\s*(?:(?P<repeating>(?P<whole>\d*)\.(?P<fixed>\d*)\\overline\{(?P<period>\d+)\})"
     r"|(?P<number>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,4}(?![\w^{.]))?)"
@@ -77,7 +88,7 @@ class Expression(NamedTuple):
 
     @property
     def is_settled(self) -> bool:
-        """Whether computer algebra has nothing to add: a rational function of plain names, or a power too large for it."""
+        """Whether computer algebra has nothing to add: it is a rational function, or a power too large to compute."""
         names = {name for p in (self.numerator, self.denominator) for monomial in p for name, _ in monomial}
         is_known = not any("(" in name or name in ("\\pi", "e", "i") for name in names)
         return is_known or any(_HUGE.fullmatch(name) for name in names)
@@ -381,7 +392,7 @@ class _Parser:
         sign = self.take("-", "+")
         token = self.next
         if token.kind == "letters":
-            tree: Tree = self.letter()
+            tree = self.letter()
         elif token.kind == "number" or token.text == "(" or token.text[1:] in _GREEK:
             tree = self.primary(is_exponent=True)
         else:
@@ -490,7 +501,17 @@ class _Parser:
             return self.indexed(text)
         if name in _DOTS:
             return "\\ldots"
-        if name in ("text", "mathrm", "mathbf", "mathit", "textbf", "boldsymbol", "mathsf", "mathnormal", "operatorname"):
+        if name in (
+            "text",
+            "mathrm",
+            "mathbf",
+            "mathit",
+            "textbf",
+            "boldsymbol",
+            "mathsf",
+            "mathnormal",
+            "operatorname",
+        ):
             return self.argument()
         if name in ("lvert", "vert"):
             tree = self.sum()
@@ -526,7 +547,9 @@ class _Parser:
             return tree
         if kind == "number" and text[0].isdigit():
             head, tail = text[0], text[1:]
-            self.tokens[self.at : self.at + 1] = [_Token("number", head, has_space)] + [_Token("number", tail)] * bool(tail)
+            self.tokens[self.at : self.at + 1] = [_Token("number", head, has_space)] + [_Token("number", tail)] * bool(
+                tail
+            )
             self.at += 1
             return Fraction(head)
         if kind == "letters":

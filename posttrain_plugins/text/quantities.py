@@ -1,7 +1,7 @@
 r"""Split the unit or the currency from an answer: `5 \text{ cm}`, `\$18`, `60 miles per hour`. No paper.
 
-Units are never converted: `2 hours` is not `120 minutes`. A letter alone is a unit only behind a space (`5 m`), since `5m`
-is as likely five times m; nouns in the plural count things (`5 apples`).
+Units are never converted: `2 hours` is not `120 minutes`. A letter alone is a unit only behind a space (`5 m`), since
+`5m` is as likely five times m. A word that is no unit counts things (`5 apples`), but for words such as `halves`.
 """
 
 from __future__ import annotations
@@ -70,21 +70,30 @@ _MONEY = {"dollar": "$", "dollars": "$", "euro": "€", "euros": "€", "cent": 
           "yuan": "yuan", "yen": "¥", "rupees": "₹", "USD": "$", "EUR": "€", "GBP": "£", "bucks": "$"}  # fmt: skip
 # Words behind a number that say how much and not of what, that compare, or that begin a sentence.
 _NO_COUNTS = frozenset(
-    "hundred thousand million billion trillion dozen half third fourth fifth quarter tenth percent squared cubed factorial"
-    " and or not but more less fewer left over under each mod out off too also only even odd prime per for from with the"
-    " mille cent cents million milliard millones millón mil mitad demi tiers quart pour cento mila milione milioni metà"
-    " hundert tausend millionen milliarden dutzend hälfte halb drittel viertel prozent und oder nicht sowie mehr weniger"
-    " тысяч тысячи миллион миллионов сотен сто половина процентов и или не et ou pas plus moins y o no más menos"
-    " halves thirds fourths fifths sixths sevenths eighths ninths tenths quarters hundredths thousandths tens hundreds"
-    " thousands millions billions dozens percents times less plus minus squares cubes is as was this that are were will can yes does always perhaps"
-    " because since when while than then".split()
+    re.findall(
+        r"\w+",
+        """
+        hundred thousand million billion trillion dozen half third fourth fifth quarter tenth percent squared cubed
+        hundreds thousands millions billions dozens halves thirds fourths fifths sixths sevenths eighths ninths tenths
+        quarters hundredths thousandths percents tens squares cubes factorial mod prime odd even times plus minus left
+        and or not but more less fewer over under each off out too also only per for from with is as was this that are
+        were will can yes does always perhaps because since when while than then
+        cent milliard mille mitad mil millón millones demi tiers quart pour cento mila milione milioni metà
+        hundert tausend millionen milliarden dutzend hälfte halb drittel viertel prozent und oder nicht sowie
+        mehr weniger тысяч тысячи миллион миллионов сотен сто половина процентов и или не et ou pas plus moins y o no
+        más menos
+        """,
+    )
 )
 _PREFIX = re.compile(r"([+-]?)\s*(\\\$|\$|€|£|¥|₹|(?:USD|EUR|GBP)(?![A-Za-z]))\s*(?=-?[\d.])")
 _DEGREES = re.compile(r"\s*\^\s*\{?\s*\\circ\s*\}?\s*([CF]?)|\s*\\degree\s*()")
 _TEXT = re.compile(r"(?:\\[,;:! ]|~|\s)*\\(?:text|mathrm|textrm|mbox|rm)\s*\{([^{}]*)\}\s*(?:\^\s*\{?(\d)\}?)?")
-_BEHIND = re.compile(r"(?<=[\d)}.])(?P<space>(?:\s|\\[,;:! ]|~)*)(?P<phrase>€|£|¥|₹|[^\W\d_][^\W_/ ^{}]*(?:[/ ^{}\d]+[^\W_]*)*)$")
+_BEHIND = re.compile(
+    r"(?<=[\d)}.])(?P<space>(?:\s|\\[,;:! ]|~)*)(?P<phrase>€|£|¥|₹|[^\W\d_][^\W_/ ^{}]*(?:[/ ^{}\d]+[^\W_]*)*)$"
+)
 # What Chinese, Japanese and Korean count in; not their hundreds, thousands and millions.
-_COUNTER = re.compile(r"(?<=[\d)}])\s*((?![百千万亿億兆만억半])[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]{1,3})$")
+_SCALES_OF_ASIA = "百千万萬亿億兆半만억"
+_COUNTER = re.compile(rf"(?<=[\d)}}])\s*((?![{_SCALES_OF_ASIA}])[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]{{1,3}})$")
 _ONE = re.compile(r"([^\W\d_]+)\s*(?:\^\s*\{?(\d)\}?|(\d))?")
 
 
@@ -151,4 +160,6 @@ def _single(part: str) -> str | None:
 
 
 def _counts_things(name: str) -> bool:
-    return len(name) >= 3 and name.casefold() not in _NO_COUNTS and (name[1:].islower() or len(name) == 3 and name.islower())
+    # Two Latin letters may be a product of names; other letters are none.
+    is_word = len(name) >= 3 and name[1:].islower() if name.isascii() else True
+    return is_word and name.casefold() not in _NO_COUNTS and name[0] not in _SCALES_OF_ASIA

@@ -88,7 +88,9 @@ def test_where_a_prompt_opens_a_thought() -> None:
 def test_rewards_read_behind_the_thought_that_the_prompt_opens() -> None:
     prompts, completions = ["Q<think>", "Q<think>"], ["4 is it. 4", "hm</think>\n4"]
     assert ExactAnswer()(prompts=prompts, completions=completions, solution=["4", "4"]) == [0.0, 1.0]
-    right, wrong = Cosine(max_len=100, unit="chars")(prompts=prompts, completions=completions, solution=["4", "4"])[::-1]
+    right, wrong = Cosine(max_len=100, unit="chars")(prompts=prompts, completions=completions, solution=["4", "4"])[
+        ::-1
+    ]
     assert right is not None
     assert wrong is not None
     assert right > 0 > wrong

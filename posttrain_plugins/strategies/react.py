@@ -235,5 +235,5 @@ def _finish(transcript: str, text: str, inside: str | None) -> Result:
     named = read_arguments(inside, {"parameters": {"properties": {"answer": {"type": "string"}}}}) or {}
     text = str(named.get("answer", inside))
     inside = re.sub(r"\A(?:\*\*)?(.*?)(?:\*\*)?\Z", r"\1", text.strip(), flags=re.DOTALL).strip()
-    answer = extract(inside) or inside
+    answer = extract(inside, "marked") or inside
     return choose([Candidate(f"{transcript}\n<answer>{answer}</answer>", answer)], 0)

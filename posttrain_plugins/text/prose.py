@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import takewhile
 
 __all__ = ["last_number", "read_labelled", "read_unlabelled"]
 
@@ -170,8 +169,13 @@ def _labels_from_the_end(text: str, start: int) -> Iterator[re.Match[str]]:
     end = len(text)
     while words and (at := max(lowered.rfind(word, start, end) for word in words)) >= 0:
         begin = max(text.rfind("\n", 0, at) + 1, start)
-        behind = text.find("\n", at) % (len(text) + 1)  # the end of the text where no line follows
-        yield from reversed(list(takewhile(lambda label: label.start() < behind, _LABEL.finditer(text, begin))))
+        behind = text.find("\n", at)
+        found = []
+        for label in _LABEL.finditer(text, begin):
+            if 0 <= behind <= label.start():
+                break
+            found.append(label)
+        yield from reversed(found)
         end = begin
 
 

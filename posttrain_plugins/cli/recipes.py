@@ -52,18 +52,23 @@ def validate(
     from posttrain_plugins.recipe.read.packaged import find_recipe
 
     found: list[dict[str, Any]] = []
+    warnings: list[dict[str, Any]] = []
     for name in recipes:
         try:
             checked = check(load(find_recipe(name), override or []))
+            told = [(stage.id, issue) for stage in checked.stages for issue in stage.warnings]
+            warnings += [{"recipe": name, "stage": id, "message": one.message, "hint": one.hint} for id, one in told]
             if not as_json:
                 ids = [stage.id for stage in checked.stages]
                 print(f"{name}: fine, {len(ids)} stage{'s' if len(ids) != 1 else ''}: {', '.join(ids)}")
+                for id, issue in told:
+                    print(f"warning: {id}: {issue}")
         except RecipeErrors as errors:  # and goes on: all recipes that were named are checked in one call
             found += [vars(mistake) for mistake in errors.mistakes]
             if not as_json:
                 print_error(errors, False)
     if as_json:
-        print(json.dumps({"mistakes": found}, indent=1))
+        print(json.dumps({"mistakes": found, "warnings": warnings}, indent=1))
     if found:
         raise typer.Exit(2)
 

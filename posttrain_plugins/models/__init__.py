@@ -8,6 +8,7 @@
 | `stack.py`                 | adapters as part of a base: merged, or around weights that are quantized    |
 | `merge.py`                 | a plain model without adapters and quantization, and what that changed      |
 | `critic.py`                | a saved critic: its value head and the layers that it reads                 |
+| `training_templates.py`    | chat templates with the assistant's turns marked, as training needs them    |
 | `adapter_types.py`         | what each of PEFT's adapter types can, read without importing PEFT          |
 | `adapter_compatibility.py` | which adapter does not fit which stage, why, and what to change             |
 | `tuners/`                  | what PEFT lacks: bottleneck adapters, LoRA+, AdaLoRA in any trainer         |

@@ -13,6 +13,7 @@ from typing import Any
 
 from posttrain_plugins.errors import HandoffError
 from posttrain_plugins.models.folder import adapter_config, adapters_in, digest, named_adapters, task_of
+from posttrain_plugins.models.training_templates import chat_template_in
 
 __all__ = ["check_kept", "check_unchanged", "record", "short_hash"]
 
@@ -46,8 +47,7 @@ def record(folder: Path, loading: Mapping[str, Any], *, whole: bool = True) -> d
     # Padding and truncation are set by each trainer, and do not make another tokenizer.
     rules = {k: v for k, v in content.items() if k not in ("padding", "truncation")}
     vocabulary = _vocabulary(content)
-    file = home / "chat_template.jinja"  # where transformers writes it; earlier versions had it in the config
-    template = file.read_text(encoding="utf-8") if file.is_file() else settings.get("chat_template")
+    template = chat_template_in(folder)
     eos = settings.get("eos_token")
     is_judge = task_of(folder) in ("SequenceClassification", "TokenClassification")
     stack = [(adapter_config(one).get("peft_type"), digest(one) if whole else None) for one in adapters_in(folder)]
@@ -55,7 +55,7 @@ def record(folder: Path, loading: Mapping[str, Any], *, whole: bool = True) -> d
         "tokenizer": short_hash(json.dumps(rules, sort_keys=True)) if content else None,
         "vocabulary": short_hash(json.dumps(vocabulary, sort_keys=True)) if vocabulary else None,
         "tokens": len(vocabulary) or None,
-        "chat_template": short_hash(template) if isinstance(template, str) else None,
+        "chat_template": short_hash(template) if template is not None else None,
         "eos_token": eos.get("content") if isinstance(eos, dict) else eos,
         # Generation stops at what `generation_config.json` says, which wins over the model's own config.
         "eos_token_id": generation.get("eos_token_id", config.get("eos_token_id")),

@@ -5,14 +5,24 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.folder import ADAPTERS, adapter_config
-from posttrain_plugins.trainers import training
-from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, StageContext, StageResult
+from posttrain_plugins.trainers import sft_rules, training
+from posttrain_plugins.types import (
+    AdapterRef,
+    ConfigOf,
+    DataRef,
+    Issue,
+    ModelRef,
+    StageContext,
+    StageFacts,
+    StageResult,
+)
 
 __all__ = ["MultiAdapterSFT"]
 
@@ -53,6 +63,10 @@ class MultiAdapterSFT:
     def __post_init__(self) -> None:
         if self.args.get("packing"):
             raise InputError("packing would put rows of several tasks into one", hint="args: {packing: false}")
+
+    def issues(self, facts: StageFacts) -> Iterator[Issue]:
+        """Yield why the assistant's turns cannot be told from the others, or warn that all turns are learned."""
+        yield from sft_rules.mask_concerns(self.args, facts)
 
     def __call__(self, context: StageContext) -> StageResult:
         from trl import SFTConfig

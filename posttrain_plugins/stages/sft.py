@@ -5,11 +5,21 @@ Paper: Ouyang et al., 2022 (https://huggingface.co/papers/2203.02155). With TRL 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from posttrain_plugins.trainers import training
-from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, StageContext, StageResult
+from posttrain_plugins.trainers import sft_rules, training
+from posttrain_plugins.types import (
+    AdapterRef,
+    ConfigOf,
+    DataRef,
+    Issue,
+    ModelRef,
+    StageContext,
+    StageFacts,
+    StageResult,
+)
 
 __all__ = ["SFT"]
 
@@ -37,6 +47,10 @@ class SFT:
     requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(
         ("dataset", "eval_dataset"), (("messages",), ("prompt", "completion"), ("text",))
     )
+
+    def issues(self, facts: StageFacts) -> Iterator[Issue]:
+        """Yield why the assistant's turns cannot be told from the others, or warn that all turns are learned."""
+        yield from sft_rules.mask_concerns(self.args, facts)
 
     def __call__(self, context: StageContext) -> StageResult:
         from trl import SFTConfig, SFTTrainer  # here, as in every stage: `validate` and `plan` import this module

@@ -15,6 +15,7 @@ from posttrain_plugins.models.load import load_adapted, load_base, load_tokenize
 from posttrain_plugins.models.merge import check_mergeable, merged
 from posttrain_plugins.models.quantization import is_quantized
 from posttrain_plugins.models.stack import choose_mode, is_wrapped
+from posttrain_plugins.models.training_templates import chatml_twin, has_marks
 from posttrain_plugins.trainers import compat
 from posttrain_plugins.types import AdapterMode, ModelArtifact, StageContext
 
@@ -34,6 +35,7 @@ class Start:
         below: the adapters that the trained one lies on, from the base up.
         prepare: what the adapter does to the trainer.
         can_merge: what the adapter's plugin declares.
+        own_template: of the model, while its tokenizer has another.
     """
 
     model: Any
@@ -43,6 +45,28 @@ class Start:
     below: list[Path] = field(default_factory=list)
     prepare: Callable[[Any], Mapping[str, Any] | None] | None = None
     can_merge: bool = True
+    own_template: str | None = None
+
+    def find_marks(self, artifact: ModelArtifact, args: Any) -> None:
+        """Give ChatML its marked twin, which TRL lacks, where the loss is of the assistant's turns alone.
+
+        A trainer that is built then prepares its data by it. `forget_marks` comes after: the model keeps its own.
+        """
+        if not getattr(args, "assistant_only_loss", False):
+            return
+        tokenizer = self.kwargs.get("processing_class")
+        if tokenizer is None:
+            tokenizer = _tokenizer(artifact, self.model if isinstance(self.model, str) else "")
+        own = tokenizer.chat_template
+        twin = chatml_twin(own) if isinstance(own, str) and not has_marks(own) else None
+        if twin is not None:
+            tokenizer.chat_template, self.own_template = twin, own
+            self.kwargs["processing_class"] = tokenizer
+
+    def forget_marks(self) -> None:
+        """Give the tokenizer its own template back."""
+        if self.own_template is not None:
+            self.kwargs["processing_class"].chat_template = self.own_template
 
     def set_up(self, trainer: Any) -> None:
         """Let the adapter set up the trainer, once that stands; what it returns goes on to the next stage."""

@@ -94,6 +94,7 @@ def train(
     check_fits(
         context.stage, begin.kwargs.get("peft_config"), config, artifact.loading, is_on_cpu=not has_accelerator()
     )
+    begin.find_marks(artifact, config)
     trainer = trainer_class(
         model=begin.model,
         args=config,
@@ -102,6 +103,7 @@ def train(
         **begin.kwargs,
         **trainer_arguments,
     )
+    begin.forget_marks()
     if context.preview:
         found = loss_masks.masks(trainer, context.inputs["dataset"], writes=task_type == "CAUSAL_LM")
         return StageResult(details={"masks": found})

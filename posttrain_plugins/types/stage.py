@@ -232,6 +232,8 @@ class StageFacts:
         loading: TRL `ModelConfig` fields for loading it.
         judges_steps: the stage's rewards by name, and whether each has `step_scores`.
         memory_bytes: returns the memory in bytes of the first GPU, or of the machine if there is none.
+        columns: of its `dataset`; None where they cannot be told.
+        chat_template: the text of the template that its model is trained with; None where it cannot be told.
     """
 
     args: Any
@@ -240,3 +242,5 @@ class StageFacts:
     loading: Mapping[str, Any]
     judges_steps: Mapping[str, bool]
     memory_bytes: Callable[[], int]  # a function: most stages have no use for it, and finding out takes time
+    columns: tuple[str, ...] | None = None
+    chat_template: str | None = None

@@ -16,7 +16,7 @@ from posttrain_plugins.recipe.spec import DataFile, FromStage, Input, StageSpec,
 from posttrain_plugins.rows.read import place_of
 from posttrain_plugins.rows.shape import check_rows
 
-__all__ = ["check_columns"]
+__all__ = ["check_columns", "columns_of"]
 
 
 def check_columns(checker: Checker, stages: RawStages, specs: Mapping[str, StageSpec]) -> None:
@@ -41,7 +41,7 @@ def _check_inputs(checker: Checker, path: Keys, spec: StageSpec, specs: Mapping[
     for name, alternatives in required.items():
         source = spec.inputs.get(name)
         try:
-            columns = _columns_of(source, specs)
+            columns = columns_of(source, specs)
         except InputError as error:
             checker.error((*path, name), error.message, error.hint)
             continue
@@ -62,7 +62,7 @@ def _check_inputs(checker: Checker, path: Keys, spec: StageSpec, specs: Mapping[
 
 def _check_rewards(checker: Checker, path: Keys, spec: StageSpec, specs: Mapping[str, StageSpec]) -> None:
     try:
-        columns = _columns_of(spec.inputs.get("dataset"), specs)
+        columns = columns_of(spec.inputs.get("dataset"), specs)
     except InputError:  # told already
         return
     if not columns:
@@ -77,7 +77,7 @@ def _check_rewards(checker: Checker, path: Keys, spec: StageSpec, specs: Mapping
             checker.error((*path, "dataset"), f"missing column: {what}", hint)
 
 
-def _columns_of(source: Input, specs: Mapping[str, StageSpec]) -> tuple[str, ...] | None:
+def columns_of(source: Input, specs: Mapping[str, StageSpec]) -> tuple[str, ...] | None:
     """The columns of a data set as far as they can be known without loading it, else None."""
     if isinstance(source, DataFile):
         return files.columns(Path(source.path), source.options) if source.is_local else None
@@ -87,6 +87,6 @@ def _columns_of(source: Input, specs: Mapping[str, StageSpec]) -> tuple[str, ...
         spec = specs[source.stage]
         earlier = {id: other for id, other in specs.items() if id != source.stage}  # a circle ends, it is told already
         own = declared_columns(spec)
-        kept = _columns_of(spec.inputs.get("dataset"), earlier)
+        kept = columns_of(spec.inputs.get("dataset"), earlier)
         return None if own is None or kept is None else tuple(dict.fromkeys((*own, *kept)))
     return None

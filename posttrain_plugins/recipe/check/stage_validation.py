@@ -18,16 +18,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from posttrain_plugins.errors import PLUGIN_FAILURES
+from posttrain_plugins.errors import PLUGIN_FAILURES, InputError
 from posttrain_plugins.models.folder import adapter_config
+from posttrain_plugins.models.training_templates import chat_template_in
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.schema import Options
 from posttrain_plugins.plugins.source import of_config
 from posttrain_plugins.recipe.build import construct
+from posttrain_plugins.recipe.check.columns import columns_of
 from posttrain_plugins.recipe.check.diagnostics import Checker
 from posttrain_plugins.recipe.check.loops import RawStages
+from posttrain_plugins.recipe.check.template import template_text
 from posttrain_plugins.recipe.lineage import is_full
-from posttrain_plugins.recipe.spec import External, FromStage, StageSpec, Use, flat
+from posttrain_plugins.recipe.spec import External, FromStage, Object, StageSpec, Use, flat
 from posttrain_plugins.types import StageFacts
 
 __all__ = ["memory_bytes", "parameters_in", "with_issues"]
@@ -86,7 +89,30 @@ def _facts_of(spec: StageSpec, specs: Mapping[str, StageSpec]) -> StageFacts:
         loading=spec.loading,
         judges_steps=judges_steps,
         memory_bytes=memory_bytes,
+        columns=_known_columns(spec, specs),
+        chat_template=_chat_template(spec, specs),
     )
+
+
+def _known_columns(spec: StageSpec, specs: Mapping[str, StageSpec]) -> tuple[str, ...] | None:
+    try:
+        return columns_of(spec.inputs.get("dataset"), specs)
+    except InputError:  # the check of the columns tells it
+        return None
+
+
+def _chat_template(spec: StageSpec, specs: Mapping[str, StageSpec]) -> str | None:
+    """Return the text of the template that a stage trains with: its own, or that of the model it started from."""
+    own, start, seen = spec.inputs.get("chat_template"), spec.inputs.get("model"), set[str]()
+    while own is None and isinstance(start, FromStage) and start.stage in specs and start.stage not in seen:
+        seen.add(start.stage)
+        made = specs[start.stage]
+        own, start = made.inputs.get("chat_template"), made.inputs.get("model")
+    if own is None and isinstance(start, External):
+        own = start.template
+        if own is None and Path(start.path).is_dir():
+            return chat_template_in(start.path)
+    return template_text(own) if isinstance(own, Object) else None
 
 
 class _Arguments:

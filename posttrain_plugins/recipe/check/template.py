@@ -18,12 +18,16 @@ from posttrain_plugins.recipe.spec import Object, Source
 
 __all__ = ["read_template", "template_text", "templates"]
 
-OURS = {"tiny_world": "posttrain_plugins.tiny_world.tokenizer:CHAT_TEMPLATE"}
+OURS = {
+    "chatml": "posttrain_plugins.models.training_templates:CHATML",
+    "chatml_training": "posttrain_plugins.models.training_templates:CHATML_TRAINING",
+    "tiny_world": "posttrain_plugins.tiny_world.tokenizer:CHAT_TEMPLATE",
+}
 NAME = re.compile(r"[\w-]+")
 
 
 def templates() -> dict[str, str]:
-    """Name -> where it is: TRL's own templates (`qwen3`, `llama3_training` ...), and `tiny_world`."""
+    """Name -> where it is: TRL's own templates (`qwen3`, `llama3_training` ...), `chatml` and `tiny_world`."""
     folder = package_file("trl").parent / "chat_templates"
     return {**OURS, **{file.stem: str(file) for file in sorted(folder.glob("*.jinja"))}}
 

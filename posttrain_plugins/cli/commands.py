@@ -7,6 +7,7 @@ stderr, data to stdout; `--json` where a program reads.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -83,3 +84,11 @@ def main() -> None:
     except PosttrainError as error:
         print_error(error, is_debug)
         raise SystemExit(error.exit_code) from None  # nothing but our errors: any other is a bug, and shows itself
+    except OSError as cause:
+        from posttrain_plugins.recipe.run.full_disk import full_disk
+
+        full = full_disk(cause, Path.cwd())
+        if full is None:
+            raise
+        print_error(full, is_debug)
+        raise SystemExit(full.exit_code) from None

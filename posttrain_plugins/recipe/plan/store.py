@@ -81,8 +81,10 @@ class Store:
             self.folder.mkdir(parents=True, exist_ok=True)
             # Asking for permission is not enough: root may write anywhere, and a full or read-only disk says yes.
             probe = self.folder / f".probe-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
+            try:
+                probe.write_bytes(bytes(4096))
+            finally:
+                probe.unlink(missing_ok=True)
         except OSError as cause:
             raise InputError(
                 f"runs folder {self.folder} cannot be written: {cause.strerror}", hint="choose another: --runs-dir DIR"

@@ -34,6 +34,7 @@ from posttrain_plugins.recipe.plan import keys
 from posttrain_plugins.recipe.plan.plan import HASHES, Plan, PlannedStage
 from posttrain_plugins.recipe.plan.store import Artifact
 from posttrain_plugins.recipe.read import document
+from posttrain_plugins.recipe.run.full_disk import REQUEST_LOG, full_disk, stage_on_full_disk
 from posttrain_plugins.recipe.run.inputs import Resolver
 from posttrain_plugins.recipe.spec import FromStage, option_path
 from posttrain_plugins.types import ModelArtifact, StageContext, StageResult
@@ -41,7 +42,6 @@ from posttrain_plugins.types import ModelArtifact, StageContext, StageResult
 __all__ = ["Observer", "Run", "run_plan"]
 
 
-REQUEST_LOG = "log.jsonl"
 ALSO_RECORDED = ("accelerate", "datasets", "posttrain-plugins")
 
 
@@ -93,14 +93,19 @@ def run_plan(chosen: Plan, observer: Observer) -> Run:
         for warning in stage.spec.warnings if stage.must_run else ():
             observer.note(stage, str(warning))
     chosen.store.prepare()
-    _write_resolved(chosen)
     for stage in chosen.stages:
         if stage.is_forced and stage.is_wanted:
             chosen.store.remove(stage.id, stage.key)  # at once, so that the same run without --force goes on
     try:
+        _write_resolved(chosen)
         return Run(chosen, _run_stages(chosen, observer))
     except KeyboardInterrupt:
         raise Interrupted("stopped at once; the newest complete checkpoint stands") from None
+    except OSError as cause:  # of what is written beside the stages
+        full = full_disk(cause, chosen.store.folder)
+        if full is None:
+            raise
+        raise full from cause
 
 
 def _run_stages(chosen: Plan, observer: Observer) -> dict[str, Artifact]:
@@ -142,14 +147,17 @@ def _run_stage(
             result = _call(stage, context)
             result.metrics |= _guards(context)
             recorded = _handoff(chosen, stage, result, context)
+            manifest = _manifest(stage, result, recorded, partial, time.perf_counter() - began)
+            manifest["resumed_from"] = checkpoint and checkpoint.name  # `seconds` are those from there on
+            return store.publish(stage.id, stage.key, manifest)
         except BaseException as error:
-            observer.failed(stage, error)
+            full = None if isinstance(error, Interrupted) else stage_on_full_disk(error, stage.id, partial)
+            observer.failed(stage, full or error)
             if not _is_worth_keeping(partial, error):
                 shutil.rmtree(partial, ignore_errors=True)
+            if full is not None:
+                raise full from error
             raise
-        manifest = _manifest(stage, result, recorded, partial, time.perf_counter() - began)
-        manifest["resumed_from"] = checkpoint and checkpoint.name  # `seconds` are those from there on
-        return store.publish(stage.id, stage.key, manifest)
 
 
 def _context(

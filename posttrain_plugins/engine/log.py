@@ -25,6 +25,8 @@ class RequestLog:
     Args:
         path: the JSONL file, made where it is not there; None keeps the answers in memory.
 
+    `missing` holds the keys of answers that a scorer could not get, with the reason.
+
     Raises:
         InputError: for a line, other than the last, that is not an entry.
     """
@@ -33,6 +35,7 @@ class RequestLog:
         self.path = path
         self._values: dict[str, Any] = {}
         self._costs: dict[str, Usage] = {}
+        self.missing: dict[str, str] = {}
         self._lock = threading.Lock()  # several runs of one process may share a log
         self._file: BinaryIO | None = None
         if path is not None:
@@ -60,12 +63,23 @@ class RequestLog:
         """Return what an answer cost, where that stands beside it; a completion's usage is its own."""
         return self._costs.get(key, _NOTHING)
 
-    def put(self, key: str, value: Any, cost: Usage = _NOTHING, **about: str) -> None:
-        """Remember an answer, a `Completion` or a JSON value, and what it cost; `about` says what it belongs to."""
+    def put(self, key: str, value: Any, cost: Usage = _NOTHING, missing: str | None = None, **about: str) -> None:
+        """Remember an answer.
+
+        Args:
+            key: of the request.
+            value: a `Completion` or a JSON value.
+            cost: of the answer.
+            missing: why the value only stands in for an answer that never came. It is not written, so that the next
+                run asks again, and stands in `missing`.
+            about: what the answer belongs to.
+        """
         self._values[key] = value
         if cost is not _NOTHING:
             self._costs[key] = cost
-        if self._file is not None:
+        if missing is not None:
+            self.missing[key] = missing
+        elif self._file is not None:
             line = _line(key, value, cost, about)
             with self._lock:
                 # one write for the whole line, and out of this process at once: a run that is killed now loses nothing

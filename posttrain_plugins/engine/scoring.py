@@ -5,6 +5,9 @@ What a reward costs stands in the log beside its answers. A reward tells its cos
 - `spent`, a `Usage` that it adds to: what it has cost since it was made (a judge that asks an endpoint). Read
   before and after each call; the difference is shared out evenly over what was scored.
 - `count_tokens(prompts, completions) -> int`: the tokens that scoring these reads (a model in this process).
+
+A reward that asks somebody else may fail to be told. It lists these `failures`, one reason for each completion; what it
+gave for them (None) is not a judgement: it is not logged, and the next run asks again.
 """
 
 from __future__ import annotations
@@ -144,22 +147,22 @@ class Call:
 
     def run(self) -> None:
         """Call it, and wait."""
-        before = spent_of(self.reward)
+        before = spent_of(self.reward), len(_failures(self.reward))
         with _blaming(self.reward):
             values = self._begin()
             found = wait_for(values) if isinstance(values, Awaitable) else values
-        self._finish(found, before)
+        self._finish(found, *before)
 
     async def arun(self) -> None:
         """Call it in an event loop: an async reward is awaited, any other works in a thread."""
         import asyncio
 
-        before = spent_of(self.reward)
+        before = spent_of(self.reward), len(_failures(self.reward))
         with _blaming(self.reward):
             values = await asyncio.to_thread(self._begin)
             found = await values if isinstance(values, Awaitable) else values
         # an answer may be a generator that works while it is read, and the log waits for the disk
-        await asyncio.to_thread(self._finish, found, before)
+        await asyncio.to_thread(self._finish, found, *before)
 
     def _begin(self) -> Any:
         items = list(self.items.values())
@@ -170,7 +173,7 @@ class Call:
         func: Any = self.reward.func if self.kind == "score" else getattr(self.reward.func, "step_scores")  # noqa: B009
         return func(**{**columns, **_pairs(items)})  # a column named `prompts` must not replace the prompts
 
-    def _finish(self, values: Any, before: Usage | None) -> None:
+    def _finish(self, values: Any, before: Usage | None, failures: int) -> None:
         with _blaming(self.reward):
             answers: list[Any]
             if self.kind == "score":  # None and NaN both mean "cannot judge", as in TRL
@@ -181,8 +184,12 @@ class Call:
         if len(answers) != len(self.items):
             message = f"reward {self.reward.name!r} gave {len(answers)} scores"
             raise PluginBroken(f"{message}, expected one for each of {len(self.items)}")
+        why = next(iter(_failures(self.reward)[failures:]), None)
         for (key, item), answer in zip(self.items.items(), answers, strict=True):
-            self.log.put(key, answer, cost=costs[key], kind=self.kind, scorer=self.reward.name, problem=item.problem)
+            # Which of the Nones are failures it does not say, and of steps not which of the lists: all are asked again.
+            missing = why if answer is None or self.kind == "step_scores" else None
+            about = {"kind": self.kind, "scorer": self.reward.name, "problem": item.problem}
+            self.log.put(key, answer, costs[key], missing, **about)
 
     def _costs(self, before: Usage | None) -> dict[str, Usage]:
         """Return what each answer cost; shared out evenly within what was measured together."""
@@ -222,6 +229,10 @@ def calls(kind: ScoreKind, reward: ResolvedReward, items: Mapping[str, Scored], 
         part = {key: item for key, item in missing.items() if is_conversational(item.prompt) == is_chat}
         if part:
             yield Call(kind, reward, part, log)
+
+
+def _failures(reward: ResolvedReward) -> list[str]:
+    return getattr(reward.func, "failures", None) or []
 
 
 def _through_log(kind: ScoreKind, reward: ResolvedReward, items: Sequence[Scored], log: RequestLog) -> list[Any]:

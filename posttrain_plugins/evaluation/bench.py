@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from posttrain_plugins.evaluation.missing import Missing
 from posttrain_plugins.text.answers import extract, majority
 from posttrain_plugins.types import Budget, Problem, ResolvedReward, ResolvedStrategy, Result, SamplingParams, Usage
 
-__all__ = ["Bench", "problems_of", "score_texts", "scored_items"]
+__all__ = ["Bench", "problems_of", "score_texts", "scored_items", "unrated_texts"]
 
 NOT_REFERENCE = {"prompt", "completion", "completion_ids"}  # what TRL does not pass on to rewards either
 ORACLE = " (oracle)"
@@ -50,6 +50,20 @@ def score_texts(
     items = scored_items(problems, columns, texts)
     scores = iter(score(reward, [item for of_problem in items for item in of_problem], log))
     return [[next(scores) for _ in of_problem] for of_problem in texts]
+
+
+def unrated_texts(
+    reward: ResolvedReward,
+    problems: Sequence[Problem],
+    columns: Mapping[str, Sequence[Any]],
+    texts: Sequence[Sequence[str]],
+    log: RequestLog,
+) -> list[list[str]]:
+    """Return for each problem why texts have no score, of those that the reward could not ask about."""
+    if not log.missing:
+        return [[] for _ in texts]
+    items = scored_items(problems, columns, texts)
+    return [[log.missing[k] for k in score_keys("score", reward, row) if k in log.missing] for row in items]
 
 
 def scored_items(
@@ -112,9 +126,9 @@ class Bench:
         }
         sampled = self._measure("sampled", results, drawn, scores, seconds, missing)
         mute = tuple(why for result in results if (why := unanswered(result)) is not None)
-        majority_of_n = self._measure(
-            "majority", results, [[]] * len(results), vote, seconds, Missing(len(results), mute)
-        )
+        chosen = [row[i : i + 1] for row, i in zip(drawn, voted, strict=True)]
+        majority_of_n = self._measure("majority", results, chosen, vote, seconds, Missing(len(results), mute))
+        majority_of_n.samples = []  # they stand among those of `sampled`
         # What one completion costs is asked of the log, not divided by n: the prompt is read once for all n, and a
         # reader compares with a strategy that draws once.
         once = draw(1) if n > 1 else results
@@ -191,10 +205,16 @@ class Bench:
             for j, text in enumerate(texts[i])
         ]
         means = {reward: sampled_accuracy(rows) for reward, rows in scores.items()}
+        # what a judge could not be asked for is missing like a completion that never came
+        unrated = {r.name: unrated_texts(r, self.problems, self.columns, texts, self.log) for r in self.rewards}
+        reasons = [why for of_problem in unrated[self.rewards[0].name] for why in of_problem]
+        missing = replace(missing, reasons=(*missing.reasons, *reasons))
         measure = Measure(name, means, missing, usage=usage, seconds=seconds, samples=lines)
-        if missing.count:
-            each = missing.asked // max(len(results), 1)
-            measure.extremes = {reward.name: _extremes(reward, scores[reward.name], each) for reward in self.rewards}
+        each = missing.asked // max(len(results), 1)
+        for reward in self.rewards:
+            gaps = [each - len(row) + len(why) for row, why in zip(texts, unrated[reward.name], strict=True)]
+            if any(gaps):
+                measure.extremes[reward.name] = _extremes(reward, scores[reward.name], gaps)
         measure.tokens_per_problem = measure.tokens / max(len(self.problems), 1)
         return measure
 
@@ -237,16 +257,15 @@ class Bench:
 
 
 def _extremes(
-    reward: ResolvedReward, scores: Sequence[Sequence[float | None]], asked: int
+    reward: ResolvedReward, scores: Sequence[Sequence[float | None]], gaps: Sequence[int]
 ) -> tuple[list[float], list[float]]:
-    """Return each problem's mean score if what is missing of `asked` scored the least, and the most, that there is."""
+    """Return each problem's mean score if what is missing scored the least, and the most, that there is."""
     known = [[score for score in row if score is not None] for row in scores]
     # where a reward does not say how far it goes, as far as it went here
     every = [score for row in known for score in row] or [math.nan]
     low, high = getattr(reward.func, "bounds", None) or (min(every), max(every))
     found: tuple[list[float], list[float]] = ([], [])
-    for row, judged in zip(scores, known, strict=True):
-        gap = asked - len(row)
+    for judged, gap in zip(known, gaps, strict=True):
         count = len(judged) + gap
         for means, bound in zip(found, (low, high), strict=True):
             means.append((sum(judged) + (bound * gap if gap else 0.0)) / count if count else math.nan)

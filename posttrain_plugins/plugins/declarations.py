@@ -49,7 +49,7 @@ _LISTED = (
     Declaration("requires_columns", ("reward", "stage"), ("kit", "core"), "tuple[str, ...] | dict[str, tuple]", None,
                 "The data-set columns that it needs; a stage maps each of its data-set fields to the groups of columns "
                 "that will do. By default a reward needs the arguments of its call that have no default."),
-    Declaration("bounds", ("reward",), ("kit",), "tuple[float, float]", None,
+    Declaration("bounds", ("reward",), ("kit", "core"), "tuple[float, float]", None,
                 "The lowest and the highest score that it can give."),
     Declaration("examples", ("reward",), ("kit", "core"), "tuple[dict[str, Any], ...]", (),
                 "Rows of `prompt`, `completion`, `score` and further columns, at least a good one and a bad one."),
@@ -75,6 +75,9 @@ _LISTED = (
                 "Counts the tokens that scoring these completions reads, for the budget and the report."),
     Declaration("spent", ("reward",), ("core",), "Usage", None,
                 "The tokens and calls that it has used so far, where it counts them itself."),
+    Declaration("failures", ("reward",), ("core",), "list[str]", None,
+                "Why it could not judge completions because what it asks had failed, one reason for each so far; "
+                "these are missing, counted, and asked again by the next run."),
     Declaration("close", ("reward",), ("core",), "method()", None,
                 "Frees what it holds; the next call opens it again."),
     # --- adapters

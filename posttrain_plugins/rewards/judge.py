@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from posttrain_plugins.backends.open import is_url, open_backend
 from posttrain_plugins.errors import InputError
@@ -24,6 +24,9 @@ from posttrain_plugins.text.steps import SEPARATOR, Aggregate, aggregate, split_
 from posttrain_plugins.types import ModelArtifact, ModelRef, ObjectRef, Problem, Prompt, SamplingParams, Usage
 
 __all__ = ["Judge"]
+
+Rating: TypeAlias = tuple[float | None, str | None]
+"""A score in [0, 1], or None and, where the judge could not be asked, why."""
 
 RUBRIC = """You are a strict and fair grader.
 
@@ -110,6 +113,7 @@ class Judge:
         if self.ratings > 1 and self.temperature == 0:
             raise InputError("judge draws several ratings at temperature 0, all equal", hint="set temperature: 1.0")
         self.spent = Usage()
+        self.failures: list[str] = []
         self._backend: Any = None
         self._log: Any = None
 
@@ -119,23 +123,38 @@ class Judge:
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
         """Return B scores in [0, 1]; None where the judge gave no rating that can be read, or has no step to rate.
 
+        None is also what it could not be asked for; `failures` has the reasons of these, and TRL's log their number.
+
         Args:
             columns: further columns, which the rubric may name.
         """
+        known = len(self.failures)
+        scores: list[float | None]
         if self.judging == "pairwise":
-            return self._compare(prompts, completions)
-        if self.judging == "steps":
-            return [aggregate(scores, self.aggregate) for scores in self.step_scores(prompts, completions, **columns)]
-        # Lists alone: what a trainer gives beside the columns (its state) has no value for each completion.
-        lists = {name: values for name, values in columns.items() if isinstance(values, list)}
-        texts = [to_text(completion) for completion in completions]
-        rows = [{name: values[i] for name, values in lists.items()} for i in range(len(prompts))]
-        return self._rate(list(zip(prompts, texts, rows, strict=True)))
+            scores = self._compare(prompts, completions)
+        elif self.judging == "steps":
+            scores = [
+                None
+                if any(why for _, why in rated)
+                else aggregate([score or 0.0 for score, _ in rated], self.aggregate)
+                for rated in self._rate_steps(prompts, completions, columns)
+            ]
+        else:
+            # Lists alone: what a trainer gives beside the columns (its state) has no value for each completion.
+            lists = {name: values for name, values in columns.items() if isinstance(values, list)}
+            texts = [to_text(completion) for completion in completions]
+            rows = [{name: values[i] for name, values in lists.items()} for i in range(len(prompts))]
+            rated = self._rate(list(zip(prompts, texts, rows, strict=True)))
+            scores = [score for score, _ in rated]
+            self.failures += [why for _, why in rated if why]
+        if len(self.failures) > known and callable(columns.get("log_metric")):  # TRL's trainers give it
+            columns["log_metric"]("judge/missing", float(len(self.failures) - known))
+        return scores
 
     def step_scores(
         self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any
     ) -> list[list[float]]:
-        """Rate each step, shown together with those before it; one that cannot be read scores 0.
+        """Rate each step, shown together with those before it; one that cannot be read, or be asked for, scores 0.
 
         Args:
             columns: with `steps`, these; else `separator` splits.
@@ -143,14 +162,7 @@ class Judge:
         Returns:
             B lists, one score in [0, 1] for each step.
         """
-        texts = [to_text(completion) for completion in completions]
-        steps = columns.get("steps") or [split_steps(text, self.separator) for text in texts]
-        # A step is shown with all before it: alone it is neither right nor wrong.
-        shown = [["".join(of_one[: i + 1]) for i in range(len(of_one))] for of_one in steps]
-        ratings = iter(
-            self._rate([(prompt, text, {}) for prompt, of_one in zip(prompts, shown, strict=True) for text in of_one])
-        )
-        return [[next(ratings) or 0.0 for _ in of_one] for of_one in shown]
+        return [[score or 0.0 for score, _ in rated] for rated in self._rate_steps(prompts, completions, columns)]
 
     def close(self) -> None:
         """Free the judge's memory; the next call loads it again."""
@@ -160,7 +172,21 @@ class Judge:
 
     # --- Asking ---------------------------------------------------------------------------------------------------
 
-    def _rate(self, rows: Sequence[tuple[Prompt, str, Mapping[str, Any]]]) -> list[float | None]:
+    def _rate_steps(
+        self, prompts: Sequence[Prompt], completions: Sequence[Prompt], columns: Mapping[str, Any]
+    ) -> list[list[Rating]]:
+        texts = [to_text(completion) for completion in completions]
+        steps = columns.get("steps") or [split_steps(text, self.separator) for text in texts]
+        # A step is shown with all before it: alone it is neither right nor wrong.
+        shown = [["".join(of_one[: i + 1]) for i in range(len(of_one))] for of_one in steps]
+        ratings = iter(
+            self._rate([(prompt, text, {}) for prompt, of_one in zip(prompts, shown, strict=True) for text in of_one])
+        )
+        rated = [[next(ratings) for _ in of_one] for of_one in shown]
+        self.failures += [next(why for _, why in of_one if why) for of_one in rated if any(why for _, why in of_one)]
+        return rated
+
+    def _rate(self, rows: Sequence[tuple[Prompt, str, Mapping[str, Any]]]) -> list[Rating]:
         """Return the mean of a text's ratings: of each prompt, text, and further columns that the rubric may name."""
         questions: list[Prompt] = []
         for prompt, text, columns in rows:
@@ -169,8 +195,8 @@ class Judge:
                 questions.append(render(last_user_text(prompt), text))
             else:
                 questions.append(self._filled(self.rubric, {**columns, "prompt": to_text(prompt), "completion": text}))
-        means: list[float | None] = []
-        for answers in self._ask(questions):
+        means: list[Rating] = []
+        for answers, why in self._ask(questions):
             known = []
             for rating in map(self._rating, answers):
                 if self.values:
@@ -179,7 +205,8 @@ class Judge:
                     with contextlib.suppress(ValueError):  # a letter, where a number is wanted
                         share = (float(rating) - self.low) / (self.high - self.low)
                         known.append(min(1.0, max(0.0, share)))
-            means.append(fmean(known) if known else None)
+            # some of several ratings are enough; an answer that came and cannot be read is the judge's own fault
+            means.append((fmean(known), None) if known else (None, why))
         return means
 
     def _compare(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> list[float | None]:
@@ -196,13 +223,15 @@ class Judge:
         ]
         fields = [{"prompt": to_text(prompts[i]), "first": texts[i], "second": texts[j]} for i, j in pairs]
         wins: dict[int, list[float]] = {}
-        for (i, j), answers in zip(
-            pairs, self._ask([self._filled(self.comparison, one) for one in fields]), strict=True
-        ):
+        unasked: dict[int, str] = {}
+        asked = self._ask([self._filled(self.comparison, one) for one in fields])
+        for (i, j), (answers, why) in zip(pairs, asked, strict=True):
+            unasked |= {i: why, j: why} if why else {}
             for verdict in map(self._rating, answers):
                 if verdict in ("A", "B"):  # an unreadable verdict is no draw
                     wins.setdefault(i, []).append(float(verdict == "A"))
                     wins.setdefault(j, []).append(float(verdict == "B"))
+        self.failures += [why for i, why in unasked.items() if i not in wins]
         return [fmean(wins[i]) if i in wins else None for i in range(len(texts))]
 
     def _rating(self, text: str) -> str | None:
@@ -218,11 +247,12 @@ class Judge:
         text = re.sub(r"\{(\w+)\}", lambda m: str(fields[m[1]]) if m[1] in fields else m[0], template)
         return [{"role": "user", "content": text}] if self.chat else text
 
-    def _ask(self, questions: Sequence[Prompt]) -> list[list[str]]:
-        """Return the judge's answers to each question; an equal question is asked once."""
+    def _ask(self, questions: Sequence[Prompt]) -> list[tuple[list[str], str | None]]:
+        """Return the judge's answers to each question, and why some are missing; an equal question is asked once."""
         from posttrain_plugins.engine.keys import key_of
         from posttrain_plugins.engine.log import RequestLog
         from posttrain_plugins.engine.solve import sample
+        from posttrain_plugins.engine.trace import failures_of
 
         if self._log is None:  # in memory: what was rated in an earlier call is not paid for again
             self._log = RequestLog(None)
@@ -232,7 +262,10 @@ class Judge:
         results = sample(list(problems.values()), self.ratings, backend=self._open(), log=self._log)
         for result in results:  # a judge's tokens count against the budget like the policy's
             self.spent = sum(result.usage.values(), self.spent)
-        answers = {key: [one.text for one in result.candidates] for key, result in zip(problems, results, strict=True)}
+        answers = {
+            key: ([one.text for one in result.candidates], next(iter(failures_of(result)), None))
+            for key, result in zip(problems, results, strict=True)
+        }
         return [answers[key_of(question)] for question in questions]
 
     def _open(self) -> Any:

@@ -19,7 +19,7 @@ from posttrain_plugins.engine.log import RequestLog
 from posttrain_plugins.engine.solve import sample, solve
 from posttrain_plugins.engine.trace import failures_of, unanswered
 from posttrain_plugins.errors import InputError, StageFailed
-from posttrain_plugins.evaluation.bench import problems_of, score_texts
+from posttrain_plugins.evaluation.bench import problems_of, score_texts, unrated_texts
 from posttrain_plugins.evaluation.missing import Missing, check_max_missing
 from posttrain_plugins.text import to_text
 from posttrain_plugins.text.steps import SEPARATOR
@@ -159,7 +159,7 @@ class Sample:
         if self.keep == "steps" and self.labels == "rules" and not hasattr(rewards[0].func, "step_scores"):
             message = f"reward {rewards[0].name!r} cannot label steps: it has no step_scores"
             raise InputError(message, hint="name another first, or labels: rollouts")  # before anything is drawn
-        missing = Missing(0)  # saved completions are all there
+        missing: dict[str, float] = {}
         with RequestLog(context.folder / "log.jsonl") as log, self._backends(context) as backends:
             options = {"log": log, "seed": context.seed, "should_stop": context.should_stop, "backend": backends}
             options |= {"progress": context.reporter.progress}
@@ -172,6 +172,9 @@ class Sample:
                 texts = [[to_text(completion) for completion in of_problem] for of_problem in made]
                 # one call a reward for all problems: a model that judges fills its batches, a guard its workers
                 scores = [score_texts(reward, problems, columns, texts, log) for reward in rewards]
+                for reward in rewards:
+                    unrated = [why for row in unrated_texts(reward, problems, columns, texts, log) for why in row]
+                    missing |= self._missing(f"ratings of {reward.name}", sum(map(len, texts)), unrated, context)
                 judged = [
                     judge(made[i], row["prompt"], rewards, [of_reward[i] for of_reward in scores])
                     for i, row in enumerate(rows)
@@ -186,23 +189,29 @@ class Sample:
         problems: list[Problem],
         columns: Mapping[str, Sequence[Any]],
         options: Mapping[str, Any],
-    ) -> tuple[list[list[str]], Missing]:
+    ) -> tuple[list[list[str]], dict[str, float]]:
         """Return each problem's completions: all that a strategy finished, or its answer where it names none."""
         strategy = context.inputs.get("strategy")
         if strategy is None:  # plain draws, all problems and all completions in one go
             results = sample(problems, self.num_generations, **options)
             reasons = [why for result in results for why in failures_of(result)]
-            missing = Missing(self.num_generations * len(results), tuple(reasons))
+            asked = self.num_generations * len(results)
         else:
             results = solve(strategy.strategy, problems, scorers=strategy.scorers, columns=columns, **options)
             reasons = [why for result in results if (why := unanswered(result)) is not None]
-            missing = Missing(len(results), tuple(reasons))
-        if missing.count:  # what does come may all be easy problems: told, and above a share refused
-            context.reporter.note(f"completions: {missing}")
-            missing.check("completions", self.max_missing)
+            asked = len(results)
         found = [[candidate.text for candidate in result.candidates] for result in results]
         texts = [texts or ([one.text] if one.text else []) for texts, one in zip(found, results, strict=True)]
-        return texts, missing
+        return texts, self._missing("completions", asked, reasons, context)
+
+    def _missing(self, what: str, asked: int, reasons: Sequence[str], context: StageContext) -> dict[str, float]:
+        """Tell what is missing, as a figure too; what did come may all be easy problems, so too much is refused."""
+        missing = Missing(asked, tuple(reasons))
+        if not missing.count:
+            return {}
+        context.reporter.note(f"{what}: {missing}")
+        missing.check(what, self.max_missing)
+        return {f"missing {what}": float(missing.count)}
 
     def _kept(
         self,
@@ -269,7 +278,7 @@ class Sample:
         rows: Sequence[Mapping[str, Any]],
         judged: list[list[Judged]],
         kept: list[list[dict[str, Any]]],
-        missing: Missing,
+        missing: Mapping[str, float],
     ) -> StageResult:
         # the row's own columns go on, so that the next stage's rewards find theirs, but for texts that were judged here
         made = [without_texts(row) | part for row, parts in zip(rows, kept, strict=True) for part in parts]
@@ -282,8 +291,7 @@ class Sample:
         path = context.folder / "data.jsonl"
         with path.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in made)
-        figures = self._metrics(judged, made) | ({"missing": float(missing.count)} if missing.count else {})
-        return StageResult(metrics=figures, data_path=path)
+        return StageResult(metrics={**self._metrics(judged, made), **missing}, data_path=path)
 
     def _metrics(self, judged: list[list[Judged]], made: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         rewards = [item.reward for row in judged for item in row if item.reward is not None]

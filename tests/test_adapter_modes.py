@@ -277,7 +277,7 @@ def test_an_adapter_whose_plugin_says_that_it_cannot_be_merged_is_not(
             pp.validate(
                 write_recipe(RECIPE + stages + f"  m: {{{then}}}", model=tiny_model, data=tiny_data, loading="")
             )
-    with pytest.raises(InputError, match="adapter of 'base' cannot be merged"):
+    with pytest.raises(RecipeErrors, match="adapter of 'base' cannot be merged"):
         go(f"  s: {{use: sft, model: base, dataset: demos, adapter: second, args: {{{STILL}}}}}", first)
     vllm = f"  g: {{use: grpo, model: base, dataset: d, rewards: [digits], adapter: {mine}, args: {{use_vllm: true}}}}"
     with pytest.raises(RecipeErrors, match="vLLM is sent the weights with the adapter merged"):

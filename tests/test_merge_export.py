@@ -198,8 +198,8 @@ def test_prompt_learning_is_refused_before_anything_is_loaded(
     (folder / "adapter_config.json").write_text(json.dumps(config))
     (folder / "adapter_model.safetensors").touch()
     file = write_recipe("model: {model}\nstages: {m: {use: merge, model: base}}", model=folder)
-    with pytest.raises(InputError, match=r"adapter of 'base' cannot be merged: PREFIX_TUNING[\s\S]*train it with lora"):
-        pp.run(file, runs_dir=tmp_path / "runs")
+    with pytest.raises(RecipeErrors, match=r"adapter of 'base' cannot be merged: PREFIX_TUNING[\s\S]*with lora"):
+        pp.validate(file)
 
 
 @pytest.mark.parametrize("adapter", ["{use: prefix, num_virtual_tokens: 2}", "{use: bottleneck}"])
@@ -225,6 +225,70 @@ def test_the_check_refuses_to_merge_what_cannot_be(
         pp.validate(file)
     file.write_text(file.read_text().replace(adapter, "{use: lora}"))
     pp.validate(file)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "second", "mistake"),
+    [
+        ("{use: bottleneck}", "adapter: more", "cannot be merged: BOTTLENECK[\\s\\S]*adapter_mode: stack"),
+        ("{use: bottleneck}", "adapter: more, adapter_mode: stack", None),
+        ("{use: bottleneck}", "adapter: mine", None),  # the same one is trained on
+        ("{use: bottleneck}", "eval_dataset: demos", "cannot be merged: BOTTLENECK[\\s\\S]*adapter_mode: continue"),
+        ("{use: bottleneck}", "adapter_mode: continue", None),
+        ("{use: prefix, num_virtual_tokens: 2}", "adapter: more", "cannot be merged: PREFIX_TUNING"),
+        (
+            "{use: prefix, num_virtual_tokens: 2}",
+            "adapter: more, adapter_mode: stack",
+            "cannot lie below another: PREFIX",
+        ),
+        ("{use: lora}", "adapter: more", None),
+    ],
+)
+def test_the_check_tells_what_a_stage_cannot_merge_by_default(
+    tiny_model: Path, tiny_data: Path, write_recipe: Callable[..., Path], adapter: str, second: str, mistake: str | None
+) -> None:
+    file = write_recipe(
+        """
+        model: {model}
+        adapters: {mine: {adapter}, more: {use: lora, r: 2}}
+        datasets: {demos: {path: {data}/demos.jsonl}}
+        stages:
+          one: {use: sft, model: base, dataset: demos, adapter: mine, args: {gradient_checkpointing: false}}
+          two: {use: sft, model: one, dataset: demos, {second}, args: {gradient_checkpointing: false}}
+        """,
+        model=tiny_model,
+        data=tiny_data,
+        adapter=adapter,
+        second=second,
+    )
+    if mistake is None:
+        pp.validate(file)
+        return
+    with pytest.raises(RecipeErrors, match=f"the adapter 'mine' of stage 'one' {mistake}") as told:
+        pp.validate(file)
+    assert len(told.value.mistakes) == 1
+
+
+def test_the_check_finds_what_cannot_be_merged_below_the_newest(
+    tiny_model: Path, tiny_data: Path, write_recipe: Callable[..., Path]
+) -> None:
+    file = write_recipe(
+        """
+        model: {model}
+        adapters: {mine: {use: bottleneck}, more: {use: lora, r: 2}}
+        datasets: {demos: {path: {data}/demos.jsonl}}
+        stages:
+          one: {use: sft, model: base, dataset: demos, adapter: mine, args: {gradient_checkpointing: false}}
+          two: {use: sft, model: one, dataset: demos, adapter: more, adapter_mode: stack}
+          three: {use: sft, model: two, dataset: demos, adapter: mine}
+          plain: {use: merge, model: two}
+        """,
+        model=tiny_model,
+        data=tiny_data,
+    )
+    with pytest.raises(RecipeErrors) as told:
+        pp.validate(file)
+    assert ["adapter 'mine' of stage 'one' cannot be merged" in str(one) for one in told.value.mistakes] == [True, True]
 
 
 def test_a_full_model_has_nothing_to_merge(tiny_model: Path, write_recipe: Callable[..., Path], tmp_path: Path) -> None:

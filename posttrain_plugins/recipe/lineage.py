@@ -6,17 +6,22 @@ whole, and it is said.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from posttrain_plugins.models.folder import adapter_config, adapters_in
 from posttrain_plugins.models.stack import choose_mode
 from posttrain_plugins.plugins.source import of_config
 from posttrain_plugins.recipe.source_hash import sha256_of
-from posttrain_plugins.recipe.spec import External, FromStage, Input, Recipe, StageSpec, Use
+from posttrain_plugins.recipe.spec import External, FromStage, Input, StageSpec, Use
 from posttrain_plugins.types import AdapterMode
 
-__all__ = ["Layers", "StartingPoint", "identity", "is_full", "layers", "starting_point"]
+__all__ = ["Layers", "Stages", "StartingPoint", "identity", "is_full", "layers", "mode_of", "starting_point"]
+
+Stages: TypeAlias = Mapping[str, StageSpec]
+"""Stages by their ids."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +31,12 @@ class Layers:
     Args:
         base: the name of the model or stage whose weights these are; `base+sft` where an adapter was merged into it.
         adapters: the names of those that trained the adapters.
-        top: the identity of the newest adapter, empty where nobody knows.
+        made_of: for each of these the plugin with its parameters, or the folder that it lies in.
     """
 
     base: str
     adapters: tuple[str, ...] = ()
-    top: str = ""
+    made_of: tuple[Use | Path, ...] = ()
 
     def __str__(self) -> str:
         return " + ".join([self.base, *(f"adapter of {name}" for name in self.adapters)])
@@ -68,34 +73,33 @@ def identity(adapter: Use) -> str:
     return sha256_of([adapter.plugin.target, adapter.params])[:16]
 
 
-def layers(recipe: Recipe, source: Input) -> Layers:
-    """Return what a model is made of, as far as the recipe tells."""
+def layers(stages: Stages, source: Input) -> Layers:
+    """Return what a model is made of, as far as the recipe's stages tell."""
     if isinstance(source, External):
         found = adapters_in(source.path)
         below = tuple(f"{source.name}/stack/{number}" for number in range(len(found) - 1))
         base = Path(str(adapter_config(source.path).get("base_model_name_or_path", ""))).name
-        return Layers(base, (*below, source.name)) if found else Layers(source.name)
-    if not isinstance(source, FromStage):
+        return Layers(base, (*below, source.name), tuple(found)) if found else Layers(source.name)
+    if not isinstance(source, FromStage) or source.stage not in stages:
         return Layers("")
-    spec = recipe.stage(source.stage)
+    spec = stages[source.stage]
     if not spec.configs:  # it trains nothing: what it makes, such as a merged model, is a base of its own
         return Layers(spec.id)
-    start, mode, adapter = layers(recipe, spec.inputs.get("model")), _mode(recipe, spec), spec.inputs.get("adapter")
+    start, mode, adapter = layers(stages, spec.inputs.get("model")), mode_of(stages, spec), spec.inputs.get("adapter")
     if mode == "continue":
-        return Layers(start.base, (*start.adapters[:-1], spec.id), start.top)
-    if is_full(adapter):
+        return Layers(start.base, (*start.adapters[:-1], spec.id), start.made_of)
+    if not isinstance(adapter, Use) or is_full(adapter):
         return Layers(spec.id)
-    top = identity(adapter)  # type: ignore[arg-type]
     if mode == "stack":
-        return Layers(start.base, (*start.adapters, spec.id), top)
-    return Layers("+".join([start.base, *start.adapters]), (spec.id,), top)
+        return Layers(start.base, (*start.adapters, spec.id), (*start.made_of, adapter))
+    return Layers("+".join([start.base, *start.adapters]), (spec.id,), (adapter,))
 
 
-def starting_point(recipe: Recipe, spec: StageSpec) -> StartingPoint | None:
+def starting_point(stages: Stages, spec: StageSpec) -> StartingPoint | None:
     """Return what a stage with a trainer's config stands on; None for one that trains nothing."""
     if not spec.configs or spec.produces not in ("model", "reward"):
         return None
-    start, mode = layers(recipe, spec.inputs.get("model")), _mode(recipe, spec)
+    start, mode = layers(stages, spec.inputs.get("model")), mode_of(stages, spec)
     adapter = spec.inputs.get("adapter")
     named = "" if is_full(adapter) else f" '{adapter.name}' ({adapter.plugin.name})"  # type: ignore[union-attr]
     base = start.base or "new, from config"
@@ -119,14 +123,21 @@ def starting_point(recipe: Recipe, spec: StageSpec) -> StartingPoint | None:
     )
 
 
-def _mode(recipe: Recipe, spec: StageSpec) -> AdapterMode | None:
+def mode_of(stages: Stages, spec: StageSpec) -> AdapterMode | None:
     """Return how a stage goes on from an adapter, decided as `trainers.start` decides it from the files."""
-    start, adapter = layers(recipe, spec.inputs.get("model")), spec.inputs.get("adapter")
+    start, adapter = layers(stages, spec.inputs.get("model")), spec.inputs.get("adapter")
     if not start.adapters:
         return None
     has_adapter = not is_full(adapter)
+    top = start.made_of[-1]
     # A reward model's head is new, so even the same adapter is not gone on with: it learned without that head.
-    is_same = has_adapter and spec.produces == "model" and start.top == identity(adapter)  # type: ignore[arg-type]
+    is_same = (
+        spec.produces == "model"
+        and has_adapter
+        and isinstance(adapter, Use)
+        and isinstance(top, Use)
+        and (top.plugin.target, top.params) == (adapter.plugin.target, adapter.params)
+    )
     is_quantized = bool(spec.loading.get("load_in_4bit") or spec.loading.get("load_in_8bit"))
     return choose_mode(spec.adapter_mode, is_same=is_same, has_adapter=has_adapter, is_quantized=is_quantized)
 

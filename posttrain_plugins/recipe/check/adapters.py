@@ -7,16 +7,19 @@ import re
 from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.models import adapter_compatibility
-from posttrain_plugins.models.adapter_types import PeftTypeAbilities, abilities, config_class
+from posttrain_plugins.models.adapter_types import PeftTypeAbilities, abilities, config_class, why_unmergeable
+from posttrain_plugins.models.folder import adapter_config
 from posttrain_plugins.plugins.schema import Options, Schema
 from posttrain_plugins.plugins.source import of_config
 from posttrain_plugins.recipe.check.diagnostics import Checker
 from posttrain_plugins.recipe.check.loops import RawStages
+from posttrain_plugins.recipe.lineage import layers, mode_of
 from posttrain_plugins.recipe.read.document import Keys
-from posttrain_plugins.recipe.spec import FromStage, StageSpec, Use
+from posttrain_plugins.recipe.spec import StageSpec, Use
 
 __all__ = ["check_adapters", "check_merges", "with_named_fields"]
 
@@ -62,24 +65,31 @@ def check_adapters(checker: Checker, path: Keys, spec: StageSpec) -> None:
 
 
 def check_merges(checker: Checker, stages: RawStages, specs: Mapping[str, StageSpec]) -> None:
-    """Check that a stage that `merges`, by itself or by its `adapter_mode`, gets a model whose adapter can be merged.
+    """Check that adapters which a stage merges, or puts another one on, are of a type that lets it.
 
-    After all stages are read: what adapter a model has, the stage says that makes it.
+    A stage merges that says `merges`, or whose `adapter_mode` is that, given or chosen (`stack.choose_mode`). After all
+    stages are read: what adapters a model has, the stages say that make it.
     """
     for id, spec in specs.items():
-        source = spec.inputs.get("model") or spec.inputs.get("reward")
-        maker = specs.get(source.stage) if isinstance(source, FromStage) else None
-        adapter = maker.inputs.get("adapter") if maker is not None else None
-        merges = bool(spec.schema.declares("merges")) or spec.adapter_mode == "merge"
-        if not merges or not isinstance(adapter, Use):
-            continue
-        peft = _abilities(adapter)
-        if peft is not None and not peft.can_merge:
-            assert isinstance(source, FromStage)
-            message = f"the adapter '{adapter.name}' of stage '{source.stage}' cannot be merged: {peft.name}"
-            checker.error(
-                stages.by_id[id].path, message, f"train '{source.stage}' with lora, or load its folder by PEFT"
-            )
+        below = layers(specs, spec.inputs.get("model") or spec.inputs.get("reward"))
+        mode = "merge" if spec.schema.declares("merges") else mode_of(specs, spec) if spec.configs else None
+        for name, made_of in zip(below.adapters, below.made_of, strict=True):
+            found = _abilities(made_of) if isinstance(made_of, Use) else _abilities_in(made_of)
+            if found is None:
+                continue
+            what = f"the adapter of '{name}'"
+            if isinstance(made_of, Use):
+                what = f"the adapter '{made_of.name}' of stage '{name}'"
+            cure = "adapter_mode: continue, or start from what it was trained on"
+            if mode == "merge" and not found.can_merge:
+                message = f"{what} cannot be merged: {found.name}"
+                if spec.schema.declares("merges"):
+                    cure = f"train '{name}' with lora, or load its folder by PEFT"
+                elif not found.is_prompt and isinstance(spec.inputs.get("adapter"), Use):
+                    cure = "adapter_mode: stack, which leaves it in force below the new one"
+                checker.error(stages.by_id[id].path, message, cure)
+            elif mode == "stack" and found.is_prompt:
+                checker.error(stages.by_id[id].path, f"{what} cannot lie below another: {found.name}", cure)
 
 
 def _abilities(use: Use) -> PeftTypeAbilities | None:
@@ -89,9 +99,21 @@ def _abilities(use: Use) -> PeftTypeAbilities | None:
         found = abilities(target) if target else None
     except LookupError:  # also a parameter that the target names, and that is missing: told elsewhere
         found = None
-    if use.schema.declares("can_merge"):
-        return found
-    unknown = PeftTypeAbilities(use.name, False, False, can_merge=False, quantizes=True, shares=True)
+    return found if use.schema.declares("can_merge") else _without_merging(found, use.name)
+
+
+def _abilities_in(folder: Path) -> PeftTypeAbilities | None:
+    """Return the same of a saved adapter, beside which its plugin has left what it denies."""
+    name = str(adapter_config(folder).get("peft_type"))
+    try:
+        found = abilities(config_class(name))
+    except LookupError:  # a type that a plugin brings
+        found = None
+    return found if why_unmergeable(folder) is None else _without_merging(found, name)
+
+
+def _without_merging(found: PeftTypeAbilities | None, name: str) -> PeftTypeAbilities:
+    unknown = PeftTypeAbilities(name, False, False, can_merge=False, quantizes=True, shares=True)
     return replace(found or unknown, can_merge=False)
 
 

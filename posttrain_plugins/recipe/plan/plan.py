@@ -120,6 +120,7 @@ def plan(
     store = Store(runs_dir, recipe.name)
     hashes = keys.HashCache(runs_dir / HASHES)
     done: dict[str, PlannedStage] = {}
+    stages = {spec.id: spec for spec in recipe.stages}
     for spec in recipe.stages:
         parts = keys.parts_of(spec, recipe.seed, {id: stage.key for id, stage in done.items()}, hashes)
         key = sha256_of(parts)
@@ -130,7 +131,7 @@ def plan(
         reasons = () if artifact else _reasons(store, spec, parts, reruns, spec.id in forced)
         is_forced = spec.id in forced or any(done[parent].is_forced for parent in reruns)
         resumes = artifact is None and not is_forced and has_checkpoint(store.partial(spec.id, key))
-        stands_on = starting_point(recipe, spec)
+        stands_on = starting_point(stages, spec)
         done[spec.id] = PlannedStage(
             spec, key, parts, artifact, reasons, spec.id in wanted, resumes, is_forced, stands_on
         )

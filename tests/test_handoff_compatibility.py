@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +13,9 @@ import pytest
 
 import posttrain_plugins as pp
 from posttrain_plugins.errors import HandoffError, RecipeErrors
-from posttrain_plugins.recipe.check.template import templates
+from posttrain_plugins.recipe.check.template import template_text, templates
 from posttrain_plugins.recipe.handoff import record, short_hash
+from posttrain_plugins.recipe.spec import Object
 from posttrain_plugins.tiny_world.tokenizer import CHAT_TEMPLATE
 
 TINY = "posttrain_plugins.tiny_world.tokenizer:CHAT_TEMPLATE"
@@ -134,8 +134,9 @@ def test_messages_need_a_template(told: Callable[..., list[Any]], tmp_path: Path
 
 def test_templates_have_names() -> None:
     known = templates()
-    assert {"tiny_world", "qwen3", "llama3", "qwen3_training"} <= set(known)
-    assert "torch" not in sys.modules or all(Path(path).is_file() for path in known.values() if path != TINY)
+    assert {"tiny_world", "chatml", "chatml_training", "qwen3", "llama3", "qwen3_training"} <= set(known)
+    for name, where in known.items():
+        assert "{" in (template_text(Object(where)) or ""), name
 
 
 @pytest.fixture
@@ -151,13 +152,16 @@ def test_the_recipes_template_is_recorded_and_carried_on_through_data_and_traini
 ) -> None:
     from transformers import AutoTokenizer
 
+    # KTO needs both classes
+    text = "def in_turn(completions, **columns):\n    return [float(i % 2) for i in range(len(completions))]\n"
+    (tmp_path / "r.py").write_text(text)
     file = write_recipe(
         """
         model: {model_name_or_path: {model}, chat_template: tiny_world}
         datasets: {d: {path: {data}/problems.jsonl, limit: 2}}
-        rewards: {any: {use: length, max_chars: 99}}
+        rewards: {any: {use: "./r.py:in_turn"}}
         stages:
-          made: {use: sample, model: base, dataset: d, rewards: [any], num_generations: 1, max_tokens: 2,
+          made: {use: sample, model: base, dataset: d, rewards: [any], num_generations: 4, max_tokens: 2,
                  keep: labelled, threshold: 0.5}
           kto: {use: kto, model: base, dataset: made, args: {max_steps: 1, per_device_train_batch_size: 2}}
         """,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 
 import typer
 
@@ -24,7 +26,8 @@ def doctor(runs_dir: RunsOption = RUNS, as_json: JsonOption = False) -> None:
     quiet(err())  # it imports torch and bitsandbytes, whose greetings would stand above the table
     from posttrain_plugins.doctor import examine
 
-    diagnoses = examine(runs_dir)
+    with contextlib.redirect_stdout(sys.stderr):  # some libraries greet as they are imported
+        diagnoses = examine(runs_dir)
     if as_json:
         print(json.dumps([vars(one) for one in diagnoses], indent=1))
     else:

@@ -28,7 +28,7 @@ from typing import Any
 from posttrain_plugins.errors import PLUGIN_FAILURES, InputError, PluginBroken, PluginConflict, PluginNotFound
 from posttrain_plugins.types.plugins import KINDS, Kind
 
-__all__ = ["Plugin", "entry_points", "find", "group", "installed", "load", "module_file", "suggest"]
+__all__ = ["Plugin", "entry_points", "find", "group", "installed", "load", "module_file", "own_name", "suggest"]
 
 FILE_MODULE = "posttrain_file_"
 """Prefix of the name of a module that was imported from a file named in place."""
@@ -72,7 +72,9 @@ class Plugin:
         """
         try:
             return _import(self.target)
-        except PLUGIN_FAILURES as cause:  # the plugin boundary: a package that is broken hurts its own names only
+        except KeyboardInterrupt:
+            raise
+        except BaseException as cause:  # the plugin boundary: a package that is broken hurts its own names only
             where = f", from {self.distribution} {self.version}" if self.distribution else ""
             switch = f"fix or remove it, or switch it off: POSTTRAIN_DISABLE_PLUGINS={self.name}"
             raise PluginBroken(
@@ -177,6 +179,23 @@ def module_file(name: str) -> Path | None:
     return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
 
+def own_name(kind: Kind, use: str, distribution: str) -> str:
+    """Return what a plain name means in what a distribution carries: its own plugin first.
+
+    Without this, a package that takes the name of a built-in would break every packaged recipe that uses it.
+
+    Args:
+        kind: one of the five kinds.
+        use: as a recipe writes it.
+        distribution: which carries the recipe, or the plugin whose default this is; empty for the user.
+
+    Returns:
+        `distribution:name` if others give the name too, else `use` itself.
+    """
+    owners = [plugin.distribution for plugin in installed(kind) if plugin.name == use]
+    return f"{distribution}:{use}" if len(owners) > 1 and distribution in owners else use
+
+
 def load(kind: Kind, use: str, folder: Path | None = None) -> Any:
     """Find a plugin and import it; see `find` and `Plugin.load`."""
     return find(kind, use, folder).load()
@@ -242,7 +261,9 @@ def import_object(target: str, folder: Path | None = None) -> Any:
 
 def _import(target: str) -> Any:
     head, _, attr = target.rpartition(":")
-    value: Any = import_file(Path(head)) if head.endswith(".py") else importlib.import_module(head)
+    # What a module prints as it is imported is a message: among a command's data it would spoil the JSON.
+    with contextlib.redirect_stdout(sys.stderr):
+        value: Any = import_file(Path(head)) if head.endswith(".py") else importlib.import_module(head)
     for part in attr.split("."):
         value = getattr(value, part)
     return value

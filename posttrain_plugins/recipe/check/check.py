@@ -6,6 +6,7 @@ config class (read from its source), references against what the recipe defines,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from posttrain_plugins.recipe.check.order import in_order
 from posttrain_plugins.recipe.check.references import SECTIONS, References, check_names
 from posttrain_plugins.recipe.check.stage_validation import with_issues
 from posttrain_plugins.recipe.check.stages import read_stage
-from posttrain_plugins.recipe.read.document import Document
+from posttrain_plugins.recipe.plugin_schema import parse_call
+from posttrain_plugins.recipe.read.document import Document, Keys
 from posttrain_plugins.recipe.spec import External, Recipe
 
 __all__ = ["check"]
@@ -72,9 +74,26 @@ def _head(checker: Checker) -> tuple[str, int]:
 
 
 def _resolved(checker: Checker, name: str, seed: int, model: Model) -> dict[str, Any]:
-    """The plain values with every path made absolute, so that they give the same run from any folder."""
-    data: dict[str, Any] = {"name": name, "seed": seed, **checker.document.data}
+    """Return the plain values with each path absolute and each plugin with its package, for any folder and machine."""
+    data: dict[str, Any] = {"name": name, "seed": seed, **_with_owners(checker, checker.document.data, ())}
     written = data.get("model")
     if isinstance(model.source, External) and Path(model.source.path).is_absolute():
         data["model"] = {**(written if isinstance(written, dict) else {}), "model_name_or_path": model.source.path}
     return data
+
+
+def _with_owners(checker: Checker, value: Any, path: Keys) -> Any:
+    """Return what stands at a path with `distribution:name` for every plugin, which no other package can take."""
+    plugin = checker.uses.get(path)
+    if plugin is not None and plugin.distribution:
+        name = f"{plugin.distribution}:{plugin.name}"
+        if isinstance(value, str):
+            params = parse_call(value)[1]
+            value = {"use": name, **params} if params else name
+        else:
+            value = {**value, "use": name}
+    if isinstance(value, Mapping):
+        return {key: _with_owners(checker, item, (*path, key)) for key, item in value.items()}
+    return (
+        [_with_owners(checker, item, (*path, i)) for i, item in enumerate(value)] if isinstance(value, list) else value
+    )

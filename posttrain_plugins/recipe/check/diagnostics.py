@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import PLUGIN_FAILURES, InputError, Mistake, PosttrainError
@@ -14,6 +15,7 @@ from posttrain_plugins.plugins.schema import Field, Schema, accepts, type_name
 from posttrain_plugins.recipe.build import construct
 from posttrain_plugins.recipe.plugin_schema import plugin_schema
 from posttrain_plugins.recipe.read.document import Document, Keys, anchored
+from posttrain_plugins.recipe.read.packaged import owner_of
 from posttrain_plugins.types import Kind
 
 __all__ = ["Checker", "listed"]
@@ -33,6 +35,8 @@ class Checker:
         self.document = replace(document, data=anchored(document.data, self.folder))
         self.mistakes: list[Mistake] = list(document.mistakes)
         self.schemas: dict[Plugin, Schema | None] = {}  # None: it cannot be read, which is told already
+        self.uses: dict[Keys, Plugin] = {}  # by the place of the name or mapping, to write `distribution:name` there
+        self.owners: dict[Keys, str] = {}  # a field that a plugin's default fills -> that plugin's distribution
 
     def error(self, path: Keys, message: str, hint: str | None = None, of_key: bool = False) -> None:
         """Notes a mistake in the value at a path, or in its key."""
@@ -90,7 +94,9 @@ class Checker:
         if not found.is_open:
             for key in given:
                 if key not in found.fields:
-                    hint = suggest(key, [*found.fields, *also]) or listed(found.fields, "it takes ")
+                    hint = suggest(key, [*found.fields, *also]) or (
+                        listed(found.fields, "it takes ") if found.fields else "it takes no parameters"
+                    )
                     self.error((*path, key), f"unknown key '{key}' in {what}", hint, True)
         for name, field in found.fields.items():
             if field.is_required and name not in given:
@@ -111,12 +117,25 @@ class Checker:
             self.error(path, message, f"posttrain plugins list --kind {kind}")
             return None
         try:
-            plugin = registry.find(kind, use, self.folder)
+            plugin = self.find(kind, use, path)
         except InputError as error:
             self.error((*path, "use"), error.message, error.hint)
             return None
+        self.uses[path] = plugin
         found = self.schema(plugin, path)
         return (plugin, found) if found is not None else None
+
+    def find(self, kind: Kind, use: str, path: Keys) -> Plugin:
+        """Return the plugin that is named at a path; a packaged recipe, and a plugin's default, mean their own first.
+
+        Raises:
+            PluginNotFound, PluginConflict: see `registry.find`.
+        """
+        default = next((owner for field, owner in self.owners.items() if path[: len(field)] == field), None)
+        place = self.document.place(path)  # one with no line is an override, which stands in the recipe that it changes
+        file = Path(place.file) if place.line else self.document.file
+        distribution = owner_of(file.resolve()) if default is None else default
+        return registry.find(kind, registry.own_name(kind, use, distribution), self.folder)
 
     def schema(self, plugin: Plugin, path: Keys) -> Schema | None:
         """What a plugin takes, read once a check."""

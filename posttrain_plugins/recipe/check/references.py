@@ -169,7 +169,10 @@ class References:
             message = f"stage '{name}' makes {'one model' if adapter else 'several adapters, expected one of them'}"
             self.checker.error(path, message, name if adapter else f"{name}+TASK, a value of its data's column 'task'")
             return None
-        return FromStage(name, made, str(schema.declares("reward_plugin")) if made == "reward" else "", adapter)
+        if made != "reward":
+            return FromStage(name, made, "", adapter)
+        used = registry.own_name("reward", str(schema.declares("reward_plugin")), plugin[0].distribution)
+        return FromStage(name, made, used, adapter)
 
     def _model(self, name: str, path: Keys, asker: Kind) -> Source:
         """Return a model that no stage makes: the recipe's own, a server's, a folder, a Hub id."""
@@ -205,7 +208,7 @@ class References:
             text = value
             try:
                 used, params = parse_call(text)
-                registry.find(kind, used, self.checker.folder)
+                self.checker.find(kind, used, path)
                 value = {"use": used, **params}
             except InputError as error:
                 if kind == "dataset" and ".py:" not in text and is_data(self.checker, text):
@@ -251,6 +254,8 @@ class References:
         for key, field in schema.fields.items():
             item = given.get(key, None if field.is_required else field.default)
             if field.ref is not None and item is not None:  # a default may be a reference, too: `judge="policy"`
+                if key not in given:
+                    self.checker.owners[*path, key] = plugin.distribution
                 refs[key] = self.input(field, item, (*path, key), scope, kind)
                 shown |= {key: printed(field.ref.kind, item)} if key in given else {}
             elif key in given:
@@ -261,7 +266,7 @@ class References:
             self.checker.check_built(plugin, shown, path)
         params = {k: v for k, v in given.items() if k not in refs}
         written = {"use": value["use"], **shown, **reserved}
-        label = _label({key: written[key] for key in value})  # in the order in which it is written
+        label = _label(kind, {key: written[key] for key in value})  # in the order in which it is written
         return Use(kind, name or label, plugin, params, reserved, refs, schema)
 
     def _check_guard(self, reserved: Mapping[str, Any], schema: Schema, refs: Mapping[str, Input], path: Keys) -> None:
@@ -298,12 +303,19 @@ def printed(kind: str, value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [printed(kind, item) for item in value]
     if isinstance(value, Mapping):
-        return _label(value) if kind == "strategy" else str(value.get("use", value.get("path")))
+        return _label(kind, value) if kind == "strategy" else _plain(kind, str(value.get("use", value.get("path"))))
     return value.rpartition("/")[2] if isinstance(value, str) and ".py:" in value else value
 
 
-def _label(value: Mapping[str, Any]) -> str:
-    name = str(value.get("use")).rpartition("/")[2]
+def _plain(kind: str, use: str) -> str:
+    """Return a plugin's own name: figures have it whether or not the recipe names its package too."""
+    owner, _, name = use.rpartition(":")
+    is_owned = owner and any(p.name == name and p.distribution == owner for p in registry.installed(kind))  # type: ignore[arg-type]
+    return name if is_owned else use.rpartition("/")[2]
+
+
+def _label(kind: str, value: Mapping[str, Any]) -> str:
+    name = _plain(kind, str(value.get("use")))
     inner = ", ".join(f"{k}={_inner(v)}" for k, v in value.items() if k != "use")
     return f"{name}({inner})" if inner else name
 

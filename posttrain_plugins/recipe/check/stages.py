@@ -34,6 +34,9 @@ def read_stage(checker: Checker, raw: RawStage, references: References) -> Stage
     checker.check_keys(raw.path, given, schema, f"stage '{raw.path[-1]}'", RESERVED["stage"])
     fields = schema.fields
     values = {name: given.get(name, None if f.is_required else f.default) for name, f in fields.items()}
+    for name, field in fields.items():
+        if name not in given and field.ref is not None:
+            checker.owners[*raw.path, name] = plugin.distribution
     inputs = {
         name: references.input(field, values[name], (*raw.path, name), raw.scope)
         for name, field in fields.items()

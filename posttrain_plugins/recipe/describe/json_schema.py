@@ -15,7 +15,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union
 
-from posttrain_plugins.errors import PluginBroken
+from posttrain_plugins.errors import PLUGIN_FAILURES
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.registry import Plugin
 from posttrain_plugins.plugins.schema import Field, Schema, is_list
@@ -117,9 +117,9 @@ def _use(kind: Kind, definitions: Json) -> Json:
     for name, plugin in plugins.items():
         try:
             found = plugin_schema(plugin)
-        except (PluginBroken, LookupError, SyntaxError, ValueError):
-            continue  # `posttrain plugins list` tells it; here it takes anything
-        definitions[f"{kind}.{name}"] = _parameters(plugin, found, definitions)
+            definitions[f"{kind}.{name}"] = _parameters(plugin, found, definitions)
+        except PLUGIN_FAILURES:  # the plugin boundary: `posttrain plugins list` tells it; here it takes anything
+            continue
         is_it = {"properties": {"use": {"const": name}}, "required": ["use"]}
         cases.append({"if": is_it, "then": {"$ref": f"#/$defs/{kind}.{name}"}})
     names = {"anyOf": [{"enum": sorted(plugins)}, {"type": "string", "pattern": WRITTEN_OUT}]}

@@ -7,13 +7,14 @@ install ours lie in `recipes/` beside the package. Nothing is imported.
 from __future__ import annotations
 
 import importlib.util
+from functools import cache
 from pathlib import Path
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.registry import suggest
 
-__all__ = ["find_recipe", "owner", "packaged_recipes"]
+__all__ = ["find_recipe", "owner_of", "packaged_recipes"]
 
 
 def packaged_recipes() -> dict[str, Path]:
@@ -44,7 +45,8 @@ def find_recipe(name: str) -> Path:
     raise InputError(f"no recipe '{name}': neither a file nor a packaged one", hint=hint)
 
 
-def owner(file: Path) -> str:
+@cache
+def owner_of(file: Path) -> str:
     """Return the distribution that carries a recipe's file; empty for a file of the user's."""
     return next((distribution for folder, distribution in _folders() if file.is_relative_to(folder)), "")
 

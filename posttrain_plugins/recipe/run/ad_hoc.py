@@ -258,4 +258,5 @@ def _reward_plugin(artifact: Artifact) -> str:
     """What the class of the stage that made it says; the manifest names that class."""
     owner, use = str(artifact.manifest["plugin"]), str(artifact.manifest["use"])
     target = owner if ":" in owner else f"{owner.partition(' ')[0]}:{use}"
-    return str(declared(registry.load("stage", target), "reward_plugin"))
+    used = str(declared(registry.load("stage", target), "reward_plugin"))
+    return registry.own_name("reward", used, owner.partition(" ")[0])

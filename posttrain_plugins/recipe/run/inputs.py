@@ -181,7 +181,7 @@ class Resolver:
         parameters = {**model.handoff.get("reward", {}), **how}
         reward = registry.load("reward", source.reward_plugin)(model_name_or_path=model.path, **parameters)
         # TRL reads a folder as a plain classifier: an adapter would silently lose its trained head, a PRM its steps
-        is_classifier = source.reward_plugin == REWARD_PLUGIN and not model.is_adapter
+        is_classifier = source.reward_plugin.rpartition(":")[2] == REWARD_PLUGIN and not model.is_adapter
         return ResolvedReward(source.stage, reward, 1.0, model.path if is_classifier else None)
 
 

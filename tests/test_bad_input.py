@@ -380,7 +380,7 @@ def test_the_first_process_says_when_all_save_and_stop(
     of_its_own = StageContext("it", tmp_path, 3, {}, None, reporter, lambda: not stops)  # type: ignore[arg-type]
     watch = _Watch(of_its_own, SimpleNamespace(args=args, accelerator=SimpleNamespace(wait_for_everyone=None)))
     watch.saved_at -= 0 if saves else 3600
-    control = SimpleNamespace(should_save=False, should_training_stop=False)
+    control = SimpleNamespace(should_save=False, should_training_stop=False, should_log=False)
     for step in (1, 2, 4):
         watch.observe(1.0)
         watch.on_step_end(args, SimpleNamespace(global_step=step, max_steps=4), control)
@@ -389,6 +389,30 @@ def test_the_first_process_says_when_all_save_and_stop(
     decided = (stops, saves) if processes > 1 else tuple(own)
     assert watch.is_stopped == control.should_training_stop == decided[0]
     assert control.should_save == any(decided)
+
+
+@pytest.mark.parametrize("logging_steps", [1, 2])
+def test_a_step_is_shown_with_its_own_figures(tmp_path: Path, logging_steps: int) -> None:
+    """The log of a step comes after its end, so a step that is logged is shown then; once each."""
+    shown: list[tuple[int, dict[str, float]]] = []
+    reporter = SimpleNamespace(progress=lambda done, total, unit, figures: shown.append((done, dict(figures))))
+    args = SimpleNamespace(
+        save_strategy="no", save_only_model=False, gradient_accumulation_steps=1, num_iterations=1, world_size=1
+    )
+    of_its_own = StageContext("it", tmp_path, 3, {}, None, reporter, lambda: False)  # type: ignore[arg-type]
+    watch = _Watch(of_its_own, SimpleNamespace(args=args, accelerator=SimpleNamespace(wait_for_everyone=None)))
+    for step in (1, 2, 3, 4):
+        state, is_logged = SimpleNamespace(global_step=step, max_steps=4), step % logging_steps == 0
+        watch.observe(step / 2)
+        watch.on_step_end(args, state, SimpleNamespace(should_log=is_logged))
+        if is_logged:
+            watch.on_log(args, state, None, {"loss": step / 2, "reward": float(step), "epoch": 1.0})
+    watch.on_log(args, state, None, {"train_runtime": 9.0})  # of the end, which is no step
+    assert [done for done, _ in shown] == [1, 2, 3, 4]
+    assert [figures["loss"] for _, figures in shown] == [0.5, 1.0, 1.5, 2.0]
+    assert [figures.get("reward") for done, figures in shown if done % logging_steps == 0] == list(
+        map(float, range(logging_steps, 5, logging_steps))
+    )
 
 
 @pytest.mark.parametrize(

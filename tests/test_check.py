@@ -682,3 +682,11 @@ def test_columns_are_not_missed_where_a_reference_is_wrong(mistakes: Callable[..
     """A `sample` without a model needs completions; one whose model is misspelt does not."""
     more = "  drawn: {use: sample, model: stf, dataset: problems, rewards: [correct], keep: pairs}\n"
     assert [(m.message, m.hint) for m in mistakes(GOOD + more)] == [("unknown model 'stf'", "did you mean 'sft'?")]
+
+
+def test_a_plugin_without_parameters_says_so(read: Callable[..., Recipe]) -> None:
+    with pytest.raises(RecipeErrors) as caught:
+        read(GOOD.replace("policy: {use: lora, r: 8}", "policy: {use: full, r: 8}"))
+    assert {mistake.message: mistake.hint for mistake in caught.value.mistakes} == {
+        "unknown key 'r' in adapter 'full'": "it takes no parameters"
+    }

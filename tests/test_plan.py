@@ -520,3 +520,21 @@ def test_a_runs_folder_that_cannot_be_written_still_plans(folder: Path) -> None:
         assert _plan(folder)["sft"].must_run
     finally:
         os.chmod(runs, 0o700)  # noqa: PTH101
+
+
+def test_what_was_begun_is_not_told_as_never_run(folder: Path) -> None:
+    """State and reason agree: a stage that goes on has run before, and one that is left out does not go on."""
+    from posttrain_plugins.cli.tables import plan_table
+
+    planned = _plan(folder)
+    planned.store.partial("sft", planned["sft"].key).mkdir(parents=True)
+    assert _plan(folder)["sft"].reasons == ("begun and not finished",)
+    checkpoint = planned.store.partial("sft", planned["sft"].key) / "checkpoints/checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "complete").touch()
+    table = plan_table(_plan(folder))
+    states = dict(zip(*(map(str, table.columns[i].cells) for i in (0, 4)), strict=True))
+    assert states["sft"] == "resumes"
+    table = plan_table(_plan(folder, only=["other"]))
+    states = dict(zip(*(map(str, table.columns[i].cells) for i in (0, 4)), strict=True))
+    assert (states["sft"], states["other"]) == ("left out", "runs")

@@ -178,7 +178,10 @@ def test_a_strategys_candidates_count(tmp_path: Path, backends: dict[str, Script
 def test_nothing_to_keep_is_a_failed_stage(tmp_path: Path, backends: dict[str, Scripted]) -> None:
     with pytest.raises(StageFailed, match="kept nothing of 16") as caught:
         run_sample(tmp_path, threshold=1.5)
-    assert caught.value.hint
+    assert "lower threshold" in (caught.value.hint or "")
+    with pytest.raises(StageFailed, match="kept nothing") as caught:  # one completion makes no pair
+        run_sample(tmp_path / "pairs", threshold=None, keep="pairs", num_generations=1)
+    assert (caught.value.hint or "").startswith("raise num_generations")
 
 
 def test_columns_are_declared() -> None:

@@ -176,6 +176,26 @@ def test_list_tells_a_name_that_two_packages_give(monkeypatch: pytest.MonkeyPatc
     assert found["another"]["cause"] == "also given by posttrain-plugins: write another:length"
 
 
+def test_show_tells_every_kind_of_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = registry.entry_points()
+    twice = (
+        *rows,
+        (registry.group("dataset"), "length", "posttrain_plugins.datasets.digit_chain:DigitChain", "b", "1"),
+    )
+    monkeypatch.setattr(registry, "entry_points", lambda: twice)
+    registry.installed.cache_clear()
+    shown = json.loads(CliRunner().invoke(app, ["plugins", "show", "length", "--json"]).stdout)
+    text = CliRunner().invoke(app, ["plugins", "show", "length"]).stdout
+    one = json.loads(CliRunner().invoke(app, ["plugins", "show", "length", "--kind", "reward", "--json"]).stdout)
+    registry.installed.cache_clear()
+    assert [(found["kind"], found["distribution"]) for found in shown] == [
+        ("reward", "posttrain-plugins"),
+        ("dataset", "b"),
+    ]
+    assert ("max_chars" in text, "digit_chain" in text) == (True, True)
+    assert one == shown[0]
+
+
 def test_show_tells_references_and_options() -> None:
     done = CliRunner().invoke(app, ["plugins", "show", "evaluate", "--json"])
     found = json.loads(done.stdout)

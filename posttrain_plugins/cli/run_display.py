@@ -91,7 +91,6 @@ class RunDisplay(Observer):
 
     def failed(self, stage: PlannedStage, error: BaseException) -> None:
         self.rows[stage.id].state = "stopped" if isinstance(error, Interrupted) else "failed"
-        self.close()
 
     def close(self) -> None:
         """Leave the last state of the table on the screen."""

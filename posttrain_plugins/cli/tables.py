@@ -158,7 +158,7 @@ def plan_table(plan: Plan) -> Table:
     for name in ("stage", "use", "from", "key", "state", "why"):
         table.add_column(name, overflow="fold")
     for stage in plan.stages:
-        state = "resumes" if stage.can_resume else "runs" if stage.is_wanted else "left out"
+        state = "left out" if not stage.is_wanted else "resumes" if stage.can_resume else "runs"
         table.add_row(
             stage.id,
             stage.spec.plugin.name,

@@ -10,10 +10,12 @@ one, that of an adapter's base is what the adapter's `adapter_config.json` recor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.adapter_types import ensure_registered
 from posttrain_plugins.models.folder import (
     Task,
@@ -39,7 +41,12 @@ __all__ = [
     "training_options",
 ]
 
-OPTIONS = {"dtype": "dtype", "attn_implementation": "attn_implementation", "model_revision": "revision"}
+OPTIONS = {
+    "dtype": "dtype",
+    "attn_implementation": "attn_implementation",
+    "model_revision": "revision",
+    "trust_remote_code": "trust_remote_code",
+}
 """TRL `ModelConfig`'s names -> `from_pretrained`'s."""
 
 
@@ -113,9 +120,27 @@ def load_tokenizer(
         where, revision = base_of(path, revision)
     if revision:
         options["revision"] = revision
-    tokenizer = AutoTokenizer.from_pretrained(where, **options)
+    trust = {"trust_remote_code": bool((loading or {}).get("trust_remote_code"))}
+    with _refusing_code(where):
+        tokenizer = AutoTokenizer.from_pretrained(where, **{**trust, **options})
     tokenizer.chat_template = chat_template or tokenizer.chat_template
     return tokenizer
+
+
+@contextmanager
+def _refusing_code(path: str | Path) -> Iterator[None]:
+    """Tell of a model that brings Python code of its own; transformers would ask on the terminal whether to run it.
+
+    Raises:
+        InputError: it does, and nobody said `trust_remote_code`.
+    """
+    try:
+        yield
+    except ValueError as cause:
+        if "trust_remote_code" not in str(cause):
+            raise
+        hint = "if you trust it: model: {model_name_or_path: ..., trust_remote_code: true}"
+        raise InputError(f"model {path} brings Python code of its own, which is not run unasked", hint=hint) from cause
 
 
 def load_full(path: str | Path, task: Task | None = "CausalLM", *, dequantize: bool = False, **options: Any) -> Any:
@@ -131,7 +156,8 @@ def load_full(path: str | Path, task: Task | None = "CausalLM", *, dequantize: b
 
     # by the task and not by the config's architecture: a causal LM is loaded as a classifier to become one
     loader = getattr(transformers, f"AutoModelFor{task}" if task else "AutoModel")
-    model = loader.from_pretrained(str(path), **options)
+    with _refusing_code(path):
+        model = loader.from_pretrained(str(path), **{"trust_remote_code": False, **options})
     return model.dequantize() if dequantize and getattr(model, "hf_quantizer", None) is not None else model
 
 
@@ -200,6 +226,8 @@ def task_to_load(path: str | Path, revision: str | None = None) -> Task:
     if found is None and not adapter_config(path):
         from transformers import AutoConfig
 
-        options = {"revision": revision} if revision else {}
-        found = task_of_architecture(AutoConfig.from_pretrained(str(path), **options).architectures)
+        options: dict[str, Any] = {"revision": revision} if revision else {}
+        with _refusing_code(path):
+            config = AutoConfig.from_pretrained(str(path), trust_remote_code=False, **options)
+        found = task_of_architecture(config.architectures)
     return found or "CausalLM"

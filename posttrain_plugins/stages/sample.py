@@ -285,7 +285,9 @@ class Sample:
         if not made:  # an empty data set would fail in the next stage, without a word of why
             raise StageFailed(
                 f"stage {context.stage!r} kept nothing of {sum(map(len, judged))} completions",
-                hint="lower threshold, raise num_generations, or look at log.jsonl for what the model writes",
+                hint="lower threshold, raise num_generations, or look at log.jsonl for what the model writes"
+                if self.threshold is not None
+                else "raise num_generations, or look at log.jsonl for what the model writes",
             )
         # text as it is, not escaped: people read these files, and correct them
         path = context.folder / "data.jsonl"

@@ -53,7 +53,7 @@ class _Watch:
         self.period = compat.generation_period(trainer.args)
         self.by_time = trainer.args.save_strategy == "no"
         self.can_resume = not trainer.args.save_only_model
-        self.is_stopped = False
+        self.is_stopped = self.is_shown_by_log = False
         self.loss: Any = None
         self.figures: dict[str, float] = {}
         self.seconds_before = 0.0  # of the training up to the checkpoint that it went on from
@@ -83,7 +83,10 @@ class _Watch:
                 hint=f"lower it: -o {where}.args.learning_rate={args.learning_rate / 10:g}",
             )
         self.figures["loss"] = loss
-        self.context.reporter.progress(state.global_step, state.max_steps, "step", self.figures)
+        # a step that is logged is shown then: until the log comes, the other figures are those of the step before
+        self.is_shown_by_log = bool(control.should_log)
+        if not self.is_shown_by_log:
+            self._show(state)
         at_boundary = state.global_step % self.period == 0
         # not after the last step: the trainer ends by itself, and a checkpoint from there would train one step more
         if at_boundary and state.global_step < state.max_steps:
@@ -123,7 +126,13 @@ class _Watch:
         for name, value in (logs or {}).items():
             if isinstance(value, int | float) and name not in ("epoch", "total_flos"):
                 self.figures[name] = float(value)
+        if self.is_shown_by_log:
+            self.is_shown_by_log = False
+            self._show(state)
         return control
+
+    def _show(self, state: Any) -> None:
+        self.context.reporter.progress(state.global_step, state.max_steps, "step", self.figures)
 
     def _decide(self) -> tuple[bool, bool]:
         """Stop here? Save here? As the first process finds: another may be over the minute when that one is not."""

@@ -128,7 +128,8 @@ def plan(
         # are not its children. One that is left out and not there is no reason: its child may be done already.
         reruns = [parent for parent in spec.parents() if done[parent].artifact is None and done[parent].is_wanted]
         artifact = None if spec.id in forced or reruns else store.get(spec.id, key)
-        reasons = () if artifact else _reasons(store, spec, parts, reruns, spec.id in forced)
+        is_begun = store.partial(spec.id, key).is_dir()
+        reasons = () if artifact else _reasons(store, spec, parts, reruns, spec.id in forced, is_begun)
         is_forced = spec.id in forced or any(done[parent].is_forced for parent in reruns)
         resumes = artifact is None and not is_forced and has_checkpoint(store.partial(spec.id, key))
         stands_on = starting_point(stages, spec)
@@ -141,7 +142,7 @@ def plan(
 
 
 def _reasons(
-    store: Store, spec: StageSpec, parts: Mapping[str, str], reruns: list[str], is_forced: bool
+    store: Store, spec: StageSpec, parts: Mapping[str, str], reruns: list[str], is_forced: bool, is_begun: bool
 ) -> tuple[str, ...]:
     """Say why a stage has to run, by what is different from its latest result."""
     if is_forced:
@@ -153,7 +154,7 @@ def _reasons(
     except InputError as error:
         return (error.message,)
     if latest is None:
-        return ("never run",)
+        return ("begun and not finished" if is_begun else "never run",)
     before = latest.manifest.get("parts", {})
     format_before, format_now = before.get("key format", "1"), parts["key format"]
     names = sorted(name for name in {*before, *parts} - {"key format"} if before.get(name) != parts.get(name))

@@ -110,23 +110,40 @@ def run_plan(chosen: Plan, observer: Observer) -> Run:
 
 def _run_stages(chosen: Plan, observer: Observer) -> dict[str, Artifact]:
     artifacts: dict[str, Artifact] = {}
+    failures: dict[str, PosttrainError] = {}  # stage -> why it does not stand: its own error, or one before it
     with _stop_on_signal() as should_stop:
         for stage in chosen.stages:
-            if not stage.is_wanted:
-                if stage.artifact is not None:
-                    artifacts[stage.id] = stage.artifact
-                continue
             if stage.artifact is not None:
                 artifacts[stage.id] = stage.artifact
+            if not stage.is_wanted:
+                continue
+            if stage.artifact is not None:
                 chosen.store.point(stage.id, stage.artifact.folder)
                 observer.finished(stage, stage.artifact, True)
             else:
+                lost = next((parent for parent in stage.spec.parents() if parent in failures), None)
+                if lost is not None:
+                    failures[stage.id] = failures[lost]
+                    observer.note(stage, f"not run: it needs '{lost}', which failed")
+                    continue
                 _check_ready(stage, artifacts)
                 if should_stop():
                     raise Interrupted(f"stopped before stage '{stage.id}'", hint="the same command goes on from there")
-                artifacts[stage.id] = _run_stage(chosen, stage, artifacts, observer, should_stop)
+                try:
+                    artifacts[stage.id] = _run_stage(chosen, stage, artifacts, observer, should_stop)
+                except PosttrainError as error:
+                    # Who stopped a run wants it stopped, and a gate guards what is written below it: where it could not
+                    # be asked, nothing passes. Any other failure costs the stages that are made from this one alone.
+                    if isinstance(error, Interrupted) or stage.spec.params.get("require"):
+                        raise
+                    failures[stage.id] = error
+                    if stage is not chosen.stages[-1]:
+                        observer.note(stage, f"failed: {error.message}")
+                    continue
                 observer.finished(stage, artifacts[stage.id], False)
             _check_gate(stage, artifacts[stage.id])
+    if failures:
+        raise next(iter(failures.values()))
     return artifacts
 
 
@@ -153,6 +170,10 @@ def _run_stage(
         except BaseException as error:
             full = None if isinstance(error, Interrupted) else stage_on_full_disk(error, stage.id, partial)
             observer.failed(stage, full or error)
+            # The frames of the traceback hold the stage's model and data, which the next stage has no room beside.
+            for raised in (error, error.__cause__):
+                traceback.clear_frames(raised.__traceback__ if raised is not None else None)
+            _free()
             if not _is_worth_keeping(partial, error):
                 shutil.rmtree(partial, ignore_errors=True)
             if full is not None:

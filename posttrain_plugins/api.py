@@ -15,7 +15,7 @@ from posttrain_plugins.recipe.plan.plan import Plan
 from posttrain_plugins.recipe.plugin_schema import parse_call
 from posttrain_plugins.recipe.read import document
 from posttrain_plugins.recipe.read.packaged import find_recipe
-from posttrain_plugins.recipe.run.ad_hoc import NameResolver, dataset_named, is_url
+from posttrain_plugins.recipe.run.ad_hoc import NameResolver, dataset_named
 from posttrain_plugins.recipe.run.data import dataset_of
 from posttrain_plugins.recipe.run.run import Observer, Run, run_plan
 from posttrain_plugins.recipe.spec import Recipe, Use
@@ -27,6 +27,7 @@ from posttrain_plugins.types import (
     ResolvedReward,
     ResolvedStrategy,
     Result,
+    server_of,
 )
 
 if TYPE_CHECKING:
@@ -197,8 +198,9 @@ def backend(
     """
     from posttrain_plugins.backends.open import open_backend
 
-    if is_url(str(where)):
-        target = f"{str(where).partition('#')[0]}#{model}" if model else str(where)
+    server = server_of(str(where))
+    if server is not None:
+        target = f"{server[0]}#{model or server[1]}"
         return open_backend(target, api_key=api_key, options=options)
     found = NameResolver(Path(runs_dir).resolve()).model(str(where))
     return open_backend(found.path, {**found.loading, **loading}, engine=engine, options=options)

@@ -373,6 +373,46 @@ def test_what_a_built_in_plugin_reaches_counts_or_is_core(tmp_path: Path, monkey
     assert rooms() == COUNTED | core
 
 
+def test_what_makes_rows_counts_where_data_is_read(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = tmp_path / "posttrain_plugins"
+    shutil.copytree(Path(posttrain_plugins.__file__).parent, ours)
+    assert {f"rows/{file.name}" for file in (ours / "rows").glob("*.py")} - {
+        "rows/__init__.py",
+        "rows/shape.py",
+    } <= set(source_hash.ROWS)
+
+    def after(name: str, text: str) -> str:
+        file = ours / name
+        before = file.read_text()
+        file.write_text(before + text)
+        source_hash._read_once.cache_clear()
+        found = source_hash.rows_hash.__wrapped__(ours)
+        file.write_text(before)
+        return str(found)
+
+    same = after("rows/read.py", "")
+    assert same == after("rows/formats.py", "# a comment\n") == after("rows/shape.py", "MENDED = 1\n")
+    for name in source_hash.ROWS:  # a converter, the default types of a file, an option's order
+        assert after(name, "MENDED = 1\n") != same, name
+    source_hash._read_once.cache_clear()
+
+    text = (folder / "r.yaml").read_text().replace("stages:\n", "stages:\n  out: {use: merge, model: sft}\n")
+    (folder / "r.yaml").write_text(text)
+    before = _plan(folder)
+    monkeypatch.setattr(keys, "rows_hash", lambda: "f" * 64)
+    now = _plan(folder)
+    for stage in before.stages:
+        other = {part for part in stage.parts if stage.parts[part] != now[stage.id].parts[part]}
+        own = (
+            {"model"} & set(stage.parts)
+            if stage.id in ("out", "grpo")
+            else {"models[1]", "models[2]"} & set(stage.parts)
+        )
+        assert other - own == ({"dataset.rows"} if stage.id != "out" else set()), stage.id
+
+
 # --- plans -----------------------------------------------------------------------------------------------------------
 
 

@@ -9,26 +9,9 @@ from typing import Any
 from posttrain_plugins.backends.protocol import AnyBackend
 from posttrain_plugins.backends.transformers import backend as in_process
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.types import ModelArtifact
+from posttrain_plugins.types import ModelArtifact, server_of
 
-__all__ = ["is_url", "open_backend", "opened", "split_url"]
-
-
-def is_url(model: str) -> bool:
-    """Return whether a model stands behind a server."""
-    return model.startswith(("http://", "https://"))
-
-
-def split_url(model: str) -> tuple[str, str]:
-    """Return the address and the model's name of `http://host:8000/v1#name`.
-
-    Raises:
-        InputError: no model is named.
-    """
-    url, _, name = model.partition("#")
-    if not name:
-        raise InputError(f"no model is named for the server {url}", hint=f"model=..., or {url}#MODEL")
-    return url, name
+__all__ = ["open_backend", "opened"]
 
 
 def open_backend(
@@ -55,10 +38,13 @@ def open_backend(
     """
     # each kind imports what it needs only when it is opened: a server needs no torch, a model in process no aiohttp
     named: Any = {} if identity is None else {"identity": identity}
-    if is_url(model):
+    server = server_of(model)
+    if server is not None:
+        url, name = server
+        if not name:
+            raise InputError(f"no model is named for the server {url}", hint=f"model=..., or {url}#MODEL")
         from posttrain_plugins.backends.openai.backend import OpenAIBackend
 
-        url, name = split_url(model)
         return OpenAIBackend(name, url, api_key=api_key, **{**named, **(options or {})})
     if engine == "vllm":
         from posttrain_plugins.backends.vllm import VLLMBackend
@@ -75,7 +61,7 @@ def opened(artifact: ModelArtifact) -> Iterator[AnyBackend]:
 
     Its identity is the model's name, so that the same recipe draws the same completions wherever its folders lie.
     """
-    if is_url(artifact.path):  # `solve` closes its connections, at the end of each event loop
+    if server_of(artifact.path) is not None:  # `solve` closes its connections, at the end of each event loop
         yield open_backend(artifact.path, identity=artifact.name)
         return
     with in_process.opened(artifact) as backend:

@@ -17,13 +17,18 @@ from typing import Any
 
 from posttrain_plugins.plugins.registry import Plugin, module_file
 
-__all__ = ["CORE", "own_sources", "plugin_hash", "sha256_of", "source_hash"]
+__all__ = ["CORE", "own_sources", "plugin_hash", "rows_hash", "sha256_of", "source_hash"]
 
 CORE = frozenset(("__init__.py", "api.py", "checkpoints.py", "rows", "errors.py", "plugins", "recipe", "types"))
 """Rooms of this package that built-in plugins reach by imports and that change no stage's result.
 
 What they decide is in a key by another way: `recipe` and `plugins` by the values that they read, `types` by the fields
-that a stage sets. A test compares this with what the plugins import.
+that a stage sets, `rows` by `rows_hash`. A test compares this with what the plugins import.
+"""
+ROWS = ("recipe/run/data.py", "rows/formats.py", "rows/read.py")
+"""What turns a file, a plugin's data set or a stage's rows into the rows that a stage is given.
+
+`rows/shape.py` is not among them: it refuses rows, and changes none.
 """
 
 
@@ -40,6 +45,15 @@ def plugin_hash(plugin: Plugin) -> str:
     file = module_file(module)
     # A module without Python source, such as a compiled one, counts by its release.
     return source_hash(file, module.partition(".")[0]) if file else f"{plugin.distribution} {plugin.version}"
+
+
+@cache
+def rows_hash(package: Path = Path(__file__).parents[1]) -> str:
+    """Return the hash of what makes the rows of a data set, with its defaults, such as those of `types`.
+
+    A converter that was mended gives other rows of the same file, and what was trained on the old ones is out of date.
+    """
+    return sha256_of([source_hash(package / name, package.name) for name in ROWS])
 
 
 def source_hash(file: Path, package: str = "") -> str:

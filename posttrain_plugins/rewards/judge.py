@@ -17,11 +17,20 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from posttrain_plugins.backends.open import is_url, open_backend
+from posttrain_plugins.backends.open import open_backend
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.text import last_user_text, to_text
 from posttrain_plugins.text.steps import SEPARATOR, Aggregate, aggregate, split_steps
-from posttrain_plugins.types import ModelArtifact, ModelRef, ObjectRef, Problem, Prompt, SamplingParams, Usage
+from posttrain_plugins.types import (
+    ModelArtifact,
+    ModelRef,
+    ObjectRef,
+    Problem,
+    Prompt,
+    SamplingParams,
+    Usage,
+    server_of,
+)
 
 __all__ = ["Judge"]
 
@@ -273,6 +282,6 @@ class Judge:
             given: Any = self.model
             if not isinstance(given, ModelArtifact):
                 given = ModelArtifact(str(given), str(given))
-            identity = None if is_url(given.path) else given.name  # a server's model goes by its name there
+            identity = None if server_of(given.path) else given.name  # a server's model goes by its name there
             self._backend = open_backend(given.path, given.loading, identity=identity, api_key=self.api_key)
         return self._backend

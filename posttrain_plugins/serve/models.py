@@ -25,8 +25,8 @@ from posttrain_plugins.models.adapter_types import moves_base
 from posttrain_plugins.models.critic import shared_critic_in
 from posttrain_plugins.models.folder import adapter_config, adapters_in, base_of
 from posttrain_plugins.recipe import handoff
-from posttrain_plugins.recipe.run.ad_hoc import NameResolver, is_url
-from posttrain_plugins.types import Completion, Generate
+from posttrain_plugins.recipe.run.ad_hoc import NameResolver
+from posttrain_plugins.types import Completion, Generate, server_of
 
 __all__ = ["Served", "open_models", "parse_models"]
 
@@ -67,10 +67,11 @@ def parse_models(texts: Sequence[str]) -> dict[str, str]:
     named: dict[str, str] = {}
     for text in texts:
         name, equals, model = text.partition("=")
-        if not equals or is_url(text) or Path(text).exists():  # a folder or an address may have `=` in its name
+        server = server_of(text)
+        if not equals or server or Path(text).exists():  # a folder or an address may have `=` in its name
             path = Path(text).resolve()
             folder = path.parent.name if path.name == "model" else path.name  # a stage's folder holds `model/`
-            name = text.partition("#")[2] if is_url(text) else folder if Path(text).exists() else text
+            name = server[1] if server else folder if Path(text).exists() else text
             model = text
         if model.startswith(("/", ".")) and not Path(model).exists():
             raise InputError(f"no such folder: {model}")
@@ -135,7 +136,7 @@ class _UnloadedModel:
             self.config.get("peft_type") == "LORA" and self.config.get("bias") == "none" and not moves_base(self.config)
         )
         # A critic or a second adapter is a part of what is served, and switching the first would leave it behind.
-        if is_url(self.model) or shared_critic_in(self.path) is not None or len(adapters_in(self.path)) > 1:
+        if server_of(self.model) or shared_critic_in(self.path) is not None or len(adapters_in(self.path)) > 1:
             return None
         if self.is_adapter and (not is_plain or any(self.config.get(name) for name in more)):
             return None
@@ -145,7 +146,7 @@ class _UnloadedModel:
         return where, handoff.record(Path(self.path), {})["tokenizer"], json.dumps(self.loading, sort_keys=True)
 
     def load(self) -> Any:
-        given = {} if is_url(self.model) else self.given
+        given = {} if server_of(self.model) else self.given
         try:
             return api.backend(self.model, runs_dir=self.runs_dir, **given)
         except (OSError, ValueError) as cause:  # what transformers raises for a model that is not there

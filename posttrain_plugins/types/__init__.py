@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         Ref,
         RewardRef,
         StrategyRef,
+        server_of,
     )
     from posttrain_plugins.types.requests import (
         Budget,
@@ -114,6 +115,7 @@ __all__ = [
     "Strategy",
     "StrategyRef",
     "Usage",
+    "server_of",
 ]
 
 

@@ -15,6 +15,7 @@ __all__ = [
     "Ref",
     "RewardRef",
     "StrategyRef",
+    "server_of",
 ]
 
 AdapterMode: TypeAlias = Literal["continue", "stack", "merge"]
@@ -57,3 +58,19 @@ StrategyRef: TypeAlias = Annotated[str, Ref("strategy")]
 
 ObjectRef: TypeAlias = Annotated[str, Ref("object")]
 """`package.module:attr`, `./file.py:attr`, or a file or folder beside the recipe."""
+
+
+def server_of(model: str) -> tuple[str, str] | None:
+    """Split the URL of a served model into the server's address and the model's name there, empty if none is named.
+
+    Returns:
+        None for a folder, a Hub id or any other name.
+
+    Example:
+        >>> server_of("http://host:8000/v1#qwen")
+        ('http://host:8000/v1', 'qwen')
+    """
+    if not model.startswith(("http://", "https://")):
+        return None
+    address, _, name = model.partition("#")
+    return address, name

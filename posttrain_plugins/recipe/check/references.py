@@ -40,7 +40,7 @@ from posttrain_plugins.recipe.spec import (
     Use,
     flat,
 )
-from posttrain_plugins.types import AdapterMode, Kind
+from posttrain_plugins.types import AdapterMode, Kind, server_of
 
 __all__ = ["MEANINGS", "RESERVED", "SECTIONS", "References", "check_names", "printed"]
 
@@ -181,7 +181,8 @@ class References:
                 message, hint = "the recipe has no 'model'", "model: a folder, a Hub id, or {use: pretrain, ...}"
                 self.checker.error(path, message, hint)
             return self.model.source
-        if name.startswith(("http://", "https://")) and not name.partition("#")[2]:
+        server = server_of(name)
+        if server and not server[1]:
             self.checker.error(path, f"no model is named for the server {name}", f"{name}#MODEL")
             return None
         if "/" not in name and not name.startswith("."):

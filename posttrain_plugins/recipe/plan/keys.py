@@ -17,8 +17,9 @@ from typing import Any
 from posttrain_plugins.models.folder import adapters_in, base_of
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.registry import module_file
-from posttrain_plugins.recipe.source_hash import plugin_hash, sha256_of, source_hash
+from posttrain_plugins.recipe.source_hash import plugin_hash, rows_hash, sha256_of, source_hash
 from posttrain_plugins.recipe.spec import DataFile, External, FromStage, Object, Policy, Source, StageSpec, Use, flat
+from posttrain_plugins.types import server_of
 
 __all__ = ["HashCache", "parts_of", "version", "weights_identity"]
 
@@ -175,6 +176,7 @@ def source_parts(
         # The stage's key stands for all that it was made from, so a change far up reaches every stage below.
         parts = {"": stage_keys.get(source.stage, "?")} | ({".loading": _text(loading, hashes)} if loading else {})
         parts |= {".adapter": source.adapter} if source.adapter else {}
+        parts |= {".rows": rows_hash()} if source.produces == "dataset" else {}
         reads = source.reward_plugin
         return parts | ({".source": plugin_hash(registry.find("reward", reads))} if reads else {})
     if isinstance(source, External):
@@ -186,11 +188,12 @@ def source_parts(
     if isinstance(source, DataFile):
         path = source.path
         identity = hashes.of_path(Path(path)) if source.is_local else hashes.of_repository("dataset", path)
-        return {"": identity} | {f".{k}": _text(v, hashes) for k, v in source.options.items()}
+        return {"": identity, ".rows": rows_hash()} | {f".{k}": _text(v, hashes) for k, v in source.options.items()}
     if isinstance(source, Object):
         return {"": _object_identity(source.target, hashes)}
     if isinstance(source, Use):
         parts = {".use": source.plugin.target.rpartition("/")[2], ".source": plugin_hash(source.plugin)}
+        parts |= {".rows": rows_hash()} if source.kind == "dataset" else {}
         reserved = {k: v for k, v in source.reserved.items() if k not in HOW_FAST}
         parts |= {f".{k}": _text(v, hashes) for k, v in {**source.params, **reserved}.items()}
         for name, inner in flat(source.refs):
@@ -204,7 +207,7 @@ def weights_identity(path: str, hashes: HashCache, revision: str | None = None) 
     """Return what a model's weights are known by: a folder's hash, a Hub id's commit, a server's URL."""
     if Path(path).is_absolute():
         return hashes.of_model(Path(path), revision)
-    if path.startswith(("http://", "https://")):  # what runs behind it nobody can tell
+    if server_of(path):  # what runs behind it nobody can tell
         return path
     return hashes.of_repository("model", path, revision)
 

@@ -32,16 +32,12 @@ from posttrain_plugins.recipe.plugin_schema import parse_call, plugin_schema
 from posttrain_plugins.recipe.read.document import Document
 from posttrain_plugins.recipe.run.inputs import Resolver
 from posttrain_plugins.recipe.spec import REWARD_LOADING, DataFile, Given, Source, Use
-from posttrain_plugins.types import KINDS, Kind, ModelArtifact, ResolvedReward, ResolvedStrategy
+from posttrain_plugins.types import KINDS, Kind, ModelArtifact, ResolvedReward, ResolvedStrategy, server_of
 
-__all__ = ["NameResolver", "dataset_named", "is_url"]
+__all__ = ["NameResolver", "dataset_named"]
 
 NONE: Mapping[str, Any] = MappingProxyType({})
 Scorers: TypeAlias = Mapping[str, Any] | Sequence[str]
-
-
-def is_url(model: str) -> bool:
-    return model.startswith(("http://", "https://"))
 
 
 def dataset_named(text: str) -> DataFile | Use:
@@ -102,7 +98,7 @@ class NameResolver:
         Raises:
             InputError: that run has no such stage, or it made no model.
         """
-        if is_url(model):
+        if server_of(model):
             return ModelArtifact(model, model)
         given, _, adapter = (model, "", "") if Path(model).exists() else model.partition("+")
         artifact = None if Path(given).exists() else self._made(given)
@@ -118,7 +114,7 @@ class NameResolver:
 
     def each(self, name: str, model: str) -> dict[str, str]:
         """`name` -> `model`; of one that holds several adapters, `name+adapter` -> `model+adapter` for each."""
-        artifact = None if is_url(model) or "+" in model or Path(model).exists() else self._made(model)
+        artifact = None if server_of(model) or "+" in model or Path(model).exists() else self._made(model)
         folder = artifact.model_path if artifact is not None else model
         adapters = named_adapters(folder) if folder is not None else []
         return {f"{name}+{adapter}": f"{model}+{adapter}" for adapter in adapters} or {name: model}

@@ -16,7 +16,7 @@ from posttrain_plugins.recipe.check.columns import check_columns
 from posttrain_plugins.recipe.check.compatibility import check_handoffs
 from posttrain_plugins.recipe.check.diagnostics import Checker
 from posttrain_plugins.recipe.check.loops import unroll
-from posttrain_plugins.recipe.check.model import Model, read_model
+from posttrain_plugins.recipe.check.model import read_model
 from posttrain_plugins.recipe.check.order import in_order
 from posttrain_plugins.recipe.check.references import SECTIONS, References, check_names
 from posttrain_plugins.recipe.check.stage_validation import with_issues
@@ -57,7 +57,13 @@ def check(document: Document) -> Recipe:
     check_handoffs(checker, stages, ordered)
     if checker.mistakes:
         raise RecipeErrors(checker.mistakes)
-    return Recipe(name, seed, document.file, ordered, _resolved(checker, name, seed, model))
+    # The plain values with each path absolute and each plugin with its package, for any folder and any machine. What a
+    # text of the model stood for is known only now: a folder is one if it is there.
+    data: dict[str, Any] = {"name": name, "seed": seed, **_with_owners(checker, checker.document.data, ())}
+    if isinstance(model.source, External) and Path(model.source.path).is_absolute():
+        written = data.get("model")
+        data["model"] = {**(written if isinstance(written, dict) else {}), "model_name_or_path": model.source.path}
+    return Recipe(name, seed, document.file, ordered, data)
 
 
 def _head(checker: Checker) -> tuple[str, int]:
@@ -71,15 +77,6 @@ def _head(checker: Checker) -> tuple[str, int]:
     name = checker.typed(("name",), str, checker.document.file.stem)
     checker.check_name(("name",), str(name), "recipe", allowed=".")
     return name, checker.typed(("seed",), int, 0)
-
-
-def _resolved(checker: Checker, name: str, seed: int, model: Model) -> dict[str, Any]:
-    """Return the plain values with each path absolute and each plugin with its package, for any folder and machine."""
-    data: dict[str, Any] = {"name": name, "seed": seed, **_with_owners(checker, checker.document.data, ())}
-    written = data.get("model")
-    if isinstance(model.source, External) and Path(model.source.path).is_absolute():
-        data["model"] = {**(written if isinstance(written, dict) else {}), "model_name_or_path": model.source.path}
-    return data
 
 
 def _with_owners(checker: Checker, value: Any, path: Keys) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,7 +30,17 @@ def check_columns(checker: Checker, stages: RawStages, specs: Mapping[str, Stage
             continue
         path = stages.by_id[id].path
         _check_inputs(checker, path, spec, specs)
-        _check_rewards(checker, path, spec, specs)
+        columns: tuple[str, ...] | None = None
+        with contextlib.suppress(InputError):  # told already, as an empty one is
+            columns = columns_of(spec.inputs.get("dataset"), specs)
+        # Rewards inside strategies too: a scorer that lacks its column would fail in the middle of a search.
+        for _, source in spec.sources() if columns else ():
+            needed = needed_columns(source) if isinstance(source, Use) and source.kind == "reward" else ()
+            missing = [column for column in needed if column not in (columns or ())]
+            if missing and columns:
+                what = f"reward '{source.name}' needs {listed(missing)}, the data has {listed(columns)}"  # type: ignore[union-attr]
+                hint = suggest(missing[0], columns) or "rename: {old: new} on the data set"
+                checker.error((*path, "dataset"), f"missing column: {what}", hint)
 
 
 def _check_inputs(checker: Checker, path: Keys, spec: StageSpec, specs: Mapping[str, StageSpec]) -> None:
@@ -58,23 +69,6 @@ def _check_inputs(checker: Checker, path: Keys, spec: StageSpec, specs: Mapping[
             if mistake is not None:
                 place = place_of(Path(source.path), mistake.index)
                 checker.error((*path, name), f"{place}: {mistake}", mistake.hint)
-
-
-def _check_rewards(checker: Checker, path: Keys, spec: StageSpec, specs: Mapping[str, StageSpec]) -> None:
-    try:
-        columns = columns_of(spec.inputs.get("dataset"), specs)
-    except InputError:  # told already
-        return
-    if not columns:
-        return  # unknown, or empty, which is told already
-    for _, source in spec.sources():
-        if not isinstance(source, Use) or source.kind != "reward":
-            continue
-        missing = [c for c in needed_columns(source) if c not in columns]
-        if missing:
-            what = f"reward '{source.name}' needs {listed(missing)}, the data has {listed(columns)}"
-            hint = suggest(missing[0], columns) or "rename: {old: new} on the data set"
-            checker.error((*path, "dataset"), f"missing column: {what}", hint)
 
 
 def columns_of(source: Input, specs: Mapping[str, StageSpec]) -> tuple[str, ...] | None:

@@ -316,15 +316,14 @@ def _plain(kind: str, use: str) -> str:
 
 
 def _label(kind: str, value: Mapping[str, Any]) -> str:
+    def text(value: Any) -> str:
+        if isinstance(value, Mapping) and "use" in value:
+            return str(value["use"])
+        return f"[{', '.join(map(text, value))}]" if isinstance(value, list | tuple) else str(value)
+
     name = _plain(kind, str(value.get("use")))
-    inner = ", ".join(f"{k}={_inner(v)}" for k, v in value.items() if k != "use")
+    inner = ", ".join(f"{k}={text(v)}" for k, v in value.items() if k != "use")
     return f"{name}({inner})" if inner else name
-
-
-def _inner(value: Any) -> str:
-    if isinstance(value, Mapping) and "use" in value:
-        return str(value["use"])
-    return f"[{', '.join(map(_inner, value))}]" if isinstance(value, list | tuple) else str(value)
 
 
 def check_names(checker: Checker, stages: RawStages, specs: Mapping[str, StageSpec]) -> None:

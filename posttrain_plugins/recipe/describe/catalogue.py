@@ -23,17 +23,22 @@ def listing(kind: str | None = None) -> list[dict[str, str]]:
     Raises:
         InputError: no such kind.
     """
-    return [_row(plugin) for wanted in _kinds(kind) for plugin in registry.installed(wanted)]
+    return [_row(plugin) for plugin in chosen(None, kind)]
 
 
 def chosen(name: str | None, kind: str | None = None) -> list[Plugin]:
     """Return the plugin of that name, one of each kind that has it; or every installed one.
 
     Raises:
+        InputError: no such kind.
         PluginNotFound: nothing has that name.
         PluginConflict: two distributions give it.
     """
-    kinds = _kinds(kind)
+    kinds: tuple[Kind, ...] = KINDS
+    if kind is not None:
+        kinds = tuple(k for k in KINDS if kind in (k, registry.PLURAL[k]))
+        if not kinds:
+            raise InputError(f"no kind '{kind}' of plugin", hint=registry.suggest(kind, KINDS) or ", ".join(KINDS))
     if name is None:
         return [plugin for wanted in kinds for plugin in registry.installed(wanted)]
     # What stands in a module or a file has the kind that it is asked for as; nothing else tells it.
@@ -57,46 +62,37 @@ def show(name: str, kind: str | None = None) -> list[dict[str, Any]]:
         PluginNotFound: nothing has that name.
         PluginBroken: one cannot be imported.
     """
-    return [_shown(plugin) for plugin in chosen(name, kind)]
-
-
-def _shown(plugin: Plugin) -> dict[str, Any]:
     # Here and not above: listing needs none of it, and answers in the time that the imports take.
     from posttrain_plugins.plugins.schema import is_list, type_name
     from posttrain_plugins.plugins.signature import reward_columns
     from posttrain_plugins.recipe.plugin_schema import plugin_schema
 
-    found = plugin_schema(plugin)
-    columns = found.attributes.get("requires_columns", found.attributes.get("reward_columns"))
-    if columns is None and plugin.kind == "reward" and plugin.file is None:
-        columns = reward_columns(plugin.load())
-    parameters = []
-    for field in found.fields.values():
-        kind = type_name(field.type)
-        if field.config is not None:
-            kind = f"options of {field.config.target}"
-        elif field.ref is not None:  # for a reference what it names
-            plural = registry.PLURAL.get(field.ref.kind, f"{field.ref.kind}s")
-            kind = f"list of {plural}" if is_list(field.type) else field.ref.kind
-        default = None if field.is_required else field.default
-        parameters.append({"name": field.name, "type": kind, "default": default, "required": field.is_required})
-    return {
-        **_row(plugin),
-        "doc": found.doc or (inspect.getdoc(plugin.load()) or "" if plugin.file is None else ""),
-        "parameters": parameters,
-        "columns": columns if not isinstance(columns, property) else None,
-        "produces": found.declares("produces") if plugin.kind == "stage" else None,
-        "source": str(plugin.file or registry.module_file(plugin.target.partition(":")[0])),
-    }
-
-
-def _kinds(kind: str | None) -> tuple[Kind, ...]:
-    if kind is None:
-        return KINDS
-    singular = kind.removesuffix("s") if kind != "strategies" else "strategy"
-    if singular not in KINDS:
-        raise InputError(f"no kind '{kind}' of plugin", hint=registry.suggest(kind, KINDS) or ", ".join(KINDS))
-    return (singular,)
+    shown = []
+    for plugin in chosen(name, kind):
+        found = plugin_schema(plugin)
+        columns = found.attributes.get("requires_columns", found.attributes.get("reward_columns"))
+        if columns is None and plugin.kind == "reward" and plugin.file is None:
+            columns = reward_columns(plugin.load())
+        parameters = []
+        for field in found.fields.values():
+            told = type_name(field.type)
+            if field.config is not None:
+                told = f"options of {field.config.target}"
+            elif field.ref is not None:  # for a reference what it names
+                plural = registry.PLURAL.get(field.ref.kind, f"{field.ref.kind}s")
+                told = f"list of {plural}" if is_list(field.type) else field.ref.kind
+            default = None if field.is_required else field.default
+            parameters.append({"name": field.name, "type": told, "default": default, "required": field.is_required})
+        row = {
+            **_row(plugin),
+            "doc": found.doc or (inspect.getdoc(plugin.load()) or "" if plugin.file is None else ""),
+            "parameters": parameters,
+            "columns": columns if not isinstance(columns, property) else None,
+            "produces": found.declares("produces") if plugin.kind == "stage" else None,
+            "source": str(plugin.file or registry.module_file(plugin.target.partition(":")[0])),
+        }
+        shown.append(row)
+    return shown
 
 
 def _row(plugin: Plugin) -> dict[str, str]:

@@ -71,6 +71,7 @@ class HashCache:
 
     def of_file(self, path: Path) -> str:
         """Return the hash of a file's content."""
+        # As make does: a change within a clock tick, at equal size, is the price of a plan in milliseconds.
         status = path.stat()
         mark = f"{path}|{status.st_size}|{status.st_mtime_ns}"
         if mark not in self.known:
@@ -143,7 +144,10 @@ def parts_of(spec: StageSpec, seed: int, stage_keys: Mapping[str, str], hashes: 
         stage_keys: keys of the stages before it.
         hashes: for files.
     """
+    # Flat and named, not one nested value: `plan` compares the parts of two keys and says which of them is another.
     parts = {"key format": KEY_FORMAT, "stage": spec.plugin.target.rpartition("/")[2], "world_size": "1"}
+    # The libraries that compute; ours is not among them, since a release must not empty every cache: what of our source
+    # makes a result is in `source`.
     parts |= {f"version of {name}": version(name) for name in VERSIONS}
     parts |= {"source": plugin_hash(spec.plugin), "seed": str(seed)}
     if spec.adapter_mode is not None:
@@ -159,6 +163,8 @@ def parts_of(spec: StageSpec, seed: int, stage_keys: Mapping[str, str], hashes: 
             parts |= {f"{name}.{k}": _text(v, hashes) for k, v in relevant.items()}
         else:
             parts[name] = _text(value, hashes)
+    # Inputs by their content or by the key of what makes them, never by name: data that is called otherwise is the
+    # same.
     for name, source in flat(spec.inputs):
         found = source_parts(source, spec.loading, stage_keys, hashes)
         parts |= {f"{name}{suffix}": value for suffix, value in found.items()}
@@ -180,12 +186,15 @@ def source_parts(
         reads = source.reward_plugin
         return parts | ({".source": plugin_hash(registry.find("reward", reads))} if reads else {})
     if isinstance(source, External):
+        # How a model is loaded (dtype, bits, attention) changes what it computes as much as its weights do.
         revision = source.loading.get("model_revision")
         found = {"": weights_identity(source.path, hashes, revision)}
         found |= {f".{k}": _text(v, hashes) for k, v in source.loading.items()}
         template = {".chat_template": _object_identity(source.template.target, hashes)} if source.template else {}
         return found | template
     if isinstance(source, DataFile):
+        # A file by its content: one that was edited and set back is the same. Of the Hub the commit, since a set of
+        # terabytes cannot be read for a plan.
         path = source.path
         identity = hashes.of_path(Path(path)) if source.is_local else hashes.of_repository("dataset", path)
         return {"": identity, ".rows": rows_hash()} | {f".{k}": _text(v, hashes) for k, v in source.options.items()}

@@ -118,6 +118,7 @@ def plan(
         names = ", ".join(sorted(forced - wanted))
         raise InputError(f"--force names {names}, which --only or --until leave out", hint="name the stage in both")
     store = Store(runs_dir, recipe.name)
+    # Beside the runs, not in the user's cache: it names files of this project, and goes when the runs go.
     hashes = keys.HashCache(runs_dir / HASHES)
     done: dict[str, PlannedStage] = {}
     stages = {spec.id: spec for spec in recipe.stages}
@@ -128,6 +129,7 @@ def plan(
         # are not its children. One that is left out and not there is no reason: its child may be done already.
         reruns = [parent for parent in spec.parents() if done[parent].artifact is None and done[parent].is_wanted]
         artifact = None if spec.id in forced or reruns else store.get(spec.id, key)
+        # A checkpoint that stands is worth nothing to who wants the stage made anew; `run` removes it.
         is_begun = store.partial(spec.id, key).is_dir()
         reasons = () if artifact else _reasons(store, spec, parts, reruns, spec.id in forced, is_begun)
         is_forced = spec.id in forced or any(done[parent].is_forced for parent in reruns)

@@ -68,6 +68,7 @@ class Store:
     """
 
     def __init__(self, root: Path, recipe: str) -> None:
+        # The whole runs folder, not the recipe's part alone: a stage of another recipe that has this key is this stage.
         self.root = root
         self.folder = root / recipe
 
@@ -184,6 +185,7 @@ class Store:
         Raises:
             StageFailed: another process is at it.
         """
+        # Beside the folder that it guards, not in it: that is renamed when published, and the lock has to outlive it.
         lock = self.folder / f".{stage}-{key[:12]}.lock"
         with lock.open("w") as handle:
             try:

@@ -163,24 +163,21 @@ class NameResolver:
             found = _checked("strategy", spec, look_up or self.look_up, self.scorers)
             made: ResolvedStrategy = Resolver().resolve(found, {})
             return made
-        return self._object(spec)
-
-    def _object(self, made: Any) -> ResolvedStrategy:
-        """One that was made already; only a field that names a strategy or an object makes it a new one."""
-        name = getattr(made, "__name__", type(made).__name__)
-        if not dataclasses.is_dataclass(made):
-            return ResolvedStrategy(name, made)
-        given = {field.name: getattr(made, field.name) for field in dataclasses.fields(made) if field.init}
+        # One that was made already: only a field that names a strategy or an object makes it a new one.
+        name = getattr(spec, "__name__", type(spec).__name__)
+        if not dataclasses.is_dataclass(spec):
+            return ResolvedStrategy(name, spec)
+        given = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec) if field.init}
         checker = Checker(Document(Path(name)))
         references = References(checker, RawStages(), Model(), self.look_up)
         references.named["rewards"] |= {name: Given(name, reward) for name, reward in self.scorers.items()}
-        fields = of_object(type(made)).fields
+        fields = of_object(type(spec)).fields
         named = {key: field for key, field in fields.items() if field.ref is not None and given.get(key) is not None}
         refs = {key: references.input(field, given[key], (key,), {}, "strategy") for key, field in named.items()}
         _raise_first(checker)
         values, scorers, models = gather({key: Resolver().resolve(source, {}) for key, source in refs.items()})
         changed: Any = {key: value for key, value in values.items() if value != given[key]}
-        strategy: Any = dataclasses.replace(made, **changed) if changed else made  # type: ignore[type-var]
+        strategy: Any = dataclasses.replace(spec, **changed) if changed else spec  # type: ignore[type-var]
         return ResolvedStrategy(name, strategy, scorers, models)
 
     def look_up(self, kind: str, value: Any) -> Source | Mapping[str, Any]:
@@ -206,10 +203,15 @@ class NameResolver:
         makes = artifact.manifest.get("makes", "reward")
         if makes != "reward" or artifact.model_path is None:
             raise InputError(f"stage '{stage}' of run '{run}' makes {with_article(makes)}, expected a reward")
+        # What it is used through the class of its stage says, which the manifest names.
+        owner, use = str(artifact.manifest["plugin"]), str(artifact.manifest["use"])
+        distribution = owner.partition(" ")[0]
+        maker = registry.load("stage", owner if ":" in owner else f"{distribution}:{use}")
+        plugin = registry.own_name("reward", str(declared(maker, "reward_plugin")), distribution)
         is_adapter = (artifact.model_path / "adapter_config.json").is_file()
         loading = artifact.manifest.get("loading", {}) if is_adapter else {}
         return {
-            "use": _reward_plugin(artifact),
+            "use": plugin,
             "model_name_or_path": str(artifact.model_path),
             **artifact.manifest.get("handoff", {}).get("reward", {}),
             **{name: value for name, value in loading.items() if name in REWARD_LOADING},
@@ -248,11 +250,3 @@ def _loading(artifact: Artifact) -> dict[str, Any]:
     if artifact.manifest.get("handoff", {}).get("quantization"):
         return loading
     return {name: value for name, value in loading.items() if not name.startswith(("load_in_", "bnb_", "use_bnb"))}
-
-
-def _reward_plugin(artifact: Artifact) -> str:
-    """What the class of the stage that made it says; the manifest names that class."""
-    owner, use = str(artifact.manifest["plugin"]), str(artifact.manifest["use"])
-    target = owner if ":" in owner else f"{owner.partition(' ')[0]}:{use}"
-    used = str(declared(registry.load("stage", target), "reward_plugin"))
-    return registry.own_name("reward", used, owner.partition(" ")[0])

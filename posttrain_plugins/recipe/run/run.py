@@ -97,7 +97,8 @@ def run_plan(chosen: Plan, observer: Observer) -> Run:
         if stage.is_forced and stage.is_wanted:
             chosen.store.remove(stage.id, stage.key)  # at once, so that the same run without --force goes on
     try:
-        _write_resolved(chosen)
+        # Before anything can fail: of a run that broke, too, there is the recipe that it was, whatever the file is now.
+        (chosen.store.folder / "resolved.yaml").write_text(document.dump(chosen.recipe.data), encoding="utf-8")
         return Run(chosen, _run_stages(chosen, observer))
     except KeyboardInterrupt:
         raise Interrupted("stopped at once; the newest complete checkpoint stands") from None
@@ -113,11 +114,13 @@ def _run_stages(chosen: Plan, observer: Observer) -> dict[str, Artifact]:
     failures: dict[str, PosttrainError] = {}  # stage -> why it does not stand: its own error, or one before it
     with _stop_on_signal() as should_stop:
         for stage in chosen.stages:
+            # Also of a stage that `--only` leaves out: what runs may be made from it.
             if stage.artifact is not None:
                 artifacts[stage.id] = stage.artifact
             if not stage.is_wanted:
                 continue
             if stage.artifact is not None:
+                # It may be another recipe's result, or an older one's of this recipe, that has this key.
                 chosen.store.point(stage.id, stage.artifact.folder)
                 observer.finished(stage, stage.artifact, True)
             else:
@@ -141,6 +144,7 @@ def _run_stages(chosen: Plan, observer: Observer) -> dict[str, Artifact]:
                         observer.note(stage, f"failed: {error.message}")
                     continue
                 observer.finished(stage, artifacts[stage.id], False)
+            # Of a cached result too: a gate that was missed yesterday is not passed because nothing changed.
             _check_gate(stage, artifacts[stage.id])
     if failures:
         raise next(iter(failures.values()))
@@ -151,7 +155,9 @@ def _run_stage(
     chosen: Plan, stage: PlannedStage, artifacts: Mapping[str, Artifact], observer: Observer, should_stop: _Flag
 ) -> Artifact:
     store = chosen.store
+    # Two runs of one recipe must not write into one folder; the key in its name lets two that differ work side by side.
     with store.locked(stage.id, stage.key) as partial:
+        # Planned without the lock: another process may have made the stage while this one made those before it.
         made_meanwhile = store.get(stage.id, stage.key)
         if made_meanwhile is not None and not stage.is_forced:
             shutil.rmtree(partial)
@@ -162,7 +168,10 @@ def _run_stage(
         try:
             context = _context(chosen, stage, artifacts, partial, checkpoint, observer, should_stop)
             result = _call(stage, context)
-            result.metrics |= _guards(context)
+            # `plan` and `validate` do without the guard, so it is imported where something runs
+            from posttrain_plugins.guard.guarded import figures_of
+
+            result.metrics |= figures_of(context.inputs)
             recorded = _handoff(chosen, stage, result, context)
             manifest = _manifest(stage, result, recorded, partial, time.perf_counter() - began)
             manifest["resumed_from"] = checkpoint and checkpoint.name  # `seconds` are those from there on
@@ -192,7 +201,9 @@ def _context(
 ) -> StageContext:
     inputs = Resolver(chosen.recipe, artifacts, _weights_of(chosen, stage)).inputs(stage.spec)
     check_handoff(stage.spec, inputs)
+    # Options that go to a trainer stand in the field with a config class, whatever a plugin's author has called it.
     args = next((dict(stage.spec.params.get(name) or {}) for name in stage.spec.configs), {})
+    # TRL reads the seed of its own arguments, so a recipe that gives one there means the whole stage.
     seed = int(args.get("seed", chosen.recipe.seed))
     reporter = _StageReporter(stage, observer)
     path = option_path(stage.id)
@@ -225,13 +236,6 @@ def _call(stage: PlannedStage, context: StageContext) -> StageResult:
     if not isinstance(result, StageResult):
         raise StageFailed(f"stage '{stage.id}' returned {type(result).__name__}, expected StageResult")
     return result
-
-
-def _guards(context: StageContext) -> dict[str, float]:
-    """What became of the scores of guarded rewards; `plan` and `validate` do without the import."""
-    from posttrain_plugins.guard.guarded import figures_of
-
-    return figures_of(context.inputs)
 
 
 def _reward_that_raised(cause: BaseException, inputs: Mapping[str, Any]) -> str | None:
@@ -271,6 +275,7 @@ def _weights_of(chosen: Plan, stage: PlannedStage) -> Callable[..., str]:
 def _handoff(chosen: Plan, stage: PlannedStage, result: StageResult, context: StageContext) -> dict[str, Any]:
     if result.model_path is None:
         return {}
+    # Now, and not on use: only here is it known to be what the stage made, and a later change of a file is told by it.
     recorded = handoff.record(context.folder / result.model_path, stage.spec.loading)
     base = recorded["base"]
     recorded["base_weights"] = _weights_of(chosen, stage)(base, recorded["base_revision"]) if base else None
@@ -283,13 +288,15 @@ def _handoff(chosen: Plan, stage: PlannedStage, result: StageResult, context: St
 def _manifest(
     stage: PlannedStage, result: StageResult, recorded: Mapping[str, Any], partial: Path, seconds: float
 ) -> dict[str, Any]:
+    start = stage.spec.inputs.get("model")
     return {
         "stage": stage.id,
         "use": stage.spec.plugin.name,
         "plugin": f"{stage.spec.plugin.distribution} {stage.spec.plugin.version}".strip() or stage.spec.plugin.target,
         "makes": stage.spec.produces,
         "from": list(stage.spec.parents()),
-        "start": _start_of(stage),
+        # The name of the model that it starts from: `report` compares figures along this line.
+        "start": start.stage if isinstance(start, FromStage) else getattr(start, "name", None),
         "key": stage.key,
         "seconds": round(seconds, 3),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -303,14 +310,6 @@ def _manifest(
         "python": sys.version.split()[0],
         "versions": {name: keys.version(name) for name in (*keys.VERSIONS, *ALSO_RECORDED)},
     }
-
-
-def _start_of(stage: PlannedStage) -> str | None:
-    """The name of the model that the stage starts from."""
-    source = stage.spec.inputs.get("model")
-    if isinstance(source, FromStage):
-        return source.stage
-    return getattr(source, "name", None)
 
 
 def _relative(path: Path | None, partial: Path) -> str | None:
@@ -341,13 +340,10 @@ def _is_worth_keeping(partial: Path, error: BaseException) -> bool:
     if isinstance(error, NonFiniteLoss):
         return False
     if isinstance(error, InputError) and not isinstance(error, HandoffError):
-        return has_checkpoint(partial) or _has_answers(partial)
+        # A refusal comes before the first step: what stands then is an empty log, unless a service refused in between.
+        log = partial / REQUEST_LOG
+        return has_checkpoint(partial) or (log.is_file() and log.stat().st_size > 0)
     return has_checkpoint(partial) or any((partial / n).exists() for n in (REQUEST_LOG, "model"))
-
-
-def _has_answers(partial: Path) -> bool:
-    log = partial / REQUEST_LOG
-    return log.is_file() and log.stat().st_size > 0
 
 
 def _is_out_of_memory(cause: BaseException) -> bool:
@@ -369,14 +365,12 @@ def _memory_hint(stage: PlannedStage) -> str:
 
 
 def _free() -> None:
+    # A trainer and its model refer to each other, so that only a collection frees them, and a cached block of a GPU is
+    # not free for the next stage's model until it is given back.
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _write_resolved(chosen: Plan) -> None:
-    (chosen.store.folder / "resolved.yaml").write_text(document.dump(chosen.recipe.data), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -409,6 +403,7 @@ class _Flag:
 @contextlib.contextmanager
 def _stop_on_signal() -> Iterator[_Flag]:
     flag = _Flag()
+    # Python lets only the main thread set handlers; a run in a notebook's or a server's thread is stopped by its host.
     if threading.current_thread() is not threading.main_thread():
         yield flag
         return

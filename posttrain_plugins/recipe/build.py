@@ -24,6 +24,7 @@ def build(source: Use, refs: Mapping[str, Any] | None = None) -> Any:
     params = {**source.params, **(refs or {})}
     makes_something = source.kind in ("adapter", "dataset")
     try:
+        # Adapters and data sets are called here, once; a reward or a strategy is what the engine and the trainers call.
         # A function that returns a reward looks like a reward until its arguments are read: it takes no completions.
         if source.kind == "reward" and not isinstance(loaded, type):
             makes_something = of_object(loaded).makes_reward

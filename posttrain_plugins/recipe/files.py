@@ -50,6 +50,7 @@ def head(file: Path, options: Mapping[str, Any]) -> list[Row] | None:
     Raises:
         InputError: as `columns`.
     """
+    # A JSON list cannot be read in part; JSONL and CSV can, however large they are.
     is_large = file.suffix == ".json" and file.stat().st_size > MAX_JSON_BYTES
     if file.suffix not in TEXT_SUFFIXES or is_large:
         return None

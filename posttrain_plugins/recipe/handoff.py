@@ -39,6 +39,7 @@ def record(folder: Path, loading: Mapping[str, Any], *, whole: bool = True) -> d
     if several:  # over one base, with one tokenizer
         return {**next(iter(several.values())), "adapters": [], "several": several}
     adapter = adapter_config(folder)
+    # An adapter's folder has no config of the model; what it generates with is its base's.
     base = Path(adapter["base_model_name_or_path"] or "") if adapter else folder
     config, generation = _json(base / "config.json"), _json(base / "generation_config.json")
     home = folder if (folder / "tokenizer_config.json").is_file() else base

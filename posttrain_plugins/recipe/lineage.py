@@ -86,6 +86,7 @@ def layers(stages: Stages, source: Input) -> Layers:
     if not spec.configs:  # it trains nothing: what it makes, such as a merged model, is a base of its own
         return Layers(spec.id)
     start, mode, adapter = layers(stages, spec.inputs.get("model")), mode_of(stages, spec), spec.inputs.get("adapter")
+    # The adapter that is gone on with is the newest one under another name: the stage that trained it last.
     if mode == "continue":
         return Layers(start.base, (*start.adapters[:-1], spec.id), start.made_of)
     if not isinstance(adapter, Use) or is_full(adapter):

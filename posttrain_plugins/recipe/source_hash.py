@@ -77,6 +77,7 @@ def own_sources(file: Path, package: str = "") -> dict[str, str]:
         package: as for `source_hash`.
     """
     # A module without a package has nothing below it: its neighbours in site-packages are other people's.
+    # Names from the root, not absolute ones: a project that is moved, or installed elsewhere, keeps its results.
     root = next((folder for folder in file.parents if folder.name == package), file) if package else file.parent
     is_ours = root.name == "posttrain_plugins"
     pending, found = [file], dict[str, str]()

@@ -39,6 +39,9 @@ def check(document: Document) -> Recipe:
     Raises:
         RecipeErrors: with every mistake found, each with its place.
     """
+    # A name may stand above the stage that it names, so all stages are collected before anything is looked up. The
+    # sections may name stages and the entries above them. Edges are known when references are, and columns, templates
+    # and tokenizers are followed along the edges.
     checker = Checker(document)
     name, seed = _head(checker)
     stages = unroll(checker)

@@ -57,6 +57,7 @@ def check_handoffs(checker: Checker, stages: RawStages, ordered: tuple[StageSpec
                     text = template_text(source.template)
                     record["chat_template"] = handoff.short_hash(text) if text is not None else "given by the recipe"
                 found[name] = Found(source.name, record)
+        # The first row stands for all: TRL, too, decides by it whether the data is conversational.
         for field, message, hint in _problems(spec, found, _holds_messages(_first_row(spec.inputs.get("dataset")))):
             checker.error((*stages.by_id[spec.id].path, field), message, hint)
         if spec.produces == "model" and spec.configs:  # training keeps everything but what it is told to change

@@ -86,6 +86,7 @@ def unroll(checker: Checker) -> RawStages:
         for id, place, inner, scope in turns:
             plugin = checker.plugin("stage", inner.get("use"), place)
             stages.by_id[id] = RawStage(id, place, inner, scope, plugin)
+            # A loop's name alone means its result, so that the recipe below it need not change with `repeat`.
             if is_loop:
                 stages.aliases[name] = id  # the last one wins: the last stage of the last turn
             produces = (plugin[1].declares("produces") or "figures") if plugin is not None else None

@@ -14,6 +14,7 @@ __all__ = ["in_order"]
 
 def in_order(checker: Checker, stages: RawStages, specs: Mapping[str, StageSpec]) -> tuple[StageSpec, ...]:
     """Depth first, from the top of the recipe; a circle is told at the field that closes it."""
+    # From the top: stages that need nothing of each other run as they are written, and a gate guards what is below it.
     order: list[str] = []
     state: dict[str, str] = {}
 

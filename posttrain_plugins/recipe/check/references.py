@@ -243,6 +243,7 @@ class References:
         plugin, schema = looked_up[0], with_named_fields(self.checker, looked_up[1], value, path)
         if schema is None:
             return None
+        # A plugin with a parameter of that name (`columns`, `weight`) means its own: it could not have one otherwise.
         errors_before = len(self.checker.mistakes)
         reserved_types = {k: t for k, t in RESERVED.get(kind, {}).items() if k not in schema.fields}
         given = {k: v for k, v in value.items() if k != "use" and k not in reserved_types}
@@ -263,6 +264,7 @@ class References:
                 self.checker.check_field((*path, key), field, item)
         if kind == "reward" and len(self.checker.mistakes) == errors_before:
             self._check_guard(reserved, schema, refs, path)
+        # Built only when all that can be told without it is told: a class would refuse the same value in its own words.
         if len(self.checker.mistakes) == errors_before:
             self.checker.check_built(plugin, shown, path)
         params = {k: v for k, v in given.items() if k not in refs}

@@ -45,6 +45,8 @@ def with_issues(checker: Checker, stages: RawStages, specs: Mapping[str, StageSp
         is_whole = all(source is not None for _, source in flat(spec.inputs))  # what is not is told already
         if not isinstance(loaded, type) or not hasattr(loaded, "issues") or not is_whole:
             continue
+        # Asked also where something else is wrong already, so that all is told at once; what it raises is then believed
+        # to come from that.
         errors_before = len(checker.mistakes)
         try:
             issues = list(construct(loaded, {**spec.params, **spec.names()}).issues(_facts_of(spec, specs)))

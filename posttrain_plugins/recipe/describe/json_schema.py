@@ -120,6 +120,7 @@ def _use(kind: Kind, definitions: Json) -> Json:
             definitions[f"{kind}.{name}"] = _parameters(plugin, found, definitions)
         except PLUGIN_FAILURES:  # the plugin boundary: `posttrain plugins list` tells it; here it takes anything
             continue
+        # `if` and `then` in place of `oneOf`: an editor says what is wrong with this plugin, not that none of 85 fits.
         is_it = {"properties": {"use": {"const": name}}, "required": ["use"]}
         cases.append({"if": is_it, "then": {"$ref": f"#/$defs/{kind}.{name}"}})
     names = {"anyOf": [{"enum": sorted(plugins)}, {"type": "string", "pattern": WRITTEN_OUT}]}
@@ -143,6 +144,7 @@ def _field(field: Field, doc: str, definitions: Json) -> Json:
     if field.config is not None:
         return {**told, "$ref": _config(field.config.target, definitions)}
     shape = _reference(field) if field.ref is not None else schema_of(field.type)
+    # Many of TRL's and PEFT's annotations forget the None that is their own default.
     if not field.is_required and field.default is None and shape:
         shape = {"anyOf": [shape, {"type": "null"}]}
     if not field.is_required and field.is_literal and isinstance(field.default, str | int | float | bool):
@@ -172,6 +174,7 @@ def _in_place(kind: str) -> Json:
 def _config(target: str, definitions: Json) -> str:
     """The options of a config class such as `trl:SFTConfig`, defined once."""
     name = f"options.{target.replace(':', '.')}"
+    # Once, and referred to: a trainer has two hundred options.
     if name not in definitions:
         try:
             fields = of_config(target).fields

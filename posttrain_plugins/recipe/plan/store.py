@@ -153,6 +153,7 @@ class Store:
 
     def point(self, stage: str, folder: Path) -> None:
         """Let `latest/<stage>` name this artifact."""
+        # Stages are found by their key; people, `report` and `RUN:STAGE` look for the newest by the name.
         link = self.folder / "latest" / stage
         target = os.path.relpath(folder, link.parent)  # relative, so that a runs folder can be moved
         if link.is_symlink() and str(link.readlink()) == target:

@@ -83,6 +83,8 @@ class Document:
         for table in (self.keys, self.values):
             for stale in [p for p in table if p[: len(path)] == path]:
                 del table[stale]
+        # Places go with their values: a mistake that an override brought is told at the override, and not at the line
+        # of the file whose value it replaced.
         if isinstance(other, Place):
             self.keys[path] = self.values[path] = other
         else:
@@ -138,6 +140,8 @@ def _load_extended(file: Path, seen: tuple[Path, ...]) -> Document:
     if not (exists(base_file) and base_file.is_file()):
         raise RecipeErrors([place.mistake(f"'extends': no file {base_file}")])
     base = _load_extended(base_file, (*seen, file.resolve()))
+    # The parent's paths start from its own folder, so they are made absolute before the child's, which start from
+    # another, stand among them.
     base.data = anchored(base.data, base_file.parent)
     for name, value in document.data.items():
         base.merge((name,), value, document)
@@ -252,6 +256,8 @@ def _problem(cause: yaml.YAMLError) -> str:
     return str(getattr(cause, "problem", None) or cause).splitlines()[0]
 
 
+# Without resolvers every plain scalar stays text, for `_scalar`: PyYAML's own are YAML 1.1, where `1e-5` is text and
+# `no` is false. The parser in C is faster, and not in every wheel.
 _Loader = type("_Loader", (getattr(yaml, "CSafeLoader", yaml.SafeLoader),), {"yaml_implicit_resolvers": {}})
 
 # YAML 1.2 core schema, https://yaml.org/spec/1.2.2/#1032-tag-resolution
@@ -328,6 +334,7 @@ class _Builder:
                 self.mistakes.append(self._place(key_node).mistake("a key is text, found a list or mapping"))
                 continue
             name = key_node.value.replace(_PREV_SAFE, PREV)
+            # YAML takes the last of two without a word, and half of a recipe would be gone.
             if name in values:
                 first = self.keys[(*path, name)]
                 message = f"duplicate id '{name}', first at line {first.line}"

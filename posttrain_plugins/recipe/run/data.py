@@ -81,6 +81,8 @@ def _with_options(loaded: Any, options: Mapping[str, Any], name: str) -> Dataset
         if split not in loaded:
             raise InputError(f"data set '{name}' has no split '{split}', it has {', '.join(loaded)}")
         loaded = loaded[split]
+    # In this order: `columns` are named as they stand in the file, what is limited is what will be used, and a system
+    # prompt is put before the columns that `rename` made.
     if options.get("columns"):
         loaded = loaded.select_columns([c for c in options["columns"] if c in loaded.column_names])
     if options.get("rename"):
@@ -141,6 +143,7 @@ def check_dataset(dataset: Any, alternatives: Any, source: Input) -> None:
             row = next(i for i, value in enumerate(dataset[column]) if value is None)
             raise InputError(f"data set '{name}': row {row + 1} has no '{column}'", hint="fill it or remove the row")
     # A prompt beside the columns that a stage asks for is read too: DPO takes it from there, and not from the pair.
+    # Columns that nobody reads may hold anything.
     read = [column for column in names if column in {*group, "prompt"}]
     mistake = check_rows(dataset.select_columns(read), read)
     if mistake is not None:

@@ -103,6 +103,7 @@ class Resolver:
         if source.adapter:
             recorded = {**recorded, **recorded["several"][source.adapter]}
         handoff.check_unchanged(source.stage, Path(path), recorded, self.weights_of)
+        # What it was trained on travels with it: `evaluate` says how many of its problems were among that.
         ancestors, seen = self._lineage(source.stage)
         return ModelArtifact(source.model_name, path, loading, recorded, ancestors, seen)
 
@@ -157,6 +158,7 @@ class Resolver:
         return _adapter(source)
 
     def _reward(self, source: FromStage | Use, loading: Mapping[str, Any]) -> ResolvedReward:
+        # By equality, in a list: a source holds mappings and has no hash, and there are a handful.
         for known, reward in self._rewards:
             if known == source:
                 return reward

@@ -68,6 +68,8 @@ def _shown(plan: Plan, stage: PlannedStage, rows: int) -> dict[str, Any]:
         raise _NotYetMade(f"its data is made by stage '{waits[0]}', which has not run")
     data = Resolver(plan.recipe, done).dataset(spec, "dataset")
     with tempfile.TemporaryDirectory(prefix="posttrain-") as folder:
+        # A folder with a tokenizer and no weights: what carries loss does not depend on them, and a base of 70 GB stays
+        # where it is.
         words = _tokenizer(plan, spec)
         words.save_pretrained(folder)
         inputs = _inputs(spec, ModelArtifact("stand-in", folder), data.select(range(min(rows, len(data)))))

@@ -48,6 +48,7 @@ def rows(artifacts: Mapping[str, Artifact]) -> list[Row]:
     for artifact in evaluations(artifacts):
         for name, found in artifact.details["models"].items():
             measured[name] = _merged(measured.get(name, {}), found)
+    # A model that no stage made has no artifact, and is what all gains are over: it comes first.
     foreign = [_row(name, None, measured[name]) for name in measured if name not in artifacts]
     return foreign + [_row(name, artifact, measured.get(name)) for name, artifact in artifacts.items()]
 
@@ -60,6 +61,8 @@ def evaluations(artifacts: Mapping[str, Artifact]) -> Iterator[Artifact]:
 
 
 def _is_current(evaluation: Artifact, artifacts: Mapping[str, Artifact]) -> bool:
+    # A later run with other settings leaves the evaluation as `latest` until it is measured again: its figures are of
+    # the model of before, whose key stands among its parts.
     parts = evaluation.manifest.get("parts", {})
     measured = {name: parts.get(part.removesuffix(" name")) for part, name in parts.items() if part.endswith("] name")}
     return all(artifacts[name].manifest["key"] == key for name, key in measured.items() if name in artifacts)

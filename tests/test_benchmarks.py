@@ -31,6 +31,7 @@ SCRIPTS = (
     "quickstart_seeds.py",
     "recipes.py",
     "render.py",
+    "startup.py",
     "test_time.py",
 )
 PARTS = {"record.py", "endpoint_peers.py", "endpoint_server.py", "ppo_tensors.py"}  # what the scripts are made of

@@ -86,7 +86,7 @@ def _environment() -> dict[str, str]:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=15, help="interleaved pairs of each command")
     parser.add_argument("--out", type=Path, default=record.RESULTS, help="folder of startup.json")
     return parser.parse_args()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,3 +106,26 @@ def test_nothing_passes_a_gate_that_could_not_be_asked(run: Callable[..., Any]) 
     with pytest.raises(StageFailed, match="oh no"):
         run("fails: oh no, require: {accuracy: '>=0.8'}", told)
     assert told.done == []
+
+
+def test_nothing_passes_a_gate_whose_model_failed(tmp_path: Path) -> None:
+    told = Told()
+    (tmp_path / "stages.py").write_text(STAGES)
+    text = RECIPE.replace("dataset: first}", "dataset: first, require: {accuracy: '>=0.8'}}")
+    (tmp_path / "r.yaml").write_text(text % "fails: oh no")
+    with pytest.raises(StageFailed, match="oh no"):
+        pp.run(tmp_path / "r.yaml", runs_dir=tmp_path / "runs", observer=told)
+    assert (told.failures, told.done) == (["first"], [])
+
+
+def test_a_full_disk_is_full_for_all(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from posttrain_plugins.recipe.run import run as running
+
+    def full(*_: Any) -> Any:
+        raise StageFailed("first") from OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(running, "_run_stage", full)
+    told = Told()
+    with pytest.raises(StageFailed, match="first"):
+        run("fails: ''", told)
+    assert list(told.notes) == ["first"]

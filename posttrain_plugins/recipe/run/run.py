@@ -123,32 +123,51 @@ def _run_stages(chosen: Plan, observer: Observer) -> dict[str, Artifact]:
                 # It may be another recipe's result, or an older one's of this recipe, that has this key.
                 chosen.store.point(stage.id, stage.artifact.folder)
                 observer.finished(stage, stage.artifact, True)
-            else:
-                lost = next((parent for parent in stage.spec.parents() if parent in failures), None)
-                if lost is not None:
-                    failures[stage.id] = failures[lost]
-                    observer.note(stage, f"not run: it needs '{lost}', which failed")
-                    continue
-                _check_ready(stage, artifacts)
-                if should_stop():
-                    raise Interrupted(f"stopped before stage '{stage.id}'", hint="the same command goes on from there")
-                try:
-                    artifacts[stage.id] = _run_stage(chosen, stage, artifacts, observer, should_stop)
-                except PosttrainError as error:
-                    # Who stopped a run wants it stopped, and a gate guards what is written below it: where it could not
-                    # be asked, nothing passes. Any other failure costs the stages that are made from this one alone.
-                    if isinstance(error, Interrupted) or stage.spec.params.get("require"):
-                        raise
-                    failures[stage.id] = error
-                    if stage is not chosen.stages[-1]:
-                        observer.note(stage, f"failed: {error.message}")
-                    continue
-                observer.finished(stage, artifacts[stage.id], False)
+            elif (error := _made(chosen, stage, artifacts, failures, observer, should_stop)) is not None:
+                # Who stopped a run wants it stopped; a full disk is full for all; and a gate guards what is written
+                # below it: where it could not be asked, nothing passes. Any other failure costs the stages that are
+                # made from this one alone.
+                is_for_all = isinstance(error, Interrupted) or full_disk(error, chosen.store.folder) is not None
+                if is_for_all or stage.spec.params.get("require") or stage is chosen.stages[-1]:
+                    raise next(iter(failures.values()), error)
+                failures[stage.id] = error
+                continue
             # Of a cached result too: a gate that was missed yesterday is not passed because nothing changed.
             _check_gate(stage, artifacts[stage.id])
     if failures:
         raise next(iter(failures.values()))
     return artifacts
+
+
+def _made(
+    chosen: Plan,
+    stage: PlannedStage,
+    artifacts: dict[str, Artifact],
+    failures: Mapping[str, PosttrainError],
+    observer: Observer,
+    should_stop: _Flag,
+) -> PosttrainError | None:
+    """Make a stage and put it among the artifacts, or return what keeps it from being made."""
+    lost = next((parent for parent in stage.spec.parents() if parent in failures), None)
+    if lost is not None:
+        observer.note(stage, f"not run: it needs '{lost}', which failed")
+        return failures[lost]
+    missing = [parent for parent in stage.spec.parents() if parent not in artifacts]
+    if missing:
+        raise InputError(
+            f"stage '{stage.id}' needs {', '.join(map(repr, missing))}, which is not done",
+            hint=f"posttrain run RECIPE --until {stage.id}",
+        )
+    if should_stop():
+        raise Interrupted(f"stopped before stage '{stage.id}'", hint="the same command goes on from there")
+    try:
+        artifacts[stage.id] = _run_stage(chosen, stage, artifacts, observer, should_stop)
+    except PosttrainError as error:
+        if stage is not chosen.stages[-1]:
+            observer.note(stage, f"failed: {error.message}")
+        return error
+    observer.finished(stage, artifacts[stage.id], False)
+    return None
 
 
 def _run_stage(
@@ -316,15 +335,6 @@ def _relative(path: Path | None, partial: Path) -> str | None:
     if path is None:
         return None
     return str(path.relative_to(partial)) if path.is_absolute() and path.is_relative_to(partial) else str(path)
-
-
-def _check_ready(stage: PlannedStage, artifacts: Mapping[str, Artifact]) -> None:
-    missing = [parent for parent in stage.spec.parents() if parent not in artifacts]
-    if missing:
-        raise InputError(
-            f"stage '{stage.id}' needs {', '.join(repr(m) for m in missing)}, which is not done",
-            hint=f"posttrain run RECIPE --until {stage.id}",
-        )
 
 
 def _check_gate(stage: PlannedStage, artifact: Artifact) -> None:

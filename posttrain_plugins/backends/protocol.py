@@ -7,14 +7,15 @@ and both together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.types import Completion, Generate
 
-__all__ = ["AnyBackend", "AsyncBackend", "Backend", "Capabilities", "check_request"]
+__all__ = ["AnyBackend", "AsyncBackend", "Backend", "Capabilities", "check_request", "counting"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,9 @@ class Backend(Protocol):
 
     `identity` says which model this is: it is part of every request's key, so of the noise that a completion is drawn
     with and of the log's entries. Give the same identity to the same weights, wherever they lie.
+
+    It may have `on_tokens`, None or a function. While it is one, the backend calls it with how many tokens were drawn
+    since the last call, from the thread that draws: so a pace is told before the first completion is finished.
 
     A completion's `usage` is what it cost: sums over completions are what was spent. So the prompt tokens stand on the
     first completion of those for which the prompt was read once. `usage.calls` may say how many calls it took; a
@@ -112,6 +116,19 @@ class AsyncBackend(Protocol):
 
 
 AnyBackend: TypeAlias = Backend | AsyncBackend
+
+
+@contextmanager
+def counting(backend: AnyBackend, drew: Callable[[int], None]) -> Iterator[None]:
+    """Within, a backend that has `on_tokens` calls `drew`; what it called before is called again after."""
+    before = getattr(backend, "on_tokens", None)
+    if hasattr(backend, "on_tokens"):
+        backend.on_tokens = drew
+    try:
+        yield
+    finally:
+        if hasattr(backend, "on_tokens"):
+            backend.on_tokens = before
 
 
 def check_request(request: Generate, backend: AnyBackend, asker: str) -> None:

@@ -40,12 +40,16 @@ def figures_text(figures: Mapping[str, float]) -> str:
     Example:
         >>> figures_text({"completions": 64.0, "tokens_per_s": 512.4, "budget_spent": 0.4})
         '64 completions, 512 tokens/s, 40 % of the budget'
+        >>> figures_text({"completions": 1.0, "tokens_per_s": 0.31})
+        '1 completion, 0.3 tokens/s'
     """
     parts = []  # a reward that scores rows has none of these
     if "completions" in figures:
-        parts.append(f"{figures['completions']:.0f} completions")
+        count = int(figures["completions"])
+        parts.append(f"{count} completion{'s' * (count != 1)}")
     if "tokens_per_s" in figures:
-        parts.append(f"{figures['tokens_per_s']:.0f} tokens/s")
+        # a large model on a CPU draws less than one in a second, which is slow and not 0
+        parts.append(f"{figures['tokens_per_s']:.{0 if figures['tokens_per_s'] >= 10 else 1}f} tokens/s")
     if "budget_spent" in figures:
         parts.append(f"{100 * figures['budget_spent']:.0f} % of the budget")
     return ", ".join(parts)

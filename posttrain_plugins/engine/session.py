@@ -71,7 +71,9 @@ class Session:
         """Tell how far we are, and stop if told to."""
         if self.progress is not None:
             seconds = max(time.monotonic() - self.started, 1e-9)
-            figures = {"completions": float(self.completions), "tokens_per_s": self.tokens / seconds}
+            # no pace where nothing is drawn: all may stand in the log, and what takes time is a reward
+            pace = {"completions": float(self.completions), "tokens_per_s": self.tokens / seconds}
+            figures = pace if self.tokens else {}
             share = self.total.share()
             self.progress(
                 self.done, self.count, "problem", figures if share is None else {**figures, "budget_spent": share}
@@ -172,7 +174,8 @@ class Session:
         """Take in completion `j` of what was ordered: into the log, unless it failed, and charged."""
         key, spent = pending.fresh[j], completion.usage
         self.completions += 1
-        self.tokens += spent.completion_tokens
+        if not hasattr(self.backend(pending.request.model), "on_tokens"):  # one that has it told them as it drew
+            self.tokens += spent.completion_tokens
         pending.landed[key] = completion
         # A failed sample is not logged, so that the next run with this log asks for it again.
         if completion.finish_reason != "error":

@@ -68,8 +68,8 @@ def solve(
             server had begun to write for it is in no count.
         log: where answered requests stand; None remembers them for this call only. Failed samples are not logged.
         seed: with the same seed, the same completions.
-        progress: called as `progress(problems_done, P, "problem", figures)`, with `completions`, `tokens_per_s` and,
-            where there is a total budget, `budget_spent` (1 is all of its tightest limit).
+        progress: called as `progress(problems_done, P, "problem", figures)`, with `completions` and `tokens_per_s` once
+            something is drawn, and, where there is a total budget, `budget_spent` (1 is all of its tightest limit).
         should_stop: asked after every completion, and while servers are waited for.
 
     Returns:

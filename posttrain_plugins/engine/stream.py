@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
-from posttrain_plugins.backends.protocol import AsyncBackend, Backend
+from posttrain_plugins.backends.protocol import AsyncBackend, Backend, counting
 from posttrain_plugins.engine.problem_run import PendingRequest, ProblemRun
 from posttrain_plugins.engine.session import Session
 from posttrain_plugins.types import CallTool, Completion, Generate
@@ -207,11 +207,18 @@ class _Stream:
             self.session.land(waiting[i], j, completion)
             self._look_around()
 
+        def count_here(count: int) -> None:
+            self.session.tokens += count
+
+        def drew(count: int) -> None:
+            loop.call_soon_threadsafe(count_here, count)  # and told by `_poll`
+
         def work() -> bool:
-            for i, j, completion in backend.generate(batch, seeds):
-                asyncio.run_coroutine_threadsafe(land(i, j, completion), loop).result()
-                if self.session.total.is_spent():
-                    return False
+            with counting(backend, drew):
+                for i, j, completion in backend.generate(batch, seeds):
+                    asyncio.run_coroutine_threadsafe(land(i, j, completion), loop).result()
+                    if self.session.total.is_spent():
+                        return False
             return True
 
         if await asyncio.to_thread(work):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from posttrain_plugins.backends.protocol import Backend
+from posttrain_plugins.backends.protocol import Backend, counting
 from posttrain_plugins.engine.problem_run import PendingRequest, ProblemRun
 from posttrain_plugins.engine.session import Session
 from posttrain_plugins.types import CallTool, Generate, Score, ScoreSteps
@@ -52,10 +52,16 @@ def _draw(session: Session, waiting: Sequence[PendingRequest]) -> None:
             return
         backend = cast(Backend, session.backend(mine[0].request.model))
         batch, seeds = zip(*map(session.order, mine), strict=True)
-        for i, j, completion in backend.generate(batch, seeds):
-            session.land(mine[i], j, completion)
+
+        def drew(count: int) -> None:
+            session.tokens += count
             session.check_in()
-            if session.total.is_spent():  # leaving the loop closes the backend's generator: it draws no more
-                return
+
+        with counting(backend, drew):
+            for i, j, completion in backend.generate(batch, seeds):
+                session.land(mine[i], j, completion)
+                session.check_in()
+                if session.total.is_spent():  # leaving the loop closes the backend's generator: it draws no more
+                    return
         for pending in mine:
             session.land_missing(pending)

@@ -12,6 +12,7 @@ import torch
 from tiny_models import CHATS, CONFIG, EXPRESSIONS, generate, params
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from posttrain_plugins.backends.protocol import counting
 from posttrain_plugins.backends.transformers import decode as decoding
 from posttrain_plugins.backends.transformers.backend import TransformersBackend, render
 from posttrain_plugins.backends.transformers.decode import draw_tokens, uniforms
@@ -62,6 +63,19 @@ def test_sampling_follows_the_model(backend: TransformersBackend, model: Any, to
     first = row[0]
     assert first.token_ids
     assert first.logprobs == pytest.approx([math.log(expected[first.token_ids[0]])], abs=1e-4)
+
+
+def test_tokens_are_told_as_they_are_drawn(model: Any, tokenizer: Any) -> None:
+    """Those of rows that have ended, and of rows that wait for something else, are not."""
+    told: list[int] = []
+    backend = TransformersBackend(model, tokenizer, max_batch_tokens=600)
+    batch = [Generate(prompt, n=8, params=params()) for prompt in CHATS]
+    seeds = [[10 * i + j for j in range(8)] for i in range(4)]
+    with counting(backend, told.append):
+        drawn = generate(backend, batch, seeds)
+    assert sum(told) == sum(completion.usage.completion_tokens for row in drawn for completion in row)
+    assert len(told) > 16, "step by step, in each of several packs"
+    assert backend.on_tokens is None
 
 
 def test_finish_reasons_and_counts(backend: TransformersBackend, tokenizer: Any) -> None:

@@ -11,6 +11,8 @@ import pytest
 from scripted_backend import Dead, Recorded, Scripted, problems, texts, two_waves
 
 from posttrain_plugins.backends.protocol import Capabilities
+from posttrain_plugins.cli.progress_bar import figures_text
+from posttrain_plugins.engine.session import Session
 from posttrain_plugins.engine.solve import sample, solve
 from posttrain_plugins.errors import InputError, Interrupted
 from posttrain_plugins.strategies.self_consistency import SelfConsistency
@@ -183,3 +185,87 @@ def test_progress_ends_with_all_problems() -> None:
     solve(two_waves, problems(3), backend=Scripted(), progress=lambda *args: told.append(args[:3]))
     assert told[0] == (0, 3, "problem")
     assert told[-1] == (3, 3, "problem")
+
+
+class Telling(Scripted):
+    """Tells its tokens as it draws them, long before the first completion is finished."""
+
+    def __init__(self, reply: Any = lambda prompt, seed: "four") -> None:
+        super().__init__(reply)
+        self.on_tokens: Any = None
+
+    def generate(self, batch: Any, seeds: Any) -> Iterator[tuple[int, int, Completion]]:
+        for _ in "four":
+            if self.on_tokens is not None:
+                self.on_tokens(sum(map(len, seeds)))
+        yield from super().generate(batch, seeds)
+
+
+class OnAServer:
+    """Judges nothing; its being there lets the driver for servers run."""
+
+    identity = "server"
+    capabilities = Capabilities()
+
+    async def agenerate(self, request: Generate, seeds: Any) -> list[Completion]:
+        return [Completion("yes") for _ in seeds]
+
+
+@pytest.mark.parametrize("beside", [{}, {"judge": OnAServer()}], ids=["waves", "stream"])
+def test_a_pace_is_told_before_the_first_completion(beside: dict[str, Any]) -> None:
+    told: list[dict[str, float]] = []
+    backend = Telling()
+    solve(
+        SelfConsistency(n=4),
+        problems(3),
+        backend={"policy": backend, **beside},
+        progress=lambda done, total, unit, figures: told.append(dict(figures)),
+    )
+    assert told[0] == {}, "nothing is drawn yet: no pace is not a pace of 0"
+    assert told[-1]["completions"] == 12
+    if not beside:  # the other driver tells by its clock
+        before = [figures["tokens_per_s"] for figures in told if figures.get("completions") == 0]
+        assert len(before) == 4
+        assert min(before) > 0
+    assert backend.on_tokens is None, "it is left as it was found"
+
+
+@pytest.mark.parametrize("beside", [{}, {"judge": OnAServer()}], ids=["waves", "stream"])
+def test_tokens_are_counted_once(beside: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Session] = []
+    monkeypatch.setattr(Session, "__post_init__", _noting(Session.__post_init__, seen))
+    for backend in (Telling(), Scripted(lambda prompt, seed: "four")):
+        solve(SelfConsistency(n=4), problems(3), backend={"policy": backend, **beside})
+    assert [session.tokens for session in seen] == [48, 48]
+
+
+def _noting(original: Any, seen: list[Session]) -> Any:
+    def noted(session: Session) -> None:
+        original(session)
+        seen.append(session)
+
+    return noted
+
+
+def test_what_is_drawn_already_has_no_pace(tmp_path: Path) -> None:
+    """All stands in the log, and what takes minutes is a reward: 0 tokens/s would say that the model is stuck."""
+    told: list[dict[str, float]] = []
+    for _ in range(2):
+        told.clear()
+        solve(
+            SelfConsistency(n=4),
+            problems(3),
+            backend=Scripted(),
+            log=tmp_path / "log.jsonl",
+            progress=lambda done, total, unit, figures: told.append(dict(figures)),
+        )
+    assert told
+    assert all(figures == {} for figures in told)
+    assert figures_text({}) == ""
+
+
+def test_an_interruption_while_a_wave_is_drawn_ends_it() -> None:
+    backend = Telling()
+    with pytest.raises(Interrupted):
+        solve(SelfConsistency(n=4), problems(3), backend=backend, should_stop=lambda: backend.on_tokens is not None)
+    assert backend.calls == [], "in the midst of the first completion"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +70,7 @@ class TransformersBackend:
         self.model = (load_model(model, loading, device) if is_path else model).eval()
         memory = _free_memory(self.model)
         self.max_batch_tokens = max_batch_tokens or _batch_tokens(self.model, memory)
+        self.on_tokens: Callable[[int], None] | None = None
         self.eos_ids = _eos_ids(self.model, self.tokenizer)
         critic = value_head or (shared_critic_in(path) if is_path else None)
         self.capabilities = Capabilities(
@@ -116,7 +117,7 @@ class TransformersBackend:
             for drawn in self._continuous.draw(taken):
                 yield *drawn.row.name, self._completion(batch[drawn.row.name[0]], drawn)
         for pack in _packs(rows, self.max_batch_tokens, self._max_rows):
-            for drawn in decode(self.model, pack, self.eos_ids, self._stops, self._value_head):
+            for drawn in decode(self.model, pack, self.eos_ids, self._stops, self._value_head, self.on_tokens):
                 yield *drawn.row.name, self._completion(batch[drawn.row.name[0]], drawn)
 
     def close(self) -> None:

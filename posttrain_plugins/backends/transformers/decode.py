@@ -100,6 +100,7 @@ def decode(
     eos_ids: Sequence[int],
     stops: StopStrings,
     value_head: ValueHead | None = None,
+    on_tokens: Callable[[int], None] | None = None,
 ) -> Iterator[Drawn]:
     """Draw every row, in one batch.
 
@@ -109,6 +110,7 @@ def decode(
         eos_ids: tokens that end a completion.
         stops: finds stop strings.
         value_head: for rows that ask for values.
+        on_tokens: told after each step how many tokens were drawn in it.
 
     Yields:
         Each row as soon as it is finished.
@@ -123,6 +125,8 @@ def decode(
             # The order matters: a value is that of the state after the last token, so rows that want one stay for one
             # more forward pass (`is_late`); all others leave before it.
             token = _draw(state, seen.logits, step)
+            if on_tokens is not None:
+                on_tokens(int(state.is_alive.sum()))
             is_eos = torch.isin(token, eos)
             finished = _end(state, is_eos | _hits_stop(state, rows, step, stops), is_eos, step)
             yield from _finish(state, rows, finished, step, _values(head, seen))

@@ -302,6 +302,10 @@ def test_ask_says_when_a_strategy_fails(ask: Callable[..., None], tiny_model: Pa
     (tmp_path / "bad.py").write_text("def bad(problem):\n    raise ValueError('no good')\n    yield\n")
     with pytest.raises(StageFailed, match="on 2 of 2 questions: ValueError: no good"):
         ask(str(tiny_model), ["x", "y"], strategy=f"{tmp_path}/bad.py:bad")
+    with pytest.raises(
+        StageFailed, match="strategy 'greedy' has no answer on 1 of 2 questions: no room for a completion"
+    ):
+        ask(str(tiny_model), ["1" * 9000, "1<2"])
 
 
 @pytest.mark.parametrize(

@@ -319,6 +319,19 @@ def test_rollouts_that_all_fail_give_no_labels(tmp_path: Path, opened: list[str]
     ]
 
 
+def test_a_rollout_that_cannot_be_judged_is_no_wrong_one(tmp_path: Path, opened: list[str]) -> None:
+    def picky(completions: list[str], **columns: Any) -> list[float | None]:
+        return [None if "3" in text else float("1" in text) for text in completions]
+
+    script = {"pa\n\n": tagged("1", "3", "2", "1"), "pa\n\nb\n\n": tagged("3", "3", "3", "1")}
+    MODELS["sft"] = Completer({"p": [FIRST, FIRST, SECOND], **script, "pa\n\nc\n\n": tagged("3", "3", "3", "3")})
+    options = {"model": "sft", "keep": "steps", "labels": "rollouts", "num_rollouts": 4, "estimate": "share"}
+    reward = ResolvedReward("picky", picky)
+    _, rows, notes = run(tmp_path, [{"prompt": "p", "solution": "1"}], [reward], num_generations=3, **options)
+    assert [row["labels"] for row in rows] == [[2 / 3, 1.0, 1.0]]
+    assert len(notes) == 1  # of the other completion nobody can say whether its second step is right
+
+
 # --- fields that do not go together ----------------------------------------------------------------------------------
 
 

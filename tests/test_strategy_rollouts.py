@@ -127,6 +127,30 @@ def test_a_strategy_that_always_fails_is_told(trainer: Any) -> None:
         rollouts(Fails())(PROMPTS, trainer)
 
 
+@dataclass
+class FailsAt:
+    """Raises at one of the prompts, and says 12 at the others."""
+
+    number: str
+
+    def __call__(self, problem: Problem) -> Generator[Any, Any, Result]:
+        yield []
+        if problem.id == self.number:
+            raise ValueError("no way")
+        return Result("12", "12")
+
+
+def test_where_the_strategy_fails_the_policy_draws_itself_and_is_counted(trainer: Any) -> None:
+    words = trainer.processing_class
+    trainer.model.train()
+    found = rollouts(FailsAt("2"))(PROMPTS, trainer)["completion_ids"]
+    said = [*words("12", add_special_tokens=False)["input_ids"], words.eos_token_id]
+    assert [ids == said for ids in found] == [True, True, False, True]
+    assert len(found[2]) > 1, "a draw, and not EOS alone"
+    assert found == rollouts(FailsAt("2"))(PROMPTS, trainer)["completion_ids"]
+    assert trainer._metrics["train"]["rollouts/missing"] == [1.0, 1.0]
+
+
 def test_sharded_weights_are_refused(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(trainer), "is_fsdp_enabled", True, raising=False)
     trainer.is_fsdp_enabled = True

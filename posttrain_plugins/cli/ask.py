@@ -76,6 +76,7 @@ def ask(
     from posttrain_plugins.cli.progress_bar import progress_bar
     from posttrain_plugins.engine.scoring import check_columns
     from posttrain_plugins.engine.solve import solve
+    from posttrain_plugins.engine.trace import unanswered
     from posttrain_plugins.plugins import registry
     from posttrain_plugins.types import Problem, SamplingParams
 
@@ -103,10 +104,10 @@ def ask(
     if trace_html is not None:
         _write_pages(trace_html, results, prompts, model, strategy)
     # last: the answers that there are, and the traces that show why, are worth having all the same
-    errors = [result.error for result in results if result.error]
+    errors = [why for result in results if (why := unanswered(result)) is not None]
     if errors:
         some = f" on {len(errors)} of {len(results)} questions" if len(results) > 1 else ""
-        raise StageFailed(f"strategy '{strategy}' failed{some}: {errors[0]}")
+        raise StageFailed(f"strategy '{strategy}' has no answer{some}: {errors[0]}")
 
 
 # --- questions -------------------------------------------------------------------------------------------------------

@@ -40,6 +40,9 @@ def evaluate(
     ] = 8,
     max_tokens: MaxTokensOption = 1024,
     temperature: Annotated[float, typer.Option(min=0.0, help="Of the samples.")] = 1.0,
+    max_missing: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of answers that may be missing; they widen the intervals.")
+    ] = 0.01,
     seed: SeedOption = 0,
     runs_dir: RunsOption = RUNS,
     as_json: JsonOption = False,
@@ -58,6 +61,7 @@ def evaluate(
         "num_generations": num_generations,
         "max_tokens": max_tokens,
         "temperature": temperature,
+        "max_missing": max_missing,
     }
     if budget:
         # as a recipe writes them: a limit that is not set is not named

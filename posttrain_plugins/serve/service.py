@@ -16,6 +16,7 @@ from typing import Any
 from posttrain_plugins.backends.protocol import Backend
 from posttrain_plugins.backends.transformers.backend import render
 from posttrain_plugins.engine.solve import solve
+from posttrain_plugins.engine.trace import failures_of
 from posttrain_plugins.errors import InputError, Interrupted, PosttrainError
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.serve.fields import ApiError
@@ -158,9 +159,7 @@ class Service:
         """Return what the client is given for one prompt; `drawn` is what was sampled without a strategy."""
         if result.error is not None:
             raise ApiError(500, f"the strategy failed: {result.error}", code="strategy_failed")
-        failed = [
-            c["error"] for e in result.trace for c in e.get("completions", ()) if isinstance(c, dict) and "error" in c
-        ]
+        failed = failures_of(result)
         if failed and (drawn is not None or not result.candidates):  # a strategy may do without some of its samples
             raise ApiError(500, f"the model failed: {failed[0]}", code="failed")
         if active.strategy is not None:

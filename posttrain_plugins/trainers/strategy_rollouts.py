@@ -18,7 +18,9 @@ trainer's, for draws of the same distribution; it cannot mend a selection. So no
 (`logprobs: None`, as TRL's own rollouts in process), nothing is weighed, and `use_vllm` is refused beside a strategy.
 
 1. The strategy's text is tokenised again; it is the text, not the drawn tokens, that is trained on.
-2. Refused: tools, whose answers the policy did not write; ReMax, whose baseline is greedy; sharded weights.
+2. Where the strategy has no answer (it raised, or all that it drew failed), the policy's own plain draw takes its
+   place, which is a rollout like any other; the trainer's log counts these as `rollouts/missing`.
+3. Refused: tools, whose answers the policy did not write; ReMax, whose baseline is greedy; sharded weights.
 """
 
 from __future__ import annotations
@@ -30,8 +32,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain_plugins.backends.transformers.backend import TransformersBackend, render
-from posttrain_plugins.engine.solve import solve
+from posttrain_plugins.engine.solve import sample, solve
+from posttrain_plugins.engine.trace import unanswered
 from posttrain_plugins.errors import InputError, StageFailed
+from posttrain_plugins.trainers.compat import add_metric
 from posttrain_plugins.types import Issue, Problem, Prompt, ResolvedStrategy, Result, SamplingParams, StageContext
 
 __all__ = ["StrategyRollouts", "hook", "issues"]
@@ -114,10 +118,17 @@ class StrategyRollouts:
         params = SamplingParams(trainer.temperature, trainer.top_p, trainer.max_completion_length)
         try:
             results = self._solve(prompts, backend, params)
+            missing = {i: why for i, result in enumerate(results) if (why := unanswered(result)) is not None}
+            if 0 < len(missing) < len(prompts):
+                # The trainer wants a completion for each prompt. An empty one would be scored, and be a lesson.
+                problems = [Problem(prompts[i], params, id=str(i)) for i in missing]
+                plain = sample(problems, 1, backend=backend, seed=self.seed)
+                results = [plain.pop(0) if i in missing else result for i, result in enumerate(results)]
         finally:
             model.train(is_training)  # the backend generates in `eval`
-        if all(result.error for result in results):
-            raise StageFailed(f"strategy {self.resolved.label} failed at every prompt: {results[0].error}")
+        if missing and len(missing) == len(prompts):
+            raise StageFailed(f"strategy {self.resolved.label} failed at every prompt: {next(iter(missing.values()))}")
+        add_metric(trainer, "rollouts/missing", float(len(missing)))
         return {
             "prompt_ids": [render(tokenizer, prompt) for prompt in prompts],
             "completion_ids": [self._tokens(tokenizer, result, params.max_tokens) for result in results],

@@ -119,10 +119,10 @@ class StepLabels:
         for of_problem in drawn:
             of_prefix: dict[str, float | None] = {}
             for prefix, texts in of_problem.items():
-                of_texts = [next(verdicts) for _ in texts]
-                # one that cannot be judged is not right; None only where every rollout failed
-                right = sum(verdict is not None and verdict >= self.threshold for verdict in of_texts)
-                of_prefix[prefix] = right / len(texts) if texts else None
+                judged_texts = [v for v in [next(verdicts) for _ in texts] if v is not None]
+                # over those that can be judged; None where every rollout failed or none can be
+                right = sum(verdict >= self.threshold for verdict in judged_texts)
+                of_prefix[prefix] = right / len(judged_texts) if judged_texts else None
             shares.append(of_prefix)
         return [[self._labels(item, shares[i]) for item in of_problem] for i, of_problem in enumerate(judged)]
 

@@ -33,6 +33,11 @@ async def later(completions, **columns):
 def gullible(completions, **columns):
     return [float(len(text)) for text in completions]
 
+def by_signature(completions, solution, **columns):
+    return [float(text == wanted) for text, wanted in zip(completions, solution)]
+
+by_signature.examples = ({"prompt": "p", "completion": "7", "score": 1.0},)
+
 gullible.examples = ({"prompt": "p", "completion": "good", "score": 4.0}, {"prompt": "p", "completion": "", "score": 1})
 
 def fragile(completions, **columns):
@@ -94,8 +99,14 @@ def test_an_async_reward_is_awaited_and_none_stays_none(reward: Callable[[str], 
 
 
 def test_a_missing_column_is_told_before_anything_is_scored(reward: Callable[[str], ResolvedReward]) -> None:
-    with pytest.raises(InputError, match="needs the column 'solution', the rows have answer"):
-        scores_of(reward("Exact"), [{"prompt": "p", "completion": "7", "answer": "7"}])
+    for name in ("Exact", "by_signature"):  # declared, or an argument without a default
+        with pytest.raises(InputError, match="needs the column 'solution', the rows have answer"):
+            scores_of(reward(name), [{"prompt": "p", "completion": "7", "answer": "7"}])
+
+
+def test_an_example_without_a_needed_column_is_named(reward: Callable[[str], ResolvedReward]) -> None:
+    [tried] = trial.on_examples(reward("by_signature"))
+    assert tried.problem == "its example lacks what it needs: solution"
 
 
 def test_what_a_reward_raises_bears_its_name(reward: Callable[[str], ResolvedReward]) -> None:

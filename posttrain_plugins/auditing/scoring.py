@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain_plugins.errors import PLUGIN_FAILURES, InputError, PluginBroken
 from posttrain_plugins.nested_rewards import wait_for
-from posttrain_plugins.plugins.declarations import declared
+from posttrain_plugins.plugins.signature import reward_columns
 from posttrain_plugins.types import ResolvedReward
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def check_columns(reward: ResolvedReward, rows: Sequence[Mapping[str, Any]]) -> 
         InputError: names the columns that are missing and those that are there.
     """
     there = {name for row in rows for name in row}
-    missing = [name for name in declared(reward.func, "requires_columns") or () if name not in there]
+    missing = [name for name in reward_columns(reward.func) if name not in there]
     if missing and rows:
         found = ", ".join(sorted(there - set(OURS))) or "none"
         raise InputError(

@@ -11,6 +11,7 @@ from typing import Any
 from posttrain_plugins.auditing.scoring import scores_of
 from posttrain_plugins.errors import InputError, PluginBroken
 from posttrain_plugins.plugins.declarations import declared
+from posttrain_plugins.plugins.signature import reward_columns
 from posttrain_plugins.text import is_conversational, to_text
 from posttrain_plugins.types import ResolvedReward
 
@@ -67,7 +68,7 @@ def on_data(reward: ResolvedReward, rows: Sequence[Mapping[str, Any]]) -> list[T
         rows: with `prompt` and one of `REFERENCES`.
 
     Raises:
-        InputError: no column holds a prompt, or a reference.
+        InputError: no column holds a prompt, a reference, or what the reward needs.
     """
     column = next((name for name in REFERENCES if rows and name in rows[0]), None)
     if column is None:
@@ -129,6 +130,9 @@ def stress(reward: ResolvedReward) -> list[TriedCompletion]:
 def _tried(name: str, row: Mapping[str, Any], reward: ResolvedReward) -> TriedCompletion:
     text = to_text(row["completion"])
     given = {key: value for key, value in row.items() if key not in ("score", "name")}
+    missing = [column for column in reward_columns(reward.func) if column not in given]
+    if missing:
+        return TriedCompletion(name, text, None, problem=f"its example lacks what it needs: {', '.join(missing)}")
     began = time.perf_counter()
     try:
         (score,) = scores_of(reward, [given])  # one by one, so that one that raises costs no other its score

@@ -196,6 +196,7 @@ def quiet_libraries(console: Console) -> None:
     """Show one display in place of five: the libraries' warnings become single lines."""
     warnings.simplefilter("ignore")  # those of Python, by the dozen at each import of torch and transformers
     handler = _DimLines(console)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for an optional package at each import
     for name in ("transformers", "trl", "peft", "accelerate", "datasets", "torch"):
         logger = logging.getLogger(name)
         logger.handlers = [handler]  # in place of their own, which write to stderr at once

@@ -381,6 +381,9 @@ def check_examples_get_their_scores(reward: Any) -> None:
     model all the same.
     """
     tried = RewardUnderTest(reward, is_deterministic=True, has_examples=True)
+    for row in tried.examples:
+        missing = [name for name in tried.columns if name not in row]
+        assert not missing, f"the example {_short(row['completion'])} lacks what the reward needs: {', '.join(missing)}"
     found: list[Any] = [next(iter(tried.scores([row])), None) for row in tried.examples]
     for row, value in zip(tried.examples, found, strict=True):
         # equal but for the last bits: 2/3 as an author writes it is not the float that a division gives

@@ -344,3 +344,15 @@ def test_a_reward_that_raises_on_both_is_told_once() -> None:
 
     failed = {outcome.check: outcome.reason for outcome in run_checks("reward", broken) if outcome.status == "failed"}
     assert failed == {"check_one_value_per_completion": "it raised KeyError: 'x'"}
+
+
+class Lacking(Sound):
+    """Sound, but for its examples."""
+
+    examples: ClassVar[Any] = tuple({k: v for k, v in row.items() if k != "solution"} for row in EXAMPLES)
+
+
+def test_an_example_without_a_needed_column_is_told() -> None:
+    failed = {outcome.check: outcome.reason for outcome in run_checks("reward", Lacking) if outcome.status == "failed"}
+    assert list(failed) == ["check_examples_get_their_scores"]
+    assert failed["check_examples_get_their_scores"].endswith("lacks what the reward needs: solution")

@@ -26,11 +26,9 @@ class MyPlugin:
 
     def __call__(self, context: StageContext) -> StageResult:
         """Write into `context.folder`, which becomes the artifact."""
-        rows = [dict(row) for row in context.inputs["dataset"]]
-        columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("prompt", "completion")}
-        scores = context.inputs["reward"].func(
-            prompts=[row["prompt"] for row in rows], completions=[row["completion"] for row in rows], **columns
-        )
+        rows = context.inputs["dataset"]  # a `datasets.Dataset`
+        columns = {name: rows[name] for name in rows.column_names if name not in ("prompt", "completion")}
+        scores = context.inputs["reward"].func(prompts=rows["prompt"], completions=rows["completion"], **columns)
         kept = [row for row, score in zip(rows, scores, strict=True) if score is not None and score >= self.threshold]
         file = context.folder / "rows.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import json
+import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -70,12 +73,36 @@ def dataset_of_rows(rows: Sequence[Row], where: str) -> Dataset:
     Raises:
         InputError: a column holds values without a common type: both rows, and both values.
     """
-    from datasets import Dataset, Features
+    from datasets import Dataset, Features, __version__, config
+    from datasets.arrow_writer import ArrowWriter
 
     # every row's names: a column that begins in the middle of a file is one too
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    features = {name: _feature([row.get(name) for row in rows], f"{where}: column '{name}'") for name in columns}
-    return Dataset.from_list([{name: row.get(name) for name in columns} for row in rows], features=Features(features))
+    features = Features(
+        {name: _feature([row.get(name) for row in rows], f"{where}: column '{name}'") for name in columns}
+    )
+    # In a file and not in memory: `datasets` keeps what `map` makes of a data set beside the file of that data set, and
+    # of one in memory it keeps nothing. Every run, and every process of a run, would tokenize every row again.
+    digest = hashlib.sha256(f"{__version__} {columns} {features}".encode())
+    for row in rows:
+        digest.update(json.dumps(row).encode() + b"\n")
+    file = Path(config.HF_DATASETS_CACHE) / "posttrain" / f"{digest.hexdigest()[:32]}.arrow"
+    if file.is_file():
+        return Dataset.from_file(str(file))
+    made = Dataset.from_list([{name: row.get(name) for name in columns} for row in rows], features=features)
+    with contextlib.suppress(OSError):  # a full disk, a cache that is not ours: what is in memory is the same
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # by a rename, since another process may read the same rows at this moment
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            written = Path(folder) / file.name
+            with ArrowWriter(path=str(written), features=features) as writer:
+                writer.write_table(made.data.table)
+                writer.finalize()
+            # the file's time is a part of the fingerprint by which `map` finds what it made: one for the same rows
+            os.utime(written, (0, 0))
+            written.rename(file)
+        return Dataset.from_file(str(file))
+    return made
 
 
 # --- Reading ---------------------------------------------------------------------------------------------------------

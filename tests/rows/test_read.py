@@ -46,6 +46,52 @@ def test_a_value_of_json_stays_what_it_is(rows: list[dict[str, Any]], tmp_path: 
     assert loaded(jsonl(tmp_path, *rows)) == [{name: row.get(name) for name in names} for row in rows]
 
 
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of `datasets`."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def test_what_map_makes_of_rows_is_found_by_the_next_run(cache: Path, tmp_path: Path) -> None:
+    calls = tmp_path / "calls.txt"
+
+    def tokenized(row: dict[str, Any], file: str) -> dict[str, Any]:
+        with Path(file).open("a") as lines:  # a counter of Python's own would be a part of the function's hash
+            lines.write("called\n")
+        return {"ids": list(map(ord, row["prompt"]))}
+
+    rows = [{"prompt": "a"}, {"prompt": "bc"}]
+    found = [dataset_of_rows(rows, "rows").map(tokenized, fn_kwargs={"file": str(calls)})["ids"] for _ in range(2)]
+    assert [list(map(list, ids)) for ids in found] == [[[97], [98, 99]]] * 2
+    assert calls.read_text().splitlines() == ["called"] * len(rows)
+
+
+@pytest.mark.parametrize("value", [1, 1.0, True, "1", [1], {"a": 1}, {"a": 1.0}])
+def test_rows_that_python_takes_for_equal_are_kept_apart(value: Any, cache: Path) -> None:
+    others = [1, 1.0, True, "1", [1], {"a": 1}, {"a": 1.0}, None]
+    for other in others:
+        dataset_of_rows([{"x": other}], "rows")
+    (row,) = dataset_of_rows([{"x": value}], "rows")
+    assert repr(row) == repr({"x": value})
+    assert len(list((cache / "posttrain").glob("*.arrow"))) == len(others)
+
+
+def test_rows_without_a_cache_to_write_to_are_the_same(cache: Path) -> None:
+    rows = [{"prompt": "a", "x": {"a": 1}}, {"prompt": "b", "x": {"b": "z"}}]
+    kept = list(dataset_of_rows(rows, "rows"))
+    for file in (cache / "posttrain").iterdir():
+        file.unlink()
+    (cache / "posttrain").rmdir()
+    cache.rmdir()
+    cache.write_text("a file, where the folder should be")
+    made = dataset_of_rows(rows, "rows")
+    assert made.cache_files == []
+    assert list(made) == kept == rows
+
+
 def some_value(rng: random.Random, depth: int) -> Any:
     texts = ["null", "007", "true", "1e5", "NaN", "2024-01-01", "", " x ", "\U0001f600", "a\nb"]
     kind = rng.randrange(7 if depth else 5)

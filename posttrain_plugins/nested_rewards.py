@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from statistics import fmean, pvariance
 from typing import Any, Literal
 
@@ -87,7 +88,7 @@ def wait_for(awaitable: Awaitable[Any]) -> Any:
         return await awaitable
 
     with ThreadPoolExecutor(1) as pool:  # the caller's own thread may have a running loop: a notebook, a trainer
-        return pool.submit(asyncio.run, wait()).result()
+        return pool.submit(copy_context().run, asyncio.run, wait()).result()
 
 
 def any_declares(attribute: str, *fields: str, without: bool = False) -> property:

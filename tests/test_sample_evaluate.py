@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -53,6 +53,7 @@ class Scripted:
     left: int = 10**9
     drawn: int = 0
     opened: int = 0
+    write: Callable[[str], str] = "<answer>{}</answer>".format
 
     def generate(self, batch: Any, seeds: Any) -> Iterator[tuple[int, int, Completion]]:
         for i, request in enumerate(batch):
@@ -62,7 +63,7 @@ class Scripted:
                     raise KeyboardInterrupt
                 self.drawn += 1
                 answer = answers[0] if request.params.temperature == 0 else answers[j]
-                yield i, j, Completion(f"<answer>{answer}</answer>", usage=Usage(5 if j == 0 else 0, 3))
+                yield i, j, Completion(self.write(answer), usage=Usage(5 if j == 0 else 0, 3))
 
 
 @dataclass
@@ -224,6 +225,22 @@ def test_figures_by_hand(tmp_path: Path, backends: dict[str, Scripted]) -> None:
     assert "base/gain" not in figures
     assert told.steps[-1] == (24, 24)
     assert [done for done, _ in told.steps] == sorted(done for done, _ in told.steps)
+
+
+def test_completions_that_cannot_be_read_are_told(tmp_path: Path, backends: dict[str, Scripted]) -> None:
+    backends["sft"].script = script("0??3", "????", "2222", "4443")
+    for model in backends.values():
+        model.write = lambda answer: "I do not know." if answer == "?" else f"<answer>{answer}</answer>"
+    result, told = run_evaluate(tmp_path, [ResolvedStrategy("sc(n=4)", SelfConsistency(n=4))])
+    assert result.metrics["sft/sampled/unread"] == 6
+    assert "base/sampled/unread" not in result.metrics
+    assert "sampled: 38% of 16 completions have no answer that can be read (reader: auto)" in told.notes
+    assert "majority: nothing to vote on in 1 of 4 problems" in told.notes
+    assert "sc(n=4): nothing to vote on in 1 of 4 problems" in told.notes
+    _, notes = run_evaluate(tmp_path, [], reader="boxed")
+    assert sum("100% of 16 completions" in note for note in notes.notes) == 2
+    with pytest.raises(InputError, match="no reader"):
+        Evaluate(models=["m"], dataset="d", rewards=["r"], reader="box")
 
 
 def test_strategies_share_the_draws_and_tokens_are_theirs_alone(tmp_path: Path, backends: dict[str, Scripted]) -> None:

@@ -13,6 +13,7 @@ from posttrain_plugins.errors import InputError, PluginBroken
 from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.plugins.signature import reward_columns
 from posttrain_plugins.text import is_conversational, to_text
+from posttrain_plugins.text.readers import read
 from posttrain_plugins.types import ResolvedReward
 
 __all__ = ["REFERENCES", "TriedCompletion", "on_data", "on_examples", "stress"]
@@ -34,6 +35,7 @@ class TriedCompletion:
         expected: what it should get: a number, `none` (it cannot be judged) or a bound in words; None if nothing is
             asked of it.
         problem: what is wrong; `""` if nothing is.
+        note: what explains the score, such as that no answer could be read.
         seconds: how long scoring it took.
     """
 
@@ -42,6 +44,7 @@ class TriedCompletion:
     score: float | None
     expected: float | str | None = None
     problem: str = ""
+    note: str = ""
     seconds: float = 0.0
 
 
@@ -141,7 +144,12 @@ def _tried(name: str, row: Mapping[str, Any], reward: ResolvedReward) -> TriedCo
         problem = f"raises {type(cause).__name__}: {cause}" if cause else broken.message
         return TriedCompletion(name, text, None, problem=problem)
     problem = "is no finite number" if score is not None and not math.isfinite(score) else ""
-    return TriedCompletion(name, text, score, problem=problem, seconds=time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    # 0.0 for a wrong answer, and for one that is written in a way that the reward does not read: not the same cure
+    reader = getattr(reward.func, "reader", None)
+    is_unread = score == 0 and isinstance(reader, str) and read(text, reader, row.get("prompt")) is None
+    note = f"no answer read (reader: {reader})" if is_unread else ""
+    return TriedCompletion(name, text, score, problem=problem, note=note, seconds=seconds)
 
 
 def _against_its_score(row: Mapping[str, Any], reward: ResolvedReward) -> TriedCompletion:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from posttrain_plugins.backends.protocol import Capabilities
 from posttrain_plugins.backends.transformers.backend import load_tokenizer, render
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.folder import adapter_config, adapters_in, base_of
+from posttrain_plugins.text.readers import template_opens_thought
 from posttrain_plugins.types import Completion, Generate, SamplingParams, Usage
 
 __all__ = ["VLLMBackend"]
@@ -87,6 +89,11 @@ class VLLMBackend:
         outputs = self.llm.generate(prompts, params, use_tqdm=False, lora_request=self._lora)
         for (i, j), output in zip(names, outputs, strict=True):
             yield i, j, _completion(output, batch[i].params, is_first=j == 0)
+
+    @cached_property
+    def opens_thought(self) -> bool:
+        """Whether the chat template opens a thought: a completion without its end is then all thought."""
+        return template_opens_thought(self.tokenizer)
 
     def close(self) -> None:
         """Free the GPU's memory."""

@@ -16,6 +16,7 @@ from posttrain_plugins.cli.options import (
     JsonOption,
     MaxTokensOption,
     ModelArgument,
+    ReaderOption,
     RunsOption,
     ScorerOption,
     SeedOption,
@@ -58,6 +59,7 @@ def ask(
     served_model: Annotated[
         str | None, typer.Option(help="The model's name on the server, where MODEL is a URL.")
     ] = None,
+    reader: ReaderOption = "auto",
     trace: Annotated[bool, typer.Option("--trace", help="Show the tree of all that was asked, on stderr.")] = False,
     trace_html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write that tree as one page; of several questions one each.")
@@ -78,8 +80,10 @@ def ask(
     from posttrain_plugins.engine.solve import solve
     from posttrain_plugins.engine.trace import unanswered
     from posttrain_plugins.plugins import registry
+    from posttrain_plugins.text.readers import check_reader
     from posttrain_plugins.types import Problem, SamplingParams
 
+    check_reader(reader)
     # all that can be wrong in the user's words is found before a model is loaded, which may take minutes
     prompts, columns = _questions(question or [], file, system)
     options: dict[str, Any] = {"tools": [registry.import_object(target) for target in tool or ()]} if tool else {}
@@ -98,6 +102,7 @@ def ask(
         except (OSError, ValueError) as cause:  # what transformers raises for a model that is not there
             raise InputError(f"model {model!r} cannot be loaded: {str(cause).partition(chr(10))[0]}") from cause
         options |= {"scorers": resolved.scorers, "columns": columns, "seed": seed, "progress": progress}
+        options["reader"] = reader
         with api.backends(policy, resolved.models, runs_dir=runs_dir) as by_role:
             results = solve(resolved.strategy, problems, backend=by_role, **options)
     _print_results(prompts, results, as_json, trace, is_many=file is not None or len(prompts) > 1)
@@ -163,6 +168,7 @@ def _print_results(
     prompts: Sequence[Prompt], results: Sequence[Result], as_json: bool, trace: bool, is_many: bool
 ) -> None:
     from posttrain_plugins.text import last_user_text
+    from posttrain_plugins.text.answers import is_vote_empty
 
     questions = [last_user_text(prompt) for prompt in prompts]
     if trace:
@@ -180,6 +186,11 @@ def _print_results(
         if is_many:
             print(("\n" if i else "") + f"# {question}")
         print(result.text)  # not by rich, which would take brackets of a model for markup and wrap its lines
+        if is_vote_empty(result):
+            count = len(result.candidates)
+            err().print(
+                f"nothing to vote on: none of {count} completions has an answer that can be read", style="yellow"
+            )
         if result.stopped_by:
             err().print(f"ended by the budget: {result.stopped_by}", style="yellow")
 

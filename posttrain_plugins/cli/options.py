@@ -21,6 +21,7 @@ __all__ = [
     "MaxTokensOption",
     "ModelArgument",
     "OverrideOption",
+    "ReaderOption",
     "RecipeArgument",
     "RunsOption",
     "ScorerOption",
@@ -57,6 +58,13 @@ BudgetOption = Annotated[
 ]
 MaxTokensOption = Annotated[int, typer.Option(min=1, help="Completion tokens at most.")]
 TemperatureOption = Annotated[float, typer.Option(min=0.0, help="Of samples; `greedy` is always 0.")]
+ReaderOption = Annotated[
+    str,
+    typer.Option(
+        metavar="READER",
+        help="How answers are read: auto, marked, boxed, tag, last_number, whole, regex:PATTERN.",
+    ),
+]
 SeedOption = Annotated[int, typer.Option(help="The same seed gives the same answers.")]
 
 

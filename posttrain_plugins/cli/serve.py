@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from posttrain_plugins.cli.options import RUNS, RunsOption, ScorerOption, read_budget, read_pairs
+from posttrain_plugins.cli.options import RUNS, ReaderOption, RunsOption, ScorerOption, read_budget, read_pairs
 from posttrain_plugins.cli.output import err, quiet
 
 __all__ = ["serve"]
@@ -44,6 +44,7 @@ def serve(
     grace_s: Annotated[
         float, typer.Option(min=0.0, help="How long requests may go on after Ctrl-C or SIGTERM.")
     ] = 30.0,
+    reader: ReaderOption = "auto",
     dtype: Annotated[str | None, typer.Option(help="Of the weights, such as bfloat16.")] = None,
     load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="Quantize with bitsandbytes.")] = False,
     runs_dir: RunsOption = RUNS,
@@ -60,6 +61,7 @@ def serve(
     quiet(console)  # before the server is imported, and torch with it
     from posttrain_plugins.serve import serve as run_server
     from posttrain_plugins.serve.protocol import RequestLimits
+    from posttrain_plugins.text.readers import check_reader
 
     # only what was given: a model's own dtype holds otherwise
     loading = {name: value for name, value in (("dtype", dtype), ("load_in_4bit", load_in_4bit)) if value}
@@ -72,6 +74,7 @@ def serve(
         api_key=api_key or None,
         allowed_hosts=allowed_host or (),
         limits=RequestLimits(max_tokens, max_n, max_body_bytes=max_body_kib * 1024, budget=read_budget(budget)),
+        reader=check_reader(reader),
         threads=max_concurrent,
         grace_s=grace_s,
         runs_dir=runs_dir,

@@ -12,6 +12,7 @@ from posttrain_plugins.engine.keys import draw_key
 from posttrain_plugins.engine.trace import event_of, prefill_of
 from posttrain_plugins.errors import PLUGIN_FAILURES, BudgetExhausted
 from posttrain_plugins.text.answers import choose, extract, majority
+from posttrain_plugins.text.readers import opens_thought, reading
 from posttrain_plugins.types import (
     Budget,
     CallTool,
@@ -160,7 +161,9 @@ class FallbackResult:
         text = prefill_of(request.prompt, self._problem.prompt) + completion.text
         # scorers are given the whole path by some strategies, by others what was drawn
         score = self._scores.get(text, self._scores.get(completion.text))
-        return Candidate(text, extract(text), score, finish_reason=completion.finish_reason)
+        return Candidate(
+            text, extract(text, prompt=self._problem.prompt), score, finish_reason=completion.finish_reason
+        )
 
     def _goes_on(self, request: Generate, completion: Completion) -> bool:
         if completion.finish_reason == "length":  # an answer that was cut is all there will be of it
@@ -188,6 +191,7 @@ class ProblemRun:
         self.responses: list[Any] = []
         self.cut_by: str | None = None
         self.result: Result | None = None
+        self._is_thinking = opens_thought(problem.prompt)
         self._draws: dict[str, int] = {}
         self._round = 0
         self._is_list = False
@@ -249,7 +253,9 @@ class ProblemRun:
     def _advance(self, step: Callable[[], Any]) -> None:
         """Let the strategy go on to its next yield. The plugin boundary: whatever it does, the other problems go on."""
         try:
-            yielded = step()
+            # A strategy that reads an answer does not say behind which prompt: this problem's.
+            with reading(is_thinking=self._is_thinking):
+                yielded = step()
             self._is_list = isinstance(yielded, list)
             self.requests = yielded if self._is_list else [yielded]
             self.responses = [None] * len(self.requests)

@@ -30,9 +30,10 @@ from posttrain_plugins.engine.tools import Tools, schema_of, toolbox
 from posttrain_plugins.engine.waves import run_waves
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.text.answers import candidates, choose
+from posttrain_plugins.text.readers import reading
 from posttrain_plugins.types import Budget, Completion, Generate, Problem, ResolvedReward, Result, Strategy
 
-__all__ = ["Progress", "sample", "solve"]
+__all__ = ["Progress", "is_thinking", "sample", "solve"]
 
 
 def solve(
@@ -49,6 +50,7 @@ def solve(
     seed: int = 0,
     progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
+    reader: str | None = None,
 ) -> list[Result]:
     """Let a strategy solve problems.
 
@@ -71,6 +73,7 @@ def solve(
         progress: called as `progress(problems_done, P, "problem", figures)`, with `completions` and `tokens_per_s` once
             something is drawn, and, where there is a total budget, `budget_spent` (1 is all of its tightest limit).
         should_stop: asked after every completion, and while servers are waited for.
+        reader: how strategies read answers, for votes and results (`text/readers.py`); by default as the caller does.
 
     Returns:
         P results, in the order of the problems.
@@ -89,7 +92,7 @@ def solve(
     box = toolbox(getattr(strategy, "tools", None), tools)
     schemas = tuple(schema_of(name, tool) for name, tool in box.items())
     rows = [{name: values[i] for name, values in (columns or {}).items()} for i in range(len(problems))]
-    with log_of(log) as answers:
+    with reading(reader, is_thinking(backend)), log_of(log) as answers:
         runs = []
         for problem, id, row in zip(problems, ids, rows, strict=True):
             # noise of the problem's own: with one generator for all, the order in which they are served would matter
@@ -111,6 +114,12 @@ def solve(
         )
         _driver(backend)(session, runs)
         return [run.result for run in runs if run.result is not None]
+
+
+def is_thinking(backend: AnyBackend | Mapping[str, AnyBackend]) -> bool:
+    """Return whether the policy's chat template opens a thought, which its completions go on with."""
+    policy = backend.get("policy") if isinstance(backend, Mapping) else backend
+    return bool(getattr(policy, "opens_thought", False))
 
 
 def sample(problems: Sequence[Problem], n: int, **options: Any) -> list[Result]:

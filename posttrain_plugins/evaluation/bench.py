@@ -19,7 +19,7 @@ from posttrain_plugins.evaluation.curves import Draws, curves, powers
 from posttrain_plugins.evaluation.figures import sampled_accuracy
 from posttrain_plugins.evaluation.measure import Curve, Measure
 from posttrain_plugins.evaluation.missing import Missing
-from posttrain_plugins.text.answers import extract, majority
+from posttrain_plugins.text.answers import extract, is_vote_empty, majority
 from posttrain_plugins.types import Budget, Problem, ResolvedReward, ResolvedStrategy, Result, SamplingParams, Usage
 
 __all__ = ["Bench", "problems_of", "score_texts", "scored_items", "unrated_texts"]
@@ -118,7 +118,10 @@ class Bench:
         scores = {
             reward.name: score_texts(reward, self.problems, self.columns, drawn, self.log) for reward in self.rewards
         }
-        answers = [[extract(text) for text in row] for row in drawn]
+        answers = [
+            [extract(text, prompt=problem.prompt) for text in row]
+            for problem, row in zip(self.problems, drawn, strict=True)
+        ]
         voted = [majority(row) or 0 for row in answers]
         vote = {
             name: [row[i : i + 1] for row, i in zip(rows, voted, strict=True)]  # none where nothing came
@@ -136,6 +139,7 @@ class Bench:
         sampled.tokens_per_problem = first / max(len(self.problems), 1)
         metric = scores[self.rewards[0].name]
         sampled.curves = self._curves(n, drawn, metric, answers, (first, sampled.tokens))
+        majority_of_n.voteless = sum(majority(row) is None for row in answers if row)
         return [sampled, majority_of_n]
 
     def measure_strategy(
@@ -172,6 +176,7 @@ class Bench:
             tokens = sum(usage.total_tokens + usage.cached_tokens for usage in result.usage.values())
             line |= {"tokens": tokens, "stopped_by": result.stopped_by}
         measure.errors = [f"problem {p.id}: {r.error}" for p, r in zip(self.problems, results, strict=True) if r.error]
+        measure.voteless = sum(is_vote_empty(result) for result in results)
         measure.stopped = sum(result.stopped_by is not None for result in results)
         measure.is_oracle = is_oracle
         return measure
@@ -198,7 +203,7 @@ class Bench:
                 "problem": problem.id,
                 "prompt": problem.prompt,
                 "completion": text,
-                "answer": extract(text),
+                "answer": extract(text, prompt=problem.prompt),
                 "rewards": {reward: rows[i][j] for reward, rows in scores.items()},
             }
             for i, problem in enumerate(self.problems)
@@ -210,6 +215,7 @@ class Bench:
         reasons = [why for of_problem in unrated[self.rewards[0].name] for why in of_problem]
         missing = replace(missing, reasons=(*missing.reasons, *reasons))
         measure = Measure(name, means, missing, usage=usage, seconds=seconds, samples=lines)
+        measure.unread = sum(line["answer"] is None for line in lines)
         each = missing.asked // max(len(results), 1)
         for reward in self.rewards:
             gaps = [each - len(row) + len(why) for row, why in zip(texts, unrated[reward.name], strict=True)]

@@ -53,6 +53,8 @@ class Measure:
         curves: `pass`, `maj`, `weighted/NAME`, `best/NAME` -> the figure against the number of completions.
         samples: one JSON object per completion.
         errors: problems where the strategy raised.
+        unread: completions that came and have no answer that can be read; rewards that read answers give them 0.0.
+        voteless: problems with several completions none of which has an answer to vote for.
         stopped: problems that ended because their budget was spent.
         is_oracle: whether a scorer knows the answer.
         is_pareto: no other way of this model is as accurate for as few tokens; see `mark_pareto`.
@@ -68,6 +70,8 @@ class Measure:
     curves: dict[str, Curve] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    unread: int = 0
+    voteless: int = 0
     stopped: int = 0
     is_oracle: bool = False
     is_pareto: bool = False
@@ -98,6 +102,9 @@ class Measure:
             "usage": {role: asdict(usage) for role, usage in self.usage.items()},
             "pass_at": {k: found["mean"] for k, found in at_k.get("pass", {}).items()},
             "at_k": at_k,
+            "completions": len(self.samples),
+            "unread": self.unread,
+            "voteless": self.voteless,
             "stopped": self.stopped,
             "asked": self.missing.asked,
             "missing": self.missing.count,
@@ -164,8 +171,8 @@ def flat_figures(
 
     Returns:
         `model/measure`; `model/measure/reward` of further rewards; `model/measure/tokens_per_problem`;
-        `model/measure/missing` where something is; `model/pass@k`, `model/maj@k`, `model/weighted@k/verifier`,
-        `model/best@k/verifier`; `model/gain` and `model/gain/measure`.
+        `model/measure/missing` and `model/measure/unread` where something is; `model/pass@k`, `model/maj@k`,
+        `model/weighted@k/verifier`, `model/best@k/verifier`; `model/gain` and `model/gain/measure`.
     """
     figures: dict[str, float] = {}
     for model, measures in summaries.items():
@@ -176,8 +183,9 @@ def flat_figures(
                     _spread(f"{model}/{name}", found) if is_metric else {f"{model}/{name}/{reward}": found["mean"]}
                 )
             figures[f"{model}/{name}/tokens_per_problem"] = measure["tokens_per_problem"]
-            if measure["missing"]:
-                figures[f"{model}/{name}/missing"] = measure["missing"]
+            for count in ("missing", "unread"):
+                if measure.get(count):
+                    figures[f"{model}/{name}/{count}"] = measure[count]
             for curve, points in measure["at_k"].items():
                 kind, slash, verifier = curve.partition("/")
                 for k, point in points.items():

@@ -14,6 +14,7 @@ from posttrain_plugins.guard.scorer import Scorer
 from posttrain_plugins.guard.settings import GuardSettings
 from posttrain_plugins.plugins.registry import FILE_MODULE
 from posttrain_plugins.processes.pool import ProcessFailure, ProcessPool
+from posttrain_plugins.text.readers import Reading, current_reading
 
 __all__ = ["open_pool"]
 
@@ -33,7 +34,9 @@ def open_pool(reward: Callable[..., Any], settings: GuardSettings) -> ProcessPoo
         if name.startswith(FILE_MODULE) and getattr(module, "__file__", None)
     }
     try:
-        handler = pickle.dumps(partial(Scorer, reward))
+        # What is said of the way of reading stays in this process, so it is handed over.
+        found = current_reading()
+        handler = pickle.dumps(partial(Scorer, reward, None if found == Reading() else found))
     except Exception as cause:  # whatever a plugin holds
         raise InputError(
             f"the reward cannot be isolated, it does not pickle: {type(cause).__name__}: {cause}",

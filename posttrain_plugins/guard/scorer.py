@@ -18,10 +18,16 @@ class Scorer:
 
     Args:
         reward: the author's callable.
+        reading: reader and thought of the stage that asks, where they are not the usual ones.
     """
 
-    def __init__(self, reward: Callable[..., Any]) -> None:
+    def __init__(self, reward: Callable[..., Any], reading: tuple[str, bool] | None = None) -> None:
         self.reward = reward
+        if reading is not None:
+            from posttrain_plugins.text import readers
+
+            self.reading = readers.reading(*reading)
+            self.reading.__enter__()  # for as long as the process lives
         self.loop: Any = None  # one for all requests: what a reward keeps open (a client's session) belongs to it
 
     def __call__(

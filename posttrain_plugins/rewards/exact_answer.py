@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from posttrain_plugins.text import to_text
-from posttrain_plugins.text.answers import score_answer
-from posttrain_plugins.text.readers import check_reader
+from posttrain_plugins.text.answers import compare_answer
+from posttrain_plugins.text.readers import check_reader, read
 from posttrain_plugins.types import Prompt
 
 __all__ = ["ExactAnswer"]
@@ -23,7 +23,7 @@ class ExactAnswer:
     r"""Compare the answer of each completion with the column `solution`, a plain answer or a worked solution.
 
     A completion without an answer that can be read scores 0.0, as a wrong one does; so does one whose thought never
-    ended.
+    ended. While a trainer samples, its log has `unread`, the share of completions without an answer.
 
     Args:
         reader: how answers are read: auto, marked, boxed, tag, last_number, whole, or regex:PATTERN.
@@ -74,7 +74,13 @@ class ExactAnswer:
         """
         # By the rule that votes and evaluations use: what wins a vote is what is right.
         begun: Sequence[Prompt | None] = prompts or [None] * len(completions)
+        texts = list(map(to_text, completions))
+        answers = [read(text, self.reader, prompt) for text, prompt in zip(texts, begun, strict=True)]
+        if (
+            log := columns.get("log_metric")
+        ) and answers:  # a trainer's: a reward of 0.0 may be one of how it is written
+            log("unread", answers.count(None) / len(answers))
         return [
-            score_answer(to_text(completion), reference, self.reader, prompt)
-            for completion, reference, prompt in zip(completions, solution, begun, strict=True)
+            compare_answer(answer, text, reference, self.reader, prompt)
+            for answer, text, reference, prompt in zip(answers, texts, solution, begun, strict=True)
         ]

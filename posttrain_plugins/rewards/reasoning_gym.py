@@ -45,23 +45,30 @@ class ReasoningGym:
     exact: bool = False
 
     def __call__(
-        self, completions: Sequence[Prompt], entry: Sequence[str | None], **columns: Any
+        self,
+        completions: Sequence[Prompt],
+        entry: Sequence[str | None],
+        prompts: Sequence[Prompt] | None = None,
+        **columns: Any,
     ) -> list[float | None]:
         """Return B scores in [0, 1]; None where there is no entry.
 
         Args:
+            completions: B completions, plain or conversational.
+            prompts: B prompts, which may have opened a thought.
             entry: B entries of the data set `reasoning_gym`; None where there is none.
         """
         if any(one is not None for one in entry):
             with importing_extra("reasoning_gym", "reasoning-gym", "reasoning-gym"):
                 from reasoning_gym import get_score_answer_fn
         scores: list[float | None] = []
-        for completion, text in zip(completions, entry, strict=True):
+        begun: Sequence[Prompt | None] = prompts or [None] * len(entry)
+        for completion, text, prompt in zip(completions, entry, begun, strict=True):
             if text is None:
                 scores.append(None)
                 continue
             problem = json.loads(text)
-            answer = extract(to_text(completion))
+            answer = extract(to_text(completion), prompt=prompt)
             # A verifier reads the whole entry: what is right often follows from how the problem was made.
             verify = get_score_answer_fn(problem["metadata"]["source_dataset"])
             found = 0.0 if answer is None else float(verify(answer, problem))

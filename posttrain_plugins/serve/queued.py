@@ -23,6 +23,7 @@ class QueuedBackend:
     def __init__(self, model_thread: ModelThread, backend: Backend, is_stopped: Callable[[], bool]) -> None:
         self.identity = backend.identity  # the model's own: seeds, and so answers, do not depend on the queue
         self.capabilities = backend.capabilities
+        self.opens_thought = bool(getattr(backend, "opens_thought", False))
         self._draw = partial(model_thread.draw, backend, is_stopped=is_stopped)
 
     def generate(self, batch: Sequence[Generate], seeds: Sequence[Sequence[int]]) -> Iterator[IndexedCompletion]:

@@ -38,6 +38,7 @@ def serve(
     limits: RequestLimits = LIMITS,
     threads: int = 64,
     grace_s: float = 30.0,
+    reader: str = "auto",
     runs_dir: Path = Path("runs"),
     loading: Mapping[str, Any] | None = None,
     tell: Callable[[str], None] = print,
@@ -55,6 +56,7 @@ def serve(
         limits: what one request may ask for.
         threads: calls at work at once.
         grace_s: how long calls may go on after the signal; what is not done by then is answered with 503.
+        reader: how strategies read answers (`text/readers.py`).
         runs_dir: where `RUN:STAGE` is looked up.
         loading: TRL `ModelConfig` fields for every model.
         tell: is given the lines that a person reads.
@@ -74,7 +76,7 @@ def serve(
     with _listening(host, port) as listener:
         model_thread = ModelThread()
         known = Strategies(list(named), model_thread, dict(outside.scorers), strategies or {}, runs_dir)
-        service = Service(open_models(named, runs_dir, loading or {}), known, model_thread, limits)
+        service = Service(open_models(named, runs_dir, loading or {}), known, model_thread, limits, reader)
         if api_key is None and host not in LOOPBACK:
             tell(f"warning: whoever reaches {host} can use this server; --api-key KEY asks for a key")
         # Behind a key and open to the network it is called by names that nobody can list; foreign pages stay out.

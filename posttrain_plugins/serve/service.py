@@ -67,12 +67,14 @@ class Service:
         strategies: what may stand behind `NAME@`.
         model_thread: owns the models.
         limits: what one request may ask for.
+        reader: how strategies read answers.
     """
 
     models: Mapping[str, Served]
     strategies: Strategies
     model_thread: ModelThread
     limits: RequestLimits
+    reader: str = "auto"
 
     def admit(self, asked: ApiRequest) -> ActiveRequest:
         """Find what the request names, and check that its prompts fit.
@@ -129,6 +131,7 @@ class Service:
                 total_budget=Budget(seconds=asked.budget.seconds),  # this one cuts what is in flight, too
                 seed=secrets.randbits(32) if asked.seed is None else asked.seed,
                 should_stop=active.stopped.is_set,
+                reader=self.reader,
             )
         except Interrupted as error:
             raise ApiError(503, f"the request was stopped: {error.message}", code="stopped") from error

@@ -27,13 +27,14 @@ from typing import Any, ClassVar
 from posttrain_plugins.backends.open import opened
 from posttrain_plugins.backends.protocol import AnyBackend
 from posttrain_plugins.engine.log import RequestLog
-from posttrain_plugins.engine.solve import Progress
+from posttrain_plugins.engine.solve import Progress, is_thinking
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.evaluation.bench import Bench, problems_of
 from posttrain_plugins.evaluation.measure import Measure, flat_figures, gains, mark_pareto
 from posttrain_plugins.evaluation.missing import check_max_missing
 from posttrain_plugins.evaluation.plot import draw
 from posttrain_plugins.text import fingerprint
+from posttrain_plugins.text.readers import check_reader, reading
 from posttrain_plugins.types import (
     Budget,
     DataRef,
@@ -81,6 +82,8 @@ class Evaluate:
         temperature: of these, and what strategies start from.
         top_p: of these, and what strategies start from.
         max_tokens: per completion.
+        reader: how answers are read for votes, and to tell how many cannot be read: auto, marked, boxed, tag,
+            last_number, whole, or regex:PATTERN. Rewards have a reader of their own.
         max_missing: the share of completions, or of a strategy's answers, that may be missing.
         plot: draw `accuracy_tokens.svg` and `.png`, where matplotlib is installed.
         require: figure -> what it must be, such as `accuracy: ">=0.8"`; what is missed stands in `details["unmet"]`.
@@ -103,6 +106,7 @@ class Evaluate:
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 1024
+    reader: str = "auto"
     max_missing: float = 0.01
     plot: bool = True
     require: dict[str, str] = field(default_factory=dict)
@@ -117,6 +121,7 @@ class Evaluate:
         if not (self.strategies or self.num_generations):
             raise InputError("evaluate has nothing to measure", hint="name a strategy, or set num_generations")
         check_max_missing(self.max_missing)
+        check_reader(self.reader)
         for budget in self.budgets:
             _check_budget(budget)
 
@@ -148,7 +153,8 @@ class Evaluate:
                     rewards = context.inputs["rewards"]
                     options = (context.seed, context.should_stop, verifiers)
                     bench = Bench(problems, columns, rewards, roles, log, *options)
-                    measured[artifact.name] = list(self._measure(bench, context, number))
+                    with reading(self.reader, is_thinking(roles)):  # by rewards too: a cut thought is no answer
+                        measured[artifact.name] = list(self._measure(bench, context, number))
                 mark_pareto(measured[artifact.name])
                 # at once, model by model: what an evaluation that is killed has drawn by then can be read
                 made = ({"model": artifact.name, **row} for one in measured[artifact.name] for row in one.samples)
@@ -173,6 +179,17 @@ class Evaluate:
         if measure.missing.count:  # said while it runs, and before the next strategy asks the same endpoint
             context.reporter.note(f"{measure.name}: {measure.missing}")
             measure.missing.check(measure.name, self.max_missing)
+        reward = context.inputs["rewards"][0]
+        if measure.unread and reward.is_oracle:  # a low figure may be one of how answers are written
+            share = measure.unread / len(measure.samples)
+            context.reporter.note(
+                f"{measure.name}: {share:.0%} of {len(measure.samples)} completions have no answer that "
+                f"can be read (reader: {self.reader})"
+            )
+        if measure.voteless:
+            context.reporter.note(
+                f"{measure.name}: nothing to vote on in {measure.voteless} of {len(measure.values)} problems"
+            )
         return measure
 
     def _report(

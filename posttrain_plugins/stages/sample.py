@@ -16,12 +16,13 @@ from typing import Any, ClassVar, Literal
 from posttrain_plugins.backends.open import opened
 from posttrain_plugins.backends.protocol import AnyBackend
 from posttrain_plugins.engine.log import RequestLog
-from posttrain_plugins.engine.solve import sample, solve
+from posttrain_plugins.engine.solve import is_thinking, sample, solve
 from posttrain_plugins.engine.trace import failures_of, unanswered
 from posttrain_plugins.errors import InputError, StageFailed
 from posttrain_plugins.evaluation.bench import problems_of, score_texts, unrated_texts
 from posttrain_plugins.evaluation.missing import Missing, check_max_missing
 from posttrain_plugins.text import to_text
+from posttrain_plugins.text.readers import check_reader, read, reading
 from posttrain_plugins.text.steps import SEPARATOR
 from posttrain_plugins.training_data.selection import (
     COLUMNS,
@@ -83,6 +84,7 @@ class Sample:
         temperature: of the draws.
         top_p: of the draws.
         max_tokens: per completion.
+        reader: how answers are read for a strategy's votes, and to tell how many cannot be read (as of `evaluate`).
         max_missing: the share of completions that may be missing: failed samples, and what a judge could not be asked.
 
     Raises:
@@ -110,11 +112,13 @@ class Sample:
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 1024
+    reader: str = "auto"
     max_missing: float = 0.01
 
     def __post_init__(self) -> None:
         # what no run could make sense of is refused when the recipe is checked, before a model is loaded
         check_max_missing(self.max_missing)
+        check_reader(self.reader)
         for name in ("top_k", "max_pairs_per_prompt", "num_rollouts"):
             if getattr(self, name) < 1:
                 raise InputError(f"sample cannot use {name}: {getattr(self, name)}, expected 1 or more")
@@ -160,7 +164,11 @@ class Sample:
             message = f"reward {rewards[0].name!r} cannot label steps: it has no step_scores"
             raise InputError(message, hint="name another first, or labels: rollouts")  # before anything is drawn
         missing: dict[str, float] = {}
-        with RequestLog(context.folder / "log.jsonl") as log, self._backends(context) as backends:
+        with (
+            RequestLog(context.folder / "log.jsonl") as log,
+            self._backends(context) as backends,
+            reading(self.reader, is_thinking(backends)),
+        ):
             options = {"log": log, "seed": context.seed, "should_stop": context.should_stop, "backend": backends}
             options |= {"progress": context.reporter.progress}
             if saved is not None and not rewards:
@@ -170,6 +178,7 @@ class Sample:
                 if saved is None:
                     made, missing = self._drawn(context, problems, columns, options)
                 texts = [[to_text(completion) for completion in of_problem] for of_problem in made]
+                self._tell_unread(context, problems, texts)
                 # one call a reward for all problems: a model that judges fills its batches, a guard its workers
                 scores = [score_texts(reward, problems, columns, texts, log) for reward in rewards]
                 for reward in rewards:
@@ -212,6 +221,15 @@ class Sample:
         context.reporter.note(f"{what}: {missing}")
         missing.check(what, self.max_missing)
         return {f"missing {what}": float(missing.count)}
+
+    def _tell_unread(self, context: StageContext, problems: Sequence[Problem], texts: Sequence[Sequence[str]]) -> None:
+        """Say how many completions have no answer that can be read, where the first reward compares answers."""
+        if not context.inputs["rewards"][0].is_oracle:
+            return
+        answers = [read(text, prompt=p.prompt) for p, row in zip(problems, texts, strict=True) for text in row]
+        if None in answers:
+            count = answers.count(None)
+            context.reporter.note(f"{count} of {len(answers)} completions have no answer that can be read")
 
     def _kept(
         self,

@@ -24,8 +24,10 @@ __all__ = [
     "candidates",
     "canonical",
     "choose",
+    "compare_answer",
     "equivalent",
     "extract",
+    "is_vote_empty",
     "majority",
     "score_answer",
     "sortable",
@@ -34,12 +36,12 @@ __all__ = [
 ]
 
 
-def extract(text: str, reader: str = "auto", prompt: object = None) -> str | None:
+def extract(text: str, reader: str | None = None, prompt: object = None) -> str | None:
     r"""Read the answer from a completion (`text/readers.py` has the readers and what they read).
 
     Args:
         text: any text; nothing makes it raise.
-        reader: how it is read.
+        reader: how it is read; by default as the stage that asks says, else `auto`.
         prompt: what the completion follows, as text or messages: a thought that it opens goes on in the completion.
 
     Returns:
@@ -74,11 +76,16 @@ def score_answer(text: str, reference: str | None, reader: str = "auto", prompt:
         >>> [score_answer(text, "4") for text in ("<answer>4.0</answer>", "no idea")], score_answer("4", None)
         ([1.0, 0.0], None)
     """
+    return compare_answer(read(text, reader, prompt), text, reference, reader, prompt)
+
+
+def compare_answer(
+    answer: str | None, text: str, reference: str | None, reader: str = "auto", prompt: object = None
+) -> float | None:
+    """Do as `score_answer` with the answer that was read from the text already."""
     if reference is None:
         return None
-    answer = read(text, reader, prompt)
-    expected = read_reference(reference)
-    if answer is not None and equivalent(answer, expected):
+    if answer is not None and equivalent(answer, read_reference(reference)):
         return 1.0
     visible = without_thought(text, prompt) if reader == "auto" else None
     return float(visible is not None and visible.split() == str(reference).split() != [])
@@ -170,6 +177,17 @@ def candidates(completions: Iterable[Completion]) -> list[Candidate]:
         for completion in completions
         if completion.finish_reason != "error"
     ]
+
+
+def is_vote_empty(result: Result) -> bool:
+    """Return whether a result was to be chosen among several candidates, and none of them has an answer to vote for.
+
+    Example:
+        >>> is_vote_empty(Result(None, "", candidates=[Candidate("hm", None), Candidate("hm", None)]))
+        True
+    """
+    among = result.candidates
+    return len(among) > 1 and result.answer is None and all(one.answer is None for one in among)
 
 
 def choose(among: list[Candidate], index: int | None) -> Result:

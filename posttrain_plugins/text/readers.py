@@ -13,13 +13,28 @@ Example:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.text import prose
 
-__all__ = ["READERS", "THOUGHT_MARKS", "check_reader", "opens_thought", "read", "read_reference", "without_thought"]
+__all__ = [
+    "READERS",
+    "THOUGHT_MARKS",
+    "Reading",
+    "check_reader",
+    "current_reading",
+    "opens_thought",
+    "read",
+    "read_reference",
+    "reading",
+    "template_opens_thought",
+    "without_thought",
+]
 
 THOUGHT_MARKS = (
     ("<think>", "</think>"),
@@ -30,20 +45,60 @@ THOUGHT_MARKS = (
 )
 """How thoughts of chat models begin and end; a text that a server split into thought and answer has none."""
 
+
+class Reading(NamedTuple):
+    """How the completions at hand are read, where a caller does not say it.
+
+    Args:
+        reader: the name of a reader.
+        is_thinking: whether the chat template opens a thought behind each conversational prompt.
+    """
+
+    reader: str = "auto"
+    is_thinking: bool = False
+
+
+# Strategies and rewards read completions without knowing which stage asks: what it says is laid around their calls.
+_USUAL = Reading()
+_READING: ContextVar[Reading] = ContextVar("reading", default=_USUAL)
 _TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
 _PARTS_OF_MARKS = ("hink", "HINK", "easoning>", "_thought")  # what a text without a mark does not have
 _NUMBER_ALONE = re.compile(r"\s*-?\d+\s*")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|([^\s{$\\]))")
 
 
-def read(text: str, reader: str = "auto", prompt: object = None) -> str | None:
+@contextmanager
+def reading(reader: str | None = None, is_thinking: bool = False) -> Iterator[None]:
+    """Read completions in this way within the block, whoever reads them; threads begun in it by asyncio follow.
+
+    Raises:
+        InputError: no such reader.
+
+    Example:
+        >>> with reading("boxed"):
+        ...     print(read("\\\\boxed{4}"), read("4"))
+        4 None
+    """
+    token = _READING.set(Reading(check_reader(reader or _READING.get().reader), is_thinking))
+    try:
+        yield
+    finally:
+        _READING.reset(token)
+
+
+def current_reading() -> Reading:
+    """Return what `reading` has set, for a process that goes on with it."""
+    return _READING.get()
+
+
+def read(text: str, reader: str | None = None, prompt: object = None) -> str | None:
     r"""Read the answer of a completion.
 
     Args:
         text: the completion; nothing makes it raise.
-        reader: `auto`; `marked`, the same without what no tag, box or label names; `tag`, the last
-            `<answer>...</answer>`; `boxed`, the last `\boxed{...}`; `last_number`; `whole`, the
-            text behind the thought; or `regex:PATTERN`, the first group of the pattern's last match, else the match.
+        reader: by default that of `reading`; `auto`; `marked`, the same without what no tag, box or label names;
+            `tag`, the last `<answer>...</answer>`; `boxed`, the last `\boxed{...}`; `last_number`; `whole`, the text
+            behind the thought; or `regex:PATTERN`, the first group of the pattern's last match, else the match.
         prompt: what the completion follows, as text or messages; a thought that it opens goes on in the completion.
 
     Returns:
@@ -61,6 +116,7 @@ def read(text: str, reader: str = "auto", prompt: object = None) -> str | None:
     visible = without_thought(text, prompt)
     if visible is None:
         return None
+    reader = reader or _READING.get().reader
     if reader == "auto":
         return _auto(visible)
     return (_reader(reader)(visible) or "").strip() or None
@@ -101,7 +157,7 @@ def without_thought(text: str, prompt: object = None) -> str | None:
         >>> without_thought("<think>3</think> 4"), without_thought("<think>3"), without_thought("4")
         (' 4', None, '4')
     """
-    is_opened = prompt is not None and opens_thought(prompt)
+    is_opened = opens_thought(prompt)
     if not any(part in text for part in _PARTS_OF_MARKS):
         return None if is_opened else text
     for opening, closing in THOUGHT_MARKS:
@@ -115,15 +171,37 @@ def without_thought(text: str, prompt: object = None) -> str | None:
 
 
 def opens_thought(prompt: object) -> bool:
-    """Return whether a prompt ends inside a thought: as text, or as messages whose last is the assistant's."""
-    if isinstance(prompt, Sequence) and not isinstance(prompt, str):
-        last = prompt[-1] if prompt else None
-        is_begun = isinstance(last, dict) and last.get("role") == "assistant"
-        prompt = last.get("content") if is_begun and isinstance(last, dict) else None
+    """Return whether a prompt ends inside a thought.
+
+    Args:
+        prompt: text; messages, whose last may be the assistant's, and behind which the chat template may open one; None
+            where it is not known.
+    """
     if not isinstance(prompt, str):
-        return False
+        last = prompt[-1] if isinstance(prompt, Sequence) and prompt else None
+        begun = last.get("content") if isinstance(last, dict) and last.get("role") == "assistant" else None
+        if not isinstance(begun, str):
+            return _READING.get().is_thinking
+        prompt = begun
     tail = prompt[-2000:]
     return any(tail.rfind(opening) > tail.rfind(closing) for opening, closing in THOUGHT_MARKS)
+
+
+def template_opens_thought(tokenizer: Any, **options: Any) -> bool:
+    """Return whether a chat template opens a thought behind a question, which the model goes on with.
+
+    Args:
+        tokenizer: with a `chat_template`, or without.
+        options: for the template, such as `enable_thinking`.
+    """
+    if getattr(tokenizer, "chat_template", None) is None:
+        return False
+    question = [{"role": "user", "content": "?"}]
+    try:
+        rendered = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True, **options)
+    except Exception:  # a template that wants more than a question, such as documents
+        return False
+    return opens_thought(str(rendered))
 
 
 # --- Readers of what is behind the thought ---------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from typing import Any
 from posttrain_plugins.errors import InputError, Interrupted
 from posttrain_plugins.models.adapter_compatibility import check_fits
 from posttrain_plugins.text import fingerprint, is_conversational, to_text
+from posttrain_plugins.text.readers import reading, template_opens_thought
 from posttrain_plugins.text.reward_input import TEMPLATE_COLUMNS
 from posttrain_plugins.trainers import compat, learnable, loss_masks, saved_rollouts
 from posttrain_plugins.trainers.saved_rollouts import json_line
@@ -116,7 +117,8 @@ def train(
         for observe in (compat.observe_rewards, compat.observe_online_rewards):
             observe(trainer, learnable.score_check(context, reward_names, trainer))
         saved_rollouts.save(context, trainer)
-    seconds = _fit(context, trainer)
+    with reading(is_thinking=_is_thinking(trainer)):  # of rewards that read answers
+        seconds = _fit(context, trainer)
     learnable.check_steps(context, trainer)
     folder = context.folder / "model"
     trainer.save_model(str(folder))
@@ -193,6 +195,12 @@ def _config(context: StageContext, config_class: Any, args: Mapping[str, Any], m
             hint=f"set save_steps to a multiple of {period}",
         )
     return built
+
+
+def _is_thinking(trainer: Any) -> bool:
+    """Return whether completions go on with a thought that the chat template has opened."""
+    options = getattr(trainer.args, "chat_template_kwargs", None) or {}
+    return template_opens_thought(trainer.processing_class, **options)
 
 
 def _says_when_to_save(args: Mapping[str, Any]) -> bool:

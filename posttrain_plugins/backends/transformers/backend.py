@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from posttrain_plugins.backends.transformers.stops import StopStrings, cut
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.critic import load_value_head, shared_critic_in
 from posttrain_plugins.models.load import load_model, load_tokenizer
+from posttrain_plugins.text.readers import template_opens_thought
 from posttrain_plugins.types import Completion, Generate, ModelArtifact, Usage
 
 if TYPE_CHECKING:
@@ -119,6 +121,11 @@ class TransformersBackend:
         for pack in _packs(rows, self.max_batch_tokens, self._max_rows):
             for drawn in decode(self.model, pack, self.eos_ids, self._stops, self._value_head, self.on_tokens):
                 yield *drawn.row.name, self._completion(batch[drawn.row.name[0]], drawn)
+
+    @cached_property
+    def opens_thought(self) -> bool:
+        """Whether the chat template opens a thought: a completion without its end is then all thought."""
+        return template_opens_thought(self.tokenizer)
 
     def close(self) -> None:
         """Free the model's memory."""

@@ -232,7 +232,8 @@ def calls(kind: ScoreKind, reward: ResolvedReward, items: Mapping[str, Scored], 
 
 
 def _failures(reward: ResolvedReward) -> list[str]:
-    return getattr(reward.func, "failures", None) or []
+    found = getattr(reward.func, "failures", None) or []
+    return list(found.values() if isinstance(found, Mapping) else found)  # the guard's stand under their kind
 
 
 def _through_log(kind: ScoreKind, reward: ResolvedReward, items: Sequence[Scored], log: RequestLog) -> list[Any]:

@@ -131,7 +131,7 @@ class Bench:
         mute = tuple(why for result in results if (why := unanswered(result)) is not None)
         chosen = [row[i : i + 1] for row, i in zip(drawn, voted, strict=True)]
         majority_of_n = self._measure("majority", results, chosen, vote, seconds, Missing(len(results), mute))
-        majority_of_n.samples = []  # they stand among those of `sampled`
+        majority_of_n.samples, majority_of_n.unread = [], 0  # they stand among those of `sampled`
         # What one completion costs is asked of the log, not divided by n: the prompt is read once for all n, and a
         # reader compares with a strategy that draws once.
         once = draw(1) if n > 1 else results

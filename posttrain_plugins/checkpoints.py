@@ -13,14 +13,39 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from posttrain_plugins.types import CHECKPOINT_MARKER
+from posttrain_plugins.types import CHECKPOINT_MARKER, Issue
 
-__all__ = ["damage", "has_checkpoint", "mark_complete", "newest_checkpoint"]
+__all__ = ["check_period", "damage", "generation_period", "has_checkpoint", "mark_complete", "newest_checkpoint"]
 
 DIGESTED_BYTES = 1 << 20
 """Read from each end of a file. All of an optimizer of 60 GB would take minutes at every save; a file that was cut,
 emptied or written half shows in its size or its end."""
+
+
+def generation_period(args: Any) -> int:
+    """Return after how many optimizer steps the rollout buffer of GRPO or RLOO is used up; 1 for other trainers.
+
+    TRL does not save the buffer, and starts to count micro-steps at 0 again when it resumes: only a checkpoint at a
+    multiple of this goes on as if nothing had happened.
+
+    Args:
+        args: a trainer's config, or what has its fields.
+    """
+    micro_steps = (getattr(args, "steps_per_generation", None) or 1) * (getattr(args, "num_iterations", None) or 1)
+    accumulation = args.gradient_accumulation_steps
+    return next(n for n in range(1, micro_steps + 1) if n * accumulation % micro_steps == 0)
+
+
+def check_period(args: Any) -> Issue | None:
+    """Return why checkpoints at these `save_steps` could not be gone on from; None if they can."""
+    period = generation_period(args)
+    # below 1 it is a share of all steps
+    if args.save_strategy != "steps" or args.save_steps < 1 or args.save_steps % period == 0:
+        return None
+    message = f"save_steps={args.save_steps:g} is no generation boundary; TRL cannot resume"
+    return Issue(message, f"set save_steps to a multiple of {period}", "args.save_steps")
 
 
 def mark_complete(folder: Path) -> None:

@@ -41,7 +41,7 @@ ALLOWED = {
     "guard": NOUNS | PLUGINS | {"processes"},
     "recipe": NOUNS | PLUGINS | {"models", "rows"},
     "recipe.read": NOUNS | PLUGINS | {"recipe"},
-    "recipe.check": NOUNS | PLUGINS | {"guard", "models", "rows", "recipe", "recipe.read"},
+    "recipe.check": NOUNS | PLUGINS | {"checkpoints", "guard", "models", "rows", "recipe", "recipe.read"},
     "recipe.plan": NOUNS | PLUGINS | {"models", "checkpoints", "recipe"},
     "recipe.describe": NOUNS | PLUGINS | {"recipe", "recipe.check"},
     "recipe.run": NOUNS | PLUGINS | {"guard", "models", "rows", "checkpoints", "recipe", *PIPELINE},

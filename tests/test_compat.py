@@ -19,6 +19,7 @@ from transformers import Trainer  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, SFTConfig  # noqa: E402
 
 from posttrain_plugins import trainers  # noqa: E402
+from posttrain_plugins.checkpoints import generation_period  # noqa: E402
 from posttrain_plugins.plugins.registry import import_object  # noqa: E402
 from posttrain_plugins.trainers import compat  # noqa: E402
 from posttrain_plugins.trainers.ppo.trainer import PPOConfig  # noqa: E402
@@ -439,7 +440,7 @@ def test_where_a_model_comes_from(tiny_model: Path) -> None:
     ],
 )
 def test_the_generation_period(config: Any, options: dict[str, Any], period: int, tmp_path: Path) -> None:
-    assert compat.generation_period(config(str(tmp_path), bf16=False, **options)) == period
+    assert generation_period(config(str(tmp_path), bf16=False, **options)) == period
 
 
 if __name__ == "__main__":

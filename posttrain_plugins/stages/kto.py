@@ -5,11 +5,21 @@ For data where each completion is good or bad by itself: thumbs up or down, a pr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from posttrain_plugins.trainers import training
-from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, StageContext, StageResult
+from posttrain_plugins.trainers import learnable, training
+from posttrain_plugins.types import (
+    AdapterRef,
+    ConfigOf,
+    DataRef,
+    Issue,
+    ModelRef,
+    StageContext,
+    StageFacts,
+    StageResult,
+)
 
 __all__ = ["KTO"]
 
@@ -37,6 +47,11 @@ class KTO:
     requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(
         ("dataset", "eval_dataset"), (("prompt", "completion", "label"), ("chosen", "rejected"))
     )
+
+    def issues(self, facts: StageFacts) -> Iterator[Issue]:
+        """Yield that all rows are good, or all are bad."""
+        if problem := learnable.one_class([row["label"] for row in facts.rows if "label" in row]):
+            yield Issue(problem, learnable.ANOTHER_CLASS, "dataset")
 
     def __call__(self, context: StageContext) -> StageResult:
         from trl import KTOConfig, KTOTrainer

@@ -31,7 +31,6 @@ __all__ = [
     "drop_metric",
     "first_batch",
     "gathered_parameters",
-    "generation_period",
     "hide_from_vllm",
     "is_peft",
     "is_quantized",
@@ -119,17 +118,6 @@ def observe_losses(trainer: Any, sink: Callable[[Any], None]) -> None:
         return loss
 
     trainer.training_step = observed
-
-
-def generation_period(args: Any) -> int:
-    """Return after how many optimizer steps the rollout buffer of GRPO or RLOO is used up; 1 for other trainers.
-
-    TRL does not save the buffer, and starts to count micro-steps at 0 again when it resumes: only a checkpoint at a
-    multiple of this goes on as if nothing had happened.
-    """
-    micro_steps = (getattr(args, "steps_per_generation", None) or 1) * (getattr(args, "num_iterations", None) or 1)
-    accumulation = args.gradient_accumulation_steps
-    return next(n for n in range(1, micro_steps + 1) if n * accumulation % micro_steps == 0)
 
 
 def first_batch(trainer: Any) -> Any:

@@ -13,8 +13,9 @@ from typing import Any
 from posttrain_plugins.errors import InputError, RewardFailed
 from posttrain_plugins.types import StageContext
 
-__all__ = ["check_scores", "check_steps", "count_rows", "one_class", "score_check"]
+__all__ = ["ANOTHER_CLASS", "check_scores", "check_steps", "count_rows", "one_class", "score_check"]
 
+ANOTHER_CLASS = "add rows of the other, or train on the good ones with sft"
 IGNORED = -100
 """The label of a token without loss."""
 
@@ -57,7 +58,7 @@ def count_rows(context: StageContext, trainer: Any) -> dict[str, dict[str, int]]
             found[field] = {"given": given, "left_out": left_out}
     labels = trainer.train_dataset["label"] if "label" in getattr(trainer.train_dataset, "column_names", ()) else ()
     if problem := one_class(labels):
-        raise InputError(f"stage '{context.stage}': {problem}", hint="add rows of the other, or train on them with sft")
+        raise InputError(f"stage '{context.stage}': {problem}", hint=ANOTHER_CLASS)
     return found
 
 

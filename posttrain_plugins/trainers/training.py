@@ -15,6 +15,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from posttrain_plugins.checkpoints import check_period
 from posttrain_plugins.errors import InputError, Interrupted
 from posttrain_plugins.models.adapter_compatibility import check_fits
 from posttrain_plugins.text import fingerprint, is_conversational, to_text
@@ -188,12 +189,8 @@ def _config(context: StageContext, config_class: Any, args: Mapping[str, Any], m
         built = config_class(**{**ours, **args})
     except (TypeError, ValueError) as cause:
         raise InputError(f"stage '{context.stage}': {config_class.__name__} refuses its args: {cause}") from cause
-    period = compat.generation_period(built)
-    if built.save_strategy == "steps" and built.save_steps >= 1 and built.save_steps % period:  # below 1: a share
-        raise InputError(
-            f"stage '{context.stage}': save_steps={built.save_steps} is no generation boundary; TRL cannot resume",
-            hint=f"set save_steps to a multiple of {period}",
-        )
+    if issue := check_period(built):
+        raise InputError(f"stage '{context.stage}': {issue.message}", hint=issue.hint)
     return built
 
 

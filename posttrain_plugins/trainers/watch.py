@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from posttrain_plugins.checkpoints import mark_complete
+from posttrain_plugins.checkpoints import generation_period, mark_complete
 from posttrain_plugins.errors import NonFiniteLoss
 from posttrain_plugins.trainers import compat
 from posttrain_plugins.trainers.resume_state import restore_state, save_state
@@ -50,7 +50,7 @@ class _Watch:
         self.args = trainer.args
         self.processes = trainer.args.world_size
         self.wait_for_everyone = trainer.accelerator.wait_for_everyone
-        self.period = compat.generation_period(trainer.args)
+        self.period = generation_period(trainer.args)
         self.by_time = trainer.args.save_strategy == "no"
         self.can_resume = not trainer.args.save_only_model
         self.is_stopped = self.is_shown_by_log = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -234,6 +234,7 @@ class StageFacts:
         memory_bytes: returns the memory in bytes of the first GPU, or of the machine if there is none.
         columns: of its `dataset`; None where they cannot be told.
         chat_template: the text of the template that its model is trained with; None where it cannot be told.
+        rows: all rows of its `dataset`, where that is a short file; else none.
     """
 
     args: Any
@@ -244,3 +245,4 @@ class StageFacts:
     memory_bytes: Callable[[], int]  # a function: most stages have no use for it, and finding out takes time
     columns: tuple[str, ...] | None = None
     chat_template: str | None = None
+    rows: Sequence[Mapping[str, Any]] = ()

@@ -14,6 +14,7 @@
 | `stages.py` | one stage -> its `StageSpec`: parameters by type, references, `args` by their config class |
 | `adapters.py` | which adapters fit which stage |
 | `stage_validation.py` | what a stage's own class says of its settings, from facts known before loading |
+| `training.py` | what a trainer would refuse when it starts, from arguments, rows and names |
 | `order.py` | an order in which the stages can run, or the circle |
 | `columns.py` | the columns that stages and rewards need, against those of the data |
 | `compatibility.py` | whether each stage gets models that fit together: tokenizer, template, EOS, heads |

@@ -21,6 +21,7 @@ from posttrain_plugins.recipe.check.order import in_order
 from posttrain_plugins.recipe.check.references import SECTIONS, References, check_names
 from posttrain_plugins.recipe.check.stage_validation import with_issues
 from posttrain_plugins.recipe.check.stages import read_stage
+from posttrain_plugins.recipe.check.training import check_training
 from posttrain_plugins.recipe.plugin_schema import parse_call
 from posttrain_plugins.recipe.read.document import Document, Keys
 from posttrain_plugins.recipe.spec import External, Recipe
@@ -52,12 +53,16 @@ def check(document: Document) -> Recipe:
     specs = {id: read_stage(checker, raw, references) for id, raw in stages.by_id.items() if id in stages.produces}
     specs = with_issues(checker, stages, specs)
     errors_before = len(checker.mistakes)
+    errors_before = len(checker.mistakes)
     ordered = in_order(checker, stages, specs)
+    is_ordered = len(checker.mistakes) == errors_before  # what follows models back to where they start needs an end
     if len(checker.mistakes) == errors_before:  # in a circle no model has a first layer
         check_merges(checker, stages, specs)
     check_names(checker, stages, specs)
     check_columns(checker, stages, specs)
     check_handoffs(checker, stages, ordered)
+    if is_ordered:
+        check_training(checker, stages, {spec.id: spec for spec in ordered})
     if checker.mistakes:
         raise RecipeErrors(checker.mistakes)
     # The plain values with each path absolute and each plugin with its package, for any folder and any machine. What a

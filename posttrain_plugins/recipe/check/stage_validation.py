@@ -12,7 +12,7 @@ import os
 import shutil
 import struct
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -24,13 +24,14 @@ from posttrain_plugins.models.training_templates import chat_template_in
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.schema import Options
 from posttrain_plugins.plugins.source import of_config
+from posttrain_plugins.recipe import files
 from posttrain_plugins.recipe.build import construct
 from posttrain_plugins.recipe.check.columns import columns_of
 from posttrain_plugins.recipe.check.diagnostics import Checker
 from posttrain_plugins.recipe.check.loops import RawStages
 from posttrain_plugins.recipe.check.template import template_text
 from posttrain_plugins.recipe.lineage import is_full
-from posttrain_plugins.recipe.spec import External, FromStage, Object, StageSpec, Use, flat
+from posttrain_plugins.recipe.spec import DataFile, External, FromStage, Object, StageSpec, Use, flat
 from posttrain_plugins.types import StageFacts
 
 __all__ = ["memory_bytes", "parameters_in", "with_issues"]
@@ -93,6 +94,7 @@ def _facts_of(spec: StageSpec, specs: Mapping[str, StageSpec]) -> StageFacts:
         memory_bytes=memory_bytes,
         columns=_known_columns(spec, specs),
         chat_template=_chat_template(spec, specs),
+        rows=_all_rows(spec.inputs.get("dataset")),
     )
 
 
@@ -101,6 +103,17 @@ def _known_columns(spec: StageSpec, specs: Mapping[str, StageSpec]) -> tuple[str
         return columns_of(spec.inputs.get("dataset"), specs)
     except InputError:  # the check of the columns tells it
         return None
+
+
+def _all_rows(source: Any) -> Sequence[Mapping[str, Any]]:
+    """Return the rows of a file that has no more than a check looks at."""
+    if not isinstance(source, DataFile) or not source.is_local:
+        return ()
+    try:
+        rows = files.head(Path(source.path), source.options) or ()
+    except InputError:  # the check of the columns tells it
+        return ()
+    return rows if len(rows) < files.HEAD_ROWS else ()
 
 
 def _chat_template(spec: StageSpec, specs: Mapping[str, StageSpec]) -> str | None:

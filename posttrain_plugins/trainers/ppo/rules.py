@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+from posttrain_plugins.checkpoints import generation_period
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models import adapter_compatibility
 from posttrain_plugins.models.adapter_types import shares_base
@@ -319,7 +320,7 @@ def check_warm_up(trainer: Any) -> None:
 def warn_within_generation(trainer: Any, checkpoint: Path) -> None:
     """Warn where a checkpoint stands between two steps of one rollout, which TRL does not save."""
     step = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
-    period = compat.generation_period(trainer.args)
+    period = generation_period(trainer.args)
     if step % period:
         found = f"{checkpoint.name} stands within a rollout, which is made again: the run will not be the one it was"
         warnings.warn(f"{found}\n\nhint: set save_steps to a multiple of {period}", stacklevel=2)

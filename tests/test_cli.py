@@ -283,7 +283,7 @@ def test_ask_shows_and_writes_the_trace(
 def test_ask_within_a_budget(ask: Callable[..., None], tiny_model: Path, capsys: Any) -> None:
     ask(str(tiny_model), ["3|7>2"], max_tokens=12, strategy="self_consistency(n=8)", budget="completions=2", trace=True)
     told = capsys.readouterr().err
-    assert told.count(" answer ") == 2
+    assert told.count("○ answer") + told.count("● answer") == 2
     assert "ended by the budget: completions" in told
 
 

@@ -232,8 +232,8 @@ def calls(kind: ScoreKind, reward: ResolvedReward, items: Mapping[str, Scored], 
 
 
 def _failures(reward: ResolvedReward) -> list[str]:
-    found = getattr(reward.func, "failures", None) or []
-    return list(found.values() if isinstance(found, Mapping) else found)  # the guard's stand under their kind
+    # the judge's own, not the guard's around it: what a guard lets pass, it was told to
+    return getattr(getattr(reward.func, "__wrapped__", reward.func), "failures", None) or []
 
 
 def _through_log(kind: ScoreKind, reward: ResolvedReward, items: Sequence[Scored], log: RequestLog) -> list[Any]:

@@ -209,7 +209,8 @@ def test_reward_that_raises(
     (tmp_path / "rewards.py").write_text(REWARDS, encoding="utf-8")
     recipe = write_recipe(REINFORCED, model=tiny_model, data=tiny_data / "problems.jsonl", reward="broken")
     error = refused(StageFailed, 1, recipe, tmp_path / "runs")
-    assert re.search(r"stage 'grpo' failed at rewards\.py:3 in \S+: ZeroDivisionError: division by zero", error.message)
+    where = r"in reward 'rewards\.py:broken' at rewards\.py:3 in \S+"
+    assert re.search(rf"stage 'grpo' failed {where}: ZeroDivisionError: division by zero", error.message)
     assert isinstance(error.__cause__, ZeroDivisionError)
 
 
@@ -352,11 +353,13 @@ def test_only_a_checkpoint_that_can_be_gone_on_from_is_complete(
         gradient_accumulation_steps=1,
         output_dir=str(tmp_path),
         world_size=1,
+        process_index=0,
     )
     (tmp_path / f"checkpoint-{step}").mkdir()
     state = SimpleNamespace(global_step=step, max_steps=8, is_world_process_zero=True)
     accelerator = SimpleNamespace(wait_for_everyone=None)  # of one process nobody waits
-    _Watch(context(tmp_path), SimpleNamespace(args=args, accelerator=accelerator)).on_save(args, state, None)
+    trainer = SimpleNamespace(args=args, accelerator=accelerator, _tr_loss=0.0)  # of nothing else does it keep a figure
+    _Watch(context(tmp_path), trainer).on_save(args, state, None)
     assert (tmp_path / f"checkpoint-{step}" / "complete").is_file() == is_complete
 
 

@@ -567,6 +567,14 @@ def test_a_used_up_quota_ends_the_run_at_once() -> None:
         assert len(server.bodies) == 1
 
 
+def test_a_rate_limit_is_not_taken_for_what_the_server_cannot_do() -> None:
+    plain = {"choices": [{"message": {"content": "7"}, "finish_reason": "stop"}]}
+    with serving(script=[(200, {}, json.dumps(plain)), (429, {}, "slow down")]) as server:
+        with pytest.raises(InputError, match=r"cannot be tried for what it can do: 429 slow down") as caught:
+            ask(OpenAIBackend("fake", server.url, max_retries=0), draws(1))
+        assert "should_probe=False" in str(caught.value.hint)
+
+
 def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"http://127.0.0.1:{_free_port()}/v1"
     for name in ("FIRST_PAUSE_S", "LONGEST_PAUSE_S"):

@@ -210,6 +210,23 @@ def test_a_rate_limit_at_the_first_request_ends_the_run_and_later_only_its_sampl
     assert later == Reply({}, "Rate limit exceeded: free-models-per-day", 429)
 
 
+def test_after_a_rate_limit_it_waits_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.extend([seconds] if seconds > 0.1 else [])  # the server pauses, too, for less
+
+    async def work(endpoint: Endpoint) -> Reply:
+        with monkeypatch.context() as patched:
+            patched.setattr("posttrain_plugins.backends.openai.http.asyncio.sleep", sleep)
+            return await post(endpoint)
+
+    busy, limited = status(503, "busy"), status(429, "slow down")
+    assert talk(Server([busy, limited, limited, limited, limited, OK + BODY]), work, max_retries=5) == SAID
+    assert 0.75 * 0.5 <= pauses[0] <= 0.5
+    assert sum(pauses[1:]) >= 4.0 * 0.75 * (1 + 2 + 4 + 8)
+
+
 def test_a_list_of_models_needs_no_choices() -> None:
     assert Reply.read(200, b'{"data": []}', {}, False) == Reply({"data": []})
 

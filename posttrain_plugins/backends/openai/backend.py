@@ -141,7 +141,7 @@ class OpenAIBackend:
             return self._found.setdefault(route, start)
 
         async def draw(found: Found, request: Generate, seeds: Sequence[int]) -> list[Completion]:
-            completions = await self._draw(found, request, seeds)
+            completions = await self._draw(found, request, seeds, is_probe=True)
             # apart from what a run spends: the probe is paid once, by whichever run comes first
             self.probe_usage += sum((completion.usage for completion in completions), Usage())
             return completions
@@ -163,13 +163,18 @@ class OpenAIBackend:
 
     # Drawing
 
-    async def _draw(self, found: Found, request: Generate, seeds: Sequence[int]) -> list[Completion]:
+    async def _draw(
+        self, found: Found, request: Generate, seeds: Sequence[int], is_probe: bool = False
+    ) -> list[Completion]:
         """Ask for as many completions as there are seeds, in one request or in several that are in flight together."""
         route = TEXT if isinstance(request.prompt, str) else CHAT
 
         async def ask(part: Sequence[int]) -> list[Completion]:
             body = {"model": self.model, **body_of(found, request, part), **self.extra_body}
             reply = await self._endpoint.post(route, {name: value for name, value in body.items() if value is not None})
+            if is_probe and reply.status == 429:  # it would be found to lack whatever was asked for just then
+                message = f"{self._endpoint.base_url} cannot be tried for what it can do: 429 {reply.error}"
+                raise InputError(message, hint="wait for its rate limit to end, or set should_probe=False")
             return completions_of(reply, request.params, len(part))
 
         size = MAX_N if found.capabilities.n else 1

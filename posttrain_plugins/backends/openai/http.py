@@ -27,6 +27,7 @@ from posttrain_plugins.errors import InputError
 __all__ = ["Endpoint", "Reply"]
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 8.0  # between two tries, doubled each time: the `openai` client's own
+PATIENCE = 4.0  # times as long after 429: limits are by the minute, and five tries are to reach over one
 LONGEST_RETRY_AFTER_S = 120.0  # what a server may ask for; it is asked again then, whatever it said
 CONNECT_TIMEOUT_S = 30.0
 KEY_HINT = "give api_key=, or set OPENAI_API_KEY"
@@ -182,6 +183,8 @@ class Endpoint:
                 if not reply.is_passing or reply.is_out_of_quota:
                     break
                 pause_s = min(FIRST_PAUSE_S * 2.0**attempt, LONGEST_PAUSE_S) * self._jitter.uniform(0.75, 1.0)
+                if reply.status == 429:
+                    pause_s *= PATIENCE
                 if reply.retry_after_s is not None:
                     pause_s = min(reply.retry_after_s, LONGEST_RETRY_AFTER_S)
                 await asyncio.sleep(pause_s)

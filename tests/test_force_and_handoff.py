@@ -204,3 +204,23 @@ def test_a_report_leaves_out_figures_of_a_model_that_was_made_again(tmp_path: Pa
     rm = made("r")
     assert list(evaluations({"dpo": made("old"), "rm": rm, "eval": figures})) == [figures]
     assert list(evaluations({"dpo": made("new"), "rm": rm, "eval": figures})) == []
+
+
+@pytest.mark.parametrize(
+    ("manifest", "remark"),
+    [
+        ({"metrics": {"rows": 400.0, "kept": 7.0, "share": 1 / 3, "more": 1.0}}, "rows 400, kept 7, share 0.3333"),
+        ({"metrics": {"train_loss": 1.5, "rows": 4.0}}, "loss 1.500"),
+        ({"metrics": {"base/sampled": 0.5}, "details": {"models": {}}}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_report_shows_what_a_stage_of_somebody_elses_returns(
+    tmp_path: Path, manifest: dict[str, Any], remark: str
+) -> None:
+    from posttrain_plugins.recipe.plan.store import Artifact
+    from posttrain_plugins.recipe.run.report import rows
+
+    given = {"key": "k", "from": [], "seconds": 1.0, "makes": "dataset", "details": {}, "metrics": {}, **manifest}
+    [row] = rows({"mine": Artifact(tmp_path, given)})
+    assert row.remark == remark

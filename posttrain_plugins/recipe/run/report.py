@@ -111,7 +111,12 @@ def _remark(artifact: Artifact) -> str:
         return f"{figures['rows']:.0f} rows, {figures['solved_share']:.0%} of problems solved"
     if artifact.manifest["makes"] == "model" and "reward" in figures:
         return f"reward {figures['reward']:.3f}"
-    return f"loss {figures['train_loss']:.3f}" if "train_loss" in figures else ""
+    if "train_loss" in figures:
+        return f"loss {figures['train_loss']:.3f}"
+    if "models" in artifact.details:  # an evaluation's figures stand in the rows of its models
+        return ""
+    # a stage of somebody else's: what it returned first is what its author wants to be seen
+    return ", ".join(f"{name} {value:.4g}" for name, value in list(figures.items())[:3])
 
 
 def _metric(measure: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

@@ -231,6 +231,68 @@ def test_what_fails_after_the_last_step_goes_on_without_one_more(
     assert outcome(tmp_path / "runs") == outcome(tmp_path / "whole")
 
 
+START = """
+    name: resume
+    seed: 5
+    model: {model}
+    adapters: {first: {use: lora, r: 4}, second: {use: lora, r: 2}}
+    stages:
+      before: {use: sft, model: base, dataset: {path: "{data}/demos.jsonl"}, adapter: first, args: {max_steps: 2}}
+      it: {use: sft, model: before, dataset: {path: "{data}/demos.jsonl"}, adapter: second, adapter_mode: merge,
+           args: {max_steps: 6, per_device_train_batch_size: 4, save_steps: 2, save_strategy: steps}}
+"""
+NEW = """
+    name: resume
+    seed: 5
+    stages:
+      it: {use: pretrain, dataset: {path: "{data}/texts.jsonl"}, tokenizer: "posttrain_plugins.tiny_world:tokenizer",
+           config: {model_type: qwen3, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1,
+                    num_attention_heads: 2, num_key_value_heads: 2},
+           args: {max_steps: 6, save_steps: 2, save_strategy: steps}}
+"""
+
+
+@pytest.mark.parametrize(("text", "name"), [(START, "merged"), (NEW, "initial")], ids=["merged", "initial"])
+def test_a_start_that_the_stage_made_itself_is_made_again_where_it_is_damaged(
+    text: str, name: str, tiny_model: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A base with one other weight was trained on from the checkpoint, and nothing said so."""
+    from trl import SFTTrainer
+
+    (tmp_path / "texts.jsonl").write_text('{"text": "1+1=2"}\n' * 16, encoding="utf-8")
+    recipe = tmp_path / "recipe.yaml"
+    data = tiny_data if name == "merged" else tmp_path
+    recipe.write_text(text.replace("{model}", str(tiny_model)).replace("{data}", str(data)), encoding="utf-8")
+    run(recipe, runs_dir=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(SFTTrainer, "save_model", fails_at_the_end(SFTTrainer.save_model))
+        with pytest.raises(StageFailed, match="out of memory"):
+            run(recipe, runs_dir=tmp_path / "runs")
+    (weights,) = (tmp_path / "runs/resume").glob(f".it-*.partial/{name}/model.safetensors")
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 64]))
+    told = Told()
+    result = run(recipe, runs_dir=tmp_path / "runs", observer=told)["it"]
+    assert told.start == "checkpoint-4"
+    assert f"'{name}' is made again: 'model.safetensors' has other contents than were saved" in told.notes
+    whole = (tmp_path / "whole/resume/latest/it").resolve()
+    saved = {path.relative_to(whole) for path in whole.glob("**/*.safetensors") if "checkpoints" not in path.parts}
+    assert saved
+    assert all((result.folder / path).read_bytes() == (whole / path).read_bytes() for path in saved)
+    assert not list(result.folder.glob(f"{name}/complete"))
+
+
+def fails_at_the_end(save: Callable[..., None]) -> Callable[..., None]:
+    """As `save_model`, but the model of the whole training cannot be written; checkpoints can."""
+
+    def saves(trainer: Any, folder: str | None = None, **options: Any) -> None:
+        if Path(str(folder)).name == "model" and trainer.state.global_step == 6:
+            raise MemoryError
+        save(trainer, folder, **options)
+
+    return saves
+
+
 class Told(Observer):
     """Notes where a run started and the steps that it took."""
 

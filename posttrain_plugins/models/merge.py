@@ -20,7 +20,6 @@ from posttrain_plugins.models.load import (
     load_adapted,
     load_base,
     load_full,
-    load_tokenizer,
     task_to_load,
     training_options,
 )
@@ -30,7 +29,6 @@ __all__ = [
     "Merged",
     "check_mergeable",
     "load_plain",
-    "merged",
     "plain_options",
     "quantize_saved",
     "random_ids",
@@ -139,26 +137,6 @@ def quantize_saved(folder: Path, options: Mapping[str, Any], **saving: Any) -> N
     for file in folder.glob("*.safetensors*"):
         file.unlink()
     model.save_pretrained(str(folder), **saving)
-
-
-def merged(path: str, folder: Path, loading: Mapping[str, Any]) -> Path:
-    """Merge the adapters of a model into its base and save that for TRL to load; made once, by one rename.
-
-    Args:
-        path: the model's folder.
-        folder: where to.
-        loading: TRL `ModelConfig` fields, as the model was trained.
-
-    Raises:
-        InputError: an adapter that PEFT cannot merge.
-    """
-    if folder.is_dir():
-        return folder
-    # a rename is all or nothing: a stage that is killed while it writes finds no half of a base when it goes on
-    scratch = folder.with_name("merged.tmp")
-    save_plain(load_plain(path, loading).model, load_tokenizer(path, loading), scratch)
-    scratch.rename(folder)
-    return folder
 
 
 def random_ids(tokenizer: Any, count: int, seed: int) -> list[list[int]]:

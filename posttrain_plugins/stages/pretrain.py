@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from posttrain_plugins.trainers import training
 from posttrain_plugins.trainers.random_model import save_random, tokenizer_from
+from posttrain_plugins.trainers.start import make_once
 from posttrain_plugins.types import (
     AdapterRef,
     ConfigOf,
@@ -56,12 +58,9 @@ class Pretrain:
 
     def _new_model(self, context: StageContext) -> ModelArtifact:
         """Save random weights from the stage's seed to a folder that TRL loads."""
-        folder = context.folder / "initial"
-        # A run that goes on from a checkpoint finds it there. By one rename: what a killed run had half written is not
-        # taken for a model.
-        if not folder.is_dir():
-            scratch = folder.with_name("initial.tmp")
+
+        def save(folder: Path) -> None:
             tokenizer = tokenizer_from(context.stage, context.inputs.get("tokenizer"))
-            save_random(scratch, tokenizer, self.config, context.seed)
-            scratch.rename(folder)
-        return ModelArtifact("initial", str(folder))
+            save_random(folder, tokenizer, self.config, context.seed)
+
+        return ModelArtifact("initial", str(make_once(context, "initial", save)))

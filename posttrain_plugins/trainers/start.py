@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from posttrain_plugins.checkpoints import damage, mark_complete
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.adapter_types import ensure_registered
 from posttrain_plugins.models.folder import TASKS, UNMERGEABLE_FILE, adapter_config, adapters_in, base_of, copy_below
 from posttrain_plugins.models.load import load_adapted, load_base, load_tokenizer, options_of
-from posttrain_plugins.models.merge import check_mergeable, merged
+from posttrain_plugins.models.merge import check_mergeable, load_plain, save_plain
 from posttrain_plugins.models.quantization import is_quantized
 from posttrain_plugins.models.stack import choose_mode, is_wrapped
 from posttrain_plugins.models.training_templates import chatml_twin, has_marks
 from posttrain_plugins.trainers import compat
 from posttrain_plugins.types import AdapterMode, ModelArtifact, StageContext
 
-__all__ = ["Start", "has_accelerator", "start"]
+__all__ = ["MADE_ONCE", "Start", "has_accelerator", "make_once", "start"]
+
+MADE_ONCE = ("merged", "initial")
+"""Folders beside the checkpoints: the model that a stage starts from, where it makes that itself."""
 
 
 @dataclass
@@ -187,6 +192,30 @@ def _mode(context: StageContext, artifact: ModelArtifact, task_type: str) -> Ada
     return mode
 
 
+def make_once(context: StageContext, name: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder that a run which goes on from a checkpoint finds again as it was made.
+
+    Args:
+        context: of the stage.
+        name: one of `MADE_ONCE`.
+        make: writes the same files every time.
+    """
+    folder = context.folder / name
+    if folder.is_dir():
+        wrong = damage(folder)
+        if wrong is None:
+            return folder
+        # a base with other weights would be trained on, and the checkpoint's adapter with it, without a word
+        context.reporter.note(f"'{name}' is made again: {wrong}")
+        shutil.rmtree(folder)
+    scratch = folder.with_name(f"{name}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    make(scratch)
+    mark_complete(scratch)
+    scratch.rename(folder)  # all or nothing: a stage that is killed while it writes finds no half of a model
+    return folder
+
+
 def _start_from_adapter(
     begin: Start, mode: AdapterMode, artifact: ModelArtifact, context: StageContext, task_type: str
 ) -> None:
@@ -195,7 +224,12 @@ def _start_from_adapter(
         again = " (dequantized; what is loaded is quantized again)" if "quantization_config" in begin.kwargs else ""
         note(f"merges the adapter of '{artifact.name}' into its base first{again}")
         check_mergeable(artifact.name, artifact.path)
-        begin.model = str(merged(artifact.path, context.folder / "merged", artifact.loading))
+
+        def merge(folder: Path) -> None:
+            tokenizer = load_tokenizer(artifact.path, artifact.loading)
+            save_plain(load_plain(artifact.path, artifact.loading).model, tokenizer, folder)
+
+        begin.model = str(make_once(context, "merged", merge))
         return
     begin.kwargs["processing_class"] = _tokenizer(artifact)  # TRL would take the base's, and its template
     if mode == "continue":

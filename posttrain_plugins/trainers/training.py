@@ -23,9 +23,9 @@ from posttrain_plugins.text.readers import reading, template_opens_thought
 from posttrain_plugins.text.reward_input import TEMPLATE_COLUMNS
 from posttrain_plugins.trainers import compat, learnable, loss_masks, saved_rollouts
 from posttrain_plugins.trainers.saved_rollouts import json_line
-from posttrain_plugins.trainers.start import Start, has_accelerator, start
+from posttrain_plugins.trainers.start import MADE_ONCE, Start, has_accelerator, start
 from posttrain_plugins.trainers.watch import follow
-from posttrain_plugins.types import ModelArtifact, ResolvedReward, StageContext, StageResult
+from posttrain_plugins.types import CHECKPOINT_MARKER, ModelArtifact, ResolvedReward, StageContext, StageResult
 
 __all__ = ["train", "train_with_rewards"]
 
@@ -233,8 +233,10 @@ def _complete(context: StageContext, trainer: Any, begin: Start) -> None:
     # model that now stands alone
     if not _says_when_to_save(context.args):
         shutil.rmtree(context.folder / "checkpoints", ignore_errors=True)
-    if not any(folder.glob("**/adapter_config.json")):
-        for name in ("merged", "initial"):
+    for name in MADE_ONCE:
+        if any(folder.glob("**/adapter_config.json")):
+            (context.folder / name / CHECKPOINT_MARKER).unlink(missing_ok=True)  # publishing changes paths in it
+        else:
             shutil.rmtree(context.folder / name, ignore_errors=True)
 
 

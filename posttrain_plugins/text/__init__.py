@@ -12,9 +12,11 @@ and compared with others. Authors of plugins import this room as `posttrain_plug
 | `actions.py`     | an agent's action in a completion, and the arguments of a tool call                            |
 | `readers.py`     | the answer of a completion, by the name of a reader; where a thought ends                      |
 | `prose.py`       | what a label names, what is set bold, what a calculation or a closing sentence comes to        |
-| `expressions.py` | expressions parsed and compared exactly, as quotients of polynomials                           |
+| `answer_kinds.py` | what an answer is: number, quantity, list, set, interval, matrix, equation, choice, words     |
 | `quantities.py`  | the unit or currency behind a number                                                           |
-| `equality.py`    | what an answer is (number, list, set, interval, choice, words), and when two mean the same     |
+| `expressions.py` | expressions parsed, LaTeX and plain text                                                       |
+| `rational_functions.py` | expressions compared exactly, as quotients of polynomials                               |
+| `equality.py`    | when two answers mean the same                                                                 |
 | `equivalence.py` | computer algebra in processes with a limit: sympy for expressions, `math_verify` for texts     |
 | `answers.py`     | answers read, compared and counted in votes; candidates and results from them                  |
 """

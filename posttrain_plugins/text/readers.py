@@ -79,7 +79,7 @@ def reading(reader: str | None = None, is_thinking: bool = False) -> Iterator[No
         ...     print(read("\\\\boxed{4}"), read("4"))
         4 None
     """
-    token = _READING.set(Reading(check_reader(reader or _READING.get().reader), is_thinking))
+    token = _READING.set(Reading(check_reader(_READING.get().reader if reader is None else reader), is_thinking))
     try:
         yield
     finally:
@@ -116,7 +116,7 @@ def read(text: str, reader: str | None = None, prompt: object = None) -> str | N
     visible = without_thought(text, prompt)
     if visible is None:
         return None
-    reader = reader or _READING.get().reader
+    reader = _READING.get().reader if reader is None else reader
     if reader == "auto":
         return _auto(visible)
     return (_reader(reader)(visible) or "").strip() or None

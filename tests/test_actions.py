@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from posttrain_plugins.text.actions import read_action, read_arguments, read_object
+from posttrain_plugins.text.readers import reading
 
 QUERY = {"query": {"type": "string"}, "limit": {"type": "integer"}}
 SEARCH = {"name": "search", "parameters": {"properties": QUERY}}
@@ -95,6 +96,16 @@ def test_an_action_is_read_in_every_form(text: str) -> None:
 def test_no_action_is_read_where_there_is_none(text: str) -> None:
     name, inside, _ = read_action(text)
     assert name == "" or inside.startswith("(((")
+
+
+def test_a_thought_that_the_prompt_opens_holds_no_action() -> None:
+    thought = "I could write\nAction: Finish[9]\n"
+    for prompt in ("?<think>\n", [{"role": "assistant", "content": "[THINK]"}]):
+        assert read_action(thought, prompt) == ("", "", len(thought))
+        assert read_action(f"{thought}</think>\nAction: search[x]", "?<think>")[:2] == ("search", "x")
+    with reading(is_thinking=True):
+        assert read_action(thought, [{"role": "user", "content": "?"}]).name == ""
+        assert read_action(thought, "?").name == "Finish"
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ class ReAct:
             if drawn is None:
                 continue  # a failed sample is a step lost
             text = lead + drawn.text
-            name, inside, end = read_action(text)
+            name, inside, end = read_action(text, request.prompt)
             is_finish = _plain(name) in ("finish", "finalanswer")
             if is_finish and inside.strip():
                 return _finish(_transcript(turns) + text[:end], text, inside)
@@ -162,7 +162,7 @@ class ReAct:
                 messages.append({"role": "user", "content": UNREAD_CALL})
                 continue
             if not drawn.tool_calls or is_last:  # an answer without a call is the end, as chat models are trained
-                name, inside, _ = read_action(drawn.text)
+                name, inside, _ = read_action(drawn.text, messages)
                 return _finish(drawn.text, drawn.text, inside if _plain(name) in ("finish", "finalanswer") else None)
             read = [
                 _read_call(

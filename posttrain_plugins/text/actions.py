@@ -21,6 +21,8 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any, NamedTuple
 
+from posttrain_plugins.text.readers import without_thought
+
 __all__ = ["Action", "read_action", "read_arguments", "read_object"]
 
 # Lists, headings, quotes, bold, code, numbers. The bound keeps the search linear in a line of a million dashes.
@@ -60,18 +62,20 @@ class Action(NamedTuple):
     end: int
 
 
-def read_action(text: str) -> Action:
+def read_action(text: str, prompt: object = None) -> Action:
     """Return the first action that can be read, before any observation that the model has invented.
 
     Args:
-        text: a completion. An action within `<think>` is a thought of one, and none.
+        text: a completion. An action within a thought is none.
+        prompt: what it follows, as text or messages; it may open a thought.
     """
-    rest = text.rpartition("</think>")[2]
+    rest = without_thought(text, prompt)
+    if rest is None:
+        return Action("", "", len(text))
     offset = len(text) - len(rest)
     invented = _INVENTED.search(rest)
     rest = rest[: invented.start()] if invented else rest
-    labels = iter(()) if "<think>" in rest else _LABEL.finditer(rest)
-    for label in islice(labels, _MOST_TRIES):
+    for label in islice(_LABEL.finditer(rest), _MOST_TRIES):
         found = _action_at(rest, label.end(), is_answer=bool(label["final"]))
         if found is not None:
             return found._replace(end=offset + found.end)

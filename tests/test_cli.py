@@ -194,18 +194,66 @@ def test_version_is_the_packages() -> None:
     assert posttrain("--version").stdout == f"posttrain-plugins {version('posttrain-plugins')}\n"
 
 
-def test_help_imports_nothing_that_takes_long() -> None:
-    """What `--help` loads is what it costs; no clock, which tells more of the machine."""
-    code = "import sys; from posttrain_plugins.cli import commands; print(*sys.modules)"
-    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split())
-    assert "posttrain_plugins.cli.commands" in loaded
-    slow = {"torch", "transformers", "trl", "peft", "datasets", "numpy", "pandas", "asyncio", "multiprocessing", "yaml"}
-    assert not loaded & slow
-    assert not [
-        name
-        for name in loaded
-        if name.startswith(("posttrain_plugins.recipe", "posttrain_plugins.engine", "posttrain_plugins.backends"))
-    ]
+PLUGINS = ("stages.", "strategies.", "rewards.", "datasets.", "adapters.")
+MAY_IMPORT = {
+    "--help": ("cli.", "errors"),
+    "plugins list": ("cli.", "errors", "plugins.registry", "recipe.describe.catalogue", "types.plugins"),
+    "validate quickstart": (
+        *(
+            "cli.",
+            "errors",
+            "types.",
+            "plugins.",
+            "text.",
+            "rows.",
+            "models.",
+            "guard.settings",
+            "tiny_world.",
+            *PLUGINS,
+        ),
+        *("recipe.read.", "recipe.check.", "recipe.spec", "recipe.build", "recipe.files", "recipe.handoff"),
+        *("recipe.lineage", "recipe.plugin_schema", "recipe.source_hash"),
+        # what stages say of their settings, and the choices that their fields have
+        *("trainers.compat", "trainers.ppo.rules", "trainers.sft_rules", "training_data."),
+        *("engine.trace", "evaluation.missing"),
+    ),
+}
+SLOW = {
+    *(
+        "torch",
+        "transformers",
+        "trl",
+        "peft",
+        "datasets",
+        "numpy",
+        "pandas",
+        "asyncio",
+        "multiprocessing",
+        "rich.console",
+    ),
+    *("concurrent.futures", "importlib.metadata", "email"),
+}
+
+
+@pytest.mark.parametrize("command", MAY_IMPORT)
+def test_a_light_command_imports_what_it_needs_and_no_more(command: str) -> None:
+    """What these commands import is what they take; no clock, which tells more of the machine."""
+    code = (
+        "import sys\n"
+        f"sys.argv = ['posttrain', *{command.split()!r}]\n"
+        "from posttrain_plugins.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        "print(*((name, module.__file__) for name, module in sys.modules.items() if getattr(module, '__file__', None)),"
+        " sep='\\n', file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    loaded = dict(re.findall(r"^\('([\w.]+)', '(.*)'\)$", done.stderr, re.MULTILINE))
+    assert "posttrain_plugins.cli.commands" in loaded, done.stderr
+    assert not SLOW & set(loaded)
+    assert ("yaml" in loaded) == command.startswith("validate")
+    ours = [name.partition(".")[2] for name, file in loaded.items() if name.startswith("posttrain_plugins.")]
+    files = [name for name in ours if not loaded[f"posttrain_plugins.{name}"].endswith("__init__.py")]
+    assert [name for name in files if not f"{name}.".startswith(MAY_IMPORT[command])] == []
 
 
 # --- ask -------------------------------------------------------------------------------------------------------------

@@ -16,8 +16,6 @@ from posttrain_plugins.engine.trace import failures_of, unanswered
 from posttrain_plugins.errors import InputError, StageFailed
 from posttrain_plugins.evaluation.figures import difference_interval, mean_interval
 from posttrain_plugins.evaluation.missing import Missing
-from posttrain_plugins.stages import evaluate as evaluate_module
-from posttrain_plugins.stages import sample as sample_module
 from posttrain_plugins.stages.evaluate import Evaluate
 from posttrain_plugins.stages.sample import Sample
 from posttrain_plugins.strategies.greedy import Greedy
@@ -46,8 +44,7 @@ def backends(monkeypatch: pytest.MonkeyPatch) -> dict[str, Scripted]:
     def opened(artifact: ModelArtifact) -> Iterator[Scripted]:
         yield models[artifact.name]
 
-    monkeypatch.setattr(sample_module, "opened", opened)
-    monkeypatch.setattr(evaluate_module, "opened", opened)
+    monkeypatch.setattr("posttrain_plugins.backends.open.opened", opened)
     return models
 
 

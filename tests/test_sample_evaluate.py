@@ -18,8 +18,6 @@ from posttrain_plugins.errors import InputError, Interrupted, StageFailed
 from posttrain_plugins.recipe.plan.store import Artifact
 from posttrain_plugins.recipe.run import report
 from posttrain_plugins.rewards.exact_answer import ExactAnswer
-from posttrain_plugins.stages import evaluate as evaluate_module
-from posttrain_plugins.stages import sample as sample_module
 from posttrain_plugins.stages.evaluate import Evaluate
 from posttrain_plugins.stages.sample import Sample
 from posttrain_plugins.strategies.best_of_n import BestOfN
@@ -101,8 +99,7 @@ def backends(monkeypatch: pytest.MonkeyPatch) -> dict[str, Scripted]:
         models[artifact.name].opened += 1
         yield models[artifact.name]
 
-    monkeypatch.setattr(sample_module, "opened", opened)
-    monkeypatch.setattr(evaluate_module, "opened", opened)
+    monkeypatch.setattr("posttrain_plugins.backends.open.opened", opened)
     return models
 
 

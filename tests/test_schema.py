@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import textwrap
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Optional
 
 import pytest
 
+from posttrain_plugins.plugins import source as reading
 from posttrain_plugins.plugins.schema import Field, accepts, type_name
 from posttrain_plugins.plugins.signature import of_object, reward_columns
 from posttrain_plugins.plugins.source import of_config, of_source
@@ -40,6 +43,23 @@ def test_the_source_says_what_the_imported_class_says(target: str) -> None:
             assert default is None or accepts(told.type, default), name
     known = [name for name, told in read.items() if told.type is not Any]
     assert len(known) >= len(read) - 1  # `runtime_config` of peft
+
+
+def test_a_config_read_field_by_field_is_the_one_that_is_parsed_whole() -> None:
+    """The statements are cut out by their indentation; a parse of the whole file is what they are held to."""
+    from posttrain_plugins.models.adapter_types import _registered
+
+    targets = [*CONFIGS, "transformers:Seq2SeqTrainingArguments", *(f"peft:{name}" for name in _registered().values())]
+    count = 0
+    for target in dict.fromkeys(targets):
+        for one in reading.classes_of(target):
+            whole = {n.name: n for n in one.file.body if isinstance(n, ast.ClassDef)}[one.head.name]
+            assert [ast.dump(base) for base in one.head.bases] == [ast.dump(base) for base in whole.bases]
+            written = {ast.unparse(n.target): ast.dump(n) for n in whole.body if isinstance(n, ast.AnnAssign)}
+            cut = {k: ast.dump(ast.parse(textwrap.dedent(text)).body[0]) for k, text in one.annotated().items()}
+            assert cut == written, (target, one.head.name)
+            count += len(cut)
+    assert count > 1000
 
 
 @pytest.mark.parametrize(

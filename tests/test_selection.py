@@ -16,7 +16,6 @@ from posttrain_plugins.backends.protocol import Capabilities
 from posttrain_plugins.errors import InputError, StageFailed
 from posttrain_plugins.rewards.digit_chain_steps import DigitChainSteps
 from posttrain_plugins.rewards.exact_answer import ExactAnswer
-from posttrain_plugins.stages import sample as sample_module
 from posttrain_plugins.stages.sample import Sample
 from posttrain_plugins.training_data.selection import Judged, Selection, read_saved
 from posttrain_plugins.types import Completion, ModelArtifact, ResolvedReward, StageContext, Usage
@@ -65,7 +64,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(artifact.name)
         yield MODELS[artifact.name]
 
-    monkeypatch.setattr(sample_module, "opened", open_model)
+    monkeypatch.setattr("posttrain_plugins.backends.open.opened", open_model)
     return names
 
 

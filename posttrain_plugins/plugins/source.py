@@ -42,12 +42,14 @@ class SourceFile:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.text = importlib.util.decode_source(file.read_bytes())  # a file says its own encoding
+        # A line break before the first line too: patterns that begin with one are found sooner than with
+        # `^`. The bytes, because a file says its own encoding.
+        self.text = f"\n{importlib.util.decode_source(file.read_bytes())}\n"
 
     @functools.cached_property
     def body(self) -> list[ast.stmt]:
         """Return all statements."""
-        return ast.parse(self.text, filename=str(self.file)).body
+        return ast.parse(self.text[1:], filename=str(self.file)).body  # with the lines of the file
 
     @functools.cached_property
     def imports(self) -> dict[str, tuple[str, str, str]]:
@@ -61,8 +63,8 @@ class SourceFile:
 
     def statement(self, head: str) -> str:
         """Return the text of the first statement that begins with a pattern; empty if there is none."""
-        match = re.search(rf"^{head}.*\n(?:(?:[ \t)\]}}#].*)?\n)*", self.text + "\n", re.MULTILINE)
-        return match[0] if match else ""
+        match = re.search(rf"\n({head}.*\n(?:(?:[ \t)\]}}#].*)?\n)*)", self.text)
+        return match[1] if match else ""
 
     def find(self, name: str, head: str) -> tuple[SourceFile, str] | None:
         """Return the file and the text of the statement that defines a name.
@@ -116,7 +118,7 @@ class SourceClass:
     def annotated(self) -> dict[str, str]:
         """Return name -> `name: type = value`, as it is written, of every annotated name of the body."""
         # Statements that are texts go first: a docstring may have lines that look like a field.
-        text = re.sub(r'^[ \t]+[rR]?"""[\s\S]*?"""', "", self.text, flags=re.MULTILINE)
+        text = re.sub(r'\n[ \t]+[rR]?"""[\s\S]*?"""', "\n", self.text)
         found: dict[str, str] = {}
         for match in _ANNOTATED.finditer(text):
             found[match["name"]] = match[0]
@@ -133,7 +135,7 @@ class SourceClass:
 
 _CLASS = r"class {}\b"
 _ASSIGNED = r"{} *(?::[^=\n]+)?=(?!=)"
-_IMPORT = re.compile(r"^[ \t]*from +(\.*)([\w.]*) +import +(\([^)]*\)|(?:.*\\\n)*.*)", re.MULTILINE)
+_IMPORT = re.compile(r"\n[ \t]*from +(\.*)([\w.]*) +import +(\([^)]*\)|(?:.*\\\n)*.*)")
 # at the depth of a class's body, with the lines below it that stand deeper or close a bracket
 _ANNOTATED = re.compile(r"^(?P<depth> {4}|\t)(?P<name>\w+) *: *\S.*\n(?:(?:(?P=depth)[ \t)\]}].*)?\n)*", re.MULTILINE)
 

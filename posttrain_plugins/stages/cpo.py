@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from posttrain_plugins.trainers import training
 from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, StageContext, StageResult
 
 __all__ = ["CPO"]
@@ -40,6 +39,7 @@ class CPO:
     requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(("dataset", "eval_dataset"), (("chosen", "rejected"),))
 
     def __call__(self, context: StageContext) -> StageResult:
+        from posttrain_plugins.trainers import training
         from posttrain_plugins.trainers.experimental import as_stable, load_experimental
 
         cpo = load_experimental("cpo")

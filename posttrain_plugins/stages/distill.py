@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 from posttrain_plugins.models.load import load_base, options_of
-from posttrain_plugins.trainers import training
 from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelArtifact, ModelRef, StageContext, StageResult
 
 __all__ = ["Distill"]
@@ -45,6 +44,8 @@ class Distill:
 
     def __call__(self, context: StageContext) -> StageResult:
         from trl import DistillationConfig, DistillationTrainer
+
+        from posttrain_plugins.trainers import training
 
         teacher: ModelArtifact = context.inputs["teacher"]
         # as the recipe loads its models; what `args` says goes before

@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from posttrain_plugins.trainers import training
 from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, StageContext, StageResult
 
 __all__ = ["DPO"]
@@ -41,5 +40,7 @@ class DPO:
 
     def __call__(self, context: StageContext) -> StageResult:
         from trl import DPOConfig, DPOTrainer
+
+        from posttrain_plugins.trainers import training
 
         return training.train(context, DPOTrainer, DPOConfig, self.args)

@@ -22,17 +22,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from math import isnan
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from posttrain_plugins.backends.open import opened
-from posttrain_plugins.backends.protocol import AnyBackend
-from posttrain_plugins.engine.log import RequestLog
-from posttrain_plugins.engine.solve import Progress, is_thinking
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.evaluation.bench import Bench, problems_of
-from posttrain_plugins.evaluation.measure import Measure, flat_figures, gains, mark_pareto
 from posttrain_plugins.evaluation.missing import check_max_missing
-from posttrain_plugins.evaluation.plot import draw
 from posttrain_plugins.text import fingerprint
 from posttrain_plugins.text.readers import check_reader, reading
 from posttrain_plugins.types import (
@@ -48,6 +41,12 @@ from posttrain_plugins.types import (
     StageResult,
     StrategyRef,
 )
+
+if TYPE_CHECKING:  # `validate` and `plan` import this module, and what it runs with takes them longer than the check
+    from posttrain_plugins.backends.protocol import AnyBackend
+    from posttrain_plugins.engine.solve import Progress
+    from posttrain_plugins.evaluation.bench import Bench
+    from posttrain_plugins.evaluation.measure import Measure
 
 __all__ = ["Evaluate"]
 
@@ -126,6 +125,12 @@ class Evaluate:
             _check_budget(budget)
 
     def __call__(self, context: StageContext) -> StageResult:
+        from posttrain_plugins.backends.open import opened
+        from posttrain_plugins.engine.log import RequestLog
+        from posttrain_plugins.engine.solve import is_thinking
+        from posttrain_plugins.evaluation.bench import Bench, problems_of
+        from posttrain_plugins.evaluation.measure import mark_pareto
+
         rows = [dict(row) for row in context.inputs["dataset"]]
         problems, columns = problems_of(rows, SamplingParams(self.temperature, self.top_p, self.max_tokens))
         models: list[ModelArtifact] = context.inputs["models"]
@@ -200,6 +205,9 @@ class Evaluate:
         measured: Mapping[str, list[Measure]],
     ) -> StageResult:
         # a gain is over the nearest model that is measured here too, so all have to be done
+        from posttrain_plugins.evaluation.measure import flat_figures, gains
+        from posttrain_plugins.evaluation.plot import draw
+
         summaries = {name: {m.name: m.summary() for m in measures} for name, measures in measured.items()}
         gained = {artifact.name: gains(artifact, measured) for artifact in models}
         metric = context.inputs["rewards"][0].name

@@ -15,8 +15,6 @@ from typing import Annotated, Any, ClassVar
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models import merge
 from posttrain_plugins.models.load import load_tokenizer, options_of
-from posttrain_plugins.trainers.model_card import model_card
-from posttrain_plugins.trainers.ppo.critic_export import critic_as_classifier
 from posttrain_plugins.types import (
     EXPORT_MARKER,
     ConfigOf,
@@ -72,6 +70,8 @@ class Export:
         _check_free(Path(self.to))  # while the recipe is checked: not after hours of training
 
     def __call__(self, context: StageContext) -> StageResult:
+        from posttrain_plugins.trainers.model_card import model_card
+
         artifact = self._artifact(context)
         target = Path(self.to).absolute()
         _check_free(target, _owner(context))  # and again: another stage may have exported to it since
@@ -108,6 +108,8 @@ class Export:
 
     def _plain(self, artifact: ModelArtifact, seed: int) -> tuple[merge.Merged, Any]:
         """Load the model to write, with adapters merged, and its tokenizer."""
+        from posttrain_plugins.trainers.ppo.critic_export import critic_as_classifier
+
         merge.check_mergeable(artifact.name, artifact.path)
         tokenizer = load_tokenizer(artifact.path, artifact.loading, artifact.chat_template)
         if self.critic:

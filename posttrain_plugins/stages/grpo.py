@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 from posttrain_plugins.text.steps import SEPARATOR
-from posttrain_plugins.trainers import strategy_rollouts, training
-from posttrain_plugins.trainers.ppo import rules
 from posttrain_plugins.types import (
     AdapterRef,
     ConfigOf,
@@ -65,14 +63,20 @@ class GRPO:
 
     def issues(self, facts: StageFacts) -> Iterator[Issue]:
         """Process rewards that cannot judge steps, and arguments that a strategy leaves no meaning."""
+        from posttrain_plugins.trainers.ppo import rules
+
         yield from rules.step_concerns(self.process_rewards, facts.judges_steps, "process_rewards")
         if self.process_rewards:
             yield from rules.aggregation_concerns(facts.args)
         if self.strategy is not None:
+            from posttrain_plugins.trainers import strategy_rollouts
+
             yield from strategy_rollouts.issues(facts.args)
 
     def __call__(self, context: StageContext) -> StageResult:
         from trl import GRPOConfig, GRPOTrainer
+
+        from posttrain_plugins.trainers import strategy_rollouts, training
 
         made_by = strategy_rollouts.hook(context)
         if not self.process_rewards:  # TRL's own class, so that the numbers are those of a plain script

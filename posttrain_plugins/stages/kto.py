@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from posttrain_plugins.trainers import learnable, training
 from posttrain_plugins.types import (
     AdapterRef,
     ConfigOf,
@@ -50,10 +49,14 @@ class KTO:
 
     def issues(self, facts: StageFacts) -> Iterator[Issue]:
         """Yield that all rows are good, or all are bad."""
+        from posttrain_plugins.trainers import learnable
+
         if problem := learnable.one_class([row["label"] for row in facts.rows if "label" in row]):
             yield Issue(problem, learnable.ANOTHER_CLASS, "dataset")
 
     def __call__(self, context: StageContext) -> StageResult:
         from trl import KTOConfig, KTOTrainer
+
+        from posttrain_plugins.trainers import training
 
         return training.train(context, KTOTrainer, KTOConfig, self.args)

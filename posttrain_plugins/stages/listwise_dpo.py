@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from posttrain_plugins.trainers import training
 from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, StageContext, StageResult
 
 __all__ = ["ListwiseDPO"]
@@ -43,6 +42,7 @@ class ListwiseDPO:
     def __call__(self, context: StageContext) -> StageResult:
         from trl import DPOConfig
 
+        from posttrain_plugins.trainers import training
         from posttrain_plugins.trainers.listwise_dpo import ListwiseDPOTrainer
 
         return training.train(context, ListwiseDPOTrainer, DPOConfig, self.args)

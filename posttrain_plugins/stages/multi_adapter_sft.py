@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.folder import ADAPTERS, adapter_config
-from posttrain_plugins.trainers import sft_rules, training
+from posttrain_plugins.trainers import sft_rules
 from posttrain_plugins.types import (
     AdapterRef,
     ConfigOf,
@@ -71,6 +71,7 @@ class MultiAdapterSFT:
     def __call__(self, context: StageContext) -> StageResult:
         from trl import SFTConfig
 
+        from posttrain_plugins.trainers import training
         from posttrain_plugins.trainers.multi_adapter import MultiAdapterSFTTrainer
 
         tasks = _tasks(context)

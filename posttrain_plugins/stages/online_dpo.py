@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from posttrain_plugins.trainers import training
 from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, RewardRef, StageContext, StageResult
 
 __all__ = ["OnlineDPO"]
@@ -45,6 +44,7 @@ class OnlineDPO:
     requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(("dataset", "eval_dataset"), (("prompt",),))
 
     def __call__(self, context: StageContext) -> StageResult:
+        from posttrain_plugins.trainers import training
         from posttrain_plugins.trainers.experimental import as_stable, load_experimental
 
         online_dpo = load_experimental("online_dpo")

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from posttrain_plugins.trainers import training
-from posttrain_plugins.trainers.ppo import rules
 from posttrain_plugins.types import (
     AdapterRef,
     ConfigOf,
@@ -60,10 +58,14 @@ class OREO:
 
     def issues(self, facts: StageFacts) -> Iterator[Issue]:
         """Yield why the critic cannot be had, or warn that there is no memory for it."""
+        from posttrain_plugins.trainers.ppo import rules
+
         yield from rules.critic_concerns(facts, has_config=self.critic is not None)
 
     def __call__(self, context: StageContext) -> StageResult:
+        from posttrain_plugins.trainers import training
         from posttrain_plugins.trainers.oreo import OREOConfig, OREOTrainer
+        from posttrain_plugins.trainers.ppo import rules
 
         critic = context.inputs.get("critic")
         rules.check_critic(context.stage, critic)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from posttrain_plugins.trainers import training
 from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, StageContext, StageResult
 
 __all__ = ["ORPO"]
@@ -39,6 +38,7 @@ class ORPO:
     requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(("dataset", "eval_dataset"), (("chosen", "rejected"),))
 
     def __call__(self, context: StageContext) -> StageResult:
+        from posttrain_plugins.trainers import training
         from posttrain_plugins.trainers.experimental import as_stable, load_experimental
 
         orpo = load_experimental("orpo")

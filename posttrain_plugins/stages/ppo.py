@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from posttrain_plugins.trainers import strategy_rollouts, training
-from posttrain_plugins.trainers.ppo import rules
 from posttrain_plugins.types import (
     AdapterRef,
     ConfigOf,
@@ -67,14 +65,19 @@ class PPO:
 
     def issues(self, facts: StageFacts) -> Iterator[Issue]:
         """Yield what PPO cannot do with these settings, and warn of a critic for which there is no memory."""
+        from posttrain_plugins.trainers.ppo import rules
+
         yield from rules.config_concerns(facts.args)
         yield from rules.critic_concerns(facts, has_config=self.critic is not None)
         yield from rules.step_concerns(facts.args.process_rewards, facts.judges_steps, "args.process_rewards")
         if self.strategy is not None:
+            from posttrain_plugins.trainers import strategy_rollouts
+
             yield from strategy_rollouts.issues(facts.args)
 
     def __call__(self, context: StageContext) -> StageResult:
-        from posttrain_plugins.trainers.ppo import process_rewards
+        from posttrain_plugins.trainers import strategy_rollouts, training
+        from posttrain_plugins.trainers.ppo import process_rewards, rules
         from posttrain_plugins.trainers.ppo.trainer import PPOConfig, PPOTrainer
 
         rewards = context.inputs["rewards"]

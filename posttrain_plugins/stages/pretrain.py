@@ -6,9 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from posttrain_plugins.trainers import training
-from posttrain_plugins.trainers.random_model import save_random, tokenizer_from
-from posttrain_plugins.trainers.start import make_once
 from posttrain_plugins.types import (
     AdapterRef,
     ConfigOf,
@@ -53,13 +50,19 @@ class Pretrain:
     def __call__(self, context: StageContext) -> StageResult:
         from trl import SFTConfig, SFTTrainer
 
+        from posttrain_plugins.trainers import training
+
         artifact = context.inputs.get("model") or self._new_model(context)
         return training.train(context, SFTTrainer, SFTConfig, self.args, artifact=artifact)
 
     def _new_model(self, context: StageContext) -> ModelArtifact:
         """Save random weights from the stage's seed to a folder that TRL loads."""
 
+        from posttrain_plugins.trainers.random_model import save_random, tokenizer_from
+        from posttrain_plugins.trainers.start import make_once
+
         def save(folder: Path) -> None:
+
             tokenizer = tokenizer_from(context.stage, context.inputs.get("tokenizer"))
             save_random(folder, tokenizer, self.config, context.seed)
 

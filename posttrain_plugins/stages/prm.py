@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 from posttrain_plugins.text.steps import SEPARATOR, Aggregate
-from posttrain_plugins.trainers import training
 from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, StageContext, StageResult
 
 __all__ = ["PRM"]
@@ -48,6 +47,7 @@ class PRM:
     )
 
     def __call__(self, context: StageContext) -> StageResult:
+        from posttrain_plugins.trainers import training
         from posttrain_plugins.trainers.prm import PRMConfig, PRMTrainer
 
         # one separator for training and for use: a model that is asked at other places than it was trained at guesses

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from posttrain_plugins.trainers.random_model import save_random, tokenizer_from
 from posttrain_plugins.types import ObjectRef, StageContext, StageResult
 
 __all__ = ["RandomInit"]
@@ -32,6 +31,8 @@ class RandomInit:
     }
 
     def __call__(self, context: StageContext) -> StageResult:
+        from posttrain_plugins.trainers.random_model import save_random, tokenizer_from
+
         folder = context.folder / "model"
         tokenizer = tokenizer_from(context.stage, context.inputs["tokenizer"])
         # nothing is loaded or trained, so a model of any size costs its file alone

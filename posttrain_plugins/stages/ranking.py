@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from posttrain_plugins.evaluation.calibration import calibrate
-from posttrain_plugins.trainers import training
 from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, StageContext, StageResult
 
 __all__ = ["RankingModel"]
@@ -49,6 +47,8 @@ class RankingModel:
     )
 
     def __call__(self, context: StageContext) -> StageResult:
+        from posttrain_plugins.evaluation.calibration import calibrate
+        from posttrain_plugins.trainers import training
         from posttrain_plugins.trainers.ranking import RankingConfig, RankingTrainer, pairs_of
 
         result = training.train(context, RankingTrainer, RankingConfig, self.args, task_type="SEQ_CLS")

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from posttrain_plugins.evaluation.calibration import calibrate
-from posttrain_plugins.trainers import training
 from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, StageContext, StageResult
 
 __all__ = ["RewardModeling"]
@@ -47,6 +45,9 @@ class RewardModeling:
 
     def __call__(self, context: StageContext) -> StageResult:
         from trl import RewardConfig, RewardTrainer
+
+        from posttrain_plugins.evaluation.calibration import calibrate
+        from posttrain_plugins.trainers import training
 
         result = training.train(context, RewardTrainer, RewardConfig, self.args, task_type="SEQ_CLS")
         # held-out pairs alone: on those that it was trained on, a reward model is sure and right

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from posttrain_plugins.trainers import training
 from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, RewardRef, StageContext, StageResult
 
 __all__ = ["RLOO"]
@@ -40,5 +39,7 @@ class RLOO:
 
     def __call__(self, context: StageContext) -> StageResult:
         from trl import RLOOConfig, RLOOTrainer
+
+        from posttrain_plugins.trainers import training
 
         return training.train_with_rewards(context, RLOOTrainer, RLOOConfig, self.args)

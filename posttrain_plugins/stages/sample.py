@@ -11,15 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from posttrain_plugins.backends.open import opened
-from posttrain_plugins.backends.protocol import AnyBackend
-from posttrain_plugins.engine.log import RequestLog
-from posttrain_plugins.engine.solve import is_thinking, sample, solve
 from posttrain_plugins.engine.trace import failures_of, unanswered
 from posttrain_plugins.errors import InputError, StageFailed
-from posttrain_plugins.evaluation.bench import problems_of, score_texts, unrated_texts
 from posttrain_plugins.evaluation.missing import Missing, check_max_missing
 from posttrain_plugins.text import to_text
 from posttrain_plugins.text.readers import check_reader, read, reading
@@ -34,7 +29,7 @@ from posttrain_plugins.training_data.selection import (
     read_saved,
     without_texts,
 )
-from posttrain_plugins.training_data.step_labels import Estimate, StepLabels
+from posttrain_plugins.training_data.step_labels import Estimate
 from posttrain_plugins.types import (
     DataRef,
     ModelArtifact,
@@ -47,6 +42,9 @@ from posttrain_plugins.types import (
     StageResult,
     StrategyRef,
 )
+
+if TYPE_CHECKING:  # `validate` and `plan` import this module, and what it runs with takes them longer than the check
+    from posttrain_plugins.backends.protocol import AnyBackend
 
 __all__ = ["Sample"]
 
@@ -153,6 +151,10 @@ class Sample:
         return {"dataset": tuple(("prompt", text, *verdict) for text in texts for verdict in verdicts)}
 
     def __call__(self, context: StageContext) -> StageResult:
+        from posttrain_plugins.engine.log import RequestLog
+        from posttrain_plugins.engine.solve import is_thinking
+        from posttrain_plugins.evaluation.bench import problems_of, score_texts, unrated_texts
+
         rows = [dict(row) for row in context.inputs["dataset"]]
         # rows with one prompt become one problem, as if the completions had been drawn together
         saved = read_saved(rows, needs_rewards=not self.rewards) if self.is_offline else None
@@ -200,6 +202,8 @@ class Sample:
         options: Mapping[str, Any],
     ) -> tuple[list[list[str]], dict[str, float]]:
         """Return each problem's completions: all that a strategy finished, or its answer where it names none."""
+        from posttrain_plugins.engine.solve import sample, solve
+
         strategy = context.inputs.get("strategy")
         if strategy is None:  # plain draws, all problems and all completions in one go
             results = sample(problems, self.num_generations, **options)
@@ -240,6 +244,8 @@ class Sample:
         options: Mapping[str, Any],
     ) -> list[list[dict[str, Any]]]:
         """Return for each problem the new columns of each row that is kept."""
+        from posttrain_plugins.training_data.step_labels import StepLabels
+
         if self.keep != "steps":
             selection = self._selection(context.seed)
             return [selection.rows(of_problem, i) for i, of_problem in enumerate(judged)]
@@ -277,6 +283,8 @@ class Sample:
     @contextmanager
     def _backends(self, context: StageContext) -> Iterator[dict[str, AnyBackend]]:
         """Load the model and those that the strategy names, each once; none where nothing is to be drawn."""
+        from posttrain_plugins.backends.open import opened
+
         policy: ModelArtifact | None = context.inputs.get("model")
         needs_model = not self.is_offline or (self.keep == "steps" and self.labels == "rollouts")
         with ExitStack() as stack:

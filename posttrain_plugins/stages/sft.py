@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from posttrain_plugins.trainers import sft_rules, training
+from posttrain_plugins.trainers import sft_rules
 from posttrain_plugins.types import (
     AdapterRef,
     ConfigOf,
@@ -54,5 +54,7 @@ class SFT:
 
     def __call__(self, context: StageContext) -> StageResult:
         from trl import SFTConfig, SFTTrainer  # here, as in every stage: `validate` and `plan` import this module
+
+        from posttrain_plugins.trainers import training
 
         return training.train(context, SFTTrainer, SFTConfig, self.args)

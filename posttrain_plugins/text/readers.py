@@ -20,7 +20,6 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.text import prose
 
 __all__ = [
     "READERS",
@@ -225,12 +224,18 @@ def _boxed(text: str) -> tuple[int, str] | None:
     return None
 
 
+def _last_number(text: str) -> str | None:
+    from posttrain_plugins.text import prose  # here: its patterns take as long to compile as `validate` to check
+
+    return prose.last_number(text)
+
+
 READERS: dict[str, Callable[[str], str | None]] = {
     "auto": lambda text: _auto(text),
     "marked": lambda text: _named(text)[1],
     "tag": _tagged,
     "boxed": lambda text: (_boxed(text) or (0, None))[1],
-    "last_number": prose.last_number,
+    "last_number": _last_number,
     "whole": lambda text: text,
 }
 
@@ -255,6 +260,8 @@ def _reader(name: str) -> Callable[[str], str | None]:
 
 
 def _auto(text: str) -> str | None:
+    from posttrain_plugins.text import prose
+
     if _NUMBER_ALONE.fullmatch(text):  # most often
         return text.strip()
     is_named, answer = _named(text)
@@ -263,6 +270,8 @@ def _auto(text: str) -> str | None:
 
 def _named(text: str) -> tuple[bool, str | None]:
     """Return whether a tag, a label or a box names an answer, and the answer, None for an empty one."""
+    from posttrain_plugins.text import prose
+
     if "</" in text and (tagged := _tagged(text)) is not None:
         return True, (prose.read_labelled(tagged) if " is " in tagged else None) or tagged or None
     box = _boxed(text) if "boxed" in text or "fbox" in text else None

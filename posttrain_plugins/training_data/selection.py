@@ -25,7 +25,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from posttrain_plugins.engine.scoring import as_completion
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.text import is_conversational, to_text
 from posttrain_plugins.types import Prompt, ResolvedReward
@@ -98,6 +97,8 @@ def judge(
 
 def _formatted(prompt: Prompt, completion: Any) -> Any:
     """Write a completion in its prompt's format; saved messages stay whole (tool calls, several turns)."""
+    from posttrain_plugins.engine.scoring import as_completion
+
     if is_conversational(prompt):
         return as_completion(prompt, completion) if isinstance(completion, str) else list(completion)
     return to_text(completion)

@@ -14,15 +14,15 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from posttrain_plugins.engine.log import RequestLog
-from posttrain_plugins.engine.scoring import Scored, score, score_steps
-from posttrain_plugins.engine.solve import solve
 from posttrain_plugins.text import prefill
 from posttrain_plugins.text.steps import SEPARATOR, split_steps
 from posttrain_plugins.training_data.selection import Judged
 from posttrain_plugins.types import Generate, Problem, Request, ResolvedReward, Result
+
+if TYPE_CHECKING:
+    from posttrain_plugins.engine.log import RequestLog
 
 __all__ = ["Estimate", "StepLabels"]
 
@@ -66,6 +66,8 @@ class StepLabels:
         Returns:
             For each problem and completion, the labels.
         """
+        from posttrain_plugins.engine.scoring import Scored, score_steps
+
         steps = [[tuple(split_steps(item.text, self.separator)) for item in of_problem] for of_problem in judged]
         rows = [{name: values[i] for name, values in columns.items()} for i in range(len(problems))]
         items = [
@@ -100,6 +102,9 @@ class StepLabels:
             For each problem and completion, the labels.
         """
         # completions of one problem often begin alike, and rollouts are what costs: each beginning is asked once
+        from posttrain_plugins.engine.scoring import Scored, score
+        from posttrain_plugins.engine.solve import solve
+
         prefixes = {
             problem.id: list(dict.fromkeys(prefix for item in of_problem for prefix in self._prefixes(item)))
             for problem, of_problem in zip(problems, judged, strict=True)

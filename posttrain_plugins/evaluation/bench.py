@@ -192,9 +192,8 @@ class Bench:
     ) -> Measure:
         """Return the figures of one way of answering, what it took, and a line for each completion that came."""
         usage: dict[str, Usage] = {}
-        for result in results:
-            for role, spent in result.usage.items():
-                usage[role] = usage.get(role, Usage()) + spent
+        for role, spent in (item for result in results for item in result.usage.items()):
+            usage[role] = usage.get(role, Usage()) + spent
         lines = [
             {
                 # with the problem's other columns, so that the file can be scored again by other rewards
@@ -209,11 +208,11 @@ class Bench:
             for i, problem in enumerate(self.problems)
             for j, text in enumerate(texts[i])
         ]
-        means = {reward: sampled_accuracy(rows) for reward, rows in scores.items()}
         # what a judge could not be asked for is missing like a completion that never came
         unrated = {r.name: unrated_texts(r, self.problems, self.columns, texts, self.log) for r in self.rewards}
-        reasons = [why for of_problem in unrated[self.rewards[0].name] for why in of_problem]
-        missing = replace(missing, reasons=(*missing.reasons, *reasons))
+        first = unrated[self.rewards[0].name]
+        missing = replace(missing, reasons=(*missing.reasons, *(why for of_problem in first for why in of_problem)))
+        means = {reward: sampled_accuracy(rows) for reward, rows in scores.items()}
         measure = Measure(name, means, missing, usage=usage, seconds=seconds, samples=lines)
         measure.unread = sum(line["answer"] is None for line in lines)
         each = missing.asked // max(len(results), 1)

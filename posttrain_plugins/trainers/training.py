@@ -83,29 +83,7 @@ def train(
         NonFiniteLoss: the loss of an optimizer step was NaN or infinite.
         Interrupted: the user asked to stop; a checkpoint stands.
     """
-    artifact = artifact or context.inputs["model"]
-    assert artifact is not None
-    if context.preview:  # a look at what is learned: random weights beside the artifact's tokenizer
-        loss_masks.save_stand_in(Path(artifact.path))
-        begin, args = Start(artifact.path), loss_masks.preview_args(config_class, args, context.preview)
-    else:
-        begin = start(context, task_type, artifact)
-    if not isinstance(begin.model, str):
-        args = {name: value for name, value in args.items() if name != "model_init_kwargs"}  # it is loaded
-    config = _config(context, config_class, args, begin.model_init_kwargs)
-    check_fits(
-        context.stage, begin.kwargs.get("peft_config"), config, artifact.loading, is_on_cpu=not has_accelerator()
-    )
-    begin.find_marks(artifact, config)
-    trainer = trainer_class(
-        model=begin.model,
-        args=config,
-        train_dataset=context.inputs["dataset"],
-        eval_dataset=context.inputs.get("eval_dataset"),
-        **begin.kwargs,
-        **trainer_arguments,
-    )
-    begin.forget_marks()
+    begin, trainer = _build(context, trainer_class, config_class, args, task_type, artifact, trainer_arguments)
     if context.preview:
         found = loss_masks.masks(trainer, context.inputs["dataset"], writes=task_type == "CAUSAL_LM")
         return StageResult(details={"masks": found})
@@ -174,6 +152,42 @@ def _as_trained(reward: ResolvedReward, context: StageContext) -> Any:
     is_same = is_conversational(rows[0]["prompt"]) and not {*TEMPLATE_COLUMNS} & {*rows.column_names}
     asks_the_same = is_same and not context.args.get("chat_template_kwargs")
     return reward.model_path if reward.model_path and asks_the_same else reward.func
+
+
+def _build(
+    context: StageContext,
+    trainer_class: Any,
+    config_class: Any,
+    args: Mapping[str, Any],
+    task_type: str,
+    artifact: ModelArtifact | None,
+    trainer_arguments: Mapping[str, Any],
+) -> tuple[Start, Any]:
+    """Return where the stage starts, and the trainer as a plain script would build it."""
+    artifact = artifact or context.inputs["model"]
+    assert artifact is not None
+    if context.preview:  # a look at what is learned: random weights beside the artifact's tokenizer
+        loss_masks.save_stand_in(Path(artifact.path))
+        begin, args = Start(artifact.path), loss_masks.preview_args(config_class, args, context.preview)
+    else:
+        begin = start(context, task_type, artifact)
+    if not isinstance(begin.model, str):
+        args = {name: value for name, value in args.items() if name != "model_init_kwargs"}  # it is loaded
+    config = _config(context, config_class, args, begin.model_init_kwargs)
+    check_fits(
+        context.stage, begin.kwargs.get("peft_config"), config, artifact.loading, is_on_cpu=not has_accelerator()
+    )
+    begin.find_marks(artifact, config)
+    trainer = trainer_class(
+        model=begin.model,
+        args=config,
+        train_dataset=context.inputs["dataset"],
+        eval_dataset=context.inputs.get("eval_dataset"),
+        **begin.kwargs,
+        **trainer_arguments,
+    )
+    begin.forget_marks()
+    return begin, trainer
 
 
 def _config(context: StageContext, config_class: Any, args: Mapping[str, Any], model_init_kwargs: Any) -> Any:

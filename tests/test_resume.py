@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from posttrain_plugins import run
-from posttrain_plugins.errors import StageFailed
+from posttrain_plugins.checkpoints import mark_complete
+from posttrain_plugins.errors import InputError, StageFailed
 from posttrain_plugins.recipe.plan.plan import PlannedStage
 from posttrain_plugins.recipe.run.run import Observer
 from posttrain_plugins.trainers import watch
@@ -181,6 +182,30 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(bench: Bench, tmp_path: Pa
         assert len(passed_over) == (name != "complete"), "one without a marker is torn, as by any kill"
         assert all(newest.name in note and name in note for note in passed_over)
         assert outcome(copy) == (bench.log, bench.figures, bench.weights)
+
+
+@pytest.mark.parametrize("bench", ["sft", "dpo"], indirect=True)
+def test_a_checkpoint_of_an_earlier_version(bench: Bench, tmp_path: Path) -> None:
+    """It holds neither what the log averages over, which is told, nor a reference, without which it is not gone on."""
+    runs = tmp_path / "runs"
+    process = start(bench.recipe, runs, SAVING)
+    wait_for(process, lambda: newest_complete(runs) >= 8)
+    process.kill()
+    process.communicate(timeout=TIMEOUT_S)
+    for folder in checkpoints(runs).glob("checkpoint-*"):
+        for file in (folder / "resume_state_0.json", folder / "reference.pt"):
+            file.unlink(missing_ok=True)
+        if (folder / "complete").exists():
+            mark_complete(folder)
+    newest = newest_complete(runs)
+    told = Told()
+    if "sync_ref_model" in bench.recipe.read_text(encoding="utf-8"):
+        with pytest.raises(InputError, match=f"checkpoint-{newest} holds no reference"):
+            run(bench.recipe, SAVING, runs_dir=runs, observer=told)
+        return
+    run(bench.recipe, SAVING, runs_dir=runs, observer=told)
+    assert f"figures of the end are of the steps after checkpoint-{newest} alone" in told.notes
+    assert (runs / "resume/latest/it/model/model.safetensors").read_bytes() == bench.weights
 
 
 @pytest.mark.parametrize(("bench", "number"), [("sft", signal.SIGTERM), ("grpo", signal.SIGINT)], indirect=["bench"])

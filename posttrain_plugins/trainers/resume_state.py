@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from posttrain_plugins.errors import InputError
 from posttrain_plugins.guard.guarded import guarded_in
 from posttrain_plugins.trainers import compat
 
@@ -45,17 +46,26 @@ def save_state(checkpoint: Path, trainer: Any, inputs: Mapping[str, Any], second
                 torch.save(reference.state_dict(), checkpoint / REFERENCE)
 
 
-def restore_state(checkpoint: Path, trainer: Any, inputs: Mapping[str, Any]) -> float:
+def restore_state(checkpoint: Path, trainer: Any, inputs: Mapping[str, Any]) -> float | None:
     """Go on from what `save_state` wrote, when training has begun.
 
     Returns:
-        The seconds that the training had taken; 0 where an earlier version wrote the checkpoint.
+        The seconds that the training had taken; None where the checkpoint is from before there was such a file, so that
+        figures are of the steps after it.
+
+    Raises:
+        InputError: it is, and the reference of then is lost.
     """
     import torch
 
     file = _file(checkpoint, trainer)
     if not file.is_file():
-        return 0.0
+        if _has_moving_reference(trainer):
+            raise InputError(
+                f"{checkpoint.name} holds no reference, which sync_ref_model had moved: an earlier version saved it",
+                hint="--force the stage, to train from its start",
+            )
+        return None
     state = json.loads(file.read_text(encoding="utf-8"))
     compat.restore_averages(trainer, state["averages"])
     for reward, counts in zip(guarded_in(inputs), state["rewards"], strict=True):

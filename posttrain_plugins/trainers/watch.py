@@ -71,8 +71,12 @@ class _Watch:
         return self.seconds_before + time.monotonic() - self.began
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.context.resume_from is not None:
-            self.seconds_before = restore_state(self.context.resume_from, self.trainer, self.context.inputs)
+        checkpoint = self.context.resume_from
+        if checkpoint is not None:
+            seconds = restore_state(checkpoint, self.trainer, self.context.inputs)
+            if seconds is None:
+                self.context.reporter.note(f"figures of the end are of the steps after {checkpoint.name} alone")
+            self.seconds_before = seconds or 0.0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         loss, self.loss = float(self.loss), None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -179,3 +180,69 @@ def test_a_native_call_may_have_no_arguments(given: Any) -> None:
 @pytest.mark.parametrize("given", ["{", "[]", "1", '{"a": 1}{}', '"a"', 0, [], "[" * 100_000])
 def test_a_native_call_with_anything_else_is_refused(given: Any) -> None:
     assert read_object(given) is None
+
+
+PIECES = (
+    *(
+        "Action:",
+        "Action Input:",
+        "Final Answer:",
+        "Thought:",
+        "Observation:",
+        "Action\uff1a",
+        "search",
+        "Finish",
+        "query",
+    ),
+    *(
+        "[",
+        "]",
+        "(",
+        ")",
+        "{",
+        "}",
+        '"',
+        "'",
+        ",",
+        ":",
+        "=",
+        "1",
+        "-",
+        "\n",
+        " ",
+        "```",
+        "json",
+        "**",
+        "`",
+        "#",
+        "*x",
+        "...",
+    ),
+    *(
+        "<think>",
+        "</think>",
+        "<tool_call>",
+        "\\",
+        "\\u",
+        "\\x",
+        "\x00",
+        "\ud83d",
+        "lambda:",
+        "b''",
+        "1j",
+        "1e999",
+        "\u0663",
+    ),
+)
+
+
+def test_no_text_makes_a_reader_raise() -> None:
+    """With warnings as errors, which Python's own parser would give of escapes that it does not know."""
+    rng = random.Random(0)
+    for _ in range(3000):
+        text = "".join(rng.choice(PIECES) for _ in range(rng.randrange(1, 25)))
+        for given in (text, f"Action: search[{text}", f"Action: search\nAction Input: {text}"):
+            action = read_action(given)
+            assert 0 <= action.end <= len(given)
+            found = [read_arguments(action.inside, function) for function in ({}, SEARCH, NUMBERS)]
+            assert all(one is None or all(isinstance(key, str) for key in one) for one in (*found, read_object(text)))

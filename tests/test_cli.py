@@ -346,6 +346,12 @@ def test_ask_with_a_tool_from_a_file(ask: Callable[..., None], tiny_model: Path,
     assert capsys.readouterr().out == "5 of 1\n"
 
 
+def test_a_tool_that_cannot_be_called_is_refused_before_the_model(ask: Callable[..., None], tmp_path: Path) -> None:
+    (tmp_path / "tools.py").write_text("LIMIT = 3\n")
+    with pytest.raises(InputError, match="tool 'int' cannot be called: 3"):
+        ask("no/such-model", ["3|7>2"], strategy="react", tool=[f"{tmp_path}/tools.py:LIMIT"])
+
+
 def test_ask_says_when_a_strategy_fails(ask: Callable[..., None], tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text("def bad(problem):\n    raise ValueError('no good')\n    yield\n")
     with pytest.raises(StageFailed, match="on 2 of 2 questions: ValueError: no good"):

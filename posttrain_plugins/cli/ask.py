@@ -78,6 +78,7 @@ def ask(
     from posttrain_plugins.cli.progress_bar import progress_bar
     from posttrain_plugins.engine.scoring import check_columns
     from posttrain_plugins.engine.solve import solve
+    from posttrain_plugins.engine.tools import toolbox
     from posttrain_plugins.engine.trace import unanswered
     from posttrain_plugins.plugins import registry
     from posttrain_plugins.text.readers import check_reader
@@ -86,7 +87,7 @@ def ask(
     check_reader(reader)
     # all that can be wrong in the user's words is found before a model is loaded, which may take minutes
     prompts, columns = _questions(question or [], file, system)
-    options: dict[str, Any] = {"tools": [registry.import_object(target) for target in tool or ()]} if tool else {}
+    options: dict[str, Any] = {"tools": toolbox(registry.import_object(target) for target in tool)} if tool else {}
     if budget is not None:
         options["budget"] = read_budget(budget)
     console = err()

@@ -38,6 +38,9 @@ def by_signature(completions, solution, **columns):
 
 by_signature.examples = ({"prompt": "p", "completion": "7", "score": 1.0},)
 
+def for_messages(completions, solution, **columns):
+    return [float(c[0]["content"] == wanted) for c, wanted in zip(completions, solution)]
+
 gullible.examples = ({"prompt": "p", "completion": "good", "score": 4.0}, {"prompt": "p", "completion": "", "score": 1})
 
 def fragile(completions, **columns):
@@ -102,6 +105,14 @@ def test_a_missing_column_is_told_before_anything_is_scored(reward: Callable[[st
     for name in ("Exact", "by_signature"):  # declared, or an argument without a default
         with pytest.raises(InputError, match="needs the column 'solution', the rows have answer"):
             scores_of(reward(name), [{"prompt": "p", "completion": "7", "answer": "7"}])
+
+
+def test_a_reward_for_messages_alone_is_tried_on_messages(reward: Callable[[str], ResolvedReward]) -> None:
+    mine = reward("for_messages")
+    assert {(tried.score, tried.problem) for tried in trial.stress(mine)} == {(0.0, "")}
+    mine.func.examples = ({"prompt": "p", "completion": "7", "solution": "7", "score": 1.0},)
+    [tried] = trial.on_examples(mine)
+    assert (tried.completion, tried.score, tried.problem) == ("7", 1.0, "")
 
 
 def test_an_example_without_a_needed_column_is_named(reward: Callable[[str], ResolvedReward]) -> None:

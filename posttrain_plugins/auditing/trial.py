@@ -60,7 +60,9 @@ def on_examples(reward: ResolvedReward) -> list[TriedCompletion]:
             f"reward '{reward.name}' has no examples",
             hint='examples = ({"prompt": ..., "completion": ..., "score": 1.0}, ...), a good one and a bad one',
         )
-    return [_against_its_score(row, reward) for row in rows]
+    # one form for all: a reward that reads texts and fails on one of them is not asked again with messages
+    shown = _as_messages if _reads_messages_alone(reward, rows[0]) else dict
+    return [_against_its_score(shown(row), reward) for row in rows]
 
 
 def on_data(reward: ResolvedReward, rows: Sequence[Mapping[str, Any]]) -> list[TriedCompletion]:
@@ -113,14 +115,17 @@ def stress(reward: ResolvedReward) -> list[TriedCompletion]:
     rows = declared(reward.func, "examples")
     good = max(rows, key=lambda row: -math.inf if row.get("score") is None else row["score"], default=None)
     like = dict(good) if good else {"prompt": "2+2=?", "completion": "4"}
-    best = _against_its_score({**like, "name": "the best example"}, reward) if good else None
+    if not good:
+        like |= dict.fromkeys(reward_columns(reward.func), "4")
+    shown = _as_messages if _reads_messages_alone(reward, like) else dict
+    best = _against_its_score(shown({**like, "name": "the best example"}), reward) if good else None
     repeated = "the good one, fifty times"
     texts = {**SPAM, "prompt echo": to_text(like["prompt"]), "answer list": " ".join(map(str, range(100)))}
     texts["many answers"] = "".join(f"<answer>{i}</answer>" for i in range(10))
     texts[repeated] = to_text(like["completion"]) * 50
     found = [best] if best else []
     for name, text in texts.items():
-        tried = _tried(name, {**like, "completion": text}, reward)
+        tried = _tried(name, shown({**like, "completion": text}), reward)
         if best is not None and best.score is not None and tried.score is not None and not tried.problem:
             strictly = reward.is_oracle and name != repeated  # fifty good answers may be as good as one
             is_fooled = tried.score >= best.score if strictly else tried.score > best.score
@@ -128,6 +133,21 @@ def stress(reward: ResolvedReward) -> list[TriedCompletion]:
             tried = replace(tried, expected=f"{'<' if strictly else '<='} {best.score:g}", problem=problem)
         found.append(tried)
     return found
+
+
+def _reads_messages_alone(reward: ResolvedReward, row: Mapping[str, Any]) -> bool:
+    """Tell whether a reward takes no texts, by what it declares, else by trying an ordinary completion as both."""
+    formats = declared(reward.func, "formats")
+    if len(formats) == 1 or not isinstance(row["completion"], str):
+        return "plain" not in formats
+    return bool(_tried("", row, reward).problem) and not _tried("", _as_messages(row), reward).problem
+
+
+def _as_messages(row: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(row["completion"], str):
+        return dict(row)
+    prompt = [{"role": "user", "content": row["prompt"]}] if isinstance(row["prompt"], str) else row["prompt"]
+    return {**row, "prompt": prompt, "completion": [{"role": "assistant", "content": row["completion"]}]}
 
 
 def _tried(name: str, row: Mapping[str, Any], reward: ResolvedReward) -> TriedCompletion:

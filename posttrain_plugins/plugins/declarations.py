@@ -75,6 +75,9 @@ _LISTED = (
                 "Counts the tokens that scoring these completions reads, for the budget and the report."),
     Declaration("spent", ("reward",), ("core",), "Usage", None,
                 "The tokens and calls that it has used so far, where it counts them itself."),
+    Declaration("reader", ("reward",), ("core",), "str", None,
+                "How it reads a completion's answer, `auto` or another of `posttrain_plugins.answers`: `rewards test` "
+                "then tells an answer that was not read from a wrong one."),
     Declaration("failures", ("reward",), ("core",), "list[str]", None,
                 "Why it could not judge completions because what it asks had failed, one reason for each so far; "
                 "these are missing, counted, and asked again by the next run."),

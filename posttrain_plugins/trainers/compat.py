@@ -293,8 +293,10 @@ def observe_online_rewards(trainer: Any, sink: Callable[[Any, Any, Any, Any], No
 
     It passes None over in that sum, so a completion that nobody judged has the score 0.
     """
+    import torch
+
     calculate = getattr(trainer, "_calculate_rewards_from_functions", None)
-    if calculate is None or any(hasattr(reward, "parameters") for reward in trainer.reward_funcs):
+    if calculate is None or any(isinstance(reward, torch.nn.Module) for reward in trainer.reward_funcs):
         return  # a reward model gives a number for every completion
 
     def observed(prompts: Any, completions: Any, *args: Any, **columns: Any) -> Any:

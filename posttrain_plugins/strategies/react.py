@@ -23,6 +23,7 @@ from typing import Any, Literal, TypeAlias
 from posttrain_plugins.text import extend_question, to_messages
 from posttrain_plugins.text.actions import read_action, read_arguments, read_object
 from posttrain_plugins.text.answers import choose, extract
+from posttrain_plugins.text.readers import without_thought
 from posttrain_plugins.types import (
     CallTool,
     Candidate,
@@ -150,19 +151,22 @@ class ReAct:
         messages, schemas = list(to_messages(problem.prompt)), _schemas(problem)
         for step in range(self.max_steps + 1):
             is_last = step == self.max_steps
-            if is_last:
+            if is_last and messages[-1]["role"] == "user":  # two user turns in a row are often refused
+                messages = list(to_messages(extend_question(messages, self.out_of_steps)))
+            elif is_last:
                 messages.append({"role": "user", "content": self.out_of_steps})
             tools = () if is_last else problem.tools
             purpose = "answer" if is_last else "thought"
             drawn = _first((yield Generate([*messages], params=problem.params, tools=tools, purpose=purpose)))
             if drawn is None:
                 continue
-            if not drawn.tool_calls and not is_last and _UNREAD_CALL.search(drawn.text):
-                messages.append({"role": "assistant", "content": drawn.text})
-                messages.append({"role": "user", "content": UNREAD_CALL})
-                continue
-            if not drawn.tool_calls or is_last:  # an answer without a call is the end, as chat models are trained
+            if not drawn.tool_calls or is_last:
                 name, inside, _ = read_action(drawn.text, messages)
+                said = without_thought(drawn.text, messages) or ""
+                if not is_last and (name in schemas or _UNREAD_CALL.search(said)):
+                    messages += [{"role": "assistant", "content": drawn.text}, {"role": "user", "content": UNREAD_CALL}]
+                    continue
+                # an answer without a call is the end, as chat models are trained
                 return _finish(drawn.text, drawn.text, inside if _plain(name) in ("finish", "finalanswer") else None)
             read = [
                 _read_call(

@@ -10,7 +10,8 @@ import pytest
 from scripted_server import USER, LocalServer, ScriptedBackend, brevity
 
 from posttrain_plugins.serve.protocol import RequestLimits
-from posttrain_plugins.types import Budget
+from posttrain_plugins.serve.replies import Choice
+from posttrain_plugins.types import Budget, Completion
 
 
 def test_chat_gives_n_choices_and_the_usage(open_server: Callable[..., LocalServer]) -> None:
@@ -157,3 +158,9 @@ def test_a_budget_ends_a_strategy_with_its_best_so_far(open_server: Callable[...
         capped.chat("m@self_consistency(n=50)", extra_body={"budget": {"completions": 9}}).usage.completion_tokens == 9
     )
     assert len(capped.chat(n=5).choices) == 3
+
+
+def test_arguments_that_are_no_object_go_on_as_the_model_wrote_them() -> None:
+    calls = [{"name": "add", "arguments": '{"a": 2,}'}, {"name": "add", "arguments": {"a": 2}}]
+    message = Choice(Completion("", "tool_calls", tool_calls=calls)).to_json(0, is_chat=True)["message"]
+    assert [call["function"]["arguments"] for call in message["tool_calls"]] == ['{"a": 2,}', '{"a": 2}']

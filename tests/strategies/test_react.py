@@ -239,12 +239,27 @@ def test_react_native_a_wave_without_a_good_call_asks_no_tool() -> None:
     assert [message["content"][:11] for message in backend.asked[1].prompt[2:]] == ["error: add:"] * 2
 
 
-def test_react_native_a_call_that_nobody_could_read_is_no_answer() -> None:
-    unread = '<tool_call>\n{"name": "add", "arguments": {"a": 2,}}\n</tool_call>'
+@pytest.mark.parametrize(
+    "unread",
+    [
+        '<tool_call>\n{"name": "add", "arguments": {"a": 2,}}\n</tool_call>',
+        "[TOOL_CALLS] add{a: 2}",
+        "<think>I add.</think>Action: add[2]",  # the other mode's grammar
+    ],
+)
+def test_react_native_a_call_that_nobody_could_read_is_no_answer(unread: str) -> None:
     backend, result = solve_by_react([unread, "The answer is 4."], mode="native")
     assert [message["role"] for message in backend.asked[1].prompt] == ["user", "assistant", "user"]
     assert user_text(backend.asked[1]).startswith("error: the tool call cannot be read")
     assert result.answer == "4"
+    backend, result = solve_by_react([unread, "The answer is 4."], mode="native", max_steps=1)
+    assert [message["role"] for message in backend.asked[1].prompt] == ["user", "assistant", "user"]
+    assert user_text(backend.asked[1]).endswith("with your final answer.")
+
+
+def test_react_native_a_thought_of_a_call_is_none() -> None:
+    backend, result = solve_by_react(["<think>no <tool_call> here</think>The answer is 4."], mode="native")
+    assert (result.answer, len(backend.asked)) == ("4", 1)
 
 
 def test_react_native_endless_calls() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from posttrain_plugins import doctor
+from posttrain_plugins.errors import InputError
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.recipe.read.packaged import owner_of
 
@@ -145,3 +146,13 @@ def test_only_files_below_a_package_have_an_owner(tmp_path: Path) -> None:
 
     assert owner_of(find_recipe("quickstart").resolve()) == "posttrain-plugins"
     assert owner_of(tmp_path / "mine.yaml") == ""
+
+
+@pytest.mark.parametrize("name", ["../recipes/quickstart", "_tiny_base", "{folder}/quickstart", "gpu/../quickstart"])
+def test_a_packaged_name_is_one_that_is_listed(name: str) -> None:
+    from posttrain_plugins.recipe.read.packaged import find_recipe, packaged_recipes
+
+    folder = find_recipe("quickstart").parent
+    assert all(find_recipe(known) == file for known, file in packaged_recipes().items())
+    with pytest.raises(InputError, match="neither a file nor a packaged one"):
+        find_recipe(name.format(folder=folder))

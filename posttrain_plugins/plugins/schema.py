@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union
 from posttrain_plugins.plugins.declarations import DECLARATIONS
 from posttrain_plugins.types import ConfigOf, Ref
 
-__all__ = ["MISSING", "REWARD_ARGUMENTS", "Field", "Options", "Schema", "accepts", "field_of", "type_name"]
+__all__ = ["MISSING", "REWARD_ARGUMENTS", "Arguments", "Field", "Options", "Schema", "accepts", "field_of", "type_name"]
 
 MISSING = dataclasses.MISSING
 REWARD_ARGUMENTS = frozenset(
@@ -110,6 +110,22 @@ class Options(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(list(iter(self)))
+
+
+class Arguments:
+    """`Options` as attributes, as a config object has them, to read and to set; None where only a run could tell.
+
+    Args:
+        options: read when they are asked for: a trainer has two hundred, and a check looks at twenty.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self._options.given and name not in self._options.fields:
+            raise AttributeError(name)
+        return self._options.get(name)
 
 
 def field_of(name: str, annotation: Any, default: Any) -> Field:

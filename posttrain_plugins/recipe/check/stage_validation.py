@@ -22,7 +22,7 @@ from posttrain_plugins.errors import PLUGIN_FAILURES, InputError
 from posttrain_plugins.models.folder import adapter_config
 from posttrain_plugins.models.training_templates import chat_template_in
 from posttrain_plugins.plugins import registry
-from posttrain_plugins.plugins.schema import Options
+from posttrain_plugins.plugins.schema import Arguments, Options
 from posttrain_plugins.plugins.source import of_config
 from posttrain_plugins.recipe import files
 from posttrain_plugins.recipe.build import construct
@@ -86,7 +86,7 @@ def _facts_of(spec: StageSpec, specs: Mapping[str, StageSpec]) -> StageFacts:
     if isinstance(start, External):
         parameters = parameters_in(Path(start.path))
     return StageFacts(
-        args=_Arguments(options),
+        args=Arguments(options),
         trains_all=spec.adapter_mode != "continue" and is_full(spec.inputs.get("adapter")),
         parameters=parameters,
         loading=spec.loading,
@@ -128,18 +128,6 @@ def _chat_template(spec: StageSpec, specs: Mapping[str, StageSpec]) -> str | Non
         if own is None and Path(start.path).is_dir():
             return chat_template_in(start.path)
     return template_text(own) if isinstance(own, Object) else None
-
-
-class _Arguments:
-    """A trainer's options as attributes, as its config object would have them; None where only a run could tell."""
-
-    def __init__(self, options: Options) -> None:
-        self._options = options
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in self._options.given and name not in self._options.fields:
-            raise AttributeError(name)
-        return self._options.get(name)
 
 
 # --- how large a model is, and what there is to hold it ---------------------------------------------------------------

@@ -13,14 +13,13 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from posttrain_plugins.checkpoints import check_period
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.adapter_types import config_class
 from posttrain_plugins.models.folder import adapter_config, base_of
-from posttrain_plugins.plugins.schema import Options, accepts
+from posttrain_plugins.plugins.schema import Arguments, Options, accepts
 from posttrain_plugins.plugins.source import of_config
 from posttrain_plugins.recipe import files
 from posttrain_plugins.recipe.check.diagnostics import Checker
@@ -46,7 +45,7 @@ def check_training(checker: Checker, stages: RawStages, specs: Mapping[str, Stag
             options = Options(of_config(target).fields, given if isinstance(given, Mapping) else {})
         except LookupError:  # told by the check of the stage
             continue
-        args = SimpleNamespace(**options)
+        args = Arguments(options)
         is_typed = all(n in options.fields and accepts(options.fields[n].type, v) for n, v in options.given.items())
         if not is_typed or any(getattr(args, name, None) is None for name in NEEDED):
             continue  # values of another type, which are told already, or no trainer's config

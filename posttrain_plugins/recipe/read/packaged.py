@@ -38,9 +38,11 @@ def find_recipe(name: str) -> Path:
         if not file.is_file():
             raise InputError(f"no recipe file {name}", hint=f"packaged ones: {', '.join(packaged_recipes())}")
         return file
+    for folder, _ in () if ".." in name or file.is_absolute() else _folders():  # a right name needs no list of them all
+        found = folder / f"{name}.yaml"
+        if found.is_file() and not found.name.startswith("_"):
+            return found
     known = packaged_recipes()
-    if name in known:
-        return known[name]
     hint = suggest(name, known) or f"packaged ones: {', '.join(known)}"
     raise InputError(f"no recipe '{name}': neither a file nor a packaged one", hint=hint)
 

@@ -121,12 +121,12 @@ def test_sample_says_how_many_are_missing(tmp_path: Path, backends: dict[str, Sc
     with pytest.raises(StageFailed, match=r"completions: 7 of 16 are missing \(43.8 %\): HTTP 503: overloaded"):
         run_sample(tmp_path / "strict")
     metrics, rows = run_sample(tmp_path / "loose", max_missing=0.5)
-    assert (metrics["missing completions"], metrics["completions"], metrics["problems"]) == (7, 9, 4)
+    assert (metrics["missing_completions"], metrics["completions"], metrics["problems"]) == (7, 9, 4)
     assert [row["level"] for row in rows] == [0, 1, 3]
     strategy = ResolvedStrategy("greedy", Greedy())
     with pytest.raises(StageFailed, match="completions: 2 of 4 are missing"):
         run_sample(tmp_path / "greedy", strategy=strategy)
-    assert run_sample(tmp_path / "again", strategy=strategy, max_missing=0.5)[0]["missing completions"] == 2
+    assert run_sample(tmp_path / "again", strategy=strategy, max_missing=0.5)[0]["missing_completions"] == 2
 
 
 @pytest.mark.parametrize("stage", [Evaluate, Sample])

@@ -123,9 +123,9 @@ def test_stages_count_what_the_judge_was_not_told(tmp_path: Path, backends: dict
     assert result.metrics["sft/sampled"] == pytest.approx((1 + 1 / 2 + 1 / 2) / 3)
     assert result.metrics["sft/sampled_low"] == mean_interval([1.0, 2 / 4, 1 / 4, 0.0]).low
     assert result.metrics["sft/sampled_high"] == mean_interval([1.0, 2 / 4, 3 / 4, 1.0]).high
-    with pytest.raises(StageFailed, match="ratings of judge: 6 of 16 are missing"):
+    with pytest.raises(StageFailed, match="ratings/judge: 6 of 16 are missing"):
         run_sample(tmp_path / "sample", rewards=rewards)
     metrics, rows = run_sample(tmp_path / "kept", rewards=rewards, keep="all", max_missing=0.5)
-    assert (metrics["completions"], metrics["missing ratings of judge"]) == (16, 6)
+    assert (metrics["completions"], metrics["missing_ratings/judge"]) == (16, 6)
     assert metrics["mean_reward"] == pytest.approx(7 / 10)
     assert rows

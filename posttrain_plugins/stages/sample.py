@@ -185,7 +185,7 @@ class Sample:
                 scores = [score_texts(reward, problems, columns, texts, log) for reward in rewards]
                 for reward in rewards:
                     unrated = [why for row in unrated_texts(reward, problems, columns, texts, log) for why in row]
-                    missing |= self._missing(f"ratings of {reward.name}", sum(map(len, texts)), unrated, context)
+                    missing |= self._missing(f"ratings/{reward.name}", sum(map(len, texts)), unrated, context)
                 judged = [
                     judge(made[i], row["prompt"], rewards, [of_reward[i] for of_reward in scores])
                     for i, row in enumerate(rows)
@@ -217,14 +217,14 @@ class Sample:
         texts = [texts or ([one.text] if one.text else []) for texts, one in zip(found, results, strict=True)]
         return texts, self._missing("completions", asked, reasons, context)
 
-    def _missing(self, what: str, asked: int, reasons: Sequence[str], context: StageContext) -> dict[str, float]:
+    def _missing(self, name: str, asked: int, reasons: Sequence[str], context: StageContext) -> dict[str, float]:
         """Tell what is missing, as a figure too; what did come may all be easy problems, so too much is refused."""
         missing = Missing(asked, tuple(reasons))
         if not missing.count:
             return {}
-        context.reporter.note(f"{what}: {missing}")
-        missing.check(what, self.max_missing)
-        return {f"missing {what}": float(missing.count)}
+        context.reporter.note(f"{name}: {missing}")
+        missing.check(name, self.max_missing)
+        return {f"missing_{name}": float(missing.count)}
 
     def _tell_unread(self, context: StageContext, problems: Sequence[Problem], texts: Sequence[Sequence[str]]) -> None:
         """Say how many completions have no answer that can be read, where the first reward compares answers."""

@@ -26,9 +26,14 @@ HEAD = """
       steps: {path: ./steps.jsonl}
       ranked: {path: ./ranked.jsonl}
       good: {path: ./liked.jsonl}
+      tried: {path: ./tried.jsonl}
+      short: {path: ./short.jsonl}
+      tasks: {path: ./tasks.jsonl}
     rewards: {any: {use: length, max_chars: 9}}
     stages:
 """
+ASK = [{"role": "user", "content": "3"}]
+TALK = [{"role": role, "content": "a"} for role in ("assistant", "tool")]
 PROMPT = "3|7>2=" * 5  # 30 tokens of the tiny world
 RIGHT, WRONG = "<answer>7</answer>", "<answer>4</answer>!"  # 3 and 4 tokens
 
@@ -41,6 +46,9 @@ def told(write_recipe: Callable[..., Path], tiny_model: Path, tmp_path: Path) ->
         "pairs": [{"prompt": PROMPT, "chosen": RIGHT, "rejected": WRONG}] * 3,
         "steps": [{"prompt": PROMPT, "completions": ["3;", "7"], "labels": [True, False]}] * 3,
         "ranked": [{"prompt": PROMPT, "completions": [RIGHT, WRONG]}] * 3,
+        "tried": [{"prompt": ASK, "completion": TALK, "reward": 1.0}],
+        "short": [{"prompt": "3", "completions": ["a", "b"]}, {"prompt": "3", "completions": ["a"]}],
+        "tasks": [{"prompt": "3", "completion": "4", "task": "a/b"}],
         "liked": [{"prompt": PROMPT, "completion": RIGHT, "label": True}] * 3,
     }
     for name, of_one in rows.items():
@@ -202,3 +210,77 @@ def test_of_a_folder_the_type_is_known(told: Callable[..., list[Any]], tiny_mode
     assert told(f"{stage}large}}", model=folder) == []
     (mistake,) = told(f"{stage}vera}}", model=folder)
     assert "is another than that of 'base', LORA" in mistake.message
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ("use: oreo, model: base, dataset: tried", "row 1 has a completion of several messages"),
+        ("use: oreo, model: base, dataset: good, args: {alpha: -1.0}", "alpha is -1.0, expected 0 or more"),
+        ("use: oreo, model: base, dataset: good, args: {loss_type: [ipo]}", "OREO does not take loss_type=['ipo']"),
+        ("use: listwise_dpo, model: base, dataset: ranked, args: {use_weighting: true}", "listwise DPO does not take"),
+        ("use: listwise_dpo, model: base, dataset: short", "row 2 has 1 completions and 1 scores"),
+        ("use: ranking, model: base, dataset: short", "row 2 has 1 completions and 1 scores"),
+        ("use: multi_adapter_sft, model: base, dataset: tasks, adapter: small", "task 'a/b' cannot name an adapter"),
+        (
+            "use: multi_adapter_sft, model: base, dataset: tasks, adapter: {use: full}",
+            "it trains adapters: found 'full'",
+        ),
+        ("use: sample, model: base, dataset: demos, rewards: [any], keep: steps", "reward 'any' cannot label steps"),
+        ("use: pretrain, dataset: {path: ./text.jsonl}, config: {model_type: qwen3}", "it needs 'tokenizer', or"),
+        ("use: pretrain, dataset: {path: ./text.jsonl}, tokenizer: 'json:loads'", "'config' has no 'model_type'"),
+        ("use: merge, model: base", "there is nothing to merge: 'base' is no adapter"),
+        (
+            "use: ppo, model: base, dataset: demos, rewards: [any], args: {per_device_train_batch_size: 1}",
+            "a rollout has one completion, expected 2 at least",
+        ),
+    ],
+)
+def test_what_a_stage_of_ours_refuses(told: Callable[..., list[Any]], stage: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "text.jsonl").write_text('{"text": "a"}\n')
+    found = told(f"s: {{{stage}}}")
+    assert [mistake.message for mistake in found if message in mistake.message], found
+
+
+def test_what_they_take_is_not_refused(told: Callable[..., list[Any]]) -> None:
+    for stage in (
+        "use: oreo, model: base, dataset: good",
+        "use: listwise_dpo, model: base, dataset: ranked",
+        "use: ranking, model: base, dataset: ranked",
+        "use: ppo, model: base, dataset: demos, rewards: [any]",
+        "use: sample, model: base, dataset: demos, rewards: [any]",
+    ):
+        assert told(f"s: {{{stage}}}") == []
+    first = "a: {use: sft, model: base, dataset: demos, adapter: small}"
+    assert told(first, "b: {use: merge, model: a}") == []
+    (mistake,) = told("a: {use: sft, model: base, dataset: demos}", "b: {use: merge, model: a}")
+    assert "'a' is no adapter" in mistake.message
+
+
+def test_a_strategy_with_tools_makes_no_rollouts(told: Callable[..., list[Any]]) -> None:
+    stage = "use: grpo, model: base, dataset: demos, rewards: [any], strategy: "
+    assert told(f"s: {{{stage}greedy}}") == []
+    found = told(f"s: {{{stage}{{use: react, tools: ['posttrain_plugins.text:to_text']}}}}")
+    assert [mistake for mistake in found if "has tools, whose answers would be trained on" in mistake.message], found
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        ("use: lora, loraplus_lr_ratio: 0.5", "loraplus_lr_ratio is 0.5, expected 1 or more"),
+        ("use: lora, loraplus_lr_ratio: 16", None),
+        ("use: adalora, init_r: 4, target_r: 4", "there is no rank to take away"),
+        ("use: adalora, init_r: 4", "there is no rank to take away"),
+        ("use: adalora", None),
+        ("use: bottleneck, reduction_factor: 0", "a bottleneck has a size of 1 or more"),
+        ("use: bottleneck, bottleneck_size: 0", "a bottleneck has a size of 1 or more"),
+        ("use: bottleneck, placement: middle", "placement"),
+        ("use: bottleneck, bottleneck_size: 4", None),
+    ],
+)
+def test_values_that_an_adapters_config_refuses(
+    told: Callable[..., list[Any]], adapter: str, message: str | None
+) -> None:
+    found = told(f"s: {{use: sft, model: base, dataset: demos, adapter: {{{adapter}}}}}")
+    assert len(found) == (message is not None), found
+    assert all(str(message) in mistake.message for mistake in found)

@@ -92,6 +92,7 @@ def incompatibilities(in_stage: AdapterInStage) -> Iterator[Incompatibility]:
     if not peft.can_merge and args.get("use_vllm"):
         message = f"vLLM is sent the weights with the adapter merged into them, which {name} cannot be"
         yield Incompatibility("args.use_vllm", message, "args: {use_vllm: false}, or use: lora")
+    yield from _values(in_stage)
     yield from _with_weights(in_stage, moved)
     if moved and in_stage.is_held:
         message = (
@@ -110,6 +111,21 @@ def incompatibilities(in_stage: AdapterInStage) -> Iterator[Incompatibility]:
     for ability, reason in in_stage.refuses.items():
         if getattr(peft, ability):
             yield Incompatibility(role, f"{name} does not work here: {reason}", "use: lora")
+
+
+def _values(in_stage: AdapterInStage) -> Iterator[Incompatibility]:
+    """Yield parameters that the type's own config refuses when it is built."""
+    params, name = in_stage.params, in_stage.peft.name
+    numbers = {key: value for key, value in params.items() if isinstance(value, int | float)}
+    if numbers.get("loraplus_lr_ratio", 1) < 1:
+        message = f"loraplus_lr_ratio is {numbers['loraplus_lr_ratio']}, expected 1 or more"
+        yield Incompatibility(in_stage.role, message, "loraplus_lr_ratio: 16")
+    if name == "ADALORA" and numbers.get("init_r", 12) <= numbers.get("target_r", 8):  # PEFT's defaults
+        message = f"init_r is {numbers.get('init_r', 12)} and target_r {numbers.get('target_r', 8)}"
+        yield Incompatibility(in_stage.role, f"{message}: there is no rank to take away", "set init_r above target_r")
+    if name == "BOTTLENECK" and (numbers.get("reduction_factor", 16) <= 0 or numbers.get("bottleneck_size", 1) < 1):
+        message = "a bottleneck has a size of 1 or more"
+        yield Incompatibility(in_stage.role, message, "set reduction_factor or bottleneck_size")
 
 
 def _with_weights(in_stage: AdapterInStage, moved: str | None) -> Iterator[Incompatibility]:

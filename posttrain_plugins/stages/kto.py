@@ -51,7 +51,8 @@ class KTO:
         """Yield that all rows are good, or all are bad."""
         from posttrain_plugins.trainers import learnable
 
-        if problem := learnable.one_class([row["label"] for row in facts.rows if "label" in row]):
+        labels = [row["label"] for row in facts.rows if "label" in row]
+        if facts.has_all_rows and (problem := learnable.one_class(labels)):
             yield Issue(problem, learnable.ANOTHER_CLASS, "dataset")
 
     def __call__(self, context: StageContext) -> StageResult:

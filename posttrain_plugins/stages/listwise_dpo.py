@@ -6,10 +6,21 @@ LiPO, Liu et al., 2024 (https://huggingface.co/papers/2402.01878).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, StageContext, StageResult
+from posttrain_plugins.trainers import stage_rules
+from posttrain_plugins.types import (
+    AdapterRef,
+    ConfigOf,
+    DataRef,
+    Issue,
+    ModelRef,
+    StageContext,
+    StageFacts,
+    StageResult,
+)
 
 __all__ = ["ListwiseDPO"]
 
@@ -38,6 +49,11 @@ class ListwiseDPO:
     requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(
         ("dataset", "eval_dataset"), (("prompt", "completions"),)
     )
+
+    def issues(self, facts: StageFacts) -> Iterator[Issue]:
+        """Yield options that only pairs have, and the first row that is no ranking."""
+        yield from stage_rules.pair_concerns(facts.args, "listwise DPO")
+        yield from stage_rules.first_concern(facts.rows, stage_rules.ranking_concern)
 
     def __call__(self, context: StageContext) -> StageResult:
         from trl import DPOConfig

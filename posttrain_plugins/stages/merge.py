@@ -5,6 +5,7 @@ What that changed is measured on a few prompts, as the difference of logits. No 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,9 +13,12 @@ from posttrain_plugins.backends.transformers.chat import render
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models import merge
 from posttrain_plugins.models.load import load_tokenizer
-from posttrain_plugins.types import DataRef, ModelArtifact, ModelRef, StageContext, StageResult
+from posttrain_plugins.types import DataRef, Issue, ModelArtifact, ModelRef, StageContext, StageFacts, StageResult
 
 __all__ = ["Merge"]
+
+
+NOTHING = "use the model itself, or {use: export} to write it elsewhere"
 
 
 @dataclass
@@ -41,12 +45,17 @@ class Merge:
     example_params: ClassVar[dict[str, Any]] = {"model": "tiny:adapter"}
     requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"dataset": (("prompt",),)}
 
+    def issues(self, facts: StageFacts) -> Iterator[Issue]:
+        """Yield that there is nothing to merge."""
+        if facts.is_adapter is False:
+            yield Issue(f"there is nothing to merge: '{self.model}' is no adapter", NOTHING, "model")
+
     def __call__(self, context: StageContext) -> StageResult:
         artifact: ModelArtifact = context.inputs["model"]
         if not artifact.is_adapter:
             raise InputError(
                 f"stage '{context.stage}' has nothing to merge: '{artifact.name}' is no adapter",
-                hint="use the model itself, or {use: export} to write it elsewhere",
+                hint=NOTHING,
             )
         merge.check_mergeable(artifact.name, artifact.path)  # by its type, before anything is loaded
         tokenizer = load_tokenizer(artifact.path, artifact.loading, artifact.chat_template)

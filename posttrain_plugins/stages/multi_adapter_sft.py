@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.folder import ADAPTERS, adapter_config
-from posttrain_plugins.trainers import sft_rules
+from posttrain_plugins.trainers import stage_rules
 from posttrain_plugins.types import (
     AdapterRef,
     ConfigOf,
@@ -66,7 +66,10 @@ class MultiAdapterSFT:
 
     def issues(self, facts: StageFacts) -> Iterator[Issue]:
         """Yield why the assistant's turns cannot be told from the others, or warn that all turns are learned."""
-        yield from sft_rules.mask_concerns(self.args, facts)
+        yield from stage_rules.mask_concerns(self.args, facts)
+        if facts.trains_all:
+            yield Issue("it trains adapters: found 'full'", "adapter: {use: lora}", "adapter")
+        yield from _unnamable({str(row["task"]) for row in facts.rows if "task" in row})
 
     def __call__(self, context: StageContext) -> StageResult:
         from trl import SFTConfig
@@ -86,16 +89,22 @@ class MultiAdapterSFT:
 def _tasks(context: StageContext) -> list[str]:
     """Return the names of the adapters, which become folders."""
     tasks = sorted(set(map(str, context.inputs["dataset"]["task"])))
-    for task in tasks:
-        # PEFT's first adapter is called `default`, and `stack/` holds the adapters below
-        if not NAME.fullmatch(task) or task in ("default", "stack"):
-            raise InputError(f"task {task!r} cannot name an adapter", hint="letters, digits, '_', '-' and '.'")
+    for issue in _unnamable(tasks):
+        raise InputError(issue.message, hint=issue.hint)
     more = set(context.inputs["eval_dataset"]["task"]) - set(tasks) if context.inputs.get("eval_dataset") else set()
     if more:
         raise InputError(f"eval_dataset has tasks that are not trained: {', '.join(sorted(more))}")
     if context.inputs["adapter"].config is None:
         raise InputError(f"stage '{context.stage}' trains adapters: found 'full'", hint="adapter: {use: lora}")
     return tasks
+
+
+def _unnamable(tasks: Iterable[str]) -> Iterator[Issue]:
+    """Yield the tasks that cannot be folders of adapters."""
+    for task in sorted(tasks):
+        # PEFT's first adapter is called `default`, and `stack/` holds the adapters below
+        if not NAME.fullmatch(task) or task in ("default", "stack"):
+            yield Issue(f"task {task!r} cannot name an adapter", "letters, digits, '_', '-' and '.'", "dataset")
 
 
 def _complete(folder: Path, tasks: list[str]) -> None:

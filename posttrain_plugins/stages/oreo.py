@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
+from posttrain_plugins.trainers import stage_rules
 from posttrain_plugins.types import (
     AdapterRef,
     ConfigOf,
@@ -57,10 +58,13 @@ class OREO:
     )
 
     def issues(self, facts: StageFacts) -> Iterator[Issue]:
-        """Yield why the critic cannot be had, or warn that there is no memory for it."""
+        """Yield why the critic cannot be had, options that only pairs have, and the first row that is no trajectory."""
         from posttrain_plugins.trainers.ppo import rules
 
         yield from rules.critic_concerns(facts, has_config=self.critic is not None)
+        yield from stage_rules.pair_concerns(facts.args, "OREO")
+        yield from stage_rules.oreo_concerns(facts.args)
+        yield from stage_rules.first_concern(facts.rows, stage_rules.trajectory_concern)
 
     def __call__(self, context: StageContext) -> StageResult:
         from posttrain_plugins.trainers import training

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -10,10 +11,12 @@ from posttrain_plugins.types import (
     AdapterRef,
     ConfigOf,
     DataRef,
+    Issue,
     ModelArtifact,
     ModelRef,
     ObjectRef,
     StageContext,
+    StageFacts,
     StageResult,
 )
 
@@ -46,6 +49,13 @@ class Pretrain:
     produces: ClassVar[str] = "model"
     example_params: ClassVar[dict[str, Any]] = {"model": "tiny"}
     requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(("dataset", "eval_dataset"), (("text",),))
+
+    def issues(self, facts: StageFacts) -> Iterator[Issue]:
+        """Yield what a new model lacks."""
+        if self.model is None and self.tokenizer is None:
+            yield Issue("it needs 'tokenizer', or a 'model' to train further", "model: base", "tokenizer")
+        if self.model is None and "model_type" not in self.config:
+            yield Issue("a model cannot be built: 'config' has no 'model_type'", "model_type: qwen3", "config")
 
     def __call__(self, context: StageContext) -> StageResult:
         from trl import SFTConfig, SFTTrainer

@@ -7,10 +7,21 @@ https://dl.acm.org/doi/10.1145/1390156.1390306); for reward models in Zhu et al.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, StageContext, StageResult
+from posttrain_plugins.trainers import stage_rules
+from posttrain_plugins.types import (
+    AdapterRef,
+    ConfigOf,
+    DataRef,
+    Issue,
+    ModelRef,
+    StageContext,
+    StageFacts,
+    StageResult,
+)
 
 __all__ = ["RankingModel"]
 
@@ -45,6 +56,10 @@ class RankingModel:
     requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(
         ("dataset", "eval_dataset"), (("prompt", "completions"),)
     )
+
+    def issues(self, facts: StageFacts) -> Iterator[Issue]:
+        """Yield the first row that is no ranking."""
+        yield from stage_rules.first_concern(facts.rows, stage_rules.ranking_concern)
 
     def __call__(self, context: StageContext) -> StageResult:
         from posttrain_plugins.evaluation.calibration import calibrate

@@ -32,6 +32,7 @@ from posttrain_plugins.training_data.selection import (
 from posttrain_plugins.training_data.step_labels import Estimate
 from posttrain_plugins.types import (
     DataRef,
+    Issue,
     ModelArtifact,
     ModelRef,
     Problem,
@@ -39,6 +40,7 @@ from posttrain_plugins.types import (
     RewardRef,
     SamplingParams,
     StageContext,
+    StageFacts,
     StageResult,
     StrategyRef,
 )
@@ -150,6 +152,12 @@ class Sample:
         texts = ("completion", "completions")
         return {"dataset": tuple(("prompt", text, *verdict) for text in texts for verdict in verdicts)}
 
+    def issues(self, facts: StageFacts) -> Iterator[Issue]:
+        """Yield that the first reward cannot label steps."""
+        first = next(iter(facts.judges_steps.items()), None)
+        if self.keep == "steps" and self.labels == "rules" and first is not None and not first[1]:
+            yield _no_steps(first[0])
+
     def __call__(self, context: StageContext) -> StageResult:
         from posttrain_plugins.engine.log import RequestLog
         from posttrain_plugins.engine.solve import is_thinking
@@ -163,8 +171,8 @@ class Sample:
         problems, columns = problems_of(rows, params)
         rewards: list[ResolvedReward] = context.inputs["rewards"]
         if self.keep == "steps" and self.labels == "rules" and not hasattr(rewards[0].func, "step_scores"):
-            message = f"reward {rewards[0].name!r} cannot label steps: it has no step_scores"
-            raise InputError(message, hint="name another first, or labels: rollouts")  # before anything is drawn
+            issue = _no_steps(rewards[0].name)  # before anything is drawn
+            raise InputError(issue.message, hint=issue.hint)
         missing: dict[str, float] = {}
         with (
             RequestLog(context.folder / "log.jsonl") as log,
@@ -335,3 +343,8 @@ class Sample:
             labels = [float(label) for row in made for label in row["labels"]]
             figures |= {"steps": len(labels), "right_steps_share": sum(labels) / max(len(labels), 1)}
         return {name: value for name, value in figures.items() if isfinite(value)}  # rewards may be infinite
+
+
+def _no_steps(reward: str) -> Issue:
+    found = f"reward {reward!r} cannot label steps: it has no step_scores"
+    return Issue(found, "name another first, or labels: rollouts", "rewards")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from posttrain_plugins.trainers import sft_rules
+from posttrain_plugins.trainers import stage_rules
 from posttrain_plugins.types import (
     AdapterRef,
     ConfigOf,
@@ -50,7 +50,7 @@ class SFT:
 
     def issues(self, facts: StageFacts) -> Iterator[Issue]:
         """Yield why the assistant's turns cannot be told from the others, or warn that all turns are learned."""
-        yield from sft_rules.mask_concerns(self.args, facts)
+        yield from stage_rules.mask_concerns(self.args, facts)
 
     def __call__(self, context: StageContext) -> StageResult:
         from trl import SFTConfig, SFTTrainer  # here, as in every stage: `validate` and `plan` import this module

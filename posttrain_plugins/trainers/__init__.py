@@ -15,7 +15,7 @@ they touch below TRL's, PEFT's and transformers' public names stands in `compat`
 | `compat.py`                                   | every private name of TRL, PEFT and transformers that we touch  |
 | `experimental.py`                             | TRL's experimental trainers, called like its stable ones        |
 | `loss_masks.py`                               | which tokens a stage learns from, seen before it runs           |
-| `sft_rules.py`                                | which turns SFT learns, told before it runs                     |
+| `stage_rules.py`                              | what stages refuse and warn of, asked before they run too       |
 | `saved_rollouts.py`, `strategy_rollouts.py`   | what an RL stage sampled, as a data set; rollouts by a strategy |
 | `ppo/`                                        | PPO, REINFORCE, REINFORCE++ and ReMax on `GRPOTrainer`          |
 | `process_grpo.py`                             | GRPO whose advantages are of steps                              |

@@ -18,12 +18,12 @@ import torch
 from trl import DPOConfig, DPOTrainer
 from trl.data_utils import common_prefix_length
 
-from posttrain_plugins.errors import InputError
 from posttrain_plugins.text import render
-from posttrain_plugins.trainers import compat
+from posttrain_plugins.trainers import compat, stage_rules
+from posttrain_plugins.trainers.ppo import rules
 from posttrain_plugins.trainers.ranking import RankedRows, RankingCollator, concordance, plackett_luce_loss
 
-__all__ = ["ListwiseCollator", "ListwiseDPOTrainer", "refuse_pairs"]
+__all__ = ["ListwiseCollator", "ListwiseDPOTrainer"]
 
 
 class ListwiseDPOTrainer(RankedRows, DPOTrainer):  # type: ignore[misc]
@@ -45,7 +45,7 @@ class ListwiseDPOTrainer(RankedRows, DPOTrainer):  # type: ignore[misc]
 
     def __init__(self, model: Any, args: DPOConfig | None = None, **kwargs: Any) -> None:
         args = args or DPOConfig()
-        refuse_pairs(args, "listwise DPO")
+        rules.refuse(stage_rules.pair_concerns(args, "listwise DPO"))
         super().__init__(model=model, args=args, **kwargs)
         if kwargs.get("data_collator") is None:
             self.data_collator = ListwiseCollator(self.processing_class.pad_token_id)
@@ -96,23 +96,3 @@ class ListwiseCollator(RankingCollator):
         starts = torch.tensor([n for row in rows for n in row["prompt_lengths"]])
         is_completion = torch.arange(batch["input_ids"].size(1)) >= starts[:, None]
         return {**batch, "completion_mask": batch["attention_mask"] * is_completion}
-
-
-def refuse_pairs(args: DPOConfig, trainer: str) -> None:
-    """Refuse the options of `trl.DPOConfig` that only TRL's own loss of pairs has.
-
-    Raises:
-        InputError: names the option, and the trainer that does not take it.
-    """
-    losses = args.loss_type if isinstance(args.loss_type, list) else [args.loss_type]
-    refused = {
-        f"loss_type={args.loss_type}": losses != ["sigmoid"],
-        "precompute_ref_log_probs": args.precompute_ref_log_probs,
-        "ld_alpha": args.ld_alpha is not None,
-        "use_weighting": args.use_weighting,
-        f"f_divergence_type={args.f_divergence_type}": args.f_divergence_type != "reverse_kl",
-        f"router_aux_loss_coef={args.router_aux_loss_coef}": bool(args.router_aux_loss_coef),  # 0 is what it does
-    }
-    wrong = [name for name, is_set in refused.items() if is_set]
-    if wrong:
-        raise InputError(f"{trainer} does not take {wrong[0]}", hint="remove it from args, or use stage dpo on pairs")

@@ -27,9 +27,8 @@ from trl import DPOConfig, DPOTrainer
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.text import is_conversational, render, to_text
 from posttrain_plugins.text.steps import SEPARATOR, last_tokens, step_ends
-from posttrain_plugins.trainers import compat
+from posttrain_plugins.trainers import compat, stage_rules
 from posttrain_plugins.trainers.encoded_rows import EncodedRows, pad_right
-from posttrain_plugins.trainers.listwise_dpo import refuse_pairs
 from posttrain_plugins.trainers.ppo import rules
 from posttrain_plugins.trainers.ppo.critic import Critic, WithCritic
 from posttrain_plugins.trainers.ppo.rules import CriticKind
@@ -66,9 +65,7 @@ class OREOConfig(DPOConfig):  # type: ignore[misc]
     def __post_init__(self) -> None:
         choices = {"level": get_args(Level), "critic": (*get_args(CriticKind), None)}
         rules.refuse(rules.choice_concerns(self, choices), "OREOConfig: ")
-        for name in ("alpha", "vf_coef"):
-            if getattr(self, name) < 0:
-                raise InputError(f"OREOConfig: {name} is {getattr(self, name)}, expected 0 or more")
+        rules.refuse(stage_rules.oreo_concerns(self), "OREOConfig: ")
         super().__post_init__()
 
 
@@ -148,7 +145,7 @@ class OREOTrainer(EncodedRows, WithCritic, DPOTrainer):  # type: ignore[misc]
 
     def __init__(self, model: Any, args: OREOConfig | None = None, *, critic_config: Any = None, **options: Any):
         args = args or OREOConfig()
-        refuse_pairs(args, "OREO")
+        rules.refuse(stage_rules.pair_concerns(args, "OREO"))
         policy_config = options.get("peft_config") or compat.active_config(model)
         is_quantized = options.get("quantization_config") is not None or compat.is_quantized(model)
         kind = rules.choose_kind(args.critic, policy_config, critic_config, is_quantized)
@@ -234,9 +231,8 @@ def encode(tokenizer: Any, row: Mapping[str, Any], number: int, level: str, sepa
         `input_ids` (L,), `prompt_length`, `starts` (the index of the first token of each action), `reward`.
     """
     prompt, completion = row["prompt"], row["completion"]
-    if is_conversational(completion) and [message["role"] for message in completion] != ["assistant"]:
-        hint = "a trajectory is what the model wrote; tools' answers have no place in it"
-        raise InputError(f"row {number + 1} has a completion of several messages, expected one of role assistant", hint)
+    if issue := stage_rules.trajectory_concern(row, number):
+        rules.refuse([issue])
     # apart, as a rollout does: what is drawn are tokens behind the prompt's, and no token spans the two
     head = tokenizer(render(tokenizer, prompt), add_special_tokens=not is_conversational(prompt))["input_ids"]
     if not head:

@@ -17,7 +17,7 @@ from trl import RewardConfig, RewardTrainer
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.text import is_conversational
 from posttrain_plugins.text.reward_input import TEMPLATE_COLUMNS, reward_input_ids
-from posttrain_plugins.trainers import compat
+from posttrain_plugins.trainers import compat, stage_rules
 from posttrain_plugins.trainers.encoded_rows import EncodedRows, pad_right
 
 __all__ = [
@@ -143,11 +143,8 @@ def encode_ranking(tokenizer: Any, row: Mapping[str, Any], number: int) -> dict[
     """
     completions = list(row["completions"])
     levels = [float(value) for value in row.get("scores") or range(len(completions), 0, -1)]
-    if len(completions) < 2 or len(levels) != len(completions):
-        raise InputError(
-            f"row {number + 1} has {len(completions)} completions and {len(levels)} scores",
-            hint="a ranking has two completions or more, and one score for each where there are scores",
-        )
+    if issue := stage_rules.ranking_concern(row, number):
+        raise InputError(issue.message, hint=issue.hint)
     options = {column: row[column] for column in TEMPLATE_COLUMNS if column in row}
     ids = [reward_input_ids(tokenizer, row["prompt"], completion, **options) for completion in completions]
     return {"ranked_ids": ids, "levels": levels}

@@ -234,7 +234,9 @@ class StageFacts:
         memory_bytes: returns the memory in bytes of the first GPU, or of the machine if there is none.
         columns: of its `dataset`; None where they cannot be told.
         chat_template: the text of the template that its model is trained with; None where it cannot be told.
-        rows: all rows of its `dataset`, where that is a short file; else none.
+        rows: the first rows of its `dataset`, where that is a file of text.
+        has_all_rows: are these all of it?
+        is_adapter: is its `model` an adapter? None where that cannot be told.
     """
 
     args: Any
@@ -246,3 +248,5 @@ class StageFacts:
     columns: tuple[str, ...] | None = None
     chat_template: str | None = None
     rows: Sequence[Mapping[str, Any]] = ()
+    has_all_rows: bool = False
+    is_adapter: bool | None = None

@@ -94,7 +94,9 @@ def _facts_of(spec: StageSpec, specs: Mapping[str, StageSpec]) -> StageFacts:
         memory_bytes=memory_bytes,
         columns=_known_columns(spec, specs),
         chat_template=_chat_template(spec, specs),
-        rows=_all_rows(spec.inputs.get("dataset")),
+        rows=(rows := _first_rows(spec.inputs.get("dataset"))),
+        has_all_rows=0 < len(rows) < files.HEAD_ROWS,
+        is_adapter=_is_adapter(spec.inputs.get("model"), specs),
     )
 
 
@@ -105,15 +107,21 @@ def _known_columns(spec: StageSpec, specs: Mapping[str, StageSpec]) -> tuple[str
         return None
 
 
-def _all_rows(source: Any) -> Sequence[Mapping[str, Any]]:
-    """Return the rows of a file that has no more than a check looks at."""
-    if not isinstance(source, DataFile) or not source.is_local:
-        return ()
+def _first_rows(source: Any) -> Sequence[Mapping[str, Any]]:
     try:
-        rows = files.head(Path(source.path), source.options) or ()
+        is_file = isinstance(source, DataFile) and source.is_local
+        return (files.head(Path(source.path), source.options) or ()) if is_file else ()
     except InputError:  # the check of the columns tells it
         return ()
-    return rows if len(rows) < files.HEAD_ROWS else ()
+
+
+def _is_adapter(model: Any, specs: Mapping[str, StageSpec]) -> bool | None:
+    if isinstance(model, External) and Path(model.path).is_dir():
+        return bool(adapter_config(Path(model.path)))
+    made = specs.get(model.stage) if isinstance(model, FromStage) else None
+    if made is None or not made.configs:  # a stage that trains nothing, such as `combine`, may make either
+        return None
+    return made.adapter_mode == "continue" or not is_full(made.inputs.get("adapter"))
 
 
 def _chat_template(spec: StageSpec, specs: Mapping[str, StageSpec]) -> str | None:

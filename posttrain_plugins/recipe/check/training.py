@@ -56,6 +56,7 @@ def check_training(checker: Checker, stages: RawStages, specs: Mapping[str, Stag
             *_rows(spec, args),
             *_modules(spec, specs),
             *_going_on(spec, specs),
+            *_tools(spec),
         ]
         for issue in found:
             where = (*path, *(field if part == "args" else part for part in issue.field.split(".")))
@@ -93,6 +94,9 @@ def _generation(args: Any, needs_group: bool) -> Iterator[Issue]:
     elif needs_group and args.num_generations < 2:
         found = f"num_generations is {args.num_generations}, expected 2 or more: they are held against each other"
         yield Issue(found, "num_generations: 8, or stage ppo", "args.num_generations")
+    elif batch < 2:
+        hint = "raise per_device_train_batch_size or steps_per_generation"
+        yield Issue("a rollout has one completion, expected 2 at least", hint, "args.per_device_train_batch_size")
     elif args.num_generations and batch % args.num_generations:
         found = (
             f"a generation has {batch} completions {on}, which num_generations={args.num_generations} does not divide"
@@ -228,3 +232,11 @@ def _config_name(peft_type: str) -> str | None:
         return config_class(peft_type).rpartition(":")[2]
     except LookupError:
         return None
+
+
+def _tools(spec: StageSpec) -> Iterator[Issue]:
+    """Yield that a strategy which makes rollouts has tools, whose answers the policy did not write."""
+    strategy = spec.inputs.get("strategy")
+    if isinstance(strategy, Use) and (strategy.params.get("tools") or strategy.refs.get("tools")):
+        found = f"strategy {strategy.name} has tools, whose answers would be trained on as if the policy wrote them"
+        yield Issue(found, "use it in sample or evaluate", "strategy")

@@ -55,7 +55,7 @@ _LISTED = (
                 "Rows of `prompt`, `completion`, `score` and further columns, at least a good one and a bad one."),
     Declaration("oracle", ("reward",), ("kit", "core"), "bool", False,
                 "True if it reads the reference answer; figures that it chose for are then marked."),
-    Declaration("formats", ("reward",), ("kit",), "tuple[str, ...]", ("plain", "conversational"),
+    Declaration("formats", ("reward",), ("kit", "core"), "tuple[str, ...]", ("plain", "conversational"),
                 "The formats of completions that it reads: `plain` text, `conversational` messages."),
     Declaration("is_deterministic", ("reward", "strategy"), ("kit",), "bool", True,
                 "False if equal calls may give different values."),

@@ -6,6 +6,8 @@ pairwise comparison with swapped positions; as a training signal RLAIF, Lee et a
 
 1. Pairwise, a completion's score is the share of the other completions of its prompt, in the same call, that it beats.
 2. Step by step, each step is rated in a request of its own, with the completion up to it.
+3. A rating that could not be asked for is None, and told in `failures`. TRL's trainers sum rewards and take None for
+   nothing, so where no other reward judges it counts as 0: `max_none_share` beside the judge ends such a run.
 """
 
 from __future__ import annotations

@@ -250,7 +250,8 @@ def test_completions_whose_steps_do_not_fit_are_told(tmp_path: Path, opened: lis
     _, rows, notes = run(tmp_path / "some", data, [STEPS], keep="steps", separator=";")
     assert len(rows) == 1
     assert notes == [
-        "2 of 3 completions have no labels: reward 'steps' sees other steps in them than separator ';' makes"
+        "1 of 3 completions have no answer that can be read",
+        "2 of 3 completions have no labels: reward 'steps' sees other steps in them than separator ';' makes",
     ]
     with pytest.raises(StageFailed, match="kept nothing of 3"):
         run(tmp_path / "none", data, [STEPS], keep="steps", separator="\n")

@@ -47,6 +47,7 @@ from posttrain_plugins.types import (
 
 if TYPE_CHECKING:  # `validate` and `plan` import this module, and what it runs with takes them longer than the check
     from posttrain_plugins.backends.protocol import AnyBackend
+    from posttrain_plugins.engine.log import RequestLog
 
 __all__ = ["Sample"]
 
@@ -161,7 +162,7 @@ class Sample:
     def __call__(self, context: StageContext) -> StageResult:
         from posttrain_plugins.engine.log import RequestLog
         from posttrain_plugins.engine.solve import is_thinking
-        from posttrain_plugins.evaluation.bench import problems_of, score_texts, unrated_texts
+        from posttrain_plugins.evaluation.bench import problems_of
 
         rows = [dict(row) for row in context.inputs["dataset"]]
         # rows with one prompt become one problem, as if the completions had been drawn together
@@ -187,17 +188,8 @@ class Sample:
                 made: list[list[Any]] = [one.completions for one in saved or ()]
                 if saved is None:
                     made, missing = self._drawn(context, problems, columns, options)
-                texts = [[to_text(completion) for completion in of_problem] for of_problem in made]
-                self._tell_unread(context, problems, texts)
-                # one call a reward for all problems: a model that judges fills its batches, a guard its workers
-                scores = [score_texts(reward, problems, columns, texts, log) for reward in rewards]
-                for reward in rewards:
-                    unrated = [why for row in unrated_texts(reward, problems, columns, texts, log) for why in row]
-                    missing |= self._missing(f"ratings/{reward.name}", sum(map(len, texts)), unrated, context)
-                judged = [
-                    judge(made[i], row["prompt"], rewards, [of_reward[i] for of_reward in scores])
-                    for i, row in enumerate(rows)
-                ]
+                judged, unrated = self._judged(context, problems, columns, made, log)
+                missing = {**missing, **unrated}
             # still within: labels by rollouts draw from the same backends, into the same log
             kept = self._kept(context, problems, columns, judged, options)
         return self._write(context, rows, judged, kept, missing)
@@ -224,6 +216,32 @@ class Sample:
         found = [[candidate.text for candidate in result.candidates] for result in results]
         texts = [texts or ([one.text] if one.text else []) for texts, one in zip(found, results, strict=True)]
         return texts, self._missing("completions", asked, reasons, context)
+
+    def _judged(
+        self,
+        context: StageContext,
+        problems: list[Problem],
+        columns: Mapping[str, Sequence[Any]],
+        made: Sequence[Sequence[Any]],
+        log: RequestLog,
+    ) -> tuple[list[list[Judged]], dict[str, float]]:
+        """Return each problem's completions with their scores, and how many scores are missing."""
+        from posttrain_plugins.evaluation.bench import score_texts, unrated_texts
+
+        rewards: list[ResolvedReward] = context.inputs["rewards"]
+        texts = [[to_text(completion) for completion in of_problem] for of_problem in made]
+        self._tell_unread(context, problems, texts)
+        # one call a reward for all problems: a model that judges fills its batches, a guard its workers
+        scores = [score_texts(reward, problems, columns, texts, log) for reward in rewards]
+        missing: dict[str, float] = {}
+        for reward in rewards:
+            unrated = [why for row in unrated_texts(reward, problems, columns, texts, log) for why in row]
+            missing |= self._missing(f"ratings/{reward.name}", sum(map(len, texts)), unrated, context)
+        judged = [
+            judge(made[i], problem.prompt, rewards, [of_reward[i] for of_reward in scores])
+            for i, problem in enumerate(problems)
+        ]
+        return judged, missing
 
     def _missing(self, name: str, asked: int, reasons: Sequence[str], context: StageContext) -> dict[str, float]:
         """Tell what is missing, as a figure too; what did come may all be easy problems, so too much is refused."""

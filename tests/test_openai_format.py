@@ -8,7 +8,7 @@ import pytest
 
 from posttrain_plugins.backends.openai.format import body_of, completions_of
 from posttrain_plugins.backends.openai.http import Reply
-from posttrain_plugins.backends.openai.probe import Found
+from posttrain_plugins.backends.openai.probe import RouteProfile
 from posttrain_plugins.backends.protocol import Capabilities
 from posttrain_plugins.types import Generate, SamplingParams
 
@@ -36,7 +36,7 @@ def test_calls_are_sent_with_their_arguments_as_json_text() -> None:
 
     told = [{"role": "user", "content": "?"}, {"role": "tool", "tool_call_id": "1", "content": "2"}]
     asks = {"role": "assistant", "content": "", "tool_calls": [call({"a": "é"}), call('{"b": 1}'), call(None)]}
-    body = body_of(Found(Capabilities()), Generate([told[0], asks, told[1]]), [0])
+    body = body_of(RouteProfile(Capabilities()), Generate([told[0], asks, told[1]]), [0])
     assert body["messages"][1]["tool_calls"] == [call('{"a": "é"}'), call('{"b": 1}'), call("{}")]
     assert [body["messages"][0], body["messages"][2]] == told
     assert asks["tool_calls"][0] == call({"a": "é"})  # ours stay as they are

@@ -21,7 +21,7 @@ from typing import Any
 
 from posttrain_plugins.backends.openai.format import body_of, completions_of
 from posttrain_plugins.backends.openai.http import Endpoint
-from posttrain_plugins.backends.openai.probe import Found, probe
+from posttrain_plugins.backends.openai.probe import RouteProfile, probe
 from posttrain_plugins.backends.protocol import Capabilities
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.nested_rewards import wait_for
@@ -83,8 +83,8 @@ class OpenAIBackend:
         url = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
         key = api_key or os.environ.get("OPENAI_API_KEY")
         self._endpoint = Endpoint(url, key, concurrency=concurrency, timeout_s=timeout_s, max_retries=max_retries)
-        self._found: dict[str, Found] = {}
-        self._probing: dict[tuple[str, asyncio.AbstractEventLoop], asyncio.Task[Found]] = {}
+        self._found: dict[str, RouteProfile] = {}
+        self._probing: dict[tuple[str, asyncio.AbstractEventLoop], asyncio.Task[RouteProfile]] = {}
 
     @property
     def capabilities(self) -> Capabilities:
@@ -119,7 +119,7 @@ class OpenAIBackend:
 
     # Probing
 
-    def _main(self) -> Found:
+    def _main(self) -> RouteProfile:
         """Return what the chat route can, or the text route where there is no chat."""
 
         async def find_any() -> None:
@@ -135,12 +135,12 @@ class OpenAIBackend:
             wait_for(find_any())
         return self._found.get(CHAT) or self._found[TEXT]
 
-    async def _find(self, route: str) -> Found:
-        start = Found(Capabilities(n=not self.should_probe, tools=not self.should_probe, prefill=False))
+    async def _find(self, route: str) -> RouteProfile:
+        start = RouteProfile(Capabilities(n=not self.should_probe, tools=not self.should_probe, prefill=False))
         if not self.should_probe:
             return self._found.setdefault(route, start)
 
-        async def draw(found: Found, request: Generate, seeds: Sequence[int]) -> list[Completion]:
+        async def draw(found: RouteProfile, request: Generate, seeds: Sequence[int]) -> list[Completion]:
             completions = await self._draw(found, request, seeds, is_probe=True)
             # apart from what a run spends: the probe is paid once, by whichever run comes first
             self.probe_usage += sum((completion.usage for completion in completions), Usage())
@@ -164,7 +164,7 @@ class OpenAIBackend:
     # Drawing
 
     async def _draw(
-        self, found: Found, request: Generate, seeds: Sequence[int], is_probe: bool = False
+        self, found: RouteProfile, request: Generate, seeds: Sequence[int], is_probe: bool = False
     ) -> list[Completion]:
         """Ask for as many completions as there are seeds, in one request or in several that are in flight together."""
         route = TEXT if isinstance(request.prompt, str) else CHAT

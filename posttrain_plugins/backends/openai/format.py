@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from posttrain_plugins.backends.openai.http import Reply
-from posttrain_plugins.backends.openai.probe import Found
+from posttrain_plugins.backends.openai.probe import RouteProfile
 from posttrain_plugins.backends.transformers.stops import cut
 from posttrain_plugins.text.actions import read_object
 from posttrain_plugins.types import Completion, Generate, SamplingParams, Usage
@@ -19,7 +19,7 @@ FINISH = {"length": "length", "tool_calls": "tool_calls", "function_call": "tool
 FILTERED = {"content_filter", "abort", "error"}
 
 
-def body_of(found: Found, request: Generate, seeds: Sequence[int]) -> dict[str, Any]:
+def body_of(found: RouteProfile, request: Generate, seeds: Sequence[int]) -> dict[str, Any]:
     """Return the fields that ask for as many completions as there are seeds, as the server wants to be asked."""
     params = request.params
     body = _prompt_fields(found, request)
@@ -71,7 +71,7 @@ def completions_of(reply: Reply, params: SamplingParams, n: int) -> list[Complet
     return completions + [_failed(missing) for _ in range(n - len(completions))]
 
 
-def _prompt_fields(found: Found, request: Generate) -> dict[str, Any]:
+def _prompt_fields(found: RouteProfile, request: Generate) -> dict[str, Any]:
     if isinstance(request.prompt, str):
         return {"prompt": request.prompt}
     fields: dict[str, Any] = {"messages": [_message(message) for message in request.prompt]}

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from posttrain_plugins.backends.protocol import Capabilities
 from posttrain_plugins.types import Completion, Generate, Prompt, SamplingParams
 
-__all__ = ["Draw", "Finding", "Found", "probe"]
+__all__ = ["Draw", "Finding", "RouteProfile", "probe"]
 
 MAX_TOKENS = 16
 REASONING_MAX_TOKENS = 1024  # where the first ones are thoughts that the server keeps to itself
@@ -50,7 +50,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class RouteProfile:
     """What one route of a server can do, and how it wants to be asked.
 
     Args:
@@ -70,15 +70,15 @@ class Found:
     findings: tuple[Finding, ...] = ()
 
 
-Draw: TypeAlias = Callable[[Found, Generate, Sequence[int]], Awaitable[list[Completion]]]
+Draw: TypeAlias = Callable[[RouteProfile, Generate, Sequence[int]], Awaitable[list[Completion]]]
 """The backend's own way of asking, so that the probe tries the very requests that a run will send."""
 
 
-async def probe(draw: Draw, start: Found, is_chat: bool) -> tuple[Found, Completion]:
+async def probe(draw: Draw, start: RouteProfile, is_chat: bool) -> tuple[RouteProfile, Completion]:
     """Try a route, in the order in which one answer is needed to ask the next question.
 
     Args:
-        draw: asks the server as a `Found` says; failures come back as completions.
+        draw: asks the server as a `RouteProfile` says; failures come back as completions.
         start: what to begin from.
         is_chat: the route takes messages, not text.
 
@@ -108,7 +108,7 @@ class _Trial:
     prompt: Prompt
     max_tokens: int = MAX_TOKENS
 
-    async def plain(self, found: Found) -> tuple[Found, Completion]:
+    async def plain(self, found: RouteProfile) -> tuple[RouteProfile, Completion]:
         """Ask for a greedy completion, the plainest request that there is."""
         completion = await self._one(found, self._request(temperature=0.0))
         # OpenAI's reasoning models know only the newer name of the token limit, old servers only the older one.
@@ -120,14 +120,14 @@ class _Trial:
             completion = await self._one(found, self._request(temperature=0.0))
         return found, completion
 
-    async def seed_field(self, found: Found) -> Found:
+    async def seed_field(self, found: RouteProfile) -> RouteProfile:
         """Find what the seed is called: some servers refuse a field that they do not know."""
         for name in ("seed", "random_seed"):
             if await self._texts(replace(found, seed_field=name), self._request(), [1]):
                 return replace(found, seed_field=name)
         return replace(found, seed_field="")
 
-    async def sampling(self, found: Found, plain: Completion) -> tuple[Found, Finding]:
+    async def sampling(self, found: RouteProfile, plain: Completion) -> tuple[RouteProfile, Finding]:
         """See that draws with different seeds are not all equal: some servers decode greedily, whatever is asked."""
         if not plain.text.strip():
             return found, Finding("temperature", True, "not tried: the server shows no text")
@@ -141,7 +141,7 @@ class _Trial:
         how = "all completions of a prompt are equal, at any temperature: there is nothing to vote on or to choose"
         return found, Finding("temperature", False, how)
 
-    async def n(self, found: Found) -> list[Finding]:
+    async def n(self, found: RouteProfile) -> list[Finding]:
         """See that `n` completions come, and not one completion n times, which a vote would find unanimous."""
         asked = replace(found, capabilities=replace(found.capabilities, n=True))
         completions = await self.draw(asked, replace(self._request(), n=DRAWS), range(1, DRAWS + 1))
@@ -153,7 +153,7 @@ class _Trial:
             return [Finding("n", False, f"one completion came {DRAWS} times: {single}")]
         return [Finding("n", True, "many completions in one request")]
 
-    async def seed(self, found: Found) -> Finding:
+    async def seed(self, found: RouteProfile) -> Finding:
         """See that equal seeds give equal completions while other requests are in flight, as in a run."""
         seeds = list(range(1, DRAWS + 1))
         texts = await self._texts(found, self._request(), seeds * 2)
@@ -164,19 +164,19 @@ class _Trial:
             return Finding("seed", False, "equal seeds hold only for one request at a time, so not in a run")
         return Finding("seed", False, "equal seeds give different completions; the log still replays a run exactly")
 
-    async def logprobs(self, found: Found) -> list[Finding]:
+    async def logprobs(self, found: RouteProfile) -> list[Finding]:
         """See that log-probabilities come: most servers take the field and say nothing."""
         completion = await self._one(found, self._request(logprobs=True))
         how = "of each completion token" if completion.logprobs else completion.error or NONE_CAME
         return [Finding("logprobs", bool(completion.logprobs), how)]
 
-    async def top_logprobs(self, found: Found) -> list[Finding]:
+    async def top_logprobs(self, found: RouteProfile) -> list[Finding]:
         """See that those of the likeliest tokens come, too."""
         completion = await self._one(found, self._request(top_logprobs=2))
         how = "of the likeliest tokens, for confidences" if completion.confidences else completion.error or NONE_CAME
         return [Finding("top_logprobs", bool(completion.confidences), how)]
 
-    async def stop(self, found: Found, plain: Completion) -> list[Finding]:
+    async def stop(self, found: RouteProfile, plain: Completion) -> list[Finding]:
         """Stop at a character from the middle of what the greedy completion says anyway."""
         text = plain.text.strip()
         is_told = False
@@ -198,12 +198,14 @@ class _Trial:
         told = "a stop string and the end of the answer are told apart"
         return [stops, Finding("stop_reason", is_told, told if is_told else "not told: it may be the answer's end")]
 
-    async def prefill(self, found: Found) -> tuple[Mapping[str, Any], Finding]:
+    async def prefill(self, found: RouteProfile) -> tuple[Mapping[str, Any], Finding]:
         """See that a last assistant message is gone on from, by the number of prompt tokens."""
         if isinstance(self.prompt, str):
             return {}, Finding("prefill", True, "a text prompt is gone on from as it is")
 
-        async def prompt_tokens(way: Found, prompt: Prompt) -> int:  # 0 where the server refuses, or does not count
+        async def prompt_tokens(
+            way: RouteProfile, prompt: Prompt
+        ) -> int:  # 0 where the server refuses, or does not count
             request = replace(self._request(temperature=0.0, max_tokens=1), prompt=prompt)
             return (await self._one(way, request)).usage.prompt_tokens
 
@@ -223,7 +225,7 @@ class _Trial:
             return {}, Finding("prefill", True, "a last assistant message is gone on from as it is")
         return {}, Finding("prefill", False, "a last assistant message is closed, or refused, or cannot be verified")
 
-    async def tools(self, found: Found) -> list[Finding]:
+    async def tools(self, found: RouteProfile) -> list[Finding]:
         """See that the model calls a tool natively when it is told to."""
         if isinstance(self.prompt, str):
             return [Finding("tools", False, "a text prompt has none")]
@@ -239,11 +241,11 @@ class _Trial:
     def _request(self, **params: Any) -> Generate:
         return Generate(self.prompt, params=SamplingParams(**{"max_tokens": self.max_tokens, **params}))
 
-    async def _one(self, found: Found, request: Generate) -> Completion:
+    async def _one(self, found: RouteProfile, request: Generate) -> Completion:
         (completion,) = await self.draw(found, request, [1])
         return completion
 
-    async def _texts(self, found: Found, request: Generate, seeds: Sequence[int]) -> list[str]:
+    async def _texts(self, found: RouteProfile, request: Generate, seeds: Sequence[int]) -> list[str]:
         """Return the completions, one request each, all in flight together; failed ones are left out."""
         answers = await asyncio.gather(*(self.draw(found, request, [seed]) for seed in seeds))
         return [completion.text for (completion,) in answers if completion.error is None]

@@ -68,7 +68,7 @@ def plan(recipe: str | Path, overrides: Overrides = (), *, runs_dir: str | Path 
 
 
 def masks(plan: Plan, rows: int = 2, only: Collection[str] = ()) -> dict[str, dict[str, Any]]:
-    """Show which tokens carry loss in each training stage of a plan, for a few rows; see `recipe.preview`."""
+    """Show which tokens carry loss in each training stage of a plan, for a few rows; see `recipe.run.preview`."""
     from posttrain_plugins.recipe.run.preview import preview
 
     return preview(plan, rows, only)

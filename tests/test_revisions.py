@@ -178,6 +178,10 @@ def test_what_is_trained_is_the_revision(go: Any, hub: Hub, method: str, adapter
     if adapter:
         assert adapter_config(path)["base_model_name_or_path"] == REPO
         assert adapter_config(path)["revision"] == "v2", "who loads it elsewhere knows"
+        recorded = handoff.record(path, {})
+        expected = handoff.record(hub.repository(REPO) / "snapshots" / COMMITS["v2"], {})
+        for name in ("eos_token_id", "pad_token_id", "architecture"):  # of the base: the adapter has no config
+            assert recorded[name] == expected[name] is not None
         from peft import AutoPeftModelForCausalLM
 
         assert distance(logits(AutoPeftModelForCausalLM.from_pretrained(path)), of(hub, "v2")) == 0

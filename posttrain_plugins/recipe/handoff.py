@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import HandoffError
-from posttrain_plugins.models.folder import adapter_config, adapters_in, digest, named_adapters, task_of
+from posttrain_plugins.models.folder import (
+    BaseWeights,
+    adapter_config,
+    adapters_in,
+    base_of,
+    digest,
+    named_adapters,
+    task_of,
+)
 from posttrain_plugins.models.training_templates import chat_template_in
 
 __all__ = ["check_kept", "check_unchanged", "record", "short_hash"]
@@ -40,7 +48,7 @@ def record(folder: Path, loading: Mapping[str, Any], *, whole: bool = True) -> d
         return {**next(iter(several.values())), "adapters": [], "several": several}
     adapter = adapter_config(folder)
     # An adapter's folder has no config of the model; what it generates with is its base's.
-    base = Path(adapter["base_model_name_or_path"] or "") if adapter else folder
+    base = _files_of(base_of(folder)) if adapter else folder
     config, generation = _json(base / "config.json"), _json(base / "generation_config.json")
     home = folder if (folder / "tokenizer_config.json").is_file() else base
     settings = _json(home / "tokenizer_config.json")
@@ -65,7 +73,7 @@ def record(folder: Path, loading: Mapping[str, Any], *, whole: bool = True) -> d
         "heads": (["score"] if is_judge else []) + (["value"] if (folder / "critic").is_dir() else []),
         "quantization": {k: v for k, v in loading.items() if k.startswith(("load_in_", "bnb_", "use_bnb"))} or None,
         "adapters": [{"type": kind, "weights": weights} for kind, weights in stack],
-        "base": str(base) if adapter else None,
+        "base": base_of(folder).path if adapter else None,
         "base_revision": adapter.get("revision"),
     }
 
@@ -127,6 +135,19 @@ def check_kept(stage: str, before: Mapping[str, Any], after: Mapping[str, Any], 
 def short_hash(text: str) -> str:
     """Return a text's hash as it stands in a record: 16 hex digits."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _files_of(base: BaseWeights) -> Path:
+    """Return the folder with the files of a base; of a Hub id, its snapshot in the cache."""
+    if Path(base.path).is_dir():
+        return Path(base.path)
+    from huggingface_hub import try_to_load_from_cache  # not above: most bases are folders
+
+    try:
+        found = try_to_load_from_cache(base.path, "config.json", revision=base.revision)
+    except ValueError:  # neither a folder nor a name that the Hub could have
+        found = None
+    return Path(found).parent if isinstance(found, str) else Path(base.path)
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class ExactAnswer:
         Returns:
             B scores, 1.0 or 0.0; None where there is no reference to compare with.
         """
-        # By the rule that votes and evaluations use: what wins a vote is what is right.
+        # The rule is that of votes; the reader is the reward's own, so that a stage's `reader` changes no score.
         begun: Sequence[Prompt | None] = prompts or [None] * len(completions)
         texts = list(map(to_text, completions))
         answers = [read(text, self.reader, prompt) for text, prompt in zip(texts, begun, strict=True)]

@@ -12,8 +12,16 @@ from posttrain_plugins.answers import extract
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.rewards.cosine import Cosine
 from posttrain_plugins.rewards.exact_answer import ExactAnswer
+from posttrain_plugins.text import prose
 from posttrain_plugins.text.answers import score_answer
-from posttrain_plugins.text.readers import READERS, opens_thought, read, read_reference
+from posttrain_plugins.text.readers import (
+    READERS,
+    THOUGHT_MARKS,
+    opens_thought,
+    read,
+    read_reference,
+    without_thought,
+)
 
 CORPUS = Path(__file__).parents[1] / "corpus"
 
@@ -101,6 +109,24 @@ def test_a_completion_that_says_what_its_reference_says_is_right() -> None:
     assert score_answer(recipe, recipe) == 1.0
     assert score_answer(recipe.replace("9", "8"), recipe) == 0.0
     assert score_answer("", "") == 0.0
+
+
+def test_a_label_is_found_by_its_words_alone() -> None:
+    """The words that stand for the pattern miss none of its matches, in any text of the corpora."""
+    texts = [
+        json.loads(line)["completion"]
+        for path in sorted(CORPUS.glob("read_*.jsonl"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
+    found = [[label.span() for label in prose._labels_from_the_end(text, 0)] for text in texts]
+    expected = [[label.span() for label in prose._LABEL.finditer(text)][::-1] for text in texts]
+    assert found == expected
+    assert sum(map(len, found)) > 300
+
+
+def test_each_mark_of_a_thought_is_looked_for() -> None:
+    for mark in (mark for pair in THOUGHT_MARKS for mark in pair):
+        assert without_thought(f"before{mark}after") != f"before{mark}after"
 
 
 def test_references() -> None:

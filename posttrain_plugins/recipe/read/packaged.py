@@ -18,7 +18,7 @@ __all__ = ["find_recipe", "owner_of", "packaged_recipes"]
 
 
 def packaged_recipes() -> dict[str, Path]:
-    """Name -> file of every packaged recipe; `gpu/qwen3_qlora` for one in a folder."""
+    """Return name -> file of every packaged recipe; `gpu/qlora_8b` for one in a folder."""
     found: dict[str, Path] = {}
     for folder, _ in _folders():
         for file in sorted(folder.rglob("*.yaml")):

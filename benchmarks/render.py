@@ -277,8 +277,8 @@ def methods_table(results: Json) -> str:
     head = ["method", "mean gain", *(f"seed {seed}" for seed in seeds), "train s"]
     note = (
         "Gain in sampled accuracy over the SFT model, in brackets its 95 % interval over the held-out problems; loops "
-        "have none, since they are measured over their last turn. One seed where one stands. KTO's and STaR's settings were "
-        "chosen on the seed that is shown. `train s`: seconds of training, of ReST those of its last stages."
+        "have none, since they are measured over their last turn. One seed where one stands. KTO's and STaR's settings "
+        "were chosen on the seed that is shown. `train s`: seconds of training, of ReST those of its last stages."
     )
     return f"{_table(head, rows)}\n\n{note}{_process_rewards(results['process_rewards'])}"
 

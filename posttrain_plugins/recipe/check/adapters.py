@@ -74,7 +74,7 @@ def check_merges(checker: Checker, stages: RawStages, specs: Mapping[str, StageS
         below = layers(specs, spec.inputs.get("model") or spec.inputs.get("reward"))
         mode = "merge" if spec.schema.declares("merges") else mode_of(specs, spec) if spec.configs else None
         for name, made_of in zip(below.adapters, below.made_of, strict=True):
-            found = _abilities(made_of) if isinstance(made_of, Use) else _abilities_in(made_of)
+            found = _abilities(made_of)
             if found is None:
                 continue
             what = f"the adapter of '{name}'"
@@ -92,29 +92,24 @@ def check_merges(checker: Checker, stages: RawStages, specs: Mapping[str, StageS
                 checker.error(stages.by_id[id].path, f"{what} cannot lie below another: {found.name}", cure)
 
 
-def _abilities(use: Use) -> PeftTypeAbilities | None:
-    """Return what the type of an adapter can and its plugin does not deny; None if nobody says what it cannot."""
-    target = use.schema.declares("params_of")
-    try:
-        found = abilities(target) if target else None
-    except LookupError:  # also a parameter that the target names, and that is missing: told elsewhere
-        found = None
-    return found if use.schema.declares("can_merge") else _without_merging(found, use.name)
+def _abilities(adapter: Use | Path) -> PeftTypeAbilities | None:
+    """Return what the type of an adapter can and its plugin does not deny; None if nobody says what it cannot.
 
-
-def _abilities_in(folder: Path) -> PeftTypeAbilities | None:
-    """Return the same of a saved adapter, beside which its plugin has left what it denies."""
-    name = str(adapter_config(folder).get("peft_type"))
-    try:
-        found = abilities(config_class(name))
-    except LookupError:  # a type that a plugin brings
-        found = None
-    return found if why_unmergeable(folder) is None else _without_merging(found, name)
-
-
-def _without_merging(found: PeftTypeAbilities | None, name: str) -> PeftTypeAbilities:
+    Args:
+        adapter: as a recipe names it; or the folder of a saved one, beside which its plugin has left what it denies.
+    """
+    found = None
+    # Unknown: a type that a plugin brings, and one whose parameter, which the target names, is missing, as is told.
+    with contextlib.suppress(LookupError):
+        if isinstance(adapter, Use):
+            name, can_merge = adapter.name, bool(adapter.schema.declares("can_merge"))
+            target = adapter.schema.declares("params_of")
+            found = abilities(target) if target else None
+        else:
+            name, can_merge = str(adapter_config(adapter).get("peft_type")), why_unmergeable(adapter) is None
+            found = abilities(config_class(name))
     unknown = PeftTypeAbilities(name, False, False, can_merge=False, quantizes=True, shares=True)
-    return replace(found or unknown, can_merge=False)
+    return found if can_merge else replace(found or unknown, can_merge=False)
 
 
 def with_named_fields(checker: Checker, schema: Schema, given: Mapping[str, Any], path: Keys) -> Schema | None:

@@ -139,6 +139,15 @@ def test_one_short_row_is_enough(told: Callable[..., list[Any]]) -> None:
     assert told("s: {use: sft, model: base, dataset: some, args: {max_length: 8}}") == []
 
 
+@pytest.mark.parametrize(("limit", "count"), [(8, 1), (31, 0)])
+def test_some_rows_that_are_left_out_are_warned_of(
+    told: Callable[..., list[Any]], tmp_path: Path, limit: int, count: int
+) -> None:
+    assert told(f"s: {{use: sft, model: base, dataset: some, args: {{max_length: {limit}}}}}") == []
+    warnings = [str(w) for stage in pp.validate(tmp_path / "recipe.yaml").stages for w in stage.warnings]
+    assert warnings == [f"max_length={limit} leaves out 1 of the first 2 prompts (hint: raise it above 30)"] * count
+
+
 def test_kto_of_one_class(told: Callable[..., list[Any]]) -> None:
     (mistake,) = told("s: {use: kto, model: base, dataset: good}")
     assert "all 3 labels are true" in mistake.message

@@ -148,10 +148,12 @@ def _as_trained(reward: ResolvedReward, context: StageContext) -> Any:
 
     TRL leaves out the EOS of plain text, the row's tools and template options, and adds the policy's own options.
     """
+    if reward.model_path is None:
+        return reward.func
     rows = context.inputs["dataset"]
     is_same = is_conversational(rows[0]["prompt"]) and not {*TEMPLATE_COLUMNS} & {*rows.column_names}
     asks_the_same = is_same and not context.args.get("chat_template_kwargs")
-    return reward.model_path if reward.model_path and asks_the_same else reward.func
+    return reward.model_path if asks_the_same else reward.func
 
 
 def _build(

@@ -7,6 +7,7 @@ config class (read from its source), references against what the recipe defines,
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ def check(document: Document) -> Recipe:
     check_columns(checker, stages, specs)
     check_handoffs(checker, stages, ordered)
     if is_ordered:
-        check_training(checker, stages, {spec.id: spec for spec in ordered})
+        more = check_training(checker, stages, {spec.id: spec for spec in ordered})
+        ordered = tuple(replace(spec, warnings=(*spec.warnings, *more.get(spec.id, ()))) for spec in ordered)
     if checker.mistakes:
         raise RecipeErrors(checker.mistakes)
     # The plain values with each path absolute and each plugin with its package, for any folder and any machine. What a

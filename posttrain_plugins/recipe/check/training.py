@@ -34,8 +34,9 @@ __all__ = ["check_training"]
 NEEDED = ("gradient_accumulation_steps", "save_strategy", "save_steps", "max_steps", "num_train_epochs")
 
 
-def check_training(checker: Checker, stages: RawStages, specs: Mapping[str, StageSpec]) -> None:
-    """Check every stage that trains by a config of TRL's."""
+def check_training(checker: Checker, stages: RawStages, specs: Mapping[str, StageSpec]) -> dict[str, tuple[Issue, ...]]:
+    """Check every stage that trains by a config of TRL's, and return what is to be warned of, by stage."""
+    warnings: dict[str, tuple[Issue, ...]] = {}
     for id, spec in specs.items():
         if not spec.configs or spec.produces not in ("model", "reward"):
             continue
@@ -58,10 +59,12 @@ def check_training(checker: Checker, stages: RawStages, specs: Mapping[str, Stag
             *_going_on(spec, specs),
             *_tools(spec),
         ]
-        for issue in found:
+        warnings[id] = tuple(issue for issue in found if issue.is_warning)
+        for issue in (one for one in found if not one.is_warning):
             where = (*path, *(field if part == "args" else part for part in issue.field.split(".")))
             place = where if checker.document.get(where) is not None else path
             checker.error(place, f"stage '{path[-1]}': {issue.message}", issue.hint)
+    return warnings
 
 
 def _steps(args: Any) -> Iterator[Issue]:
@@ -111,7 +114,7 @@ def _generation(args: Any, needs_group: bool) -> Iterator[Issue]:
 
 
 def _rows(spec: StageSpec, args: Any) -> Iterator[Issue]:
-    """Yield that of none of the first rows a token is left to learn from."""
+    """Yield that of none of the first rows a token is left to learn from, or warn that of some there is none."""
     source, limit = spec.inputs.get("dataset"), getattr(args, "max_length", None)
     keeps_end = getattr(args, "truncation_mode", "keep_start") == "keep_end" or getattr(args, "packing", False)
     if not isinstance(source, DataFile) or not source.is_local or not isinstance(limit, int) or limit < 1:
@@ -125,14 +128,16 @@ def _rows(spec: StageSpec, args: Any) -> Iterator[Issue]:
     if not rows or (keeps_end and not is_judge):
         return
     texts = [_read(row, is_judge) for row in rows]
-    if any(len(text.encode("utf-8", "surrogatepass")) < limit for text in texts):  # no token is shorter than a byte
-        return
-    tokens = _token_counts(spec.inputs.get("model"), texts)
-    if tokens and min(tokens) > (limit if is_judge else limit - 1):
-        what = "row" if is_judge else "prompt"
-        many = f"each of the first {len(tokens)}" if len(tokens) > 1 else "the only"
-        found = f"max_length={limit} leaves nothing to learn from: {many} {what} has {min(tokens)} tokens or more"
-        yield Issue(found, f"raise it above {max(tokens)}", "args.max_length")
+    long = [text for text in texts if len(text.encode("utf-8", "surrogatepass")) >= limit]  # no token is below a byte
+    lost = [n for n in _token_counts(spec.inputs.get("model"), long) if n > (limit if is_judge else limit - 1)]
+    what = "row" if is_judge else "prompt"
+    if lost and len(lost) < len(rows):
+        found = f"max_length={limit} leaves out {len(lost)} of the first {len(rows)} {what}s"
+        yield Issue(found, f"raise it above {max(lost)}", "args.max_length", is_warning=True)
+    elif lost:
+        many = f"each of the first {len(lost)}" if len(lost) > 1 else "the only"
+        found = f"max_length={limit} leaves nothing to learn from: {many} {what} has {min(lost)} tokens or more"
+        yield Issue(found, f"raise it above {max(lost)}", "args.max_length")
 
 
 def _read(row: Mapping[str, Any], is_judge: bool) -> str:
@@ -152,7 +157,7 @@ def _read(row: Mapping[str, Any], is_judge: bool) -> str:
 def _token_counts(model: Any, texts: Sequence[str]) -> list[int]:
     """Count tokens without transformers, by the base's `tokenizer.json`; empty where there is none."""
     folder = Path(model.path) if isinstance(model, External) else None
-    if folder is None or not folder.is_dir():
+    if not texts or folder is None or not folder.is_dir():
         return []
     home = folder if (folder / "tokenizer.json").is_file() else Path(base_of(folder).path)
     try:

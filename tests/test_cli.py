@@ -214,7 +214,7 @@ MAY_IMPORT = {
         *("recipe.read.", "recipe.check.", "recipe.spec", "recipe.build", "recipe.files", "recipe.handoff"),
         *("recipe.lineage", "recipe.plugin_schema", "recipe.source_hash", "checkpoints"),
         # what stages say of their settings, and the choices that their fields have
-        *("trainers.compat", "trainers.ppo.rules", "trainers.sft_rules", "training_data."),
+        *("trainers.compat", "trainers.ppo.rules", "trainers.stage_rules", "training_data."),
         *("engine.trace", "evaluation.missing"),
     ),
 }

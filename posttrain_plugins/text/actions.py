@@ -5,8 +5,8 @@ that the model is told. No paper: the grammar is ReAct's (https://huggingface.co
 objects with `action` and `action_input` are LangChain's, `<tool_call>` is Hermes's.
 
 Example:
-    >>> read_action('**Action 1:** `search[{"query": "a ] b"}]`. I wait.')
-    Action(name='search', inside='{"query": "a ] b"}', end=42)
+    >>> read_action('**Action 1:** `search[{"query": "a ] b"}]`. I wait.')[:2]
+    ('search', '{"query": "a ] b"}')
     >>> read_action("Action: search\nAction Input: x\nObservation: y").inside
     'x'
 """

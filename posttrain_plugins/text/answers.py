@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Sequence
 
-from posttrain_plugins.text.equality import canonical, equivalent
 from posttrain_plugins.text.readers import read, read_reference, without_thought
 from posttrain_plugins.types import Candidate, Completion, Result
 
@@ -34,6 +33,41 @@ __all__ = [
     "tally",
     "vote_weights",
 ]
+
+
+# How answers are compared is imported with the first comparison: its patterns take 80 ms to compile, and whoever checks
+# a recipe imports this file and compares nothing.
+
+
+def canonical(answer: str) -> str:
+    r"""Write an answer in one form: numbers as fractions, expressions sorted, words in lower case.
+
+    Answers of one form are equal; equal answers may have several forms, which `equivalent` compares.
+
+    Example:
+        >>> canonical("$1,000.50$"), canonical(r"\frac{2}{4}"), canonical(r" \text{Paris}. ")
+        ('2001/2', '1/2', 'paris')
+    """
+    from posttrain_plugins.text import equality
+
+    return equality.canonical(answer)
+
+
+def equivalent(a: str, b: str) -> bool:
+    r"""Return whether two answers mean the same (`docs/answers.md`).
+
+    Numbers are compared exactly. Roots, powers and functions are compared by computer algebra; this takes milliseconds,
+    ends within seconds and works in any thread (`text/equivalence.py`).
+
+    Example:
+        >>> equivalent("0.5", r"\frac{1}{2}"), equivalent("3 4", "34"), equivalent("(B) Paris", "B")
+        (True, False, True)
+    """
+    if a == b:
+        return True
+    from posttrain_plugins.text import equality
+
+    return equality.equivalent(a, b)
 
 
 def extract(text: str, reader: str | None = None, prompt: object = None) -> str | None:

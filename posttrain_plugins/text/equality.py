@@ -23,15 +23,7 @@ _INTEGER = re.compile(r"-?[1-9]\d{0,17}|0")
 
 
 def equivalent(a: str, b: str) -> bool:
-    r"""Return whether two answers mean the same (`docs/answers.md`).
-
-    Numbers are compared exactly. Roots, powers and functions are compared by computer algebra where the extra `math` is
-    installed; this takes milliseconds, ends within seconds and works in any thread (`text/equivalence.py`).
-
-    Example:
-        >>> equivalent("0.5", r"\frac{1}{2}"), equivalent("3 4", "34"), equivalent("(B) Paris", "B")
-        (True, False, True)
-    """
+    """Return whether two answers mean the same; see `answers.equivalent`."""
     if a == b:
         return True
     if _INTEGER.fullmatch(a) and _INTEGER.fullmatch(b):  # most answers
@@ -55,14 +47,7 @@ def _verdict(a: str, b: str) -> Verdict:
 
 @lru_cache(maxsize=8192)
 def canonical(answer: str) -> str:
-    r"""Write an answer in one form: numbers as fractions, expressions sorted, words in lower case.
-
-    Answers of one form are equal; equal answers may have several forms, which `equivalent` compares.
-
-    Example:
-        >>> canonical("$1,000.50$"), canonical(r"\frac{2}{4}"), canonical(r" \text{Paris}. ")
-        ('2001/2', '1/2', 'paris')
-    """
+    """Write an answer in one form; see `answers.canonical`."""
     return _form(parse(answer))
 
 

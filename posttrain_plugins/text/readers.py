@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from posttrain_plugins.errors import InputError
@@ -259,23 +260,28 @@ def _reader(name: str) -> Callable[[str], str | None]:
     return by_pattern
 
 
-def _auto(text: str) -> str | None:
+def _prose() -> ModuleType:
+    # with the first completion: its patterns take long to compile, and a check of a reader's name reads nothing
     from posttrain_plugins.text import prose
+
+    return prose
+
+
+def _auto(text: str) -> str | None:
 
     if _NUMBER_ALONE.fullmatch(text):  # most often
         return text.strip()
     is_named, answer = _named(text)
-    return answer if is_named else prose.read_unlabelled(text)
+    return answer if is_named else _prose().read_unlabelled(text)
 
 
 def _named(text: str) -> tuple[bool, str | None]:
     """Return whether a tag, a label or a box names an answer, and the answer, None for an empty one."""
-    from posttrain_plugins.text import prose
 
     if "</" in text and (tagged := _tagged(text)) is not None:
-        return True, (prose.read_labelled(tagged) if " is " in tagged else None) or tagged or None
+        return True, (_prose().read_labelled(tagged) if " is " in tagged else None) or tagged or None
     box = _boxed(text) if "boxed" in text or "fbox" in text else None
-    label = prose.read_labelled(text, box[0] if box else 0)
+    label = _prose().read_labelled(text, box[0] if box else 0)
     if label is not None:
         return True, label
     is_cut = box is None and r"\boxed" in text

@@ -31,6 +31,7 @@ EXTRAS = {
     "vllm": "generation with vLLM in this process",
     "serve": "posttrain serve",
     "openai": "models behind an OpenAI-compatible endpoint",
+    "gguf": "stage gguf",
     "math": "symbolic equivalence of answers",
     "plot": "plots",
 }

@@ -33,6 +33,7 @@ __all__ = [
     "choose_adapter",
     "copy_below",
     "digest",
+    "gguf_refusal",
     "named_adapters",
     "task_of",
     "task_of_architecture",
@@ -161,3 +162,19 @@ def choose_adapter(model: str, folder: str | Path, adapter: str) -> str:
     if adapter:
         raise InputError(f"model '{model}' has no adapter '{adapter}': it is one model", hint=f"name it: {model}")
     return str(folder)
+
+
+def gguf_refusal(path: str | Path) -> InputError | None:
+    """Return why a GGUF file, or a folder that holds nothing else to load, is no model yet; None for any other path."""
+    path = Path(path)
+    if path.suffix.lower() == ".gguf" and not path.is_dir():
+        return InputError(f"{path} names a GGUF file, which the stage 'gguf' reads", hint=_use_gguf(path))
+    is_model = any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG, ADAPTERS))
+    files = [] if is_model or not path.is_dir() else sorted(path.glob("*.gguf"))
+    if not files:
+        return None
+    return InputError(f"folder {path} holds GGUF files, which the stage 'gguf' reads", hint=_use_gguf(files[0]))
+
+
+def _use_gguf(file: Path) -> str:
+    return f"in a recipe: model: {{use: gguf, file: {file}}}"

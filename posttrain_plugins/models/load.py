@@ -1,8 +1,8 @@
 """The one way from a folder or Hub id to a model and its tokenizer, for training, inference, rewards and export.
 
 `loading` are fields of TRL's `ModelConfig`, as recipes write them; `options` are arguments of transformers'
-`from_pretrained`. Everything that reads weights ends in `load_full`: it is there that other formats of weights belong,
-such as a GGUF file (`from_pretrained` takes it as `gguf_file`). No paper.
+`from_pretrained`. Everything that reads weights ends in `load_full`. A GGUF file is read once, by the stage `gguf`, and
+is a folder like any other from then on. No paper.
 
 The revision is the one that was asked for, `model_revision`, for weights and tokenizer alike. Where nobody asked for
 one, that of an adapter's base is what the adapter's `adapter_config.json` records, and any other `main`.
@@ -22,6 +22,7 @@ from posttrain_plugins.models.folder import (
     adapter_config,
     adapters_in,
     base_of,
+    gguf_refusal,
     task_of,
     task_of_architecture,
 )
@@ -121,19 +122,21 @@ def load_tokenizer(
     if revision:
         options["revision"] = revision
     trust = {"trust_remote_code": bool((loading or {}).get("trust_remote_code"))}
-    with _refusing_code(where):
+    with _refusing(where):
         tokenizer = AutoTokenizer.from_pretrained(where, **{**trust, **options})
     tokenizer.chat_template = chat_template or tokenizer.chat_template
     return tokenizer
 
 
 @contextmanager
-def _refusing_code(path: str | Path) -> Iterator[None]:
-    """Tell of a model that brings Python code of its own; transformers would ask on the terminal whether to run it.
+def _refusing(path: str | Path) -> Iterator[None]:
+    """Tell of a GGUF file, and of a model that brings Python code: transformers would ask on the terminal to run it.
 
     Raises:
-        InputError: it does, and nobody said `trust_remote_code`.
+        InputError: it is a GGUF file, or it brings code and nobody said `trust_remote_code`.
     """
+    if (refusal := gguf_refusal(path)) is not None:
+        raise refusal
     try:
         yield
     except ValueError as cause:
@@ -156,7 +159,7 @@ def load_full(path: str | Path, task: Task | None = "CausalLM", *, dequantize: b
 
     # by the task and not by the config's architecture: a causal LM is loaded as a classifier to become one
     loader = getattr(transformers, f"AutoModelFor{task}" if task else "AutoModel")
-    with _refusing_code(path):
+    with _refusing(path):
         model = loader.from_pretrained(str(path), **{"trust_remote_code": False, **options})
     return model.dequantize() if dequantize and getattr(model, "hf_quantizer", None) is not None else model
 
@@ -227,7 +230,7 @@ def task_to_load(path: str | Path, revision: str | None = None) -> Task:
         from transformers import AutoConfig
 
         options: dict[str, Any] = {"revision": revision} if revision else {}
-        with _refusing_code(path):
+        with _refusing(path):
             config = AutoConfig.from_pretrained(str(path), trust_remote_code=False, **options)
         found = task_of_architecture(config.architectures)
     return found or "CausalLM"

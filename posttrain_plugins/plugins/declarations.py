@@ -112,6 +112,9 @@ _LISTED = (
                 "What it makes: `model`, `dataset`, `reward` or `figures`."),
     Declaration("outputs", ("stage",), ("kit", "core"), "tuple[str, ...]", (),
                 "Its fields that name a folder of the user's to write to."),
+    Declaration("reads", ("stage",), ("core",), "method() -> tuple[Path, ...]", None,
+                "The files outside of the recipe that its parameters stand for: their content is in its key. A stage "
+                "in a file of the user's is not asked."),
     Declaration("refuses", ("stage",), ("core",), "dict[str, str]", {},
                 "What its trainer cannot take of an adapter type: an ability by name (`is_prompt`) and the reason."),
     Declaration("reference", ("stage",), ("core",), "str", "",

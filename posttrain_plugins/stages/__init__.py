@@ -5,7 +5,7 @@ name: a model, a reward, a data set, or figures. In the order in which a recipe 
 
 | file                                                  | makes                                                  |
 |-------------------------------------------------------|--------------------------------------------------------|
-| `random_init.py`, `pretrain.py`                       | a base model                                           |
+| `gguf.py`, `random_init.py`, `pretrain.py`            | a base model                                           |
 | `sft.py`, `multi_adapter_sft.py`                      | a model from demonstrations; one adapter for each task |
 | `sample.py`                                           | a data set of a model's completions that rewards judge |
 | `reward.py`, `ranking.py`, `prm.py`                   | a reward: on pairs, on rankings, on steps              |

@@ -19,7 +19,7 @@ cannot do it declares by attributes (`plugins/declarations.py`); known failures 
 | `general.py`    | checks on every kind                                             |
 | `rewards.py`, `adapters.py`, `strategies.py`, `datasets.py`, `stages.py` | checks on one kind |
 | `subject.py`    | a plugin under check, and what it declares                       |
-| `tiny.py`, `scripted.py`, `noise.py` | tiny models and data, a scripted model, global generators |
+| `tiny.py`, `tiny_gguf.py`, `scripted.py`, `noise.py` | tiny models and data, a scripted model, global generators |
 """
 
 from posttrain_plugins.testing.running import (

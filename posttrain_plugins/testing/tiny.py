@@ -2,7 +2,8 @@
 
 In `example_params`, `tiny:model` stands for a causal model's folder (Qwen3, hidden 32, the tiny world's tokenizer),
 `tiny:classifier` for a reward model's (one label for a sequence), `tiny:tokens` for a process reward model's (one label
-for a token), `tiny:adapter` for a LoRA adapter's on the first, `tiny:critic` for a policy with a value head.
+for a token), `tiny:adapter` for a LoRA adapter's on the first, `tiny:critic` for a policy with a value head,
+`tiny:gguf` for a GGUF file.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from posttrain_plugins.testing.tiny_gguf import write_gguf
 from posttrain_plugins.tiny_world import evaluate, make_expression
 
 __all__ = ["MODELS", "data", "folder", "model", "resolve"]
 
 ROWS = 8  # a few batches of two
 HIDDEN = 32  # small, and yet every code path is the one of a real model
-MODELS = ("model", "classifier", "tokens", "adapter", "critic")
+MODELS = ("model", "classifier", "tokens", "adapter", "critic", "gguf")
 
 
 @functools.cache
@@ -34,7 +36,7 @@ def folder() -> Path:
 
 
 def resolve(value: Any) -> Any:
-    """Replace `tiny:model` and its like, at any depth, by folders."""
+    """Replace `tiny:model` and its like, at any depth, by folders and files."""
     if isinstance(value, str) and value.startswith("tiny:"):
         return str(model(value.removeprefix("tiny:")))
     if isinstance(value, Mapping):
@@ -44,10 +46,12 @@ def resolve(value: Any) -> Any:
 
 @functools.cache
 def model(kind: str = "model") -> Path:
-    """Make one of `MODELS` at the first call, and return its folder."""
+    """Make one of `MODELS` at the first call, and return its folder, or its file."""
     if kind not in MODELS:
         raise ValueError(f"no tiny model '{kind}', expected one of {', '.join(MODELS)}")
     made = folder() / kind
+    if kind == "gguf":
+        return write_gguf(made / "tiny.gguf")
     if kind == "adapter":
         from peft import LoraConfig, get_peft_model
 

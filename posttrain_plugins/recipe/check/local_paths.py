@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from posttrain_plugins.errors import InputError
+from posttrain_plugins.models.folder import gguf_refusal
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.schema import accepts
 from posttrain_plugins.plugins.source import package_file
@@ -39,14 +40,16 @@ FILE_OPTIONS: dict[str, Any] = {
 
 def existing_model(checker: Checker, name: str, target: str, path: Keys, loading: Mapping[str, Any]) -> External:
     """A model's folder, which must hold one, or a Hub id."""
-    local = target.startswith((".", "/", "~")) or files.exists(checker.folder / target)
+    is_named = target.lower().endswith(".gguf") and len(target) <= MAX_HUB_ID  # no repository of the Hub is one file
+    local = is_named or target.startswith((".", "/", "~")) or files.exists(checker.folder / target)
     if not local:
         if len(target) > MAX_HUB_ID:
             checker.error(path, f"no folder and no Hub id has a name of {len(target):,} characters")
         return External(name, target, loading)
     folder = (checker.folder / Path(target).expanduser()).resolve()
-    problem = files.model_problem(folder)
-    if problem:
+    if (refusal := gguf_refusal(folder)) is not None:
+        checker.error(path, refusal.message, refusal.hint)
+    elif (problem := files.model_problem(folder)) is not None:
         checker.error(path, problem, "save_pretrained() writes such a folder")
     return External(name, str(folder), loading)
 

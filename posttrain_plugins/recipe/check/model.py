@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.plugins.source import of_config
@@ -52,6 +53,11 @@ def read_model(checker: Checker, stages: RawStages) -> Model:
             checker.error((*path, "use"), message, "use: pretrain")
         stages.put_first(RawStage("base", path, body, {}, plugin), "model" if made == "model" else None)
         return Model(FromStage("base", "model"), loading)
+    if "gguf_file" in value:
+        file = Path(str(value.get("model_name_or_path", ""))) / str(value["gguf_file"])
+        message = "'gguf_file' is no key of 'model': the stage 'gguf' reads such a file"
+        checker.error((*path, "gguf_file"), message, f"model: {{use: gguf, file: {file}}}", True)
+        return Model()
     loading = {k: v for k, v in value.items() if k not in ("model_name_or_path", "chat_template")}
     _check_loading(checker, path, loading)
     target = value.get("model_name_or_path")

@@ -17,6 +17,7 @@ from typing import Any
 from posttrain_plugins.models.folder import adapters_in, base_of
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.registry import module_file
+from posttrain_plugins.recipe.build import construct
 from posttrain_plugins.recipe.source_hash import plugin_hash, rows_hash, sha256_of, source_hash
 from posttrain_plugins.recipe.spec import DataFile, External, FromStage, Object, Policy, Source, StageSpec, Use, flat
 from posttrain_plugins.types import server_of
@@ -163,6 +164,11 @@ def parts_of(spec: StageSpec, seed: int, stage_keys: Mapping[str, str], hashes: 
             parts |= {f"{name}.{k}": _text(v, hashes) for k, v in relevant.items()}
         else:
             parts[name] = _text(value, hashes)
+    # a user's file is imported by the run alone
+    loaded = spec.plugin.load() if spec.plugin.file is None else None
+    if isinstance(loaded, type) and hasattr(loaded, "reads"):
+        read = construct(loaded, {**spec.params, **spec.names()}).reads()
+        parts |= {f"reads[{i}]": hashes.of_file(file) for i, file in enumerate(read)}
     # Inputs by their content or by the key of what makes them, never by name: data that is called otherwise is the
     # same.
     for name, source in flat(spec.inputs):

@@ -13,6 +13,7 @@ import pytest
 import posttrain_plugins as pp
 from posttrain_plugins import api
 from posttrain_plugins.errors import InputError, PosttrainError, RecipeErrors
+from posttrain_plugins.testing import tiny
 from posttrain_plugins.testing.tiny_gguf import CHAT_TEMPLATE, bare_llama, write_gguf
 
 RECIPE = """
@@ -65,6 +66,8 @@ def assert_equal_models(folder: Path, file: Path) -> Any:
     skipped = ("quantization_config", "_name_or_path", "dtype", "architectures")
     configs = [{k: v for k, v in model.config.to_dict().items() if k not in skipped} for model in (saved, read)]
     assert configs[0] == configs[1]
+    # a tied head is saved once
+    assert (folder / "model.safetensors").stat().st_size < 4.1 * saved.num_parameters() + 20_000
     assert saved.generation_config.eos_token_id == words.eos_token_id == its_words.eos_token_id
     assert words(TEXT)["input_ids"] == its_words(TEXT)["input_ids"]
     assert words.special_tokens_map == its_words.special_tokens_map
@@ -81,8 +84,7 @@ def test_the_base_is_the_model_of_the_file(
 
     monkeypatch.syspath_prepend(str(folder))
     # what lies beside the file is another model's
-    (folder / "weights_of_a_llama" / "tokenizer_config.json").write_text('{"eos_token": "h", "chat_template": "x"}')
-    (folder / "weights_of_a_llama" / "config.json").write_text('{"model_type": "gpt2"}')
+    shutil.copytree(tiny.model(), folder / "weights_of_a_llama", dirs_exist_ok=True)
     run = pp.run(recipe('{use: gguf, package: weights_of_a_llama, file: "*.gguf"}'), runs_dir=folder / "runs")
     base = run["base"].model_path
     assert base is not None

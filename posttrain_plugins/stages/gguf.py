@@ -85,7 +85,7 @@ class GGUF:
         (file,) = self.reads()
         with importing_extra("gguf", "gguf", "gguf"):
             import gguf  # noqa: F401  # transformers asks for it after seconds, and in other words
-        # Alone in a folder: transformers reads a config, a tokenizer or a template that lies beside the file, too.
+        # alone in a folder: transformers would take a tokenizer.json that lies beside the file for the file's own
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / file.name).symlink_to(file.absolute())
             try:
@@ -134,6 +134,4 @@ def _read(folder: str, name: str, dtype: str) -> tuple[Any, Any]:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     model.load_state_dict(read.state_dict(), assign=True)
-    model.tie_weights()
-    model.generation_config = read.generation_config
     return model, tokenizer

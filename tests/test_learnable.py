@@ -125,8 +125,14 @@ class Notes(Observer):
 
 
 @pytest.fixture
-def run_stage(write_recipe: Callable[..., Path], tiny_model: Path, tmp_path: Path) -> Callable[..., Any]:
-    """Eight rows of each data set: six with a prompt of 40 tokens, two with one of 1."""
+def run_stage(
+    write_recipe: Callable[..., Path], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
+    """Eight rows of each data set: six with a prompt of 40 tokens, two with one of 1.
+
+    The stage runs unchecked: what `validate` tells of the first rows, the run has to see in all of them.
+    """
+    monkeypatch.setattr("posttrain_plugins.recipe.check.check.check_training", lambda *_: {})
     prompts = [PROMPT] * 6 + ["3", "4"]
     right, wrong = "<answer>7</answer>", "<answer>4</answer>"
     rows: dict[str, list[dict[str, Any]]] = {
@@ -142,8 +148,13 @@ def run_stage(write_recipe: Callable[..., Path], tiny_model: Path, tmp_path: Pat
     (tmp_path / "rewards.py").write_text(REWARDS)
 
     def run(stage: str, rewards: str = "equal", observer: Any = None, **args: Any) -> Any:
+        recipe = "".join(
+            line
+            for line in RECIPE.splitlines(keepends=True)
+            if "{use: " not in line or line.split(":")[0].strip() in (stage, "adapters", "nothing", "infinite", "equal")
+        )
         file = write_recipe(
-            RECIPE,
+            recipe,
             model=tiny_model,
             args=json.dumps({**SHARED, **args}),
             sampled=json.dumps(SAMPLED),

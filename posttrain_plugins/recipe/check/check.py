@@ -54,10 +54,9 @@ def check(document: Document) -> Recipe:
     specs = {id: read_stage(checker, raw, references) for id, raw in stages.by_id.items() if id in stages.produces}
     specs = with_issues(checker, stages, specs)
     errors_before = len(checker.mistakes)
-    errors_before = len(checker.mistakes)
     ordered = in_order(checker, stages, specs)
     is_ordered = len(checker.mistakes) == errors_before  # what follows models back to where they start needs an end
-    if len(checker.mistakes) == errors_before:  # in a circle no model has a first layer
+    if is_ordered:  # in a circle no model has a first layer
         check_merges(checker, stages, specs)
     check_names(checker, stages, specs)
     check_columns(checker, stages, specs)

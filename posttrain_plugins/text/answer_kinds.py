@@ -60,6 +60,7 @@ class Relation(NamedTuple):
 
 Answer: TypeAlias = Words | Choice | Quantity | Sequence | Matrix | Relation | Expression
 
+MAX_CHARS = 1000  # longer answers are texts
 _SPACED_NUMBERS = re.compile(r"[+-]?\d+(?:\.\d+)?(?:\s+\d+(?:\.\d+)?)+|[+-]?\d+(?:\.\d+)?(?:\s+[+-]?\d+(?:\.\d+)?){2,}")
 # Commas in groups of three; inside brackets a bare comma separates. `{,}`, `\,` and `,\!` group wherever they stand.
 _THOUSANDS = re.compile(
@@ -104,6 +105,8 @@ _SIGNS_OF_UNICODE = str.maketrans(
 @lru_cache(maxsize=8192)
 def parse(answer: str) -> Answer:
     """Say what an answer is; what is nothing else is words."""
+    if len(answer) > MAX_CHARS:
+        return _words(answer)
     text = _LETTER_IN_A_FONT.sub(r"\1 ", plain(answer))
     if choice := _CHOICE.fullmatch(text):
         letter = choice[1] or choice[3] or choice[4]
@@ -158,7 +161,7 @@ def _read(text: str) -> Answer | None:
     """Read a whole answer: relations hold lists, lists hold relations where each element has one."""
     text = _THOUSANDS.sub(lambda m: re.sub(r"\D", "", m[0]), re.sub(r"\\left\b|\\right\b|\\[bB]igg?[lr]?\b", "", text))
     text = _SCALE.sub(lambda m: rf"\times 10^{{{_SCALES[m[1]]}}}", text)
-    if not text or len(text) > 1000:
+    if not text:
         return None
     if _SPACED_NUMBERS.fullmatch(text):
         return _sequence("", text.split())

@@ -10,6 +10,8 @@ import re
 
 __all__ = ["split_unit"]
 
+MAX_CHARS = 200  # of an answer that may have a unit
+
 # Each line: the names of one unit.
 _UNITS = """
 mm millimeter millimetre
@@ -87,10 +89,9 @@ _NO_COUNTS = frozenset(
 )
 _PREFIX = re.compile(r"([+-]?)\s*(\\\$|\$|€|£|¥|₹|(?:USD|EUR|GBP)(?![A-Za-z]))\s*(?=-?[\d.])")
 _DEGREES = re.compile(r"\s*\^\s*\{?\s*\\circ\s*\}?\s*([CF]?)|\s*\\degree\s*()")
-_TEXT = re.compile(r"(?:\\[,;:! ]|~|\s)*\\(?:text|mathrm|textrm|mbox|rm)\s*\{([^{}]*)\}\s*(?:\^\s*\{?(\d)\}?)?")
-_BEHIND = re.compile(
-    r"(?<=[\d)}.])(?P<space>(?:\s|\\[,;:! ]|~)*)(?P<phrase>€|£|¥|₹|[^\W\d_][^\W_/ ^{}]*(?:[/ ^{}\d]+[^\W_]*)*)$"
-)
+_TEXT = re.compile(r"(?:\\[,;:! ]|~|\s){0,8}\\(?:text|mathrm|textrm|mbox|rm)\s*\{([^{}]*)\}\s*(?:\^\s*\{?(\d)\}?)?")
+# Bounded, and with one way to match each text: an answer may be the babble of a model.
+_BEHIND = re.compile(r"(?<=[\d)}.])(?P<space>(?:\s|\\[,;:! ]|~){0,8})(?P<phrase>[€£¥₹]|[^\W\d_][\w/ ^{}]{0,60})$")
 # What Chinese, Japanese and Korean count in; not their hundreds, thousands and millions.
 _SCALES_OF_ASIA = "百千万萬亿億兆半만억"
 _COUNTER = re.compile(rf"(?<=[\d)}}])\s*((?![{_SCALES_OF_ASIA}])[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]{{1,3}})$")
@@ -116,6 +117,8 @@ def split_unit(text: str) -> tuple[str, str | None]:
         if unit not in (None, currency):
             return text, None
         return prefix[1] + rest, currency
+    if len(text) > MAX_CHARS:
+        return text, None
     for start in range(len(text) - 1, 0, -1):
         # From the right: the unit is the longest tail that is one.
         if text[start] in "^\\~ " and (match := _DEGREES.fullmatch(text, start)):

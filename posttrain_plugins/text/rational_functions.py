@@ -163,7 +163,7 @@ def _product(p: Polynomial, q: Polynomial) -> Polynomial:
         return q
     if q == {(): 1}:
         return p
-    if len(p) * len(q) > MAX_TERMS**2:
+    if len(p) * len(q) > 20 * MAX_TERMS:  # of what is multiplied out, many would be equal
         raise Unreadable
     result: Polynomial = {}
     for a, first in p.items():

@@ -62,7 +62,10 @@ class Reading(NamedTuple):
 _USUAL = Reading()
 _READING: ContextVar[Reading] = ContextVar("reading", default=_USUAL)
 _TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
+MAX_SPACE = 16  # of a run of white space: patterns that look for it twice take the square of its length
+_LONG_SPACE = re.compile(rf"\s{{{MAX_SPACE},}}")
 _PARTS_OF_MARKS = ("hink", "HINK", "easoning>", "_thought")  # what a text without a mark does not have
+_BRACE = re.compile(r"[{}]")
 _NUMBER_ALONE = re.compile(r"\s*-?\d+\s*")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|([^\s{$\\]))")
 
@@ -116,6 +119,7 @@ def read(text: str, reader: str | None = None, prompt: object = None) -> str | N
     visible = without_thought(text, prompt)
     if visible is None:
         return None
+    visible = _LONG_SPACE.sub(lambda space: space[0][:MAX_SPACE], visible)
     reader = _READING.get().reader if reader is None else reader
     if reader == "auto":
         return _auto(visible)
@@ -213,22 +217,24 @@ def _tagged(text: str) -> str | None:
 
 
 def _boxed(text: str) -> tuple[int, str] | None:
-    """Find the last box: where it begins, and what is in it."""
-    for match in reversed(list(_BOX.finditer(text))):
+    """Find the last box that closes: where it begins, and what is in it."""
+    boxes = list(_BOX.finditer(text))
+    if not boxes:
+        return None
+    # All braces in one pass: a model that babbles opens thousands of boxes, and closes none.
+    closing: dict[int, int] = {}
+    opened: list[int] = []
+    for brace in _BRACE.finditer(text, boxes[0].start()):
+        if brace[0] == "{":
+            opened.append(brace.end())
+        elif opened:
+            closing[opened.pop()] = brace.start()
+    for match in reversed(boxes):
         if match[1]:  # `\\boxed 5`: TeX takes one token
             return match.start(), match[1]
-        depth = 1
-        for i in range(match.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[i], 0)
-            if depth == 0:
-                return match.start(), text[match.end() : i].strip()
+        if match.end() in closing:
+            return match.start(), text[match.end() : closing[match.end()]].strip()
     return None
-
-
-def _last_number(text: str) -> str | None:
-    from posttrain_plugins.text import prose  # here: its patterns take as long to compile as `validate` to check
-
-    return prose.last_number(text)
 
 
 READERS: dict[str, Callable[[str], str | None]] = {
@@ -236,7 +242,7 @@ READERS: dict[str, Callable[[str], str | None]] = {
     "marked": lambda text: _named(text)[1],
     "tag": _tagged,
     "boxed": lambda text: (_boxed(text) or (0, None))[1],
-    "last_number": _last_number,
+    "last_number": lambda text: _prose().last_number(text),
     "whole": lambda text: text,
 }
 

@@ -11,9 +11,10 @@ import random
 from posttrain_plugins.answers import canonical, equivalent, extract
 
 PIECES = [
-    "3", "1,", "1,000", "$", r"\frac{", "}", "{", "(", ")", "|", "4>2=", "x", "  ", "answer is ", "**", r"\boxed{", " and ",
-    "/", ".", "-", "^", r"\text{ cm}", "cm ", "=", "Answer:", "the ", "of ", "\n", "`", "#### ", r"\left", "4 5", "a1b2c3", "°",
-    "½", "元", "No, ", "<think>", "</think>", r"\sqrt", "!", "(x+y)", "+", r"\ ", "__", "_", "$$", "is ", "So ",
+    "3", "1,", "1,000", "$", r"\frac{", "}", "{", "(", ")", "|", "4>2=", "x", "  ", "answer is ", "**",
+    r"\boxed{", " and ", "/", ".", "-", "^", r"\text{ cm}", "cm ", "=", "Answer:", "the ", "of ", "\n", "`",
+    "#### ", r"\left", "4 5", "a1b2c3", "°", "½", "元", "No, ", "<think>", "</think>", r"\sqrt", "!", "(x+y)",
+    "+", r"\ ", "__", "_", "$$", "is ", "So ",
 ]
 for piece in PIECES:
     for times in (30, 200, 3000):

@@ -73,7 +73,12 @@ REDUCED: dict[str, dict[str, Any]] = {
         **reduced(trained=("prm",), sampled=("outcome", "process")),
         "stages.eval.num_generations": 4,
     },
-    "value_guided": {**TINY_SFT, **reduced(sampled=("ppo",)), "stages.eval.num_generations": 4},
+    "value_guided": {
+        **TINY_SFT,
+        **reduced(sampled=("ppo",)),
+        "stages.ppo.args.steps_per_generation": 2,  # one generation of all prompts: a larger one would be none
+        "stages.eval.num_generations": 4,
+    },
     "rlaif": {**TINY_SFT, **reduced(trained=("dpo",), sampled=("grpo",), pairs=("pairs",))},
     "r1": {
         **BASE,
@@ -95,6 +100,7 @@ REDUCED: dict[str, dict[str, Any]] = {
         "stages.saved.rewards": ["steps"],
         "stages.right.threshold": None,
         "stages.pairs.threshold": None,
+        "stages.labelled.threshold": 0.01,  # any right step: KTO needs rows of both kinds
     },
     "qlora": {
         **TINY_SFT,

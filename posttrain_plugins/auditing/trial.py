@@ -93,7 +93,8 @@ def on_data(reward: ResolvedReward, rows: Sequence[Mapping[str, Any]]) -> list[T
     )
     found = []
     for i, (reference, own, other) in enumerate(zip(references, own_scores, other_scores, strict=True), 1):
-        tried = TriedCompletion(f"row {i}", _text(reference), own)
+        text = _text(reference)
+        tried = TriedCompletion(f"row {i}", text, own, note=_note(reward, text, own, rows[i - 1]["prompt"]))
         if own is None:
             tried = replace(tried, problem="cannot judge its own reference")
         elif other is not None:  # a reward may be unable to judge the wrong one: nothing to compare with
@@ -165,11 +166,15 @@ def _tried(name: str, row: Mapping[str, Any], reward: ResolvedReward) -> TriedCo
         return TriedCompletion(name, text, None, problem=problem)
     problem = "is no finite number" if score is not None and not math.isfinite(score) else ""
     seconds = time.perf_counter() - began
-    # 0.0 for a wrong answer, and for one that is written in a way that the reward does not read: not the same cure
-    reader = getattr(reward.func, "reader", None)
-    is_unread = score == 0 and isinstance(reader, str) and read(text, reader, row.get("prompt")) is None
-    note = f"no answer read (reader: {reader})" if is_unread else ""
+    note = _note(reward, text, score, row.get("prompt"))
     return TriedCompletion(name, text, score, problem=problem, note=note, seconds=seconds)
+
+
+def _note(reward: ResolvedReward, text: str, score: float | None, prompt: Any) -> str:
+    """Say that no answer was read: 0.0 for that and for a wrong answer have other cures."""
+    reader = getattr(reward.func, "reader", None)
+    is_unread = score == 0 and isinstance(reader, str) and read(text, reader, prompt) is None
+    return f"no answer read (reader: {reader})" if is_unread else ""
 
 
 def _against_its_score(row: Mapping[str, Any], reward: ResolvedReward) -> TriedCompletion:

@@ -35,8 +35,8 @@ def trial_table(rows: Sequence[TriedCompletion], title: str, is_compared: bool =
     table.add_column("")
     for tried in rows:
         lead = [tried.name] if has_names else []
-        as_it_should = Text(f"ok: {tried.note}" if tried.note else "ok", style="green")
-        verdict = Text(tried.problem, style="red") if tried.problem else as_it_should
+        words = ": ".join(filter(None, (tried.problem or "ok", tried.note)))
+        verdict = Text(words, style="red" if tried.problem else "green")
         expected = "-" if tried.expected is None else _number(tried.expected)
         # as Python writes it: control characters must not reach the terminal, and half of these texts are blank
         text = repr(tried.completion)[1:-1]

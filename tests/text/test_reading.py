@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from posttrain_plugins.answers import extract
+from posttrain_plugins.auditing.trial import on_data
 from posttrain_plugins.backends.protocol import Capabilities
 from posttrain_plugins.cli.commands import app
 from posttrain_plugins.engine.solve import solve
@@ -135,4 +136,12 @@ def test_nested_readings() -> None:
 
 def test_rewards_test_tells_not_read_from_wrong() -> None:
     shown = CliRunner().invoke(app, ["rewards", "test", "exact_answer(reader=boxed)"]).output
-    assert "no answer read" in " ".join(shown.split())
+    assert "ok: no answer read" in " ".join(shown.split())
+
+
+def test_references_that_cannot_be_read_are_told_as_that() -> None:
+    rows = [{"prompt": "2+2=?", "solution": "4"}, {"prompt": "2+3=?", "solution": "5"}]
+    tried = on_data(ResolvedReward("r", ExactAnswer(reader="tag")), rows)
+    assert {one.note for one in tried} == {"no answer read (reader: tag)"}
+    assert {one.problem for one in tried} == {"another row's reference scores as much"}
+    assert {one.note for one in on_data(ResolvedReward("r", ExactAnswer()), rows)} == {""}

@@ -97,6 +97,8 @@ SAMPLED = "use: grpo, model: base, dataset: demos, rewards: [any]"
         ("num_generations: 2, per_device_train_batch_size: 2, steps_per_generation: 2, save_steps: 0.5", None),
         ("num_generations: 2, per_device_train_batch_size: 2, num_train_epochs: 0", "which trains nothing"),
         ("num_generations: 2, per_device_train_batch_size: 2, num_train_epochs: 0, max_steps: 3", None),
+        ("num_generations: 2, per_device_train_batch_size: 0", "per_device_train_batch_size is 0, expected 1 or more"),
+        ("num_generations: 2, num_iterations: -1", "num_iterations is -1, expected 1 or more"),
     ],
 )
 def test_sizes_of_a_generation(told: Callable[..., list[Any]], args: str, message: str | None) -> None:

@@ -75,6 +75,16 @@ def _steps(args: Any) -> Iterator[Issue]:
 
 def _generation(args: Any, needs_group: bool) -> Iterator[Issue]:
     """Yield what the sizes of a generation make impossible, computed as GRPO's config does it."""
+    for name in (
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "steps_per_generation",
+        "num_iterations",
+    ):
+        count = getattr(args, name, None)
+        if isinstance(count, int) and count < 1:  # what follows divides by them
+            yield Issue(f"{name} is {count}, expected 1 or more", "set it to 1 or more", f"args.{name}")
+            return
     if not hasattr(args, "num_generations"):
         if issue := check_period(args):
             yield issue

@@ -164,7 +164,8 @@ def read_labelled(text: str, start: int = 0) -> str | None:
 
 def _labels_from_the_end(text: str, start: int) -> Iterator[re.Match[str]]:
     """Find the labels line by line, the last first."""
-    lowered = text.lower()
+    # letter by letter: `İ` is two in lower case, and places in both texts have to be the same
+    lowered = text.lower() if text.isascii() else "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
     words = [word for word in _WORDS_OF_LABELS if word in lowered]
     end = len(text)
     while words and (at := max(lowered.rfind(word, start, end) for word in words)) >= 0:

@@ -274,7 +274,6 @@ def _prose() -> ModuleType:
 
 
 def _auto(text: str) -> str | None:
-
     if _NUMBER_ALONE.fullmatch(text):  # most often
         return text.strip()
     is_named, answer = _named(text)
@@ -283,7 +282,6 @@ def _auto(text: str) -> str | None:
 
 def _named(text: str) -> tuple[bool, str | None]:
     """Return whether a tag, a label or a box names an answer, and the answer, None for an empty one."""
-
     if "</" in text and (tagged := _tagged(text)) is not None:
         return True, (_prose().read_labelled(tagged) if " is " in tagged else None) or tagged or None
     box = _boxed(text) if "boxed" in text or "fbox" in text else None

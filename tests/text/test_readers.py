@@ -44,6 +44,7 @@ def test_completions_of_chat_models_are_read(name: str) -> None:
         ("auto", "Sorted: 10 44 74 81", "10 44 74 81"),
         ("auto", "He earns $120 in 8 hours.", "$120"),
         ("auto", "ansansanswer is 2", "2"),
+        ("marked", "İ" * 30 + "\nThe answer is 2.\nİstanbul lies on both shores.", "2"),  # longer in lower case
         ("marked", "19", None),
         ("marked", "The answer is 19.", "19"),
         ("boxed", r"The answer is 3, no, \boxed 5", "5"),

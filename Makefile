@@ -1,15 +1,16 @@
 # make demo    install into .venv, then run the quickstart on whatever is there: CPU or GPU
-# make test    install, check, fast tests, then the slow end-to-end tests
+# make test    install, check, fast tests, then the slow end-to-end tests, then those in a browser
 # make check   format, lint, types
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+NODE_MODULES := tests/browser/node_modules/.package-lock.json
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 OFFLINE := HF_HUB_OFFLINE=1
 
-.PHONY: install demo check test test-fast test-slow format clean
+.PHONY: install demo check test test-fast test-slow test-browser format clean
 
 install: $(STAMP)
 
@@ -32,13 +33,20 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: check test-fast test-slow
+test: check test-fast test-slow test-browser
 
 test-fast: $(STAMP)
-	$(OFFLINE) $(BIN)/pytest -n auto --dist worksteal -m "not slow and not gpu" --durations=5
+	$(OFFLINE) $(BIN)/pytest -n auto --dist worksteal -m "not slow and not gpu and not browser" --durations=5
 
 test-slow: $(STAMP)
-	$(OFFLINE) $(BIN)/pytest -n auto --dist worksteal -m "slow and not gpu" --durations=10
+	$(OFFLINE) $(BIN)/pytest -n auto --dist worksteal -m "slow and not gpu and not browser" --durations=10
+
+# without npm or a network these tests are skipped and say what is missing; with CI set they fail
+$(NODE_MODULES): tests/browser/package.json
+	-npm install --silent --no-audit --no-fund --no-package-lock --prefix tests/browser $(if $(CI),,--fetch-retries=0)
+
+test-browser: $(STAMP) $(NODE_MODULES)
+	$(OFFLINE) $(BIN)/pytest -n auto --dist worksteal tests/browser --durations=5
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

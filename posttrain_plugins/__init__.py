@@ -35,6 +35,7 @@ reached by name. Each folder's `__init__` has a table of its own.
 | `api.py`                                    | the Python interface                                              |
 | `testing/`, `templates/`                    | the conformance kit; what `plugins new` copies                    |
 | `auditing/`, `doctor.py`, `serve/`          | rewards tried and audited; the installation; the server           |
+| `report/`                                   | pages that people read: a run, two runs compared, a trace         |
 | `cli/`                                      | parsing and printing                                              |
 """
 

@@ -62,7 +62,8 @@ ALLOWED = {
     "templates": {"types", "errors", "text", "answers", "testing"},
     "testing": NOUNS | CORE | INFERENCE | {"api", "tiny_world", "models"},
     "auditing": NOUNS | CORE | INFERENCE | {"testing"},
-    "cli": NOUNS | CORE | INFERENCE | {"api", "auditing", "serve", "testing", "doctor", "cli", ""},
+    "report": NOUNS | CORE | {"engine", "evaluation"},
+    "cli": NOUNS | CORE | INFERENCE | {"api", "auditing", "serve", "testing", "doctor", "report", "cli", ""},
     "__main__": {"cli"},
     "": {"api"},  # the package itself, lazily
 }

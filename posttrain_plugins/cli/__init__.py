@@ -13,7 +13,6 @@ to answer at once.
 | `options.py`, `output.py`                           | the options that commands share, and where they write    |
 | `runs.py`, `run_display.py`, `progress_bar.py`      | a run and its results; what is shown while it works      |
 | `tables.py`, `loss_masks.py`                        | results, plans and plugins; which tokens carry loss      |
-| `trace_view.py`, `trace_tree.py`, `trace_page.py`   | a trace: read, on the terminal, as a page                |
 """
 
 __all__ = ["main"]

@@ -173,7 +173,7 @@ def _print_results(
 
     questions = [last_user_text(prompt) for prompt in prompts]
     if trace:
-        from posttrain_plugins.cli.trace_tree import trace_tree
+        from posttrain_plugins.report.trace_tree import trace_tree
 
         console = err()
         for result in results:
@@ -198,7 +198,8 @@ def _print_results(
 
 def _write_pages(file: Path, results: Sequence[Result], prompts: Sequence[Prompt], model: str, strategy: str) -> None:
     """Write `trace.html`, or `trace-0.html`, `trace-1.html` ... of several."""
-    from posttrain_plugins.cli.trace_page import trace_page
+    from posttrain_plugins.report.page import write_whole
+    from posttrain_plugins.report.trace_page import trace_page
     from posttrain_plugins.text import last_user_text
 
     for i, (result, prompt) in enumerate(zip(results, prompts, strict=True)):
@@ -206,8 +207,7 @@ def _write_pages(file: Path, results: Sequence[Result], prompts: Sequence[Prompt
         html = trace_page(result, title=last_user_text(prompt), model=model, strategy=strategy)
         try:
             page.parent.mkdir(parents=True, exist_ok=True)
-            # a byte-level model may leave half a character at the end of a completion
-            page.write_text(html, encoding="utf-8", errors="replace")
+            write_whole(page, html)
         except OSError as error:
             raise InputError(f"the trace cannot be written: {page}: {error.strerror}") from error
         err().print(f"trace: {page}", style="dim", highlight=False, soft_wrap=True)

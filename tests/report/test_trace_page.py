@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from posttrain_plugins.cli.trace_page import trace_page
-from posttrain_plugins.cli.trace_tree import trace_tree
-from posttrain_plugins.cli.trace_view import chains, view
+from posttrain_plugins.report.trace_page import trace_page
+from posttrain_plugins.report.trace_tree import trace_tree
+from posttrain_plugins.report.trace_view import chains, view
 from posttrain_plugins.types import Candidate, Result, Usage
 
 QUESTION = [{"role": "user", "content": "2+3=?"}]
@@ -185,19 +185,23 @@ def test_what_a_model_writes_stays_text(attack: str) -> None:
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
     assert page.text.count(attack) >= 5  # as the reader sees it, whole and unchanged
     plain = [tag for tag, _ in read(Result("x", "x", [], {"x": Usage(1, 1)}, "x", [generate("x")])).tags]
-    assert page.tags.count(("style", {})) == plain.count("style") == 1
+    assert page.tags.count(("style", {})) == plain.count("style") == 2
 
 
 ALLOWED_TAGS = {
     "html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "pre", "span", "table", "tr", "th", "td",
-    "ul", "li", "details", "summary", "div", "a", "i",
+    "ul", "li", "details", "summary", "div", "a", "main", "svg", "rect",
 }  # fmt: skip
 
 
 def test_the_page_loads_nothing_and_forbids_scripts(best_of_three: Result) -> None:
     page = read(best_of_three)
     policy = next(attributes for tag, attributes in page.tags if attributes.get("http-equiv"))
-    assert policy["content"] == "default-src 'none'; style-src 'unsafe-inline'"
+    directives = [part.strip() for part in str(policy["content"]).split(";")]
+    styled = [part for part in directives if part.startswith("style-src ")]
+    assert directives[0] == "default-src 'none'"
+    assert "script-src" not in str(policy["content"])
+    assert re.fullmatch(r"style-src( 'sha256-[A-Za-z0-9+/=]{44}')+", styled[0])
     text = trace_page(best_of_three, title="t", model="m", strategy="s")
     assert not re.search(r"https?:|url\(|@import|<script|<link|src=", text)
     assert not [
@@ -207,8 +211,8 @@ def test_the_page_loads_nothing_and_forbids_scripts(best_of_three: Result) -> No
 
 def test_the_page_has_scores_as_bars_and_the_totals(best_of_three: Result) -> None:
     page = read(best_of_three)
-    bars = [attributes["style"] for tag, attributes in page.tags if tag == "i"]
-    assert bars == ["width:0%", "width:100%"]
+    bars = [attributes["width"] for tag, attributes in page.tags if tag == "rect"]
+    assert bars == ["0%", "100%"]
     assert [attributes for tag, attributes in page.tags if tag == "li"][1]["class"] == "chosen"
     text = " ".join("".join(page.text).split())
     for told in ("m answered by best_of_n", "policy", "60", "→ 5", "2+3=?"):
@@ -221,7 +225,9 @@ def test_steps_have_a_bar_each_and_the_graph_its_links() -> None:
     steps = {"round": 2, "kind": "step_scores", "scorer": "prm", "prompt": QUESTION, "steps": [["first ", "idea"]],
              "scores": [[0.9, 0.1]]}  # fmt: skip
     page = read(Result("x", "both", [], {}, None, [*draws, steps]))
-    assert [a["class"] for tag, a in page.tags if tag == "i"] == ["good", "poor"]
+    bars = [a for tag, a in page.tags if tag == "svg"]
+    assert [str(a["class"]).split()[-1] for a in bars] == ["high", "low"]
+    assert [a["height"] for tag, a in page.tags if tag == "rect"] == ["90%", "10%"]
     assert [a["href"] for tag, a in page.tags if tag == "a"] == ["#n1", "#n2"]
     chosen = [a["id"] for tag, a in page.tags if tag == "li" and a.get("class") == "chosen"]
     assert sorted(chosen) == ["n1", "n2", "n3"]
@@ -236,8 +242,9 @@ def test_long_texts_open_and_short_ones_stand_in_their_line() -> None:
 
 def test_dark_and_light_have_the_same_colors_defined() -> None:
     page = trace_page(Result("x", "x", [], {}, None, [generate("x")]), title="t", model="m", strategy="s")
-    light, dark = re.findall(r":root \{([^}]*)\}", page)
-    assert set(re.findall(r"--[\w-]+(?=:)", dark)) == set(re.findall(r"--[\w-]+(?=:)", light))
+    light, dark, printed = re.findall(r":root \{([^}]*)\}", page)
+    for other in (dark, printed):
+        assert set(re.findall(r"--[\w-]+(?=:)", other)) == set(re.findall(r"--[\w-]+(?=:)", light))
     used = set(re.findall(r"var\((--[\w-]+)\)", page))
     assert used <= set(re.findall(r"--[\w-]+(?=:)", light))
 

@@ -6,8 +6,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
-from posttrain_plugins.cli.trace_view import TraceView, chains, spent_by_role, view
 from posttrain_plugins.engine.trace import Node
+from posttrain_plugins.report.trace_view import TraceView, chains, spent_by_role, view
 from posttrain_plugins.types import Result
 
 __all__ = ["trace_tree"]

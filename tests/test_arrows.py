@@ -34,6 +34,7 @@ ALLOWED = {
     "nested_rewards": {"errors", "types"},
     "plugins": NOUNS,
     "rows": {"errors"},
+    "decisions": NOUNS,
     "checkpoints": {"types"},
     "models": NOUNS | PLUGINS,
     "search": NOUNS,

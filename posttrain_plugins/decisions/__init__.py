@@ -1,0 +1,9 @@
+"""What people decided: the questions, an append-only ledger of answers, and the training data that they make.
+
+No server, no torch: a stage, a page and a script read and write the same files.
+
+| file           | holds                                                                          |
+|----------------|--------------------------------------------------------------------------------|
+| `item.py`      | what is asked, made of a data set's rows and known by its content; an answer   |
+| `ledger.py`    | the file of decisions: one writer, each on disk before it is acknowledged      |
+"""

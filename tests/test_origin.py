@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import httpx
 import pytest
 
-from posttrain_plugins.serve.origin import LOOPBACK, OriginCheck, refusal
+from posttrain_plugins.web.origin import LOOPBACK, OriginCheck, refusal
 
 
 @pytest.mark.parametrize(
@@ -68,6 +68,27 @@ def test_any_name_still_checks_the_page() -> None:
     assert refusal("box.lan:8000", "https://evil.example", None) is not None
 
 
+@pytest.mark.parametrize("host", [None, "", ":8000"])
+def test_a_request_without_a_name_is_refused_whatever_is_allowed(host: str | None) -> None:
+    assert refusal(host, None, None) is not None
+
+
+@pytest.mark.parametrize(
+    ("site", "is_opened", "comes_in"),
+    [
+        (None, False, True),  # a program
+        ("same-origin", False, True),
+        ("none", False, True),
+        ("cross-site", False, False),  # an image, a script, a frame
+        ("same-site", False, False),  # another port of this machine
+        ("cross-site", True, True),  # a link
+        ("anything", False, False),
+    ],
+)
+def test_a_foreign_page_without_an_origin_is_told_by_its_site(site: str, is_opened: bool, comes_in: bool) -> None:
+    assert (refusal("localhost:8000", None, LOOPBACK, site, is_opened) is None) is comes_in
+
+
 def test_the_application_never_sees_what_is_refused() -> None:
     seen: list[str] = []
     sent: list[Any] = []
@@ -78,8 +99,8 @@ def test_the_application_never_sees_what_is_refused() -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    def ask(path: str, *headers: tuple[bytes, bytes]) -> None:
-        scope = {"type": "http", "path": path, "headers": headers}
+    def ask(path: str, *headers: tuple[bytes, bytes], method: str = "GET") -> None:
+        scope = {"type": "http", "method": method, "path": path, "headers": headers}
         asyncio.run(OriginCheck(app, LOOPBACK)(scope, None, send))  # type: ignore[arg-type]
 
     ask("/in", (b"host", b"localhost:8000"))
@@ -89,11 +110,18 @@ def test_the_application_never_sees_what_is_refused() -> None:
     assert seen == ["/in"]
     assert [message["status"] for message in sent if "status" in message] == [403, 403]
     assert b"--allowed-host" in sent[1]["body"]
+    here, foreign = (b"host", b"localhost:8000"), (b"sec-fetch-site", b"cross-site")
+    navigated = (b"sec-fetch-mode", b"navigate")
+    ask("/link", here, foreign, navigated, (b"sec-fetch-dest", b"document"))
+    ask("/frame", here, foreign, navigated, (b"sec-fetch-dest", b"iframe"))
+    ask("/form", here, foreign, navigated, (b"sec-fetch-dest", b"document"), method="POST")
+    assert seen == ["/in", "/link"]
 
 
 def test_half_a_body_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     from posttrain_plugins.serve import app
     from posttrain_plugins.serve.fields import ApiError
+    from posttrain_plugins.web import body
 
     class Half:
         headers: ClassVar[dict[str, str]] = {"content-length": "100"}
@@ -102,7 +130,7 @@ def test_half_a_body_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch)
             yield b'{"model":'
             await asyncio.Event().wait()
 
-    monkeypatch.setattr(app, "BODY_S", 0.01)
+    monkeypatch.setattr(body, "BODY_S", 0.01)
     with pytest.raises(ApiError, match="did not come within") as refused:
         asyncio.run(app._body(Half(), 1000))  # type: ignore[arg-type]
     assert refused.value.status == 408

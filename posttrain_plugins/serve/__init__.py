@@ -4,7 +4,6 @@
 |---|---|
 | `server.py` | the process: a port, signals, a graceful end |
 | `app.py` | the routes, and the gate that lets requests in; the only module that imports FastAPI |
-| `origin.py` | which pages of a browser may send requests |
 | `protocol.py` | a request's JSON, read and checked |
 | `fields.py`, `messages.py` | its parts: single fields and refusals, chat messages and tools |
 | `service.py` | one client's request, from the checks to the answer |

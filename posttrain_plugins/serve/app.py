@@ -21,12 +21,13 @@ from posttrain_plugins.serve.fields import ApiError
 from posttrain_plugins.serve.protocol import ApiRequest, RequestLimits, read_body, read_chat, read_completion
 from posttrain_plugins.serve.replies import ApiReply, event
 from posttrain_plugins.serve.service import ActiveRequest, Service
+from posttrain_plugins.web.body import BodyRefused
+from posttrain_plugins.web.body import read_body as read_raw_body
 
 __all__ = ["RequestGate", "create_app"]
 
 KEEP_ALIVE_S = 10.0
 POLL_S = 0.2
-BODY_S = 30.0
 CLIENT_GONE = ApiError(499, "the client has gone", code="client_gone")
 
 
@@ -224,18 +225,9 @@ async def _body(request: Request, limit: int) -> bytes:
     Raises:
         ApiError: 413 where it is larger than the limit, 408 where it does not come in time.
     """
-    too_large = ApiError(413, f"the body is larger than {limit} bytes", code="request_too_large")
-    if int(request.headers.get("content-length", "0")) > limit:  # refused before a byte of it is read
-        raise too_large
-    body = bytearray()
     try:
-        async with asyncio.timeout(BODY_S):  # half a body would otherwise hold its connection for ever
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > limit:  # a chunked body says no length
-                    raise too_large
-    except TimeoutError:
-        raise ApiError(408, f"the body did not come within {BODY_S:g} s", code="request_timeout") from None
+        return await read_raw_body(request, limit)
+    except BodyRefused as refused:
+        raise ApiError(refused.status, refused.message, code=refused.code) from None
     except ClientDisconnect:
         raise CLIENT_GONE from None
-    return bytes(body)

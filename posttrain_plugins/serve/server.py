@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import socket
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,11 @@ from posttrain_plugins.errors import InputError
 from posttrain_plugins.recipe.run.ad_hoc import NameResolver
 from posttrain_plugins.serve.model_thread import ModelThread
 from posttrain_plugins.serve.models import open_models, parse_models
-from posttrain_plugins.serve.origin import LOOPBACK, OriginCheck
 from posttrain_plugins.serve.protocol import RequestLimits
 from posttrain_plugins.serve.service import Service
 from posttrain_plugins.serve.strategies import Strategies
+from posttrain_plugins.web.origin import LOOPBACK, OriginCheck
+from posttrain_plugins.web.port import listening, url_of
 
 __all__ = ["serve"]
 
@@ -73,7 +73,7 @@ def serve(
         raise InputError(f"the server needs {' and '.join(missing)}, which are not installed", hint=hint)
     named = parse_models(models)  # names first, the port next, models last: what fails soonest costs least
     outside = NameResolver.with_scorers(runs_dir.resolve(), scorers or {})
-    with _listening(host, port) as listener:
+    with listening(host, port) as listener:
         model_thread = ModelThread()
         known = Strategies(list(named), model_thread, dict(outside.scorers), strategies or {}, runs_dir)
         service = Service(open_models(named, runs_dir, loading or {}), known, model_thread, limits, reader)
@@ -107,8 +107,7 @@ def _run(
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            host, port = listener.getsockname()[:2]
-            url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+            url = f"{url_of(listener)}/v1"
             key = " -H 'Authorization: Bearer KEY'" if api_key else ""
             messages = [{"role": "user", "content": "2+3=?"}]
             body = json.dumps({"model": f"{next(iter(service.models))}@self_consistency(n=8)", "messages": messages})
@@ -139,19 +138,3 @@ def _run(
         timeout_graceful_shutdown=LAST_WORDS_S,
     )
     Server(config).run([listener])
-
-
-@contextlib.contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    """Give the port, taken before a model is loaded; connections are accepted when all are."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that ended a moment ago still holds it
-    try:
-        listener.bind((host, port))
-    except (OSError, OverflowError) as error:
-        listener.close()
-        message = f"cannot listen at {host}:{port}: {getattr(error, 'strerror', None) or error}"
-        raise InputError(message, hint="choose another: --port 8001, or --port 0 for a free one") from error
-    with contextlib.closing(listener):
-        yield listener

@@ -1,8 +1,9 @@
 """Who may speak to a server on this machine: the Host and Origin headers, checked before anything else.
 
-A page on the web can make a browser send requests to 127.0.0.1. Two headers tell such a request from a program's:
-`Origin` names the page that sends it, and `Host` the name that the browser resolved, which is the attacker's where a
-name server answers with 127.0.0.1 at the second question (DNS rebinding). Programs send no `Origin`. RFC 6454 and 9110.
+A page on the web can make a browser send requests to 127.0.0.1. Three headers tell such a request from a program's:
+`Origin` names the page that sends it, `Host` the name that the browser resolved, which is the attacker's where a name
+server answers with 127.0.0.1 at the second question (DNS rebinding), and `Sec-Fetch-Site` tells what sends no `Origin`,
+such as an image or a frame. Programs send neither the first nor the last. RFC 6454, RFC 9110, W3C Fetch Metadata.
 """
 
 from __future__ import annotations
@@ -22,13 +23,22 @@ Receive: TypeAlias = Callable[[], Awaitable[Any]]
 Send: TypeAlias = Callable[[Any], Awaitable[None]]
 
 
-def refusal(host: str | None, origin: str | None, allowed: Collection[str] | None) -> str | None:
+def refusal(
+    host: str | None,
+    origin: str | None,
+    allowed: Collection[str] | None,
+    site: str | None = None,
+    is_opened: bool = False,
+) -> str | None:
     """Return why a request may not come in, or None where it may.
 
     Args:
         host: the Host header, with or without a port.
         origin: the Origin header; None where the sender is no browser, or a page asks its own server by GET.
         allowed: names that the server may be called by; None for any, where a key keeps strangers out.
+        site: the Sec-Fetch-Site header.
+        is_opened: a page is opened in a tab by a GET, which a link on a foreign page may do: it is no request of that
+            page, which never sees what comes.
 
     Example:
         >>> refusal("127.0.0.1:8000", None, LOOPBACK)
@@ -38,8 +48,10 @@ def refusal(host: str | None, origin: str | None, allowed: Collection[str] | Non
         "a page of 'https://evil.example' may not use this server"
     """
     name = _name_and_port(f"//{host or ''}")[0]
-    if allowed is not None and name not in {_plain(known) for known in allowed}:
+    if not name or (allowed is not None and name not in {_plain(known) for known in allowed}):
         return f"the server is not called {host!r}"
+    if site not in (None, "same-origin", "none") and not is_opened:  # `none` is an address that a person typed
+        return "a page of another site may not use this server"
     if origin is None:
         return None
     # A page that this server gave out has its own name and port; `null` is a file or a sandboxed frame.
@@ -84,7 +96,10 @@ class OriginCheck:
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        why = refusal(headers.get("host"), headers.get("origin"), self.allowed)
+        fetched = (scope.get("method"), headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest"))
+        is_opened = fetched == ("GET", "navigate", "document")
+        site = headers.get("sec-fetch-site")
+        why = refusal(headers.get("host"), headers.get("origin"), self.allowed, site, is_opened)
         if why is None:
             await self.app(scope, receive, send)
             return

@@ -32,7 +32,7 @@ reached by name. Each folder's `__init__` has a table of its own.
 | `search/`                                   | what the tree searches share                                      |
 | `trainers/`                                 | how TRL's trainers are driven; PPO and other trainers of ours     |
 | `tiny_world/`                               | task, checker and tokenizer of the quickstart                     |
-| `stages/`, `adapters/`, `rewards/`, `strategies/`, `datasets/` | the built-in plugins, a file each              |
+| `stages/`, `adapters/`, `rewards/`, `strategies/`, `datasets/`, `tools/` | the built-in plugins, a file each    |
 | `api.py`                                    | the Python interface                                              |
 | `testing/`, `templates/`                    | the conformance kit; what `plugins new` copies                    |
 | `auditing/`, `doctor.py`, `serve/`          | rewards tried and audited; the installation; the server           |

@@ -10,7 +10,8 @@ PosttrainError                  base; carries `hint`, one action that mends it
 ├── PluginBroken                a plugin failed to import or to be built  (exit 1)
 ├── StageFailed                 a stage could not finish                  (exit 1)
 │   ├── NonFiniteLoss           the loss became NaN or infinite
-│   └── RewardFailed            a reward failed, failed too often, or gave no number for a whole generation
+│   ├── RewardFailed            a reward failed, failed too often, or gave no number for a whole generation
+│   └── ToolFailed              a tool that models call failed too often
 ├── Interrupted                 stopped by the user, a checkpoint stands  (exit 130)
 ├── BudgetExhausted             thrown into a strategy at its yield; never reaches the user
 └── GateNotMet                  an evaluation missed what `require:` asks (exit 3)
@@ -39,6 +40,7 @@ __all__ = [
     "RecipeErrors",
     "RewardFailed",
     "StageFailed",
+    "ToolFailed",
     "importing_extra",
 ]
 
@@ -127,6 +129,10 @@ class NonFiniteLoss(StageFailed):
 
 class RewardFailed(StageFailed):
     """A reward under the guard failed, too many of its scores did, or none of a whole generation is a number."""
+
+
+class ToolFailed(StageFailed):
+    """A tool that models call refuses to work, or failed too often under the guard."""
 
 
 class Interrupted(PosttrainError):

@@ -56,6 +56,7 @@ ALLOWED = {
     "adapters": NOUNS | {"models"},
     "strategies": NOUNS | {"search"},
     "datasets": NOUNS | {"tiny_world"},
+    "tools": NOUNS | {"sandbox"},
     "stages": NOUNS | INFERENCE | {"trainers", "models"},
     "api": NOUNS | CORE | INFERENCE,
     "web": {"errors"},

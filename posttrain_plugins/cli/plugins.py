@@ -34,7 +34,7 @@ plugins_app = CommandGroup(
     no_args_is_help=True,
 )
 NameArgument = Annotated[str, typer.Argument(help="A name, `distribution:name`, `module:attr` or `./file.py:attr`.")]
-KindOption = Annotated[str | None, typer.Option(help="reward, adapter, strategy, dataset or stage.")]
+KindOption = Annotated[str | None, typer.Option(help="reward, adapter, strategy, dataset, stage or tool.")]
 
 
 def plugins_list(kind: KindOption = None, as_json: JsonOption = False) -> None:
@@ -130,7 +130,7 @@ def plugins_check(
 
 
 def plugins_new(
-    kind: Annotated[str, typer.Argument(help="reward, adapter, strategy, dataset or stage.")],
+    kind: Annotated[str, typer.Argument(help="reward, adapter, strategy, dataset, stage or tool.")],
     name: Annotated[str, typer.Argument(help="What recipes will call it, such as `short_answers`.")],
     into: Annotated[Path, typer.Option(help="Where its folder is made.")] = Path(),
 ) -> None:

@@ -1,7 +1,8 @@
 """Tools: plain functions that a strategy reaches by name, and the JSON schemas that tell a model of them.
 
-A schema is made from the function's signature, its annotations and its docstring (the first paragraph, and the lines
-below `Args:`), in the shape of OpenAI's function calling. No paper.
+A schema is made from the function's signature, its annotations and its docstring, in the shape of OpenAI's function
+calling. Where the function is described in full, it is transformers' own, to the letter: that is what TRL shows a model
+in training, and what a model was trained with it should be shown again. No paper.
 
 Example:
     >>> def add(a: int, b: int = 0) -> int:
@@ -18,13 +19,14 @@ Example:
 from __future__ import annotations
 
 import inspect
-import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
-from posttrain_plugins.errors import PLUGIN_FAILURES, InputError
+from posttrain_plugins.errors import PLUGIN_FAILURES, InputError, PluginBroken, ToolFailed
 from posttrain_plugins.plugins.schema import accepts, type_name
+from posttrain_plugins.plugins.tools import faults_of, read_docstring, shape_of
 from posttrain_plugins.types import CallTool
 
 __all__ = ["Tool", "Tools", "schema_of", "toolbox", "use"]
@@ -34,8 +36,6 @@ Tools: TypeAlias = Mapping[str, Tool] | Iterable[Tool]
 
 JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object", type(None): "null"}
 LISTS = (list, tuple, set, frozenset, Sequence, Iterable)
-
-_ARGUMENT = re.compile(r"\*{0,2}(\w+)\s*(?:\([^)]*\))?:\s*(.*)")
 
 
 def toolbox(*sources: Tools | None) -> dict[str, Tool]:
@@ -58,8 +58,17 @@ def toolbox(*sources: Tools | None) -> dict[str, Tool]:
 
 
 def schema_of(name: str, tool: Tool) -> dict[str, Any]:
-    """Return the JSON schema of a function, `{"type": "function", "function": {name, description, parameters}}`."""
-    about, arguments = _read(inspect.getdoc(tool) or "")
+    """Return the JSON schema of a function, `{"type": "function", "function": {name, description, parameters}}`.
+
+    Where it returns something that its docstring tells of, transformers adds `return`.
+    """
+    if inspect.isfunction(tool) and not any(faults_of(name, shape_of(tool))):
+        from transformers.utils.chat_template_utils import TypeHintParsingException, get_json_schema
+
+        with suppress(TypeHintParsingException, NameError, TypeError):  # a type of the author's own
+            made: dict[str, Any] = get_json_schema(tool)
+            return {**made, "function": {**made["function"], "name": name}}
+    about, arguments = read_docstring(inspect.getdoc(tool) or "")
     properties: dict[str, Any] = {}
     required = []
     for parameter, annotation in _parameters(tool):
@@ -83,6 +92,8 @@ def use(tools: Mapping[str, Tool], request: CallTool) -> str:
         return f"error: {request.name}: {'; '.join(faults)}"
     try:
         return str(tools[request.name](**request.arguments))
+    except (InputError, PluginBroken, ToolFailed):  # it refuses to work at all, or has failed too often
+        raise
     except PLUGIN_FAILURES as error:
         return f"error: {type(error).__name__}: {error}"
 
@@ -135,24 +146,3 @@ def _schema(annotation: Any) -> dict[str, Any]:
     if origin in (dict, Mapping):
         return {"type": "object"}
     return {}
-
-
-def _read(docstring: str) -> tuple[str, dict[str, str]]:
-    """Return the first paragraph, and the arguments that stand below `Args:`, one line each."""
-    about = " ".join(docstring.partition("\n\n")[0].split())
-    found: dict[str, str] = {}
-    name, depth, is_inside = "", None, False
-    for line in docstring.splitlines():
-        text, indent = line.strip(), len(line) - len(line.lstrip())
-        if is_inside and text:
-            if indent == 0:  # the next section
-                break
-            depth = indent if depth is None else depth
-            # what is indented deeper than the first argument goes on with the one above it, colon or not
-            match = _ARGUMENT.fullmatch(text) if indent <= depth else None
-            if match:
-                name, found[match[1]] = match[1], match[2]
-            elif name:
-                found[name] = f"{found[name]} {text}".strip()
-        is_inside = is_inside or text in ("Args:", "Arguments:", "Parameters:")
-    return about, found

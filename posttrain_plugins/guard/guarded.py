@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from posttrain_plugins.errors import PLUGIN_FAILURES, InputError, RewardFailed
 from posttrain_plugins.guard import outcome
@@ -16,6 +16,7 @@ from posttrain_plugins.guard.distinct_rows import DistinctRows, split_rows
 from posttrain_plugins.guard.isolation import open_pool
 from posttrain_plugins.guard.outcome import FAILED, OUTCOMES, ScoreMethod, ScoreOutcome
 from posttrain_plugins.guard.settings import GuardSettings, refusal
+from posttrain_plugins.guard.tools import GuardedTool
 from posttrain_plugins.processes.pool import ProcessPool
 from posttrain_plugins.types import ResolvedReward, ResolvedStrategy
 
@@ -56,6 +57,9 @@ class Guarded:
         settings: how it is guarded.
         name: what messages and metrics call it.
     """
+
+    group: ClassVar[str] = "rewards"
+    kinds: ClassVar[tuple[str, ...]] = OUTCOMES
 
     def __init__(self, func: Callable[..., Any], settings: GuardSettings, name: str = "") -> None:
         self.__name__: str = getattr(func, "__name__", type(func).__name__)  # what TRL logs it under
@@ -245,17 +249,19 @@ def _arguments(prompts: Any, completions: Any, columns: Mapping[str, Any]) -> di
 # --- What a stage was given ------------------------------------------------------------------------------------------
 
 
-def guarded_in(value: Any) -> Iterator[Guarded]:
-    """Yield every guarded reward in a stage's inputs: in lists, in strategies, and in the fields of other rewards."""
+def guarded_in(value: Any) -> Iterator[Guarded | GuardedTool]:
+    """Yield every guarded reward and tool in a stage's inputs: in lists, strategies, and the fields of rewards."""
     if isinstance(value, Mapping):
         yield from guarded_in(list(value.values()))
     elif isinstance(value, list | tuple):
         for item in value:
             yield from guarded_in(item)
     elif isinstance(value, ResolvedStrategy):
-        yield from guarded_in(value.scorers)
+        yield from guarded_in([value.scorers, getattr(value.strategy, "tools", None)])
     elif isinstance(value, ResolvedReward):
         yield from guarded_in(value.func)
+    elif isinstance(getattr(value, "guard", None), GuardedTool):
+        yield value.guard
     elif isinstance(value, Guarded):
         yield value
         yield from guarded_in(value.func)
@@ -264,7 +270,7 @@ def guarded_in(value: Any) -> Iterator[Guarded]:
 
 
 def figures_of(inputs: Mapping[str, Any]) -> dict[str, float]:
-    """Return how many scores came out in which way, `rewards/<name>/timeout`, over all guarded rewards of a stage."""
+    """Return how many scores and calls came out in which way: `rewards/<name>/timeout`, `tools/<name>/refused`."""
     by_id = {id(one): one for one in guarded_in(inputs)}  # a reward may be a metric and a scorer
     used = [one for one in by_id.values() if one.outcomes]
-    return {f"rewards/{one.name}/{kind}": float(one.outcomes[kind]) for one in used for kind in OUTCOMES}
+    return {f"{one.group}/{one.name}/{kind}": float(one.outcomes[kind]) for one in used for kind in one.kinds}

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from posttrain_plugins.errors import InputError
 
-__all__ = ["ISOLATING", "KEYS", "GuardSettings", "OnError", "refusal"]
+__all__ = ["ISOLATING", "KEYS", "TOOL_KEYS", "GuardSettings", "OnError", "refusal"]
 
 OnError: TypeAlias = Literal["raise", "none"] | float
 MAX_WORKERS = 8
@@ -23,6 +23,12 @@ KEYS: dict[str, Any] = {
     "num_workers": int,
 }
 """The reserved keys, with their types; one of them is enough to guard a reward."""
+
+TOOL_KEYS: dict[str, Any] = {
+    **{name: KEYS[name] for name in ("timeout_s", "isolate", "max_failure_share", "num_workers")},
+    "max_chars": int,
+}
+"""The reserved keys of a tool."""
 
 ISOLATING = ("isolate", "timeout_s", "num_workers")
 

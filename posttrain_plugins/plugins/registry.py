@@ -41,7 +41,7 @@ class Plugin:
     """Where a plugin lives; nothing of it is imported until `load`.
 
     Args:
-        kind: one of the five kinds.
+        kind: one of the six kinds.
         name: its name in a recipe.
         target: `module:attr`, or `file.py:attr` with an absolute path.
         distribution: the package that declares it; empty for a module or a file named in place.
@@ -136,7 +136,7 @@ def find(kind: Kind, use: str, folder: Path | None = None) -> Plugin:
     """Return the plugin that `use` names, without importing it.
 
     Args:
-        kind: one of the five kinds.
+        kind: one of the six kinds.
         use: one of the four forms of the module docstring.
         folder: the folder that `./file.py:attr` is relative to; the working directory by default.
 
@@ -185,7 +185,7 @@ def own_name(kind: Kind, use: str, distribution: str) -> str:
     Without this, a package that takes the name of a built-in would break every packaged recipe that uses it.
 
     Args:
-        kind: one of the five kinds.
+        kind: one of the six kinds.
         use: as a recipe writes it.
         distribution: which carries the recipe, or the plugin whose default this is; empty for the user.
 

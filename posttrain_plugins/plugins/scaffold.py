@@ -18,7 +18,7 @@ from posttrain_plugins.types import KINDS, Kind
 
 __all__ = ["new_plugin"]
 
-FUNCTIONS = ("adapter",)
+FUNCTIONS = ("adapter", "tool")
 """Kinds whose template is a function, named as the plugin."""
 NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 MOST_CHARS = 40
@@ -28,7 +28,7 @@ def new_plugin(kind: str, name: str, into: Path = Path()) -> list[Path]:
     """Write the package `posttrain-NAME` with one plugin, its entry point, a recipe and a conformance test.
 
     Args:
-        kind: reward, adapter, strategy, dataset or stage.
+        kind: reward, adapter, strategy, dataset, stage or tool.
         name: its name in recipes: lower-case words with underscores.
         into: the folder in which `posttrain-NAME/` is made.
 

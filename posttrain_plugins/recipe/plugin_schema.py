@@ -19,6 +19,10 @@ from posttrain_plugins.recipe.spec import StageSpec, Use
 __all__ = ["declared_columns", "needed_columns", "parse_call", "plugin_schema", "required_columns"]
 
 
+CALLED = ("reward", "strategy", "tool")
+"""Kinds of which a plain function is used as it is: its arguments are no parameters of a recipe."""
+
+
 def parse_call(text: str) -> tuple[str, dict[str, Any]]:
     """Read `self_consistency(n=8)` as a name and its parameters, in the form in which our tables print it.
 
@@ -108,7 +112,7 @@ class _Arguments:
 
 
 def plugin_schema(plugin: Plugin) -> Schema:
-    """Return a plugin's parameters; a reward or strategy that is a plain function has none.
+    """Return a plugin's parameters; a reward, strategy or tool that is a plain function has none.
 
     A check reads it once, and it travels with `Use` and `StageSpec` from there. A function that makes a reward, as
     TRL's `get_soft_overlong_punishment` does, has its own, and needs no column.
@@ -121,11 +125,11 @@ def plugin_schema(plugin: Plugin) -> Schema:
         found = of_source(plugin.file, plugin.attr)
         if plugin.kind == "reward" and found.makes_reward:
             return replace(found, attributes={**found.attributes, "reward_columns": ()})
-        return found if plugin.kind not in ("reward", "strategy") or found.is_class else found.without_fields()
+        return found if plugin.kind not in CALLED or found.is_class else found.without_fields()
     loaded = plugin.load()
     if plugin.kind == "reward" and not isinstance(loaded, type) and of_object(loaded).makes_reward:
         return replace(of_object(loaded), attributes={"reward_columns": ()})
-    if plugin.kind in ("reward", "strategy") and not isinstance(loaded, type):
+    if plugin.kind in CALLED and not isinstance(loaded, type):
         return Schema({}, {"reward_columns": reward_columns(loaded)} if plugin.kind == "reward" else {})
     return of_object(loaded)
 

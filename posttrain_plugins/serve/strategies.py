@@ -17,7 +17,7 @@ from typing import Any
 from posttrain_plugins.engine.scoring import check_columns
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.plugins import registry
-from posttrain_plugins.plugins.registry import suggest
+from posttrain_plugins.plugins.registry import suggest, with_article
 from posttrain_plugins.recipe.check.diagnostics import listed
 from posttrain_plugins.recipe.plan.store import Store
 from posttrain_plugins.recipe.plugin_schema import parse_call, plugin_schema
@@ -84,9 +84,9 @@ class Strategies:
 
     def _of_a_client(self, kind: str, value: Any) -> Source | Mapping[str, Any]:
         """Resolve what a client may name, which is no code and no file: strategies go by their entry point alone."""
-        if kind == "object":
+        if kind in ("object", "tool"):
             raise InputError(
-                f"{value!r} names an object, which a client may not", hint="start the server with --strategy"
+                f"{value!r} names {with_article(kind)}, which a client may not", hint="start the server with --strategy"
             )
         if kind != "strategy":
             return self._served(kind, value)

@@ -29,11 +29,11 @@ from posttrain_plugins.types import (
     Candidate,
     Completion,
     Generate,
-    ObjectRef,
     Problem,
     Prompt,
     RequestGenerator,
     Result,
+    ToolRef,
 )
 
 __all__ = ["ReAct"]
@@ -62,7 +62,8 @@ class ReAct:
     """Let the model work its answer out with tools.
 
     Args:
-        tools: plain functions with annotated arguments and a docstring; what the caller gives `solve` counts too.
+        tools: plugins, or plain functions with annotated arguments and a docstring; what the caller gives `solve`
+            counts too.
         mode: `text` writes and reads the paper's grammar, which any model can learn; `native` needs a chat model, and
             a backend that hands over its tool calls.
         max_steps: completions until the model has to answer; the paper's 7.
@@ -82,7 +83,7 @@ class ReAct:
         Jane Austen
     """
 
-    tools: list[ObjectRef] = field(default_factory=list)
+    tools: list[ToolRef] = field(default_factory=list)
     mode: Literal["text", "native"] = "text"
     max_steps: int = 7
     instructions: str = INSTRUCTIONS

@@ -17,7 +17,7 @@ cannot do it declares by attributes (`plugins/declarations.py`); known failures 
 |-----------------|------------------------------------------------------------------|
 | `running.py`    | all checks of a kind: `check_reward` ..., `parametrize_with_checks` |
 | `general.py`    | checks on every kind                                             |
-| `rewards.py`, `adapters.py`, `strategies.py`, `datasets.py`, `stages.py` | checks on one kind |
+| `rewards.py`, `adapters.py`, `strategies.py`, `datasets.py`, `stages.py`, `tools.py` | checks on one kind |
 | `subject.py`    | a plugin under check, and what it declares                       |
 | `tiny.py`, `tiny_gguf.py`, `scripted.py`, `noise.py` | tiny models and data, a scripted model, global generators |
 """
@@ -30,6 +30,7 @@ from posttrain_plugins.testing.running import (
     check_reward,
     check_stage,
     check_strategy,
+    check_tool,
     parametrize_with_checks,
     run_checks,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "check_reward",
     "check_stage",
     "check_strategy",
+    "check_tool",
     "parametrize_with_checks",
     "run_checks",
 ]

@@ -9,7 +9,7 @@ from unittest import SkipTest
 
 from posttrain_plugins.errors import PLUGIN_FAILURES, InputError
 from posttrain_plugins.plugins import registry
-from posttrain_plugins.testing import adapters, datasets, general, rewards, stages, strategies
+from posttrain_plugins.testing import adapters, datasets, general, rewards, stages, strategies, tools
 from posttrain_plugins.testing.subject import Subject, subject
 from posttrain_plugins.types import Kind
 
@@ -21,6 +21,7 @@ __all__ = [
     "check_reward",
     "check_stage",
     "check_strategy",
+    "check_tool",
     "expected_failures_of",
     "parametrize_with_checks",
     "run_checks",
@@ -34,6 +35,7 @@ CHECKS: dict[Kind, tuple[Check, ...]] = {
     "strategy": (*general.CHECKS, *strategies.CHECKS),
     "dataset": (*general.CHECKS, *datasets.CHECKS),
     "stage": (*general.CHECKS, *stages.CHECKS),
+    "tool": (*general.CHECKS, *tools.CHECKS),
 }
 """Kind -> its checks, in the order in which they run."""
 
@@ -59,7 +61,7 @@ def run_checks(
     """Run every check of a kind.
 
     Args:
-        kind: one of the five kinds.
+        kind: one of the six kinds.
         plugin: a name as in a recipe, a class or function, or an object that was made already.
         expected_failures: check -> reason; added to those that the plugin declares.
         without: checks to leave out.
@@ -111,13 +113,18 @@ def check_stage(plugin: Any, expected_failures: Mapping[str, str] | None = None)
     _assert_none_failed("stage", plugin, expected_failures)
 
 
+def check_tool(plugin: Any, expected_failures: Mapping[str, str] | None = None) -> None:
+    """Run every check on a tool; else as `check_reward`."""
+    _assert_none_failed("tool", plugin, expected_failures)
+
+
 def parametrize_with_checks(
     kind: Kind, plugins: Iterable[Any], *, expected_failures: Mapping[str, str] | None = None
 ) -> Any:
     """Return a pytest decorator that makes one test per plugin and check.
 
     Args:
-        kind: one of the five kinds.
+        kind: one of the six kinds.
         plugins: names, classes, functions or objects.
         expected_failures: check -> reason, marked `xfail(strict=True)`.
 

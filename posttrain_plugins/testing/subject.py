@@ -28,7 +28,7 @@ class Subject:
     """One plugin under check.
 
     Args:
-        kind: one of the five kinds.
+        kind: one of the six kinds.
         plugin: a name as in a recipe, a class or function, or an object that was made already.
     """
 

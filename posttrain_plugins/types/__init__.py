@@ -9,12 +9,13 @@ Plugins need no base class and no decorator. The protocols below are for readers
 | strategy | a dataclass whose `__call__(problem)` is a generator of requests     |
 | dataset  | `f(**params)` that gives a `datasets.Dataset` or `DatasetDict`       |
 | stage    | a dataclass whose annotated fields are its references and parameters |
+| tool     | a function with annotated arguments, which a model may call          |
 
 Import from here: which file a name stands in may change.
 
 | module          | holds                                                                         |
 |-----------------|-------------------------------------------------------------------------------|
-| `plugins.py`    | the five kinds as protocols                                                   |
+| `plugins.py`    | the six kinds as protocols                                                    |
 | `requests.py`   | what strategies and the engine say to each other: requests, responses, budgets |
 | `references.py` | annotations that make a stage's field a reference                             |
 | `stage.py`      | what a stage is given, what it returns, and what a recipe's check asks it     |
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain_plugins.types.plugins import KINDS, Kind
 
 if TYPE_CHECKING:
-    from posttrain_plugins.types.plugins import Adapter, Dataset, Reward, Strategy
+    from posttrain_plugins.types.plugins import Adapter, Dataset, Reward, Strategy, Tool
     from posttrain_plugins.types.references import (
         AdapterMode,
         AdapterRef,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         Ref,
         RewardRef,
         StrategyRef,
+        ToolRef,
         server_of,
     )
     from posttrain_plugins.types.requests import (
@@ -114,13 +116,15 @@ __all__ = [
     "StageResult",
     "Strategy",
     "StrategyRef",
+    "Tool",
+    "ToolRef",
     "Usage",
     "server_of",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    # Each is imported when it is asked for: `plugins list` and `--help` need the five kinds alone, and the dataclasses
+    # Each is imported when it is asked for: `plugins list` and `--help` need the six kinds alone, and the dataclasses
     # of requests and stages take longer to make than all that those commands do.
     if name in __all__:
         from importlib import import_module

@@ -1,4 +1,4 @@
-"""The five kinds of plugin as protocols for readers and type checkers, and what a recipe's check asks a stage."""
+"""The six kinds of plugin as protocols for readers and type checkers, and what a recipe's check asks a stage."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_che
 if TYPE_CHECKING:
     from posttrain_plugins.types.requests import Problem, RequestGenerator, Result
 
-__all__ = ["KINDS", "Adapter", "Dataset", "Kind", "Reward", "Strategy"]
+__all__ = ["KINDS", "Adapter", "Dataset", "Kind", "Reward", "Strategy", "Tool"]
 
-Kind: TypeAlias = Literal["reward", "adapter", "strategy", "dataset", "stage"]
+Kind: TypeAlias = Literal["reward", "adapter", "strategy", "dataset", "stage", "tool"]
 
 # in the order in which `plugins list` and the docs show them
-KINDS: tuple[Kind, ...] = ("reward", "adapter", "strategy", "dataset", "stage")
+KINDS: tuple[Kind, ...] = ("reward", "adapter", "strategy", "dataset", "stage", "tool")
 
 
 @runtime_checkable
@@ -50,3 +50,14 @@ class Dataset(Protocol):
     """What to learn from? A `datasets.Dataset` or `DatasetDict` in one of TRL's formats."""
 
     def __call__(self, **params: Any) -> Any: ...
+
+
+@runtime_checkable
+class Tool(Protocol):
+    """What may the model do beside writing? A plain function; what it returns is shown to the model as text.
+
+    Its name, its annotations and its docstring, with a line for each argument below `Args:`, are all that the model is
+    told of it. What it raises is told to the model too, which may try something else.
+    """
+
+    def __call__(self, **arguments: Any) -> Any: ...

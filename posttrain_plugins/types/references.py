@@ -15,6 +15,7 @@ __all__ = [
     "Ref",
     "RewardRef",
     "StrategyRef",
+    "ToolRef",
     "server_of",
 ]
 
@@ -30,7 +31,7 @@ class Ref:
         kind: what the field names.
     """
 
-    kind: Literal["model", "dataset", "reward", "adapter", "strategy", "object"]
+    kind: Literal["model", "dataset", "reward", "adapter", "strategy", "tool", "object"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ RewardRef: TypeAlias = Annotated[str, Ref("reward")]
 AdapterRef: TypeAlias = Annotated[str, Ref("adapter")]
 
 StrategyRef: TypeAlias = Annotated[str, Ref("strategy")]
+
+ToolRef: TypeAlias = Annotated[str, Ref("tool")]
 
 ObjectRef: TypeAlias = Annotated[str, Ref("object")]
 """`package.module:attr`, `./file.py:attr`, or a file or folder beside the recipe."""

@@ -18,7 +18,7 @@ class Planted:
     """The plugins with one fault each of a kind, by the check that has to find it.
 
     Args:
-        kind: one of the five kinds.
+        kind: one of the six kinds.
     """
 
     def __init__(self, kind: Kind) -> None:

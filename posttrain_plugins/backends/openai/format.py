@@ -78,9 +78,10 @@ def _prompt_fields(found: RouteProfile, request: Generate) -> dict[str, Any]:
     if request.prompt[-1]["role"] == "assistant":
         fields |= found.prefill_fields
     if request.tools:
-        fields["tools"] = [
-            tool if "function" in tool else {"type": "function", "function": tool} for tool in request.tools
-        ]
+        functions = [tool.get("function", tool) for tool in request.tools]
+        # what a tool returns stands in transformers' schemas, and in no server's
+        shown = [{name: value for name, value in one.items() if name != "return"} for one in functions]
+        fields["tools"] = [{"type": "function", "function": function} for function in shown]
     return fields
 
 

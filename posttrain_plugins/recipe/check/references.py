@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from posttrain_plugins.errors import InputError, PluginNotFound
-from posttrain_plugins.guard.settings import ISOLATING, GuardSettings, refusal
+from posttrain_plugins.guard.settings import ISOLATING, TOOL_KEYS, GuardSettings, refusal
 from posttrain_plugins.guard.settings import KEYS as GUARD_KEYS
 from posttrain_plugins.plugins import registry
-from posttrain_plugins.plugins.registry import suggest, with_article
+from posttrain_plugins.plugins.registry import Plugin, suggest, with_article
 from posttrain_plugins.plugins.schema import Field, Schema, is_list
+from posttrain_plugins.plugins.tools import faults_of, shape_in, shape_of
 from posttrain_plugins.recipe.check.adapters import with_named_fields
 from posttrain_plugins.recipe.check.diagnostics import Checker, listed
 from posttrain_plugins.recipe.check.local_paths import (
@@ -45,14 +46,22 @@ from posttrain_plugins.types import AdapterMode, Kind, server_of
 __all__ = ["MEANINGS", "RESERVED", "SECTIONS", "References", "check_names", "printed"]
 
 SECTIONS: dict[str, Kind] = {"adapters": "adapter", "datasets": "dataset", "rewards": "reward"}
-PLURALS = {"reward": "rewards", "strategy": "strategies"}  # kinds of which a stage may have several
+PLURALS = {"reward": "rewards", "strategy": "strategies", "tool": "tools"}  # kinds of which a stage may have several
 RESERVED: dict[str, dict[str, Any]] = {
     "reward": {"weight": float, **GUARD_KEYS},
     "dataset": DATA_OPTIONS,
+    "tool": TOOL_KEYS,
     "stage": {"adapter_mode": AdapterMode, "chat_template": str},  # of those with a model; `stage.py` takes them
 }
 MEANINGS: dict[str, dict[str, str]] = {
     "reward": {"weight": "what its score counts for where scores are added up; 1.0 by default."},
+    "tool": {
+        "timeout_s": "seconds for one call; the tool is then called in processes of its own, which end.",
+        "isolate": "`process` calls it in another process, which may crash; such a tool keeps nothing between calls.",
+        "max_failure_share": "the run stops when more than this share of its newest 32 calls failed by its own fault.",
+        "num_workers": "processes; by default one for each core, at most 8.",
+        "max_chars": "longer answers are cut.",
+    },
     "dataset": {
         "path": "a file, a folder, or a data set of the Hub, in place of `use`.",
         "name": "beside `path` only: the configuration of a Hub data set.",
@@ -151,7 +160,7 @@ class References:
         if kind == "model" or not isinstance(value, str | Mapping):
             self.checker.error(path, f"'{value}' is no reference to {with_article(kind)}")
             return None
-        return self._in_place(typing.cast(Kind, kind), value, path, None, scope)
+        return self._in_place(typing.cast(Kind, kind), value, path, None, scope, asker)
 
     # --- names ----------------------------------------------------------------------------------------------------
 
@@ -203,7 +212,15 @@ class References:
 
     # --- written in place, or in a section --------------------------------------------------------------------------
 
-    def _in_place(self, kind: Kind, value: Any, path: Keys, name: str | None, scope: Mapping[str, str]) -> Source:
+    def _in_place(
+        self,
+        kind: Kind,
+        value: Any,
+        path: Keys,
+        name: str | None,
+        scope: Mapping[str, str],
+        asker: Kind = "stage",
+    ) -> Source:
         """Return the source of a plugin or of data that is written out; `name` is the entry's name in its section."""
         if isinstance(value, str):
             text = value
@@ -231,10 +248,16 @@ class References:
             return None
         if kind == "dataset" and "path" in value and "use" not in value:
             return existing_data(self.checker, value, path, name or str(value["path"]))
-        return self._use(kind, value, path, name, scope)
+        return self._use(kind, value, path, name, scope, asker)
 
     def _use(
-        self, kind: Kind, value: Mapping[str, Any], path: Keys, name: str | None, scope: Mapping[str, str]
+        self,
+        kind: Kind,
+        value: Mapping[str, Any],
+        path: Keys,
+        name: str | None,
+        scope: Mapping[str, str],
+        asker: Kind = "stage",
     ) -> Source:
         """Return a plugin with its parameters; a reserved word is ours unless the plugin has such a parameter."""
         looked_up = self.checker.plugin(kind, value.get("use"), path)
@@ -262,8 +285,11 @@ class References:
                 shown |= {key: printed(field.ref.kind, item)} if key in given else {}
             elif key in given:
                 self.checker.check_field((*path, key), field, item)
-        if kind == "reward" and len(self.checker.mistakes) == errors_before:
-            self._check_guard(reserved, schema, refs, path)
+        if kind in ("reward", "tool") and len(self.checker.mistakes) == errors_before:
+            self._check_guard(kind, reserved, schema, refs, path)
+        if kind == "tool" and asker == "stage":  # a strategy may show a tool in another way than transformers does
+            for message, hint in _tool_faults(plugin):
+                self.checker.error(path, message, hint)
         # Built only when all that can be told without it is told: a class would refuse the same value in its own words.
         if len(self.checker.mistakes) == errors_before:
             self.checker.check_built(plugin, shown, path)
@@ -272,9 +298,14 @@ class References:
         label = _label(kind, {key: written[key] for key in value})  # in the order in which it is written
         return Use(kind, name or label, plugin, params, reserved, refs, schema)
 
-    def _check_guard(self, reserved: Mapping[str, Any], schema: Schema, refs: Mapping[str, Input], path: Keys) -> None:
+    def _check_guard(
+        self, kind: Kind, reserved: Mapping[str, Any], schema: Schema, refs: Mapping[str, Input], path: Keys
+    ) -> None:
         """Check the guard's keys; a reward that holds a model stays in this process, since a copy would not fit."""
         asked = {key: value for key, value in reserved.items() if key in GUARD_KEYS}
+        if reserved.get("max_chars", 1) < 1:
+            found = f"max_chars is {reserved['max_chars']}, expected 1 or more"
+            self.checker.error((*path, "max_chars"), found, "leave it out to cut nothing")
         try:
             GuardSettings(**asked)
         except InputError as error:
@@ -282,9 +313,20 @@ class References:
             self.checker.error((*path, wrong), error.message, error.hint)
             return
         isolating = next((key for key in ISOLATING if key in asked), None)
-        if isolating and (schema.declares("holds_model") is True or _holds_model(refs)):
+        if kind == "reward" and isolating and (schema.declares("holds_model") is True or _holds_model(refs)):
             refused = refusal(str(path[-1]))
             self.checker.error((*path, isolating), refused.message, refused.hint)
+
+
+def _tool_faults(plugin: Plugin) -> list[tuple[str, str]]:
+    """Return what transformers or TRL would refuse of a tool, and what mends it; a user's file is not imported."""
+    if plugin.file is not None:
+        shape = shape_in(plugin.file, plugin.attr)
+        return [] if shape is None else list(faults_of(plugin.attr, shape))
+    loaded = plugin.load()
+    if not callable(loaded):
+        return [(f"tool '{plugin.name}' cannot be called", "name a function")]
+    return list(faults_of(plugin.name, shape_of(loaded)))
 
 
 def _holds_model(refs: Mapping[str, Input]) -> bool:
@@ -329,17 +371,18 @@ def _label(kind: str, value: Mapping[str, Any]) -> str:
 
 
 def check_names(checker: Checker, stages: RawStages, specs: Mapping[str, StageSpec]) -> None:
-    """Check that no two rewards or strategies of a stage share a name: figures and its log know them by that alone."""
+    """Check that no two rewards, strategies or tools of a stage share a name, by which alone they are known."""
     for id, spec in specs.items():
         known: dict[tuple[str, str], Source] = {}
         for field, source in spec.sources():
             if isinstance(source, Use) and source.kind in PLURALS:
-                kind, name = source.kind, source.name
+                kind, name = source.kind, source.plugin.name if source.kind == "tool" else source.name
             elif isinstance(source, FromStage) and source.produces == "reward":
                 kind, name = "reward", source.stage
             else:
                 continue
             if known.setdefault((kind, name), source) != source:
-                hint = "name them under 'rewards:'" if kind == "reward" else "name their scorers under 'rewards:'"
+                hints = {"reward": "name them under 'rewards:'", "tool": "name one function otherwise"}
+                hint = hints.get(kind, "name their scorers under 'rewards:'")
                 path = (*stages.by_id[id].path, field.partition(".")[0])
                 checker.error(path, f"two different {PLURALS[kind]} are named '{name}'", f"{hint}, or rename one file")

@@ -160,7 +160,7 @@ def _reference(field: Field) -> Json:
     """A name, or what it would stand for, written in place."""
     assert field.ref is not None
     one: Json = {"type": "string"}
-    if field.ref.kind in ("dataset", "reward", "adapter", "strategy"):
+    if field.ref.kind in ("dataset", "reward", "adapter", "strategy", "tool"):
         one = {"anyOf": [one, _in_place(field.ref.kind)]}
     return {"type": "array", "items": one} if is_list(field.type) else one
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.guard.settings import KEYS, GuardSettings
+from posttrain_plugins.guard.settings import KEYS, TOOL_KEYS, GuardSettings
 from posttrain_plugins.models.folder import choose_adapter
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.declarations import declared
@@ -155,7 +156,7 @@ class Resolver:
             return assemble(source, {field: self.resolve(value, loading) for field, value in source.refs.items()})
         if source.kind == "dataset":
             return dataset_of(source)
-        return _adapter(source)
+        return _tool(source) if source.kind == "tool" else _adapter(source)
 
     def _reward(self, source: FromStage | Use, loading: Mapping[str, Any]) -> ResolvedReward:
         # By equality, in a list: a source holds mappings and has no hash, and there are a handful.
@@ -202,6 +203,22 @@ def _adapter(source: Use) -> ResolvedAdapter:
     can_merge = bool(declared(source.plugin.load(), "can_merge"))
     prepare = getattr(made, "prepare", None)
     return ResolvedAdapter(source.name, config, identity(source), prepare, source.plugin.target, can_merge)
+
+
+def _tool(source: Use) -> Callable[..., Any]:
+    """The author's own function, or one around what is no function or is under the guard."""
+    tool = build(source)
+    is_function = inspect.isfunction(tool)
+    asked = {key: value for key, value in source.reserved.items() if key in TOOL_KEYS}
+    if is_function and not asked:
+        return tool  # type: ignore[no-any-return]
+    from posttrain_plugins.guard.tools import guard_tool
+
+    max_chars = asked.pop("max_chars", None)
+    if not asked:  # nobody asked for a limit; that it refuses to work at all must be seen none the less
+        asked["max_failure_share"] = 1.0
+    name = tool.__name__ if is_function else source.plugin.name
+    return guard_tool(name, tool, GuardSettings(**asked), max_chars)
 
 
 def template_of(template: Object | None) -> str | None:

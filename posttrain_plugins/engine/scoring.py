@@ -23,14 +23,13 @@ from posttrain_plugins.engine.log import RequestLog
 from posttrain_plugins.errors import PLUGIN_FAILURES, InputError, PluginBroken, RewardFailed
 from posttrain_plugins.nested_rewards import wait_for
 from posttrain_plugins.plugins.signature import reward_columns
-from posttrain_plugins.text import is_conversational
+from posttrain_plugins.text import in_format_of, is_conversational
 from posttrain_plugins.types import Problem, Prompt, ResolvedReward, Score, ScoreSteps, Usage
 
 __all__ = [
     "Call",
     "ScoreKind",
     "Scored",
-    "as_completion",
     "calls",
     "check_columns",
     "items_of",
@@ -100,11 +99,6 @@ def items_of(request: Score | ScoreSteps, problem: Problem, columns: Mapping[str
     if isinstance(request, Score):
         return [Scored(problem.id, request.prompt, text, columns) for text in request.completions]
     return [Scored(problem.id, request.prompt, "".join(steps), columns, tuple(steps)) for steps in request.steps]
-
-
-def as_completion(prompt: Prompt, text: str) -> Any:
-    """Return a completion in the format of its prompt: a message where the prompt is conversational."""
-    return [{"role": "assistant", "content": text}] if is_conversational(prompt) else text
 
 
 def check_columns(reward: ResolvedReward, columns: Collection[str]) -> None:
@@ -255,7 +249,7 @@ def _blaming(reward: ResolvedReward) -> Iterator[None]:
 
 
 def _pairs(items: Sequence[Scored]) -> dict[str, list[Any]]:
-    completions = [as_completion(item.prompt, item.text) for item in items]
+    completions = [in_format_of(item.prompt, item.text) for item in items]
     return {"prompts": [item.prompt for item in items], "completions": completions}
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "ask_about",
     "extend_question",
     "fingerprint",
+    "in_format_of",
     "is_conversational",
     "last_user_text",
     "prefill",
@@ -54,6 +55,22 @@ def to_text(value: Prompt) -> str:
     if isinstance(value, str):
         return value
     return "\n".join(_content_text(message.get("content")) for message in value)
+
+
+def in_format_of(prompt: Prompt, completion: Prompt) -> Any:
+    """Return a completion in the format of its prompt: messages where that is conversational, else text.
+
+    Messages stay as they are (tool calls, several turns); a text becomes one message of the assistant.
+
+    Example:
+        >>> in_format_of([{"role": "user", "content": "2+2=?"}], "4")
+        [{'role': 'assistant', 'content': '4'}]
+        >>> in_format_of("2+2=?", [{"role": "assistant", "content": "4"}])
+        '4'
+    """
+    if not is_conversational(prompt):
+        return to_text(completion)
+    return [{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion)
 
 
 def last_user_text(prompt: Prompt) -> str:

@@ -15,7 +15,7 @@ import torch
 from trl import RewardConfig, RewardTrainer
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.text import is_conversational
+from posttrain_plugins.text import in_format_of
 from posttrain_plugins.text.reward_input import TEMPLATE_COLUMNS, reward_input_ids
 from posttrain_plugins.trainers import compat, stage_rules
 from posttrain_plugins.trainers.encoded_rows import EncodedRows, pad_right
@@ -152,14 +152,7 @@ def encode_ranking(tokenizer: Any, row: Mapping[str, Any], number: int) -> dict[
 
 def pairs_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the pairs that a ranking orders, as a reward model's data: `prompt`, `chosen`, `rejected`."""
-    texts = [_formatted(row["prompt"], completion) for completion in row["completions"]]
+    texts = [in_format_of(row["prompt"], completion) for completion in row["completions"]]
     levels = list(row.get("scores") or range(len(texts), 0, -1))
     ordered = [(i, j) for i in range(len(texts)) for j in range(len(texts)) if levels[i] > levels[j]]
     return [{"prompt": row["prompt"], "chosen": texts[i], "rejected": texts[j]} for i, j in ordered]
-
-
-def _formatted(prompt: Any, completion: Any) -> Any:
-    """Bring a completion into its prompt's format."""
-    if is_conversational(prompt) and not is_conversational(completion):
-        return [{"role": "assistant", "content": completion}]
-    return completion

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.text import is_conversational, to_text
+from posttrain_plugins.text import in_format_of, to_text
 from posttrain_plugins.types import Prompt, ResolvedReward
 
 __all__ = ["COLUMNS", "Judged", "Keep", "Saved", "Selection", "distinct", "judge", "read_saved", "without_texts"]
@@ -91,17 +91,8 @@ def judge(
         # as in TRL, a reward that cannot judge adds nothing to the sum
         known = [reward.weight * value for reward, value in zip(rewards, values, strict=True) if value is not None]
         total = sum(known) if known else None
-        judged.append(Judged(to_text(completion), _formatted(prompt, completion), total, values[0]))
+        judged.append(Judged(to_text(completion), in_format_of(prompt, completion), total, values[0]))
     return judged
-
-
-def _formatted(prompt: Prompt, completion: Any) -> Any:
-    """Write a completion in its prompt's format; saved messages stay whole (tool calls, several turns)."""
-    from posttrain_plugins.engine.scoring import as_completion
-
-    if is_conversational(prompt):
-        return as_completion(prompt, completion) if isinstance(completion, str) else list(completion)
-    return to_text(completion)
 
 
 # --- Selection -------------------------------------------------------------------------------------------------------
@@ -197,7 +188,7 @@ class Saved:
             known = [float(value) for value in values if value is not None]
             # summed as they are: weights belong to rewards that the recipe names, and here it names none
             total, verdict = (sum(known) if known else None), (None if values[0] is None else float(values[0]))
-            judged.append(Judged(to_text(completion), _formatted(prompt, completion), total, verdict))
+            judged.append(Judged(to_text(completion), in_format_of(prompt, completion), total, verdict))
         return judged
 
 

@@ -15,8 +15,7 @@ from posttrain_plugins.recipe.plan.plan import Plan
 from posttrain_plugins.recipe.plugin_schema import parse_call
 from posttrain_plugins.recipe.read import document
 from posttrain_plugins.recipe.read.packaged import find_recipe
-from posttrain_plugins.recipe.run.ad_hoc import NameResolver, dataset_named
-from posttrain_plugins.recipe.run.data import dataset_of
+from posttrain_plugins.recipe.run.ad_hoc import NameResolver
 from posttrain_plugins.recipe.run.run import Observer, Run, run_plan
 from posttrain_plugins.recipe.spec import Recipe, Use
 from posttrain_plugins.types import (
@@ -166,7 +165,7 @@ def rows(dataset: str, limit: int | None = None) -> list[dict[str, Any]]:
     Raises:
         InputError: there is no such data set, or it refuses its parameters.
     """
-    found = dataset_of(dataset_named(dataset))
+    found = NameResolver(Path("runs")).dataset(dataset)
     return [dict(row) for row in (found if limit is None else found.select(range(min(limit, len(found)))))]
 
 

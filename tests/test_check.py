@@ -111,7 +111,7 @@ def test_stages_may_stand_in_any_order(read: Callable[..., Recipe]) -> None:
 def test_defaults_come_from_the_plugin_and_from_us(read: Callable[..., Recipe], folder: Path) -> None:
     recipe = read("model: ./base\nstages:\n  s: {use: sft, model: base, dataset: ./demos.jsonl}\n")
     assert (recipe.name, recipe.seed) == ("r", 0)
-    assert recipe.stages[0].params == {"args": {}}
+    assert recipe.stages[0].params == {"kl_coef": 0.0, "args": {}}
     file = str(folder / "demos.jsonl")
     assert recipe.stages[0].inputs["dataset"] == DataFile(file, file, True)
 

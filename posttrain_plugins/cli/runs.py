@@ -68,7 +68,7 @@ def print_results(name: str, artifacts: Mapping[str, Artifact], as_json: bool, m
             stages[artifact.manifest["stage"]]["details"] = artifact.details
         print(json.dumps({"recipe": name, "stages": stages, "rows": [row.to_json() for row in rows]}, indent=1))
         return
-    from posttrain_plugins.cli.tables import at_k_table, evaluation_table, result_table
+    from posttrain_plugins.cli.tables import at_k_table, evaluation_table, result_table, retained_table
 
     console = out()
     if measured is None:  # `evaluate` has one stage, of which the table of results says less than its own
@@ -77,9 +77,9 @@ def print_results(name: str, artifacts: Mapping[str, Artifact], as_json: bool, m
         details = artifact.details
         title = f"{measured or artifact.manifest['stage']}: {details['metric']} on {details['problems']} problems"
         console.print(evaluation_table(details, title))
-        at_k = at_k_table(details)
-        if at_k is not None:
-            console.print(at_k)
+        for table in (at_k_table(details), retained_table(details)):
+            if table is not None:
+                console.print(table)
 
 
 def _command() -> str:

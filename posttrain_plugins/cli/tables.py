@@ -24,6 +24,7 @@ __all__ = [
     "print_checks",
     "print_plugin",
     "result_table",
+    "retained_table",
     "warnings_of",
 ]
 
@@ -114,6 +115,33 @@ def at_k_table(details: Mapping[str, Any]) -> Table | None:
         lead = [model if model != before else ""] if has_many else []
         table.add_row(*lead, _name(f"{kind}@k" + (f" by {verifier}" if slash else "")), *figures)
         before = model
+    return table
+
+
+def retained_table(details: Mapping[str, Any]) -> Table | None:
+    """Return what each model still can do beside what it was trained for, and how that changed on the way."""
+    kept = details.get("retain") or {}
+    if not kept:
+        return None
+    table = _titled("retained")
+    for name in ("model", "data", "figure"):
+        table.add_column(name, overflow="fold")
+    table.add_column("[95 %]", justify="right")
+    table.add_column("over what it was made from", justify="right")
+    for model in details["models"]:
+        for i, (name, found) in enumerate(kept.items()):
+            one, is_text = found["models"][model], found["kind"] == "perplexity"
+            changes = Text()
+            for other, change in one["over"].items():
+                is_worse = change["low"] > 1.0 if is_text else change["high"] < 0.0
+                shown = _figure((change["mean"], change["low"], change["high"]), "" if is_text else "+")
+                changes.append("\n" if changes else "")
+                changes.append(f"{other} {'x ' if is_text else ''}{shown}", style="red" if is_worse else "")
+            figure = _figure((one["mean"], one["low"], one["high"]))
+            table.add_row(model if i == 0 else "", _name(name), found["kind"], figure, changes)
+        table.add_section()
+    table.caption = "red: worse by more than another draw of rows would make it; x: as many times the perplexity"
+    table.caption_justify = "left"
     return table
 
 

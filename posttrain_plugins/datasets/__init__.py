@@ -3,5 +3,6 @@
 | file               | holds                                                                           |
 |--------------------|---------------------------------------------------------------------------------|
 | `digit_chain.py`   | the tiny world: problems, documents to pretrain on, demonstrations to imitate   |
+| `mix.py`           | several data sets in one, by share (replay)                                     |
 | `reasoning_gym.py` | problems of the library Reasoning Gym, for its own verifier                     |
 """

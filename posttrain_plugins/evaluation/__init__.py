@@ -7,6 +7,7 @@
 | `curves.py`      | pass, maj, weighted and best @ k from one log                              |
 | `figures.py`     | bootstrap intervals, the Pareto front                                      |
 | `missing.py`     | completions that never came: counted, told, and too many end the stage     |
+| `retain.py`      | what a model still can do beside what it was trained for                   |
 | `plot.py`        | accuracy against tokens, drawn                                             |
 | `calibration.py` | a reward model's accuracy and calibration on held-out pairs                |
 """

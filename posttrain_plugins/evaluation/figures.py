@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
 
-__all__ = ["Interval", "difference_interval", "mean_interval", "pareto", "pass_at_k", "sampled_accuracy"]
+__all__ = [
+    "Interval",
+    "difference_interval",
+    "mean_interval",
+    "pareto",
+    "pass_at_k",
+    "ratio_interval",
+    "sampled_accuracy",
+]
 
 DRAWS = 10_000
 CHUNK = 2**22  # numbers held at once, however many problems there are
@@ -53,6 +61,37 @@ def mean_interval(values: Sequence[float], draws: int = DRAWS, seed: int = 0) ->
     means = [known[rng.integers(len(known), size=(part, len(known)))].mean(axis=1) for part in parts]
     low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
     return Interval(float(known.mean()), float(low), float(high))
+
+
+def ratio_interval(
+    numerators: Sequence[float], denominators: Sequence[float], draws: int = DRAWS, seed: int = 0
+) -> Interval:
+    """Return a ratio of sums over rows with its 95 % interval, as of nats per token; NaN where there is nothing.
+
+    Args:
+        numerators: one per row.
+        denominators: one per row, none below 0.
+        draws: bootstrap draws, of rows.
+        seed: of the draws.
+
+    Example:
+        >>> ratio_interval([2.0, 8.0], [1, 4])
+        Interval(mean=2.0, low=2.0, high=2.0)
+    """
+    import numpy as np
+
+    above, below = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
+    if not below.sum() > 0 or not np.isfinite(above).all():
+        return Interval(float("nan"), float("nan"), float("nan"))
+    above, below = above[below > 0], below[below > 0]  # a row of nothing is no row
+    rng = np.random.default_rng(seed)
+    rows = max(1, CHUNK // len(above))
+    ratios = []
+    for part in (min(rows, draws - done) for done in range(0, draws, rows)):
+        chosen = rng.integers(len(above), size=(part, len(above)))
+        ratios.append(above[chosen].sum(axis=1) / below[chosen].sum(axis=1))
+    low, high = np.percentile(np.concatenate(ratios), [2.5, 97.5])
+    return Interval(float(above.sum() / below.sum()), float(low), float(high))
 
 
 def difference_interval(values: Sequence[float], baseline: Sequence[float]) -> Interval:

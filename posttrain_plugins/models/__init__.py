@@ -7,6 +7,7 @@
 | `quantization.py`          | weights in 4 and 8 bits, the same on every processor                        |
 | `stack.py`                 | adapters as part of a base: merged, or around weights that are quantized    |
 | `merge.py`                 | a plain model without adapters and quantization, and what that changed      |
+| `interpolate.py`           | the weighted mean of several whole models                                   |
 | `critic.py`                | a saved critic: its value head and the layers that it reads                 |
 | `training_templates.py`    | chat templates with the assistant's turns marked, as training needs them    |
 | `adapter_types.py`         | what each of PEFT's adapter types can, read without importing PEFT          |

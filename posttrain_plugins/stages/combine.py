@@ -1,12 +1,14 @@
-"""Several LoRA adapters over one base made one, by PEFT's `add_weighted_adapter`.
+"""Several models made one: LoRA adapters over one base by PEFT's `add_weighted_adapter`, whole models by their mean.
 
-`ties` is TIES-Merging (Yadav et al., 2023, https://huggingface.co/papers/2306.01708), `dare_*` is DARE (Yu et al.,
-2023, https://huggingface.co/papers/2311.03099), `linear` a weighted sum of the factors, `cat` and `svd` that of the
-products.
+A mean of a base and what was fine-tuned from it gives back part of what fine-tuning forgot (WiSE-FT), a mean of several
+fine-tunings is a model soup: `models/interpolate.py` has the papers. Of adapters `ties` is TIES-Merging (Yadav et al.,
+2023, https://huggingface.co/papers/2306.01708), `dare_*` is DARE (Yu et al., 2023,
+https://huggingface.co/papers/2311.03099), `linear` a weighted sum of the factors, `cat` and `svd` that of the products.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -14,6 +16,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 from posttrain_plugins.errors import HandoffError, InputError
 from posttrain_plugins.models.folder import adapter_config, adapters_in, base_of, copy_below, digest
 from posttrain_plugins.models.load import load_base, load_tokenizer
+from posttrain_plugins.models.merge import save_plain
 from posttrain_plugins.types import ModelArtifact, ModelRef, StageContext, StageResult
 
 __all__ = ["Combine"]
@@ -35,12 +38,15 @@ Combination: TypeAlias = Literal[
 
 @dataclass
 class Combine:
-    """Combines adapters into one over the same base, by PEFT's names.
+    """Combines adapters into one over the same base, or the weights of whole models into those of one.
 
     Args:
-        models: adapters, such as `[tasks+sum, tasks+max]`.
-        weights: one for each; 1 where they are left out.
-        combination_type: how; the ranks have to be equal for all but `cat` and `*svd`.
+        models: adapters, such as `[tasks+sum, tasks+max]`; or models one of which at least is whole, `[base, sft]`:
+            then adapters among them are merged, and the last one's tokenizer and template are taken.
+        weights: one for each. Of adapters 1 where they are left out, and `[0.5]` of a single one is half of what it
+            learned; of whole models they add up to 1, and are equal where they are left out.
+        combination_type: of adapters, by PEFT's names, by default `svd`; the ranks have to be equal for all but `cat`
+            and `*svd`. Whole models are combined by `linear` alone, which is their default.
         density: the share of values that is kept, of `ties`, `dare_*` and `magnitude_prune`, which need it.
         majority_sign_method: of `ties` and `dare_ties`.
         svd_rank: of the `*svd` types; by default the largest rank.
@@ -48,7 +54,7 @@ class Combine:
 
     models: list[ModelRef]
     weights: list[float] | None = None
-    combination_type: Combination = "svd"
+    combination_type: Combination | None = None
     density: float | None = None
     majority_sign_method: Literal["total", "frequency"] = "total"
     svd_rank: int | None = None
@@ -62,19 +68,49 @@ class Combine:
                 f"combine has {len(self.weights)} weights, expected {len(self.models)}, one for each model"
             )
         # PEFT ignores a density that its method does not use, and fails deep inside without one that it needs
-        prunes = self.combination_type.startswith(("ties", "dare", "magnitude"))
+        prunes = (self.combination_type or "svd").startswith(("ties", "dare", "magnitude"))
         if prunes != (self.density is not None):
             found = f"density: {self.density}"
             hint = "density: 0.5" if prunes else "leave density out, or combination_type: ties"
-            raise InputError(f"combine by {self.combination_type} cannot have {found}", hint=hint)
+            raise InputError(f"combine by {self.combination_type or 'svd'} cannot have {found}", hint=hint)
         if self.density is not None and not 0 < self.density <= 1:
             raise InputError(f"density is {self.density}, expected above 0 and at most 1")
 
     def __call__(self, context: StageContext) -> StageResult:
+        artifacts: list[ModelArtifact] = context.inputs["models"]
+        is_whole = not all(artifact.is_adapter for artifact in artifacts)
+        result = self._interpolate(context, artifacts) if is_whole else self._combine(context, artifacts)
+        # what any of them was trained on, so that an evaluation can tell what is not held out
+        seen = sorted({line for artifact in artifacts for file in artifact.seen for line in file.read_text().split()})
+        (context.folder / "seen.txt").write_text("".join(f"{line}\n" for line in seen), encoding="utf-8")
+        return result
+
+    def _interpolate(self, context: StageContext, artifacts: list[ModelArtifact]) -> StageResult:
+        """Write the weighted mean of whole models, in the precision that the last one was saved in."""
+        from posttrain_plugins.models.interpolate import interpolate
+
+        last, weights = artifacts[-1], self.weights or [1.0 / len(artifacts)] * len(artifacts)
+        if self.combination_type not in (None, "linear"):
+            whole = next(artifact.name for artifact in artifacts if not artifact.is_adapter)
+            message = f"'{whole}' cannot be combined by {self.combination_type}: it is a whole model, expected adapters"
+            raise InputError(message, hint="combination_type: linear")
+        if not math.isclose(sum(weights), 1.0, abs_tol=1e-6):
+            message = f"the weights of whole models add up to {sum(weights):g}, expected 1"
+            raise InputError(message, hint="weights: [0.5, 0.5]")
+        tokenizers = [load_tokenizer(one.path, one.loading, one.chat_template) for one in artifacts]
+        for artifact, tokenizer in zip(artifacts, tokenizers, strict=True):
+            if tokenizer.get_vocab() != tokenizers[-1].get_vocab():
+                message = f"'{artifact.name}' and '{last.name}' cannot be combined: they have different vocabularies"
+                raise HandoffError(message, hint="combine models that start from one model")
+        folder = context.folder / "model"
+        save_plain(interpolate(artifacts, weights), tokenizers[-1], folder)
+        return StageResult(model_path=folder, metrics={"models": float(len(artifacts))}, handoff={"quantization": None})
+
+    def _combine(self, context: StageContext, artifacts: list[ModelArtifact]) -> StageResult:
+        """Write one adapter that does what PEFT makes of several."""
         from peft import PeftModel
         from transformers import set_seed
 
-        artifacts: list[ModelArtifact] = context.inputs["models"]
         _check(artifacts)
         names = [f"model_{i}" for i in range(len(artifacts))]
         first = artifacts[0]
@@ -87,7 +123,8 @@ class Combine:
         given = {"svd_rank": self.svd_rank, "density": self.density, "majority_sign_method": self.majority_sign_method}
         weights = self.weights or [1.0] * len(names)
         try:
-            peft.add_weighted_adapter(names, weights, "default", combination_type=self.combination_type, **given)
+            how = self.combination_type or "svd"
+            peft.add_weighted_adapter(names, weights, "default", combination_type=how, **given)
         except ValueError as cause:
             raise InputError(f"the adapters cannot be combined: {cause}", hint="combination_type: svd") from cause
         folder = context.folder / "model"
@@ -96,9 +133,6 @@ class Combine:
         load_tokenizer(first.path, first.loading).save_pretrained(str(folder))
         if below := adapters_in(first.path)[:-1]:
             copy_below(below, folder)
-        # what any of them was trained on, so that an evaluation can tell what is not held out
-        seen = sorted({line for artifact in artifacts for file in artifact.seen for line in file.read_text().split()})
-        (context.folder / "seen.txt").write_text("".join(f"{line}\n" for line in seen), encoding="utf-8")
         return StageResult(model_path=folder, metrics={"rank": float(peft.peft_config["default"].r)})
 
 
@@ -108,8 +142,7 @@ def _check(artifacts: list[ModelArtifact]) -> None:
     for artifact in artifacts:
         kind = adapter_config(artifact.path).get("peft_type")
         if kind != "LORA":
-            found = kind or "a full model"
-            raise InputError(f"'{artifact.name}' cannot be combined: {found}, expected LORA", hint="train it with lora")
+            raise InputError(f"'{artifact.name}' cannot be combined: {kind}, expected LORA", hint="train it with lora")
         # PEFT combines low-rank factors alone
         full = [n for n in ("modules_to_save", "trainable_token_indices") if adapter_config(artifact.path).get(n)]
         if full:

@@ -9,6 +9,7 @@ what Snell et al., 2024 (https://huggingface.co/papers/2408.03314) compare strat
 2. All ways of answering share their draws: a strategy's `tokens` are what it takes alone, its `seconds` what was left.
 3. What could not be answered (a failed sample, a problem where a strategy raised) is missing, not wrong: figures are
    over what was answered, with the missing in the interval, and more than `max_missing` of it ends the stage.
+5. What a gain has cost elsewhere is measured on `retain`: see `evaluation/retain.py`.
 4. Tokens are those of all roles, read and written. The Pareto front is without oracles, which have seen the answer.
 """
 
@@ -19,7 +20,7 @@ import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -47,6 +48,7 @@ if TYPE_CHECKING:  # `validate` and `plan` import this module, and what it runs 
     from posttrain_plugins.engine.solve import Progress
     from posttrain_plugins.evaluation.bench import Bench
     from posttrain_plugins.evaluation.measure import Measure
+    from posttrain_plugins.evaluation.retain import Retained
 
 __all__ = ["Evaluate"]
 
@@ -85,7 +87,11 @@ class Evaluate:
             last_number, whole, or regex:PATTERN. Rewards have a reader of their own.
         max_missing: the share of completions, or of a strategy's answers, that may be missing.
         plot: draw `accuracy_tokens.svg` and `.png`, where matplotlib is installed.
-        require: figure -> what it must be, such as `accuracy: ">=0.8"`; what is missed stands in `details["unmet"]`.
+        retain: data sets of what should not be forgotten: with a column `text` its perplexity is measured, with
+            `prompt` the accuracy of greedy completions by the first reward. Each model is compared with the nearest and
+            the first measured model that it was made from, paired by row.
+        require: figure -> what it must be, such as `accuracy: ">=0.8"` or `sft/retain/english/over/base: "<=1.05"`;
+            what is missed stands in `details["unmet"]`.
 
     Raises:
         InputError: for a requirement or a budget that cannot be read, or where there is nothing to measure.
@@ -93,7 +99,10 @@ class Evaluate:
     """
 
     produces: ClassVar[str] = "figures"
-    requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"dataset": (("prompt",),)}
+    requires_columns: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+        "dataset": (("prompt",),),
+        "retain": (("text",), ("prompt",)),
+    }
 
     models: list[ModelRef]
     dataset: DataRef
@@ -108,6 +117,7 @@ class Evaluate:
     reader: str = "auto"
     max_missing: float = 0.01
     plot: bool = True
+    retain: list[DataRef] = field(default_factory=list)
     require: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -140,6 +150,7 @@ class Evaluate:
         named |= {name: reward for strategy in strategies for name, reward in strategy.scorers.items()}
         verifiers = list(named.values()) if self.num_generations else []
         measured: dict[str, list[Measure]] = {}
+        kept_known: dict[str, dict[str, Retained]] = {name: {} for name in self.retain}
         with (
             RequestLog(context.folder / "log.jsonl") as log,
             (context.folder / "samples.jsonl").open("w", encoding="utf-8") as samples,
@@ -160,11 +171,13 @@ class Evaluate:
                     bench = Bench(problems, columns, rewards, roles, log, *options)
                     with reading(self.reader, is_thinking(roles)):  # by rewards too: a cut thought is no answer
                         measured[artifact.name] = list(self._measure(bench, context, number))
+                        for name, data in zip(self.retain, context.inputs.get("retain", ()), strict=True):
+                            kept_known[name][artifact.name] = self._retained(name, data, bench, context)
                 mark_pareto(measured[artifact.name])
                 # at once, model by model: what an evaluation that is killed has drawn by then can be read
                 made = ({"model": artifact.name, **row} for one in measured[artifact.name] for row in one.samples)
                 samples.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in made)
-        return self._report(context, models, problems, measured)
+        return self._report(context, models, problems, measured, kept_known)
 
     def _measure(self, bench: Bench, context: StageContext, number: int) -> Iterator[Measure]:
         # no budget is one run without limits, not no run
@@ -179,6 +192,29 @@ class Evaluate:
                 yield self._checked(measure, context)
         for strategy, budget in runs:
             yield self._checked(bench.measure_strategy(strategy, budget, tell.pop(0)), context)
+
+    def _retained(self, name: str, data: Any, bench: Bench, context: StageContext) -> Retained:
+        """Measure a model on what it should not forget."""
+        from posttrain_plugins.evaluation.bench import problems_of
+        from posttrain_plugins.evaluation.retain import Retained
+
+        policy: Any = bench.backends["policy"]
+        if "text" in data.column_names:
+            from posttrain_plugins.backends.transformers.likelihood import likelihoods
+
+            if not hasattr(policy, "model"):
+                message = f"the perplexity of '{name}' cannot be asked of {policy.identity}: it is a server"
+                raise InputError(message, hint="name a folder or Hub id, or retain prompts in place of text")
+
+            def tell(done: int, total: int) -> None:
+                context.reporter.progress(done, total, f"windows of {name}", {})
+
+            found = likelihoods(policy.model, policy.tokenizer, data["text"], tell)
+            return Retained("perplexity", [one.nats for one in found], [one.tokens for one in found])
+        problems, columns = problems_of([dict(row) for row in data], SamplingParams(0.0, 1.0, self.max_tokens))
+        asked = replace(bench, problems=problems, columns=columns, verifiers=())
+        greedy = asked.measure_draws(1)[0]
+        return Retained("accuracy", self._checked(replace(greedy, name=name), context).values)
 
     def _checked(self, measure: Measure, context: StageContext) -> Measure:
         if measure.missing.count:  # said while it runs, and before the next strategy asks the same endpoint
@@ -203,15 +239,19 @@ class Evaluate:
         models: Sequence[ModelArtifact],
         problems: Sequence[Problem],
         measured: Mapping[str, list[Measure]],
+        retained: Mapping[str, Mapping[str, Retained]],
     ) -> StageResult:
         # a gain is over the nearest model that is measured here too, so all have to be done
         from posttrain_plugins.evaluation.measure import flat_figures, gains
         from posttrain_plugins.evaluation.plot import draw
+        from posttrain_plugins.evaluation.retain import flat_retained, retained_summary
 
         summaries = {name: {m.name: m.summary() for m in measures} for name, measures in measured.items()}
         gained = {artifact.name: gains(artifact, measured) for artifact in models}
         metric = context.inputs["rewards"][0].name
-        metrics = flat_figures(metric, summaries, gained)
+        kept = retained_summary(retained, {artifact.name: artifact.ancestors for artifact in models})
+        _tell_of_losses(kept, context)
+        metrics = {**flat_figures(metric, summaries, gained), **flat_retained(kept)}
         last = measured[models[-1].name]
         # `accuracy`: the last model's by the first strategy, which stands behind the two measures of the draws
         headline = last[2 if self.num_generations else 0] if context.inputs["strategies"] else last[0]
@@ -229,6 +269,7 @@ class Evaluate:
                 for artifact in models
             },
             "overlap": {artifact.name: _overlap(artifact, problems, context) for artifact in models},
+            "retain": kept,
             "pareto": {name: [m.name for m in measures if m.is_pareto] for name, measures in measured.items()},
             "unmet": list(_unmet(self.require, metrics)),  # the run's exit code is made of it, not an exception here
         }
@@ -241,6 +282,19 @@ class Evaluate:
                 hint = "pip install 'posttrain-plugins[plot]', or plot: false"
                 context.reporter.note(f"accuracy_tokens.svg is not drawn, matplotlib is not installed: {hint}")
         return StageResult(metrics=metrics, details=details)
+
+
+def _tell_of_losses(kept: Mapping[str, Any], context: StageContext) -> None:
+    """Say what each model has lost by more than noise: a table is read after the next stage was started."""
+    from posttrain_plugins.evaluation.retain import is_lost
+
+    for name, found in kept.items():
+        for model, one in found["models"].items():
+            for other, change in one["over"].items():
+                if is_lost(found["kind"], change):
+                    sign, what = ("x", "perplexity") if found["kind"] == "perplexity" else ("", "accuracy")
+                    how = f"{change['mean']:{'' if sign else '+'}.3f}{sign} [{change['low']:.3f}, {change['high']:.3f}]"
+                    context.reporter.note(f"{model} has forgotten: {what} on '{name}' {how} over {other}")
 
 
 def _shifted(progress: Progress, done_before: int, passes: int) -> Progress:

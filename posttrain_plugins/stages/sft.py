@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
+from posttrain_plugins.errors import InputError
 from posttrain_plugins.trainers import stage_rules
 from posttrain_plugins.types import (
     AdapterRef,
@@ -33,13 +34,19 @@ class SFT:
         dataset: `messages`, `prompt` + `completion`, or `text`.
         adapter: what is trainable; everything where it is left out.
         eval_dataset: measured once at the end, or as `args.eval_strategy` says.
+        kl_coef: price of a nat of KL per token from the model that it starts from, exact over the vocabulary, so that
+            less of what that model knew is forgotten; 0 is TRL's own loss, above it each batch is read three times.
         args: fields of `trl.SFTConfig`.
+
+    Raises:
+        InputError: `kl_coef` is below 0.
     """
 
     model: ModelRef
     dataset: DataRef
     adapter: AdapterRef | None = None
     eval_dataset: DataRef | None = None
+    kl_coef: float = 0.0
     args: Annotated[dict[str, Any], ConfigOf("trl:SFTConfig")] = field(default_factory=dict)
 
     produces: ClassVar[str] = "model"  # so its name may stand wherever a recipe names a model
@@ -47,6 +54,10 @@ class SFT:
     requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(
         ("dataset", "eval_dataset"), (("messages",), ("prompt", "completion"), ("text",))
     )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.kl_coef < float("inf"):
+            raise InputError(f"sft cannot use kl_coef: {self.kl_coef}, expected 0 or more", hint="kl_coef: 0.1")
 
     def issues(self, facts: StageFacts) -> Iterator[Issue]:
         """Yield why the assistant's turns cannot be told from the others, or warn that all turns are learned."""
@@ -57,4 +68,8 @@ class SFT:
 
         from posttrain_plugins.trainers import training
 
-        return training.train(context, SFTTrainer, SFTConfig, self.args)
+        if not self.kl_coef:
+            return training.train(context, SFTTrainer, SFTConfig, self.args)
+        from posttrain_plugins.trainers.held_sft import HeldSFTTrainer
+
+        return training.train(context, HeldSFTTrainer, SFTConfig, self.args, kl_coef=self.kl_coef)

@@ -108,10 +108,11 @@ class Subject:
         if self.kind == "stage":  # its references hold names of a recipe, and any name will do
             needed = {n: f for n, f in fields.items() if f.ref is not None and f.is_required and n not in params}
             params |= {name: ["tiny"] if is_list(f.type) else "tiny" for name, f in needed.items()}
-        elif self.kind == "reward" and refs and "<locals>" not in definition.__qualname__:
-            # rewards within a reward are objects by the time it is made: a recipe's own way finds them
-            use = f"{definition.__module__}:{definition.__qualname__}"
-            return NameResolver(tiny.folder()).reward({"use": use, **params}).func
+        elif self.kind in ("reward", "dataset") and refs and "<locals>" not in definition.__qualname__:
+            # what a reward or a data set is made of are objects by the time it is made: a recipe's own way finds them
+            use = {"use": f"{definition.__module__}:{definition.__qualname__}", **params}
+            named = NameResolver(tiny.folder())
+            return named.reward(use).func if self.kind == "reward" else named.dataset(use)
         made = construct(definition, params)
         return made() if makes_something else made
 

@@ -19,6 +19,7 @@ they touch below TRL's, PEFT's and transformers' public names stands in `compat`
 | `saved_rollouts.py`, `strategy_rollouts.py`   | what an RL stage sampled, as a data set; rollouts by a strategy |
 | `ppo/`                                        | PPO, REINFORCE, REINFORCE++ and ReMax on `GRPOTrainer`          |
 | `process_grpo.py`                             | GRPO whose advantages are of steps                              |
+| `held_sft.py`                                 | SFT with a KL penalty to the model that it starts from          |
 | `oreo.py`                                     | policy and value function from saved trajectories               |
 | `prm.py`                                      | process reward models                                           |
 | `ranking.py`, `listwise_dpo.py`               | reward models and DPO on rankings                               |

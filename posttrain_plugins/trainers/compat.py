@@ -21,6 +21,7 @@ __all__ = [
     "active_config",
     "adapter_layers",
     "add_metric",
+    "add_reference",
     "as_reference",
     "calculate_rewards",
     "changed",
@@ -397,9 +398,42 @@ def gathered_parameters(model: Any, modifier_rank: int | None = None) -> Iterato
         yield
 
 
+def add_reference(trainer: Any, is_new_adapter: bool) -> Any:
+    """Give a trainer that has none a reference as `trl.DPOTrainer` has it, for `as_reference`.
+
+    Args:
+        trainer: built, and not yet training.
+        is_new_adapter: its adapter was made for this training, so that the reference is the model without it.
+
+    Returns:
+        The model that it starts from once more, prepared for passes without gradients; None where the policy is its own
+        reference, with the adapter off or with a frozen copy of it, `ref`.
+    """
+    from trl.models import prepare_deepspeed, prepare_fsdp
+    from trl.trainer.utils import create_model_from_path, get_config_model_id
+
+    model = trainer.model
+    if is_peft(model):
+        if not is_new_adapter:
+            model.add_adapter("ref", model.peft_config["default"])
+            for name, parameter in list(model.named_parameters()):
+                if ".default." in name:
+                    model.get_parameter(name.replace(".default.", ".ref.")).data.copy_(parameter.data)
+        return None
+    same = {"dtype": model.dtype, "attn_implementation": model.config._attn_implementation}
+    options = {**same, **(trainer.args.model_init_kwargs or {})}
+    reference = create_model_from_path(get_config_model_id(model.config), **options)
+    if trainer.is_deepspeed_enabled:
+        return prepare_deepspeed(reference, trainer.accelerator)
+    if trainer.is_fsdp_enabled:
+        return prepare_fsdp(reference, trainer.accelerator)
+    return trainer.accelerator.prepare_model(reference, evaluation_mode=True)
+
+
 def as_reference(trainer: Any) -> Any:
     """Return a context in which a `trl.DPOTrainer`'s policy is its own reference, where it has no other.
 
+    So it is of a trainer that `add_reference` was called for.
     Without an adapter of its own for it (`ref`, which TRL copies from an adapter that is trained on) that is the model
     with the adapter off.
     """

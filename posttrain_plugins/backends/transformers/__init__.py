@@ -8,5 +8,6 @@
 | `stops.py`      | stop strings, found at the token that ends them                          |
 | `chat.py`       | messages, prefills and tools to tokens; tool calls back from the text    |
 | `continuous.py` | transformers' own continuous batching, for rows that it can draw         |
+| `likelihood.py` | how likely a model finds texts                                           |
 | `classifier.py` | models that judge: a row of logits for a text, or for each of its tokens |
 """

@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.folder import choose_adapter, named_adapters
@@ -31,24 +31,16 @@ from posttrain_plugins.recipe.plan.store import Artifact, Store
 from posttrain_plugins.recipe.plugin_schema import parse_call, plugin_schema
 from posttrain_plugins.recipe.read.document import Document
 from posttrain_plugins.recipe.run.inputs import Resolver
-from posttrain_plugins.recipe.spec import REWARD_LOADING, DataFile, Given, Source, Use
+from posttrain_plugins.recipe.spec import REWARD_LOADING, Given, Source
 from posttrain_plugins.types import KINDS, Kind, ModelArtifact, ResolvedReward, ResolvedStrategy, server_of
 
-__all__ = ["NameResolver", "dataset_named"]
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["NameResolver"]
 
 NONE: Mapping[str, Any] = MappingProxyType({})
 Scorers: TypeAlias = Mapping[str, Any] | Sequence[str]
-
-
-def dataset_named(text: str) -> DataFile | Use:
-    """Return a data set as the command line names it; nothing of it is loaded yet.
-
-    Raises:
-        InputError: there is none of that name, or it refuses its parameters.
-    """
-    found = _checked("dataset", text)
-    assert isinstance(found, DataFile | Use)
-    return found
 
 
 def _checked(
@@ -148,6 +140,15 @@ class NameResolver:
         """
         found: ResolvedReward = Resolver().resolve(_checked("reward", reward, self.look_up, self.scorers), {})
         return dataclasses.replace(found, name=reward) if isinstance(reward, str) else found
+
+    def dataset(self, data: str | Mapping[str, Any]) -> Dataset:
+        """Return a data set, loaded: a plugin's, a file or a Hub id, or what a recipe would write.
+
+        Raises:
+            InputError: there is none of that name, or it refuses its parameters.
+        """
+        made: Dataset = Resolver().resolve(_checked("dataset", data), {})
+        return made
 
     def strategy(self, spec: Any, look_up: LookUp | None = None) -> ResolvedStrategy:
         """Return a strategy by its text, a mapping with `use`, or the object itself, with all that its fields refer to.

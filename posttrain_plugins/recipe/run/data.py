@@ -23,15 +23,19 @@ LOADERS = {".parquet": "parquet", ".arrow": "arrow"}
 """Files that carry their types, which `datasets` reads; text is read by `rows/read.py`, which guesses none."""
 
 
-def dataset_of(source: DataFile | Use) -> Dataset:
+def dataset_of(source: DataFile | Use, parts: Mapping[str, Any] | None = None) -> Dataset:
     """What a data set's plugin makes, or a file or Hub data set, with its options applied.
+
+    Args:
+        source: what the recipe names.
+        parts: what the plugin's fields refer to, resolved, such as the data sets of a mix.
 
     Raises:
         InputError: as `load_data_file`, or the plugin refuses its parameters.
     """
     if isinstance(source, DataFile):
         return load_data_file(source)
-    return _with_options(build(source), source.reserved, source.name)
+    return _with_options(build(source, parts), source.reserved, source.name)
 
 
 def load_data_file(source: DataFile) -> Dataset:

@@ -79,7 +79,11 @@ class Resolver:
         for name, value in spec.inputs.items():
             resolved[name] = self.resolve(value, spec.loading)
             if name in required:
-                check_dataset(resolved[name], required[name], value)
+                pairs = (
+                    zip(resolved[name], value, strict=True) if isinstance(value, tuple) else [(resolved[name], value)]
+                )
+                for data, source in pairs:
+                    check_dataset(data, required[name], source)
         return resolved
 
     def dataset(self, spec: StageSpec, name: str) -> Any:
@@ -116,7 +120,10 @@ class Resolver:
         artifact = self.artifacts.get(stage)
         own = tuple(artifact.folder.glob("seen.txt")) if artifact else ()
         assert self.recipe is not None
-        source = self.recipe.stage(stage).inputs.get("model")
+        inputs = self.recipe.stage(stage).inputs
+        several = inputs.get("models")
+        # of what several models were combined into, the line of the last: a mean of base and SFT is nearest to SFT
+        source = inputs.get("model") or (several[-1] if isinstance(several, tuple) and several else None)
         if isinstance(source, FromStage):
             ancestors, seen = self._lineage(source.stage)
             return (source.model_name, *ancestors), (*own, *seen)
@@ -155,7 +162,7 @@ class Resolver:
         if source.kind == "strategy":
             return assemble(source, {field: self.resolve(value, loading) for field, value in source.refs.items()})
         if source.kind == "dataset":
-            return dataset_of(source)
+            return dataset_of(source, {field: self.resolve(value, loading) for field, value in source.refs.items()})
         return _tool(source) if source.kind == "tool" else _adapter(source)
 
     def _reward(self, source: FromStage | Use, loading: Mapping[str, Any]) -> ResolvedReward:

@@ -34,7 +34,8 @@ from adapters import _quiet_libraries, datasets, tiny_model
 from posttrain_plugins import run
 from posttrain_plugins.checkpoints import damage
 from posttrain_plugins.recipe.plan.plan import PlannedStage
-from posttrain_plugins.recipe.run.run import Observer
+from posttrain_plugins.recipe.run.observer import Observer
+from posttrain_plugins.record.figures import read_figures
 from posttrain_plugins.trainers import watch
 from posttrain_plugins.types import CHECKPOINT_MARKER
 
@@ -82,7 +83,7 @@ def digits(completions, **columns):
 def size(completions, **columns):
     return [len(str(c)) / 100 for c in completions]
 """
-TIMES = ("train_s", "step_time", "_runtime", "_per_second")
+TIMES = ("train_s", "step_time", "_runtime", "_per_second", "generation_s", "peak_memory_gib")
 IMPORTED = [
     "posttrain_plugins.trainers.training",
     "posttrain_plugins.trainers.ppo.trainer",
@@ -294,7 +295,7 @@ def outcome(runs: Path) -> dict[str, Any]:
         str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(folder.glob("model/**/*.safetensors"))
     }
-    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [line.figures for line in read_figures(folder)]
     metrics = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["metrics"]
     rollouts = folder / "rollouts.jsonl"
     return {

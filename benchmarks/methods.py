@@ -16,7 +16,6 @@ in fewer steps? Both learning curves stand in the results.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import statistics
@@ -32,6 +31,7 @@ import render
 from quickstart_seeds import run_seed
 
 import recipes
+from posttrain_plugins.record.figures import read_figures
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS: dict[str, dict[str, str]] = {
@@ -62,7 +62,7 @@ def main() -> int:
             for model, method in METHODS[recipe].items():
                 methods.setdefault(method, {})[str(seed)] = {"commit": record.commit(), **of_model(found, model)}
             if recipe == "process_reward":
-                curves[str(seed)] = compare(*(curve(run[name].folder / "log.jsonl") for name in CURVES))
+                curves[str(seed)] = compare(*(curve(run[name].folder) for name in CURVES))
     methods = {method: dict(sorted(methods[method].items())) for method in methods}
     results = {"overrides": options.override, "methods": methods, "process_rewards": dict(sorted(curves.items()))}
     missed = list(unmet(methods))
@@ -106,10 +106,10 @@ def _difference(models: Mapping[str, Any], model: str) -> dict[str, float]:
     return {"mean": means[0] - means[1]}
 
 
-def curve(log: Path) -> list[float]:
+def curve(stage: Path) -> list[float]:
     """The checker's score of each step's completions."""
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    return [row["rewards/correct/mean"] for row in rows if "rewards/correct/mean" in row]
+    name = "rewards/correct/mean"
+    return [line.figures[name] for line in read_figures(stage) if name in line.figures]
 
 
 def compare(outcome: Sequence[float], process: Sequence[float]) -> dict[str, Any]:

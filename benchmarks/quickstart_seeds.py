@@ -59,7 +59,7 @@ def one_seed(seed: int, recipe: str, runs_dir: Path, overrides: list[str]) -> di
 def run_seed(seed: int, recipe: str, runs_dir: Path, overrides: list[str]) -> Any:
     """Runs a recipe with a seed in a folder of its own, and tells each stage as it ends."""
     import posttrain_plugins as pp
-    from posttrain_plugins.recipe.run.run import Observer
+    from posttrain_plugins.recipe.run.observer import Observer
 
     class Told(Observer):
         def finished(self, stage: Any, artifact: Any, is_cached: bool) -> None:

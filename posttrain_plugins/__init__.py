@@ -21,6 +21,7 @@ reached by name. Each folder's `__init__` has a table of its own.
 | `answers.py`, `steps.py`                    | the same by the names under which plugins import them             |
 | `rows/`                                     | data files, read as they are; what a trainer could not take       |
 | `decisions/`                                | what people decided: questions, ledger, training data from them   |
+| `record/`                                   | what the folders of a run tell, while it works and afterwards     |
 | `nested_rewards.py`                         | rewards that call other rewards                                   |
 | `plugins/`                                  | how plugins are found, and what they take and declare             |
 | `models/`                                   | loading, merging and stacking of models and adapters              |

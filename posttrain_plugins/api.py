@@ -16,7 +16,8 @@ from posttrain_plugins.recipe.plugin_schema import parse_call
 from posttrain_plugins.recipe.read import document
 from posttrain_plugins.recipe.read.packaged import find_recipe
 from posttrain_plugins.recipe.run.ad_hoc import NameResolver
-from posttrain_plugins.recipe.run.run import Observer, Run, run_plan
+from posttrain_plugins.recipe.run.observer import Observer
+from posttrain_plugins.recipe.run.run import Run, run_plan
 from posttrain_plugins.recipe.spec import Recipe, Use
 from posttrain_plugins.types import (
     Kind,
@@ -92,7 +93,7 @@ def run(
         until: stop after this stage.
         only: run these stages alone; what they need must be done.
         force: run these stages again.
-        observer: is told what happens (`posttrain_plugins.recipe.run.run.Observer`).
+        observer: is told what happens (`posttrain_plugins.recipe.run.observer.Observer`).
 
     Returns:
         A mapping from stage to its artifact: `run["eval"].metrics`, `run["sft"].model_path`.

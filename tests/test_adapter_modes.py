@@ -17,7 +17,8 @@ from posttrain_plugins.models.folder import adapters_in, copy_below, digest
 from posttrain_plugins.models.load import load_adapted, load_model, load_tokenizer
 from posttrain_plugins.models.merge import check_mergeable
 from posttrain_plugins.models.stack import attach_frozen, choose_mode, is_wrapped
-from posttrain_plugins.recipe.run.run import Observer, Run
+from posttrain_plugins.recipe.run.observer import Observer
+from posttrain_plugins.recipe.run.run import Run
 from posttrain_plugins.trainers import training
 
 MODES = ("continue", "stack", "merge")

@@ -24,6 +24,7 @@ PLUGINS = {"plugins"}
 INFERENCE = {"engine", "backends", "evaluation", "training_data"}
 PIPELINE = {"recipe.read", "recipe.check", "recipe.plan", "recipe.run", "recipe.describe"}
 CORE = {"plugins", "recipe", *PIPELINE}
+FACES = {"api", "auditing", "serve"}
 ALLOWED = {
     "errors": set(),
     "processes": set(),
@@ -35,6 +36,7 @@ ALLOWED = {
     "plugins": NOUNS,
     "rows": {"errors"},
     "decisions": NOUNS,
+    "record": {"errors", "text"},
     "checkpoints": {"types"},
     "models": NOUNS | PLUGINS,
     "search": NOUNS,
@@ -43,14 +45,14 @@ ALLOWED = {
     "recipe": NOUNS | PLUGINS | {"models", "rows"},
     "recipe.read": NOUNS | PLUGINS | {"recipe"},
     "recipe.check": NOUNS | PLUGINS | {"checkpoints", "guard", "models", "rows", "recipe", "recipe.read"},
-    "recipe.plan": NOUNS | PLUGINS | {"models", "checkpoints", "recipe"},
+    "recipe.plan": NOUNS | PLUGINS | {"models", "checkpoints", "record", "recipe"},
     "recipe.describe": NOUNS | PLUGINS | {"recipe", "recipe.check"},
-    "recipe.run": NOUNS | PLUGINS | {"guard", "models", "rows", "checkpoints", "recipe", *PIPELINE},
+    "recipe.run": NOUNS | PLUGINS | {"guard", "models", "rows", "checkpoints", "record", "recipe", *PIPELINE},
     "engine": NOUNS | PLUGINS | {"backends"},
     "backends": NOUNS | PLUGINS | {"models"},
     "evaluation": NOUNS | PLUGINS | {"engine", "backends", "models"},
     "training_data": NOUNS | PLUGINS | {"engine", "backends", "models"},
-    "trainers": NOUNS | PLUGINS | {"checkpoints", "guard", "models", "engine", "backends"},
+    "trainers": NOUNS | PLUGINS | {"checkpoints", "record", "guard", "models", "engine", "backends"},
     "sandbox": {"errors"},
     "rewards": NOUNS | {"tiny_world", "engine", "backends", "models", "sandbox"},  # a judge asks a backend
     "adapters": NOUNS | {"models"},
@@ -66,7 +68,7 @@ ALLOWED = {
     "testing": NOUNS | CORE | INFERENCE | {"api", "tiny_world", "models"},
     "auditing": NOUNS | CORE | INFERENCE | {"testing"},
     "report": NOUNS | CORE | {"engine", "evaluation"},
-    "cli": NOUNS | CORE | INFERENCE | {"api", "auditing", "serve", "testing", "doctor", "report", "cli", ""},
+    "cli": NOUNS | CORE | INFERENCE | {*FACES, "testing", "doctor", "report", "record", "cli", ""},
     "__main__": {"cli"},
     "": {"api"},  # the package itself, lazily
 }

@@ -24,11 +24,11 @@ from posttrain_plugins.errors import (
 )
 from posttrain_plugins.recipe.check.check import check
 from posttrain_plugins.recipe.plan.plan import PlannedStage
-from posttrain_plugins.recipe.plan.store import Artifact
 from posttrain_plugins.recipe.read import document
 from posttrain_plugins.recipe.run.data import _with_options
 from posttrain_plugins.recipe.run.inputs import Resolver
-from posttrain_plugins.recipe.run.run import Observer
+from posttrain_plugins.recipe.run.observer import Observer
+from posttrain_plugins.record.artifact import Artifact
 from posttrain_plugins.stages.pretrain import Pretrain
 from posttrain_plugins.trainers import training
 from posttrain_plugins.trainers.watch import _Watch
@@ -107,9 +107,13 @@ def refused(kind: type[PosttrainError], code: int, recipe: Path, runs: Path, **o
 
 
 def left_over(runs: Path) -> list[str]:
-    """What a reader would take for a result: anything but hidden files and the resolved recipe."""
+    """What a reader would take for a result: anything but hidden files and what a run tells of itself."""
     found = [path.relative_to(runs) for path in runs.glob("*/**/*") if path.is_file() or path.is_symlink()]
-    return [str(p) for p in found if p.name != "resolved.yaml" and not any(part.startswith(".") for part in p.parts)]
+    return [
+        str(p)
+        for p in found
+        if p.name not in ("resolved.yaml", "run.jsonl") and not any(part.startswith(".") for part in p.parts)
+    ]
 
 
 def row(question: str, answer: str) -> dict[str, list[dict[str, str]]]:

@@ -163,6 +163,40 @@ def test_an_overridden_method_of_trls_is_as_it_was_read(method: str) -> None:
     assert READ[method] == source_hash(method), f"{method} has changed: read it, then take over the new hash"
 
 
+def test_the_new_metrics_are_those_since_the_last_call(trainer: GRPOTrainer) -> None:
+    """Also over a line of TRL's log, which empties its table, and of a figure whose list is replaced."""
+    trainer.model.train()
+    train = trainer._metrics["train"]
+    seen: dict[str, tuple[Any, int]] = {}
+    assert compat.new_metrics(trainer, seen) == {}
+    train["reward"] += [1.0, float("nan"), 2.0]
+    train["num_tokens"] = [5]
+    trainer._metrics["eval"]["reward"].append(9.0)
+    assert compat.new_metrics(trainer, seen) == {"reward": 1.5, "num_tokens": 5.0}
+    assert compat.new_metrics(trainer, seen) == {}
+    train["reward"] += [float("nan")]
+    train["num_tokens"] = [7]
+    assert compat.new_metrics(trainer, seen) == {"num_tokens": 7.0}
+    trainer.log({"loss": 1.0})
+    assert trainer.state.log_history[-1]["reward"] == 1.5, "what TRL logs is as it was"
+    trainer._metrics["train"]["reward"].append(4.0)
+    assert compat.new_metrics(trainer, seen) == {"reward": 4.0}
+    assert compat.new_metrics(SimpleNamespace(), {}) == {}
+
+
+def test_generation_is_timed_in_training_alone(trainer: GRPOTrainer) -> None:
+    told: list[float] = []
+    assert compat.observe_generation(trainer, told.append)
+    trainer.model.eval()
+    trainer._generate([[{"role": "user", "content": "1+1"}]])
+    assert told == []
+    trainer.model.train()
+    trainer._generate([[{"role": "user", "content": "1+1"}]])
+    assert len(told) == 1
+    assert told[0] > 0
+    assert not compat.observe_generation(SimpleNamespace(), told.append)
+
+
 def test_a_rollout_holds_what_ppo_reads(trainer: GRPOTrainer) -> None:
     trainer.model.train()
     seen = []

@@ -266,7 +266,7 @@ def test_the_c_parser_and_the_python_parser_agree(tmp_path: Path, monkeypatch: p
     file = _write(tmp_path, "r.yaml", "stages:\n  ü: {a: [1e-5, ${prev}], b: 'x'}  # note\n")
     fast = load(file)
     slow_loader = type("Slow", (yaml.SafeLoader,), {"yaml_implicit_resolvers": {}})
-    monkeypatch.setattr(document, "_Loader", slow_loader)
+    monkeypatch.setattr(document, "TextLoader", slow_loader)
     slow = load(file)
     assert (slow.data, slow.values, slow.keys) == (fast.data, fast.values, fast.keys)
 

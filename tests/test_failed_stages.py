@@ -11,7 +11,7 @@ import pytest
 
 import posttrain_plugins as pp
 from posttrain_plugins.errors import InputError, StageFailed
-from posttrain_plugins.recipe.run.run import Observer
+from posttrain_plugins.recipe.run.observer import Observer
 
 STAGES = """
 import json

@@ -13,7 +13,7 @@ import posttrain_plugins as pp
 from posttrain_plugins.errors import HandoffError, InputError, Interrupted
 from posttrain_plugins.recipe.plan import keys
 from posttrain_plugins.recipe.plan.store import Store
-from posttrain_plugins.recipe.run.run import Observer
+from posttrain_plugins.recipe.run.observer import Observer
 from posttrain_plugins.recipe.spec import option_path
 
 STAGES = '''
@@ -193,8 +193,8 @@ def test_hints_name_a_stage_as_an_override_does(id: str, path: str) -> None:
 
 
 def test_a_report_leaves_out_figures_of_a_model_that_was_made_again(tmp_path: Path) -> None:
-    from posttrain_plugins.recipe.plan.store import Artifact
-    from posttrain_plugins.recipe.run.report import evaluations
+    from posttrain_plugins.record.artifact import Artifact
+    from posttrain_plugins.record.lineage import evaluations
 
     def made(key: str, **more: Any) -> Artifact:
         return Artifact(tmp_path, {"key": key, "details": {}, **more})
@@ -218,8 +218,8 @@ def test_a_report_leaves_out_figures_of_a_model_that_was_made_again(tmp_path: Pa
 def test_a_report_shows_what_a_stage_of_somebody_elses_returns(
     tmp_path: Path, manifest: dict[str, Any], remark: str
 ) -> None:
-    from posttrain_plugins.recipe.plan.store import Artifact
-    from posttrain_plugins.recipe.run.report import rows
+    from posttrain_plugins.record.artifact import Artifact
+    from posttrain_plugins.record.results import rows
 
     given = {"key": "k", "from": [], "seconds": 1.0, "makes": "dataset", "details": {}, "metrics": {}, **manifest}
     [row] = rows({"mine": Artifact(tmp_path, given)})

@@ -26,6 +26,7 @@ from posttrain_plugins.guard.guarded import figures_of, guard
 from posttrain_plugins.guard.settings import GuardSettings
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.recipe.run.inputs import Resolver
+from posttrain_plugins.record.figures import read_figures
 from posttrain_plugins.rewards.digit_chain_steps import DigitChainSteps
 from posttrain_plugins.rewards.ensemble import Ensemble
 from posttrain_plugins.types import ResolvedReward
@@ -537,8 +538,7 @@ def test_a_trainer_logs_what_became_of_the_scores(use: str, tiny_model, tiny_dat
         args=f"{{max_steps: 2, logging_steps: 1, per_device_train_batch_size: 4, {length}: 8}}",
     )
     run = pp.run(recipe, runs_dir=tmp_path / "runs")
-    rows = [json.loads(line) for line in (run["rl"].folder / "log.jsonl").read_text().splitlines()]
-    logged = [row for row in rows if "rewards/odd/ok" in row]
+    logged = [line.figures for line in read_figures(run["rl"].folder) if "rewards/odd/ok" in line.figures]
     assert len(logged) >= 2
     total = run["rl"].metrics
     assert total["rewards/odd/ok"] + total["rewards/odd/error"] == total["rewards/slowly/ok"] > 0

@@ -13,9 +13,9 @@ import pytest
 
 import posttrain_plugins as pp
 from posttrain_plugins.errors import InputError, RewardFailed
-from posttrain_plugins.recipe.run.run import Observer
+from posttrain_plugins.recipe.run.observer import Observer
+from posttrain_plugins.record.lines import json_line
 from posttrain_plugins.trainers import learnable
-from posttrain_plugins.trainers.saved_rollouts import json_line
 
 NAN, INF = math.nan, math.inf
 

@@ -20,9 +20,10 @@ from posttrain_plugins.cli.commands import app
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.recipe.plan import keys
 from posttrain_plugins.recipe.plan.plan import Plan
-from posttrain_plugins.recipe.plan.store import MANIFEST_FORMAT, Store
-from posttrain_plugins.recipe.run import report
+from posttrain_plugins.recipe.plan.store import Store
 from posttrain_plugins.recipe.run.ad_hoc import NameResolver
+from posttrain_plugins.record import results
+from posttrain_plugins.record.artifact import MANIFEST_FORMAT
 
 BEFORE = Path(__file__).parent / "format_1"
 STAGES = ("base", "sft", "pairs", "rm", "eval")
@@ -73,7 +74,7 @@ def test_report_reads_it(runs: Path) -> None:
 
 
 def test_its_rows_are_those_of_then(runs: Path) -> None:
-    base, sft, pairs, rm, figures = report.rows(Store(runs, "month").all_latest())
+    base, sft, pairs, rm, figures = results.rows(Store(runs, "month").all_latest())
     zero = (0.0, 0.0, 0.0)
     assert (base.stage, base.sampled, base.remark) == ("base", zero, "loss 4.166")
     assert (sft.made_from, sft.seconds, sft.gain, sft.greedy) == ("base", 0.3772851059984532, zero, 0.0)

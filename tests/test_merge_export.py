@@ -14,7 +14,7 @@ import pytest
 
 import posttrain_plugins as pp
 from posttrain_plugins.errors import InputError, RecipeErrors
-from posttrain_plugins.recipe.run.run import Observer
+from posttrain_plugins.recipe.run.observer import Observer
 
 IDS = [[5, 9, 14, 20, 31, 7, 40, 11]]
 ROUNDING = 1e-5  # of float32 (eps 1.2e-7) through two layers, relative

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import posttrain_plugins as pp
 from posttrain_plugins.errors import InputError, RecipeErrors
 from posttrain_plugins.recipe.run.inputs import Resolver
+from posttrain_plugins.record.figures import read_figures
 
 # In the style of TRL's documentation and of Open R1's rewards: positional lists, `completion[0]["content"]`, no
 # annotations to speak of, `**kwargs`, numbers that are no floats, and functions that make a reward of a closure.
@@ -119,7 +119,7 @@ def test_a_column_that_they_need_is_missed_before_anything_runs(recipe, tiny_dat
 @pytest.mark.slow
 def test_they_train(recipe: Callable[..., Path], tiny_model: Path, tmp_path: Path) -> None:
     run = pp.run(recipe(model=str(tiny_model)), runs_dir=tmp_path / "runs")
-    logged = json.loads((run["rl"].folder / "log.jsonl").read_text().partition("\n")[0])
+    logged = next(read_figures(run["rl"].folder)).figures
     names = ("right", "thinks", "overlong", "again", "format", "chars", "some", "scaled")
     assert {f"rewards/{name}/mean" for name in names} <= set(logged)
     assert logged["rewards/format/ok"] == 4.0

@@ -14,7 +14,8 @@ import pytest
 
 from posttrain_plugins import run
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.recipe.run.run import Observer
+from posttrain_plugins.recipe.run.observer import Observer
+from posttrain_plugins.record.figures import read_figures
 
 ARGS = {
     "max_steps": 2,
@@ -85,8 +86,11 @@ def test_a_stage_saves_policy_and_critic(
     made = done["it"].model_path
     assert made is not None
     assert json.loads((made / "critic/adapter_config.json").read_text(encoding="utf-8"))["r"] == 2
-    log = [json.loads(line) for line in (done["it"].folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert {"rewards/correct/mean", "rewards/steps/mean", "kl", "value/explained_variance"} <= log[0].keys()
+    log = list(read_figures(done["it"].folder))
+    names = {"rewards/correct/mean", "rewards/steps/mean", "kl", "value/explained_variance", "generation_s"}
+    assert names <= log[0].figures.keys()
+    assert done["it"].metrics["generation_s"] == pytest.approx(sum(line.figures["generation_s"] for line in log))
+    assert 0 < done["it"].metrics["generation_s"] < done["it"].metrics["train_s"]
 
 
 @pytest.mark.slow
@@ -123,9 +127,9 @@ def test_every_way_to_train(
         for stage in ("full", "full_small", "whole", "lora")
     }
     assert kinds == {"full": "separate", "full_small": "separate", "whole": "separate", "lora": "adapter"}
-    log = (done["lora"].folder / "log.jsonl").read_text(encoding="utf-8")
-    assert {f"rewards/{name}/mean" for name in ("correct", "rm", "rm_lora")} <= json.loads(log.splitlines()[0]).keys()
-    assert "eval_reward" in log
+    first, *_, last = read_figures(done["lora"].folder)
+    assert {f"rewards/{name}/mean" for name in ("correct", "rm", "rm_lora")} <= first.figures.keys()
+    assert "eval_reward" in last.figures
 
 
 @pytest.mark.slow
@@ -150,8 +154,8 @@ def test_a_4bit_policy_critic_and_reward_model_on_one_base(
     made = run(recipe, runs_dir=tmp_path / "runs")["it"]
     assert made.model_path is not None
     assert (made.model_path / "critic/adapter_model.safetensors").is_file()
-    first = json.loads((made.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[0])
-    assert first["rewards/rm/std"] > 0
+    first = next(read_figures(made.folder))
+    assert first.figures["rewards/rm/std"] > 0
 
 
 KILLER = """

@@ -11,8 +11,8 @@ import pytest
 
 import posttrain_plugins as pp
 from posttrain_plugins.recipe.read.packaged import packaged_recipes
-from posttrain_plugins.recipe.run import report
-from posttrain_plugins.recipe.run.run import Observer
+from posttrain_plugins.recipe.run.observer import Observer
+from posttrain_plugins.record import results
 
 pytestmark = pytest.mark.slow
 
@@ -188,7 +188,7 @@ def test_recipe_runs_end_to_end(name: str, runs_dir: Path) -> None:
             made_path = made[stage.spec.produces]
             assert made_path is not None
             assert made_path.exists()
-    measured = [row for row in report.rows(run.artifacts) if row.sampled]
+    measured = [row for row in results.rows(run.artifacts) if row.sampled]
     assert [row.stage for row in measured] == run.plan["eval"].spec.params.get("models", [r.stage for r in measured])
     assert all(0.0 <= row.sampled[1] <= row.sampled[0] <= row.sampled[2] <= 1.0 for row in measured if row.sampled)
     assert not list(runs_dir.rglob("*.partial")), "nothing half-written stays"

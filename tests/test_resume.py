@@ -19,7 +19,8 @@ from posttrain_plugins import run
 from posttrain_plugins.checkpoints import mark_complete
 from posttrain_plugins.errors import InputError, StageFailed
 from posttrain_plugins.recipe.plan.plan import PlannedStage
-from posttrain_plugins.recipe.run.run import Observer
+from posttrain_plugins.recipe.run.observer import Observer
+from posttrain_plugins.record.figures import read_figures
 from posttrain_plugins.trainers import watch
 
 pytestmark = pytest.mark.slow
@@ -28,7 +29,7 @@ RUNNER = """
 import sys
 from posttrain_plugins.errors import PosttrainError
 from posttrain_plugins import run
-from posttrain_plugins.recipe.run.run import Observer
+from posttrain_plugins.recipe.run.observer import Observer
 
 class Told(Observer):
     def progress(self, stage, done, total, unit, figures):
@@ -388,14 +389,16 @@ def rollouts(runs: Path) -> list[str] | None:
 def outcome(runs: Path) -> tuple[list[dict[str, Any]], dict[str, float], bytes]:
     """Log, figures of the manifest and bytes of the weights; of times only that the last line's are of all steps."""
     folder = runs / "resume/latest/it"
-    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = list(read_figures(folder))
     figures = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["metrics"]
-    last = rows[-1]
-    if "train_runtime" in last:
-        assert last["train_steps_per_second"] == pytest.approx(last["step"] / last["train_runtime"], rel=0.01, abs=1e-3)
-    return untimed(*rows), *untimed(figures), (folder / "model/model.safetensors").read_bytes()
+    last = lines[-1]
+    assert [line.step for line in lines] == list(range(1, last.step + 1))
+    rate = last.step / last.figures["train_runtime"]
+    assert last.figures["train_steps_per_second"] == pytest.approx(rate, rel=0.01, abs=1e-3)
+    rows = untimed(*(dict(line.figures) for line in lines))
+    return rows, *untimed(figures), (folder / "model/model.safetensors").read_bytes()
 
 
 def untimed(*rows: dict[str, Any]) -> list[dict[str, Any]]:
-    times = ("step_time", "train_s", "_runtime", "_per_second")
+    times = ("step_time", "train_s", "_runtime", "_per_second", "generation_s", "peak_memory_gib")
     return [{name: value for name, value in row.items() if not name.endswith(times)} for row in rows]

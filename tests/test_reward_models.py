@@ -13,6 +13,7 @@ import pytest
 import posttrain_plugins as pp
 from posttrain_plugins import run
 from posttrain_plugins.recipe.run.run import Run
+from posttrain_plugins.record.figures import read_figures
 
 pytestmark = pytest.mark.slow
 
@@ -95,8 +96,8 @@ def test_three_answers_that_a_person_ordered_make_a_reward(made: Run) -> None:
     assert figures["eval_accuracy"] == figures["pair_accuracy"] == 1.0
     assert 0.0 <= figures["calibration_error"] <= 1.0
     assert json.loads((made["ranked"].folder / "calibration.json").read_text())["pairs"] == 24
-    log = json.loads((made["grpo"].folder / "log.jsonl").read_text().splitlines()[0])
-    assert {"rewards/ranked/mean", "rewards/team/mean"} <= log.keys()
+    log = next(read_figures(made["grpo"].folder))
+    assert {"rewards/ranked/mean", "rewards/team/mean"} <= log.figures.keys()
 
 
 def test_the_ensemble_is_its_members_less_their_disagreement(made: Run) -> None:

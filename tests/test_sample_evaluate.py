@@ -15,8 +15,8 @@ from datasets import Dataset
 
 from posttrain_plugins.backends.protocol import Capabilities
 from posttrain_plugins.errors import InputError, Interrupted, StageFailed
-from posttrain_plugins.recipe.plan.store import Artifact
-from posttrain_plugins.recipe.run import report
+from posttrain_plugins.record import results
+from posttrain_plugins.record.artifact import Artifact
 from posttrain_plugins.rewards.exact_answer import ExactAnswer
 from posttrain_plugins.stages.evaluate import Evaluate
 from posttrain_plugins.stages.sample import Sample
@@ -513,7 +513,7 @@ def test_two_evaluations_of_one_model_are_told_as_one(tmp_path: Path, backends: 
         name: Artifact(tmp_path, {**manifest, "metrics": result.metrics, "details": result.details})
         for name, result in evaluations.items()
     }
-    told = {row.stage: row for row in report.rows(artifacts)}
+    told = {row.stage: row for row in results.rows(artifacts)}
     assert told["sft"].sampled is not None
     assert told["sft"].sampled[0] == evaluations["first"].metrics["sft/sampled"]
     assert told["sft"].gain is not None

@@ -15,7 +15,7 @@ import pytest
 from posttrain_plugins import api
 from posttrain_plugins.errors import RecipeErrors, StageFailed
 from posttrain_plugins.recipe.check import stage_validation
-from posttrain_plugins.recipe.run.run import Observer
+from posttrain_plugins.recipe.run.observer import Observer
 
 HIDDEN, LAYERS, INNER, VOCABULARY = 4096, 32, 12288, 150_000
 BILLIONS = (LAYERS * (4 * HIDDEN * HIDDEN + 3 * HIDDEN * INNER) + 2 * VOCABULARY * HIDDEN) / 1e9

@@ -14,7 +14,8 @@ import pytest
 from posttrain_plugins.errors import HandoffError, InputError, StageFailed
 from posttrain_plugins.models.folder import digest
 from posttrain_plugins.recipe import files, handoff
-from posttrain_plugins.recipe.plan.store import Artifact, Store
+from posttrain_plugins.recipe.plan.store import Store
+from posttrain_plugins.record.artifact import Artifact
 
 KEY = "0123456789abcdef" * 4
 OTHER = "fedcba9876543210" * 4

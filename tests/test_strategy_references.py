@@ -15,10 +15,10 @@ from posttrain_plugins.backends.open import opened
 from posttrain_plugins.errors import InputError, Mistake, RecipeErrors
 from posttrain_plugins.recipe.check.check import check
 from posttrain_plugins.recipe.plan import keys
-from posttrain_plugins.recipe.plan.store import Artifact
 from posttrain_plugins.recipe.read import document
 from posttrain_plugins.recipe.run.inputs import Resolver
 from posttrain_plugins.recipe.spec import External, FromStage, Object, Policy, Recipe, Use
+from posttrain_plugins.record.artifact import Artifact
 from posttrain_plugins.strategies.best_of_n import BestOfN
 from posttrain_plugins.strategies.greedy import Greedy
 from posttrain_plugins.types import (

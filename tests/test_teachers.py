@@ -11,7 +11,8 @@ import torch
 import posttrain_plugins as pp
 from posttrain_plugins.models.folder import copy_below
 from posttrain_plugins.models.load import load_model, load_tokenizer
-from posttrain_plugins.recipe.run.run import Observer, Run
+from posttrain_plugins.recipe.run.observer import Observer
+from posttrain_plugins.recipe.run.run import Run
 
 RECIPE = """
 model: {model}

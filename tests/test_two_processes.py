@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from posttrain_plugins.record.figures import read_figures
+
 WORKER = Path(__file__).with_name("on_two_processes.py")
 DDP = (
     "sft",
@@ -52,7 +54,7 @@ def test_ddp(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
         assert (first["differed"], first["averaged"]) == (True, True), case
         assert first["has_critic"] == case.startswith(("adapter", "shared", "separate")), case
         assert (tmp_path / case / "model/critic/critic.json").is_file() == first["has_critic"], case
-        assert (tmp_path / case / "log.jsonl").is_file()
+        assert (tmp_path / case / "figures.jsonl").is_file()
         assert first["digest"] == first["whole"], f"{case}: from its checkpoint it ends elsewhere"
     digests = {case: of[0]["digest"] for case, of in told.items()}
     for kind in KINDS:
@@ -69,8 +71,8 @@ def test_a_process_reward_model_is_the_same_as_on_one(
 
     (two, _) = on_two(tiny_model, tiny_data, tmp_path, ["prm"])["prm"]
     load_script(WORKER).call("prm_alone", str(tiny_model), {}, tmp_path, zero=0)
-    log = [json.loads(line) for line in (tmp_path / "prm_alone/log.jsonl").read_text("utf-8").splitlines()]
-    assert two["losses"] == pytest.approx([row["loss"] for row in log if "loss" in row], abs=1e-6)
+    log = [line.figures["loss"] for line in read_figures(tmp_path / "prm_alone")]
+    assert two["losses"] == pytest.approx(log, abs=1e-6)
     one, both = (load_file(tmp_path / case / "model/model.safetensors") for case in ("prm_alone", "prm"))
     assert all(torch.allclose(value, both[name], atol=1e-6) for name, value in one.items())
 

@@ -63,7 +63,8 @@ def measure(name: str, stage: str, work: Path, is_tiny: bool, steps: int | None)
     import torch
 
     from posttrain_plugins.api import run
-    from posttrain_plugins.recipe.run.run import Observer
+    from posttrain_plugins.recipe.run.observer import Observer
+    from posttrain_plugins.record.figures import read_figures
 
     ends: list[float] = []
 
@@ -78,7 +79,7 @@ def measure(name: str, stage: str, work: Path, is_tiny: bool, steps: int | None)
         artifact = run(f"gpu/{name}", chosen, runs_dir=work, only=[stage], observer=Clock())[stage]
     if stage == "base":
         return {}
-    rows = [json.loads(line) for line in (artifact.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [line.figures for line in read_figures(artifact.folder)]
     tokens = max(row.get("num_tokens", 0) for row in rows)
     train_s = artifact.metrics["train_s"]
     return {

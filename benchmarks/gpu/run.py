@@ -152,7 +152,8 @@ Trained = tuple[list[dict[str, Any]], list[float], float]
 
 def run_recipe(method: str, work: Path, overrides: list[str]) -> Trained:
     from posttrain_plugins import run
-    from posttrain_plugins.recipe.run.run import Observer
+    from posttrain_plugins.recipe.run.observer import Observer
+    from posttrain_plugins.record.figures import read_figures
 
     ends: list[float] = []
 
@@ -162,8 +163,8 @@ def run_recipe(method: str, work: Path, overrides: list[str]) -> Trained:
 
     folder = Path(tempfile.mkdtemp(dir=work))
     artifact = run(RECIPE, overrides, runs_dir=folder, only=[method], observer=Clock())[method]
-    lines = (artifact.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines], ends, artifact.metrics["train_s"]
+    rows = [dict(line.figures) for line in read_figures(artifact.folder)]
+    return rows, ends, artifact.metrics["train_s"]
 
 
 def run_plain(method: str, work: Path, overrides: list[str]) -> Trained:

@@ -23,8 +23,8 @@ from posttrain_plugins.cli.progress_bar import figures_text
 from posttrain_plugins.cli.tables import duration
 from posttrain_plugins.errors import Interrupted
 from posttrain_plugins.recipe.plan.plan import Plan, PlannedStage
-from posttrain_plugins.recipe.plan.store import Artifact
-from posttrain_plugins.recipe.run.run import Observer
+from posttrain_plugins.recipe.run.observer import Observer
+from posttrain_plugins.record.artifact import Artifact
 
 __all__ = ["RunDisplay", "quiet_libraries"]
 
@@ -34,7 +34,7 @@ SHOWN_FIGURES = ("reward", "loss", "rewards/accuracies", "accuracy", "kl", "eval
 
 
 class RunDisplay(Observer):
-    """Observes a run (`posttrain_plugins.recipe.run.run.Observer`) and shows it on stderr.
+    """Observes a run (`posttrain_plugins.recipe.run.observer.Observer`) and shows it on stderr.
 
     Args:
         console: where to.

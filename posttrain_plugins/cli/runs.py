@@ -14,7 +14,7 @@ from posttrain_plugins.errors import Interrupted
 
 if TYPE_CHECKING:
     from posttrain_plugins.recipe.plan.plan import Plan
-    from posttrain_plugins.recipe.plan.store import Artifact
+    from posttrain_plugins.record.artifact import Artifact
 
 __all__ = ["print_results", "run_and_show"]
 
@@ -44,11 +44,11 @@ def run_and_show(chosen: Plan, as_json: bool, measured: str | None = None) -> No
     print_results(chosen.recipe.name, finished.artifacts, as_json, measured)
     if as_json:
         return
-    from posttrain_plugins.recipe.run import report as reporting
+    from posttrain_plugins.record.lineage import evaluations
 
     console = err()
     console.print(f"results: {chosen.store.folder}", highlight=False, style="dim", soft_wrap=True)
-    for artifact in reporting.evaluations(finished.artifacts):
+    for artifact in evaluations(finished.artifacts):
         for name in ("summary.json", "samples.jsonl", "accuracy_tokens.svg", "accuracy_tokens.png"):
             if (artifact.folder / name).is_file():  # the plots need an extra, and one strategy makes none
                 console.print(f"  {artifact.folder / name}", highlight=False, style="dim", soft_wrap=True)
@@ -56,15 +56,16 @@ def run_and_show(chosen: Plan, as_json: bool, measured: str | None = None) -> No
 
 def print_results(name: str, artifacts: Mapping[str, Artifact], as_json: bool, measured: str | None = None) -> None:
     """Print the tables of a run, or the same as JSON."""
-    from posttrain_plugins.recipe.run import report as reporting
+    from posttrain_plugins.record.lineage import evaluations
+    from posttrain_plugins.record.results import rows as rows_of
 
-    rows = reporting.rows(artifacts)
+    rows = rows_of(artifacts)
     if as_json:
         stages = {
             id: {"metrics": a.metrics, "folder": str(a.folder), "model_path": a.model_path and str(a.model_path)}
             for id, a in artifacts.items()
         }
-        for artifact in reporting.evaluations(artifacts):
+        for artifact in evaluations(artifacts):
             stages[artifact.manifest["stage"]]["details"] = artifact.details
         print(json.dumps({"recipe": name, "stages": stages, "rows": [row.to_json() for row in rows]}, indent=1))
         return
@@ -73,7 +74,7 @@ def print_results(name: str, artifacts: Mapping[str, Artifact], as_json: bool, m
     console = out()
     if measured is None:  # `evaluate` has one stage, of which the table of results says less than its own
         console.print(result_table(rows, name))
-    for artifact in reporting.evaluations(artifacts):
+    for artifact in evaluations(artifacts):
         details = artifact.details
         title = f"{measured or artifact.manifest['stage']}: {details['metric']} on {details['problems']} problems"
         console.print(evaluation_table(details, title))

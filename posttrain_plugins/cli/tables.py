@@ -13,7 +13,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from posttrain_plugins.recipe.plan.plan import Plan
-    from posttrain_plugins.recipe.run.report import Row
+    from posttrain_plugins.record.results import Row
 
 __all__ = [
     "at_k_table",

@@ -189,6 +189,12 @@ class StageSpec:
         """Return what the stage's own reference fields hold: names, as in the recipe."""
         return {name: _name(value) for name, value in self.inputs.items() if name not in self.reserved}
 
+    @property
+    def start(self) -> str | None:
+        """The name of the model that it starts from: figures are compared along this line."""
+        source = self.inputs.get("model")
+        return source.stage if isinstance(source, FromStage) else getattr(source, "name", None)
+
     def parents(self) -> tuple[str, ...]:
         """Return the stages that this one needs, each once, in the order of the fields."""
         found = [source.stage for _, source in self.sources() if isinstance(source, FromStage)]

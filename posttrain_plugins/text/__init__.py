@@ -19,6 +19,7 @@ and compared with others. Authors of plugins import this room as `posttrain_plug
 | `equality.py`    | when two answers mean the same                                                                 |
 | `equivalence.py` | computer algebra in processes with a limit: sympy for expressions, `math_verify` for texts     |
 | `answers.py`     | answers read, compared and counted in votes; candidates and results from them                  |
+| `yaml12.py`      | plain scalars of YAML 1.2                                                                      |
 """
 
 from posttrain_plugins.text.messages import (

@@ -10,6 +10,7 @@ they touch below TRL's, PEFT's and transformers' public names stands in `compat`
 | `training.py`                                 | one call that builds, trains, saves and reports                 |
 | `start.py`                                    | where a stage starts: model, adapter, quantization, template    |
 | `watch.py`                                    | figures, NaN, the wish to stop, and checkpoints, step by step   |
+| `memory.py`                                   | peak memory of a training                                       |
 | `learnable.py`                                | rows, classes and scores that there are to learn from, and none |
 | `resume_state.py`                             | what a checkpoint has to hold beside what the trainers save     |
 | `compat.py`                                   | every private name of TRL, PEFT and transformers that we touch  |

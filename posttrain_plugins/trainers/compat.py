@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -39,6 +40,8 @@ __all__ = [
     "keep_head_dtype",
     "match_vera_dtype",
     "model_path",
+    "new_metrics",
+    "observe_generation",
     "observe_losses",
     "observe_online_rewards",
     "observe_rewards",
@@ -165,6 +168,51 @@ def restore_averages(trainer: Any, saved: Mapping[str, Any]) -> None:
         kept = getattr(trainer, name)
         for key, values in saved[name].items():  # of a mode the metrics, each a list, or of a metric the list
             kept[key].update(values) if isinstance(values, Mapping) else kept.update({key: values})
+
+
+def new_metrics(trainer: Any, seen: dict[str, tuple[Any, int]]) -> dict[str, float]:
+    """Return the mean of each figure of training that came since the last call, as TRL averages those of its log.
+
+    TRL keeps them for its next line, which is of `logging_steps` steps; here a step can have its own.
+
+    Args:
+        trainer: one of TRL's; another has none.
+        seen: for the next call; empty at first.
+    """
+    found = {}
+    metrics, stored = (getattr(trainer, name, None) or {} for name in AVERAGED[:2])
+    for name, values in [*metrics.get("train", {}).items(), *stored.get("train", {}).items()]:
+        before, count = seen.get(name, (None, 0))
+        # TRL empties its table with each line of the log, and replaces the list of a figure that only goes up
+        fresh = [float(value) for value in (values[count:] if values is before else values) if value is not None]
+        seen[name] = (values, len(values))
+        known = [value for value in fresh if value == value]
+        if known:
+            found[name] = sum(known) / len(known)
+    return found
+
+
+def observe_generation(trainer: Any, sink: Callable[[float], None]) -> bool:
+    """Call `sink(seconds)` with what each generation of training took, tools' and environments' turns with it.
+
+    Returns:
+        Whether it is a trainer that samples.
+    """
+    names = [name for name in ("_generate", "_generate_vllm") if callable(getattr(trainer, name, None))]
+
+    def timed(generate: Callable[..., Any]) -> Callable[..., Any]:
+        def measured(*args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter()
+            made = generate(*args, **kwargs)  # ends with token ids on the CPU, so that a GPU has ended too
+            if trainer.model.training:
+                sink(time.perf_counter() - began)
+            return made
+
+        return measured
+
+    for name in names:
+        setattr(trainer, name, timed(getattr(trainer, name)))
+    return bool(names)
 
 
 def without_checkpointing(trainer: Any) -> Any:

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from math import isfinite, isnan
+from math import isnan
 from pathlib import Path
 from typing import Any
 
+from posttrain_plugins.record.lines import json_line
 from posttrain_plugins.trainers import compat
 from posttrain_plugins.types import StageContext
 
-__all__ = ["ROLLOUTS", "json_line", "save"]
+__all__ = ["ROLLOUTS", "save"]
 
 ROLLOUTS = "rollouts.jsonl"
 
@@ -52,19 +53,6 @@ def save(context: StageContext, trainer: Any) -> None:
                 lines.write(json_line({**row, **judged}))
 
     compat.observe_rewards(trainer, write)
-
-
-def json_line(row: Mapping[str, Any]) -> str:
-    """Return one line of JSON, which has no NaN and no infinity: such a figure is null."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {name: plain(item) for name, item in value.items()}
-        if isinstance(value, list | tuple):
-            return list(map(plain, value))
-        return None if isinstance(value, float) and not isfinite(value) else value
-
-    return json.dumps(plain(row), ensure_ascii=False, allow_nan=False, default=str) + "\n"
 
 
 def _forget_after(file: Path, checkpoint: Path | None) -> None:

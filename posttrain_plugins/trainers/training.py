@@ -18,11 +18,11 @@ from typing import Any
 from posttrain_plugins.checkpoints import check_period
 from posttrain_plugins.errors import InputError, Interrupted
 from posttrain_plugins.models.adapter_compatibility import check_fits
+from posttrain_plugins.record.figures import read_figures
 from posttrain_plugins.text import fingerprint, is_conversational, to_text
 from posttrain_plugins.text.readers import reading, template_opens_thought
 from posttrain_plugins.text.reward_input import TEMPLATE_COLUMNS
 from posttrain_plugins.trainers import compat, learnable, loss_masks, saved_rollouts
-from posttrain_plugins.trainers.saved_rollouts import json_line
 from posttrain_plugins.trainers.start import MADE_ONCE, Start, has_accelerator, start
 from posttrain_plugins.trainers.watch import follow
 from posttrain_plugins.types import CHECKPOINT_MARKER, ModelArtifact, ResolvedReward, StageContext, StageResult
@@ -105,6 +105,7 @@ def train(
         trainer.evaluate()  # once, at the end; it stands in the log history
     history = trainer.state.log_history
     metrics = {"train_s": seconds, "steps": float(trainer.state.global_step), **_last_figures(history)}
+    metrics |= _costs(context.folder)
     if trainer.is_world_process_zero():
         _complete(context, trainer, begin)
     trainer.accelerator.wait_for_everyone()  # no process reads or publishes the folder before it is done
@@ -242,9 +243,6 @@ def _complete(context: StageContext, trainer: Any, begin: Start) -> None:
     shutil.rmtree(folder / "ref", ignore_errors=True)
     begin.complete(folder)
     _write_seen(context.folder / "seen.txt", context.inputs["dataset"])
-    (context.folder / "log.jsonl").write_text(
-        "".join(json_line(row) for row in trainer.state.log_history), encoding="utf-8"
-    )
     # last, since until now a killed run goes on from them: checkpoints that nobody asked for, and the start of a
     # model that now stands alone
     if not _says_when_to_save(context.args):
@@ -260,6 +258,14 @@ def _last_figures(history: list[dict[str, Any]]) -> dict[str, float]:
     """Return the last value of each telling figure; one that is NaN or infinite is none."""
     last = {name: float(row[name]) for row in history for name in TELLING if isinstance(row.get(name), int | float)}
     return {name: value for name, value in last.items() if isfinite(value)}
+
+
+def _costs(folder: Path) -> dict[str, float]:
+    """Return the peak of memory and the seconds of generation, of the steps before a kill too."""
+    steps = [line.figures for line in read_figures(folder)]
+    peaks, seconds = ([step[name] for step in steps if name in step] for name in ("peak_memory_gib", "generation_s"))
+    sampled = {"generation_s": sum(seconds)} if seconds else {}
+    return {"peak_memory_gib": max(peaks), **sampled} if peaks else sampled
 
 
 def _write_seen(file: Path, dataset: Any) -> None:

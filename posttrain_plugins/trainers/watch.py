@@ -17,13 +17,17 @@ from typing import Any
 
 from posttrain_plugins.checkpoints import generation_period, mark_complete
 from posttrain_plugins.errors import NonFiniteLoss
+from posttrain_plugins.record.figures import FiguresFile
 from posttrain_plugins.trainers import compat
+from posttrain_plugins.trainers.memory import peak_gib, reset_peak
 from posttrain_plugins.trainers.resume_state import restore_state, save_state
 from posttrain_plugins.types import StageContext
 
 __all__ = ["follow"]
 
 CHECKPOINT_SECONDS = 60.0
+OTHERS = ("epoch", "total_flos")
+"""What the trainer logs beside figures."""
 CHECKPOINT_SHARE = 0.02  # of the training time, at most, goes into checkpoints that the recipe did not ask for
 
 
@@ -38,6 +42,7 @@ def follow(context: StageContext, trainer: Any) -> _Watch:
     trainer.add_callback(watch)
     trainer.remove_callback(PrinterCallback)
     compat.observe_losses(trainer, watch.observe)
+    watch.samples = compat.observe_generation(trainer, watch.observe_generation)
     return watch
 
 
@@ -53,9 +58,14 @@ class _Watch:
         self.period = generation_period(trainer.args)
         self.by_time = trainer.args.save_strategy == "no"
         self.can_resume = not trainer.args.save_only_model
-        self.is_stopped = self.is_shown_by_log = False
+        self.is_stopped = self.is_shown_by_log = self.samples = False
+        self.is_on_gpu = False
         self.loss: Any = None
-        self.figures: dict[str, float] = {}
+        self.generation_s = 0.0  # of this step
+        self.own: dict[str, float] = {}  # figures of this very step
+        self.seen: dict[str, tuple[Any, int]] = {}
+        self.figures: dict[str, float] = {}  # the newest of each
+        self.file: FiguresFile | None = None  # of the first process
         self.seconds_before = 0.0  # of the training up to the checkpoint that it went on from
         self.began = self.saved_at = time.monotonic()
         self.save_began = 0.0
@@ -64,6 +74,9 @@ class _Watch:
     def observe(self, loss: Any) -> None:
         # a tensor, added up where it lies: its value is asked for once a step, so that no micro-step waits for the GPU
         self.loss = loss if self.loss is None else self.loss + loss
+
+    def observe_generation(self, seconds: float) -> None:
+        self.generation_s += seconds
 
     @property
     def seconds(self) -> float:
@@ -77,20 +90,28 @@ class _Watch:
             if seconds is None:
                 self.context.reporter.note(f"figures of the end are of the steps after {checkpoint.name} alone")
             self.seconds_before = seconds or 0.0
+        compat.new_metrics(self.trainer, self.seen)  # what the checkpoint holds is of steps that are written already
+        if state.is_world_process_zero:
+            self.file = FiguresFile(self.context.folder, state.global_step, self.context.reporter.note)
+        self.is_on_gpu = args.device.type == "cuda"
+        reset_peak(self.is_on_gpu)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         loss, self.loss = float(self.loss), None
+        self.own = {"loss": loss, **compat.new_metrics(self.trainer, self.seen), "peak_memory_gib": self._peak()}
+        if self.samples:
+            self.own["generation_s"], self.generation_s = self.generation_s, 0.0
         if not abs(loss) < float("inf"):
+            self._write(state, self.own)  # the step that spoiled it, too
             where = self.context.option_path or f"stages.{self.context.stage}"
             raise NonFiniteLoss(
                 f"loss is {loss} at step {state.global_step} of stage '{self.context.stage}'",
                 hint=f"lower it: -o {where}.args.learning_rate={args.learning_rate / 10:g}",
             )
-        self.figures["loss"] = loss
-        # a step that is logged is shown then: until the log comes, the other figures are those of the step before
+        # a step that is logged is shown then, with what the trainer adds (gradient norm, learning rate)
         self.is_shown_by_log = bool(control.should_log)
         if not self.is_shown_by_log:
-            self._show(state)
+            self._show(state, self.own)
         at_boundary = state.global_step % self.period == 0
         # not after the last step: the trainer ends by itself, and a checkpoint from there would train one step more
         if at_boundary and state.global_step < state.max_steps:
@@ -106,6 +127,8 @@ class _Watch:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         is_before_end = state.global_step < state.max_steps
         can_go_on = self.can_resume and is_before_end and state.global_step % self.period == 0
+        if self.file is not None:
+            self.file.sync()
         if can_go_on and folder.is_dir():
             save_state(folder, self.trainer, self.context.inputs, self.seconds)
         if self.processes > 1:  # transformers waits for nobody here: another process may still write its random state
@@ -127,16 +150,33 @@ class _Watch:
             for row in (logs, state.log_history[-1]):
                 rates = {name: rate * share for name, rate in row.items() if name.endswith("_per_second")}
                 row.update({**rates, "train_runtime": runtime})
-        for name, value in (logs or {}).items():
-            if isinstance(value, int | float) and name not in ("epoch", "total_flos"):
-                self.figures[name] = float(value)
+        told = {name: float(v) for name, v in (logs or {}).items() if isinstance(v, int | float) and name not in OTHERS}
         if self.is_shown_by_log:
             self.is_shown_by_log = False
-            self._show(state)
+            # a line of the log is the mean of the steps since the one before: of one, it is this step, of all processes
+            before = next((row["step"] for row in reversed(state.log_history[:-1]) if "loss" in row), 0)
+            is_own = before == state.global_step - 1
+            self._show(state, {**self.own, **told} if is_own else {**told, **self.own})
+        elif added := {name: value for name, value in told.items() if name not in self.own}:
+            self.figures |= added
+            self._write(state, added)
         return control
 
-    def _show(self, state: Any) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.file is not None:
+            self.file.sync()
+
+    def _show(self, state: Any, figures: dict[str, float]) -> None:
+        self.figures |= figures
+        self._write(state, figures)
         self.context.reporter.progress(state.global_step, state.max_steps, "step", self.figures)
+
+    def _write(self, state: Any, figures: dict[str, float]) -> None:
+        if self.file is not None:
+            self.file.write(state.global_step, state.max_steps, self.seconds, figures)
+
+    def _peak(self) -> float:
+        return round(peak_gib(self.is_on_gpu), 4)
 
     def _decide(self) -> tuple[bool, bool]:
         """Stop here? Save here? As the first process finds: another may be over the minute when that one is not."""

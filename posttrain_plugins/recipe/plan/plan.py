@@ -12,9 +12,10 @@ from posttrain_plugins.errors import InputError
 from posttrain_plugins.plugins.registry import suggest
 from posttrain_plugins.recipe.lineage import StartingPoint, starting_point
 from posttrain_plugins.recipe.plan import keys
-from posttrain_plugins.recipe.plan.store import Artifact, Store
+from posttrain_plugins.recipe.plan.store import Store
 from posttrain_plugins.recipe.source_hash import sha256_of
 from posttrain_plugins.recipe.spec import Recipe, StageSpec
+from posttrain_plugins.record.artifact import Artifact
 
 __all__ = ["HASHES", "Plan", "PlannedStage", "plan"]
 

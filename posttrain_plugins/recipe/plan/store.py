@@ -11,52 +11,17 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import InputError, StageFailed
+from posttrain_plugins.record.artifact import MANIFEST_FORMAT, Artifact, read_manifest
 from posttrain_plugins.types import EXPORT_MARKER
 
-__all__ = ["Artifact", "Store", "read_artifact"]
-
-MANIFEST_FORMAT = 2
-"""Of `manifest.json`. 1 had no `folder`, no `base_revision` and keys without a `key format`; it is read as well."""
+__all__ = ["Store", "read_artifact"]
 
 FOLDER = "folder"
 """The manifest's entry that says where the artifact was published, so that one that was moved is known."""
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A finished stage: its folder and its manifest."""
-
-    folder: Path
-    manifest: Mapping[str, Any]
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The stage's figures."""
-        return dict(self.manifest["metrics"])
-
-    @property
-    def details(self) -> dict[str, Any]:
-        """Further values of the stage, such as an evaluation's whole summary."""
-        return dict(self.manifest["details"])
-
-    @property
-    def model_path(self) -> Path | None:
-        """The model's folder, for `from_pretrained`."""
-        return self._path("model_path")
-
-    @property
-    def data_path(self) -> Path | None:
-        """The data set's JSONL file."""
-        return self._path("data_path")
-
-    def _path(self, name: str) -> Path | None:
-        value = self.manifest.get(name)
-        return self.folder / value if value else None
 
 
 class Store:
@@ -212,17 +177,9 @@ def read_artifact(folder: Path) -> Artifact | None:
     Raises:
         InputError: a newer version wrote it.
     """
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    manifest = read_manifest(folder)
+    if manifest is None:
         return None
-    if not isinstance(manifest, dict) or "key" not in manifest:
-        return None
-    found = manifest.get("format", 1)
-    if found not in range(1, MANIFEST_FORMAT + 1):
-        by = f"posttrain-plugins {manifest.get('versions', {}).get('posttrain-plugins', 'of another version')} wrote it"
-        message = f"{folder}/manifest.json has format {found!r}, expected at most {MANIFEST_FORMAT}: {by}"
-        raise InputError(message, hint="pip install --upgrade posttrain-plugins, or make it again by --force STAGE")
     folder = folder.resolve()
     old = manifest.get(FOLDER)
     base = Path(manifest.get("handoff", {}).get("base") or "")

@@ -7,7 +7,6 @@ mistake. `extends:` builds on another recipe and `-o a.b=c` overrides: dicts mer
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import yaml
 
 from posttrain_plugins.errors import InputError, Mistake, RecipeErrors
 from posttrain_plugins.recipe.files import exists
+from posttrain_plugins.text.yaml12 import INTEGER, TextLoader, scalar
 
 __all__ = ["Document", "Place", "anchored", "dump", "load"]
 
@@ -200,7 +200,7 @@ def parse_value(text: str) -> Any:
     if text.strip().startswith((">", "|")) and "\n" not in text:
         return text.strip()
     try:
-        node = yaml.compose(text.replace(PREV, _PREV_SAFE), Loader=_Loader)
+        node = yaml.compose(text.replace(PREV, _PREV_SAFE), Loader=TextLoader)
     except yaml.YAMLError as cause:
         raise InputError(f"'{text}' is not a YAML value: {_problem(cause)}") from cause
     return None if node is None else _Builder("").build(node, ())
@@ -221,7 +221,7 @@ def _read(file: Path) -> Document:
     except (OSError, ValueError) as cause:
         raise InputError(f"recipe {file} cannot be read: {cause}") from cause
     try:
-        node = yaml.compose(text.replace(PREV, _PREV_SAFE), Loader=_Loader)
+        node = yaml.compose(text.replace(PREV, _PREV_SAFE), Loader=TextLoader)
     except yaml.YAMLError as cause:
         mark = getattr(cause, "problem_mark", None)
         place = Place(str(file), mark.line + 1, mark.column + 1) if mark else Place(str(file), 1, 1)
@@ -256,34 +256,9 @@ def _problem(cause: yaml.YAMLError) -> str:
     return str(getattr(cause, "problem", None) or cause).splitlines()[0]
 
 
-# Without resolvers every plain scalar stays text, for `_scalar`: PyYAML's own are YAML 1.1, where `1e-5` is text and
-# `no` is false. The parser in C is faster, and not in every wheel.
-_Loader = type("_Loader", (getattr(yaml, "CSafeLoader", yaml.SafeLoader),), {"yaml_implicit_resolvers": {}})
-
-# YAML 1.2 core schema, https://yaml.org/spec/1.2.2/#1032-tag-resolution
-_INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_WORDS = {
-    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
-    **dict.fromkeys(("true", "True", "TRUE"), True),
-    **dict.fromkeys(("false", "False", "FALSE"), False),
-    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf"), float("inf")),
-    **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
-    "-.inf": float("-inf"),
-}
-
-
-def _scalar(text: str) -> Any:
-    if text in _WORDS:
-        return _WORDS[text]
-    if _INT.fullmatch(text):
-        return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
-    return float(text) if _FLOAT.fullmatch(text) else text
-
-
 class _Dumper(yaml.SafeDumper):
     def represent_text(self, text: str) -> yaml.Node:
-        style = None if _scalar(text) is text else "'"
+        style = None if scalar(text) is text else "'"
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
     def ignore_aliases(self, data: Any) -> bool:
@@ -322,10 +297,10 @@ class _Builder:
             return text.replace("\0", "")
         if node.style:
             return text  # quoted and block scalars stay text
-        if len(text) > MAX_DIGITS and _INT.fullmatch(text):
+        if len(text) > MAX_DIGITS and INTEGER.fullmatch(text):
             self.mistakes.append(self._place(node).mistake(f"a number of {len(text):,} digits", "write a smaller one"))
             return 0
-        return _scalar(text)
+        return scalar(text)
 
     def _mapping(self, node: yaml.MappingNode, path: Keys) -> dict[str, Any]:
         values: dict[str, Any] = {}

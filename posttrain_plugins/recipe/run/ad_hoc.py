@@ -27,11 +27,12 @@ from posttrain_plugins.recipe.check.diagnostics import Checker
 from posttrain_plugins.recipe.check.loops import RawStages
 from posttrain_plugins.recipe.check.model import Model
 from posttrain_plugins.recipe.check.references import LookUp, References
-from posttrain_plugins.recipe.plan.store import Artifact, Store
+from posttrain_plugins.recipe.plan.store import Store
 from posttrain_plugins.recipe.plugin_schema import parse_call, plugin_schema
 from posttrain_plugins.recipe.read.document import Document
 from posttrain_plugins.recipe.run.inputs import Resolver
 from posttrain_plugins.recipe.spec import REWARD_LOADING, Given, Source
+from posttrain_plugins.record.artifact import Artifact
 from posttrain_plugins.types import KINDS, Kind, ModelArtifact, ResolvedReward, ResolvedStrategy, server_of
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.recipe import files, handoff
 from posttrain_plugins.recipe.build import assemble, build
 from posttrain_plugins.recipe.lineage import identity
-from posttrain_plugins.recipe.plan.store import Artifact, read_artifact
+from posttrain_plugins.recipe.plan.store import read_artifact
 from posttrain_plugins.recipe.plugin_schema import required_columns
 from posttrain_plugins.recipe.run.data import check_dataset, dataset_of, read_jsonl
 from posttrain_plugins.recipe.spec import (
@@ -35,6 +35,7 @@ from posttrain_plugins.recipe.spec import (
     StageSpec,
     Use,
 )
+from posttrain_plugins.record.artifact import Artifact
 from posttrain_plugins.types import ModelArtifact, ResolvedAdapter, ResolvedReward
 
 if TYPE_CHECKING:

@@ -32,41 +32,18 @@ from posttrain_plugins.recipe import handoff
 from posttrain_plugins.recipe.check.compatibility import check_handoff
 from posttrain_plugins.recipe.plan import keys
 from posttrain_plugins.recipe.plan.plan import HASHES, Plan, PlannedStage
-from posttrain_plugins.recipe.plan.store import Artifact
 from posttrain_plugins.recipe.read import document
 from posttrain_plugins.recipe.run.full_disk import REQUEST_LOG, full_disk, stage_on_full_disk
 from posttrain_plugins.recipe.run.inputs import Resolver
-from posttrain_plugins.recipe.spec import FromStage, option_path
+from posttrain_plugins.recipe.run.observer import Observer, Recorded
+from posttrain_plugins.recipe.spec import option_path
+from posttrain_plugins.record.artifact import Artifact
 from posttrain_plugins.types import ModelArtifact, StageContext, StageResult
 
-__all__ = ["Observer", "Run", "run_plan"]
+__all__ = ["Run", "run_plan"]
 
 
 ALSO_RECORDED = ("accelerate", "datasets", "posttrain-plugins")
-
-
-class Observer:
-    """Who sees a run; this one says nothing. The CLI's display is another."""
-
-    def planned(self, plan: Plan) -> None:
-        """Called once, before anything runs."""
-
-    def started(self, stage: PlannedStage, resumes_from: Path | None) -> None:
-        """Called when a stage begins, with the checkpoint that it goes on from."""
-
-    def progress(
-        self, stage: PlannedStage, done: int, total: int | None, unit: str, figures: Mapping[str, float]
-    ) -> None:
-        """Called often while a stage runs; see `Reporter.progress`."""
-
-    def note(self, stage: PlannedStage, message: str) -> None:
-        """Called with a line that the user should read."""
-
-    def finished(self, stage: PlannedStage, artifact: Artifact, is_cached: bool) -> None:
-        """Called when a stage's artifact stands."""
-
-    def failed(self, stage: PlannedStage, error: BaseException) -> None:
-        """Called when a stage has raised."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +64,23 @@ class Run(Mapping[str, Artifact]):
 
 
 def run_plan(chosen: Plan, observer: Observer) -> Run:
-    """Runs what a plan says must run."""
+    """Run what a plan says must run; `run.jsonl` and who observes are told of it."""
+    chosen.store.prepare()
+    recorded = Recorded(observer)
+    try:
+        finished = _run_and_tell(chosen, recorded)
+    except BaseException as error:
+        recorded.ended(error)
+        raise
+    recorded.ended(None)
+    return finished
+
+
+def _run_and_tell(chosen: Plan, observer: Observer) -> Run:
     observer.planned(chosen)
     for stage in chosen.stages:
         for warning in stage.spec.warnings if stage.must_run else ():
             observer.note(stage, str(warning))
-    chosen.store.prepare()
     for stage in chosen.stages:
         if stage.is_forced and stage.is_wanted:
             chosen.store.remove(stage.id, stage.key)  # at once, so that the same run without --force goes on
@@ -307,15 +295,13 @@ def _handoff(chosen: Plan, stage: PlannedStage, result: StageResult, context: St
 def _manifest(
     stage: PlannedStage, result: StageResult, recorded: Mapping[str, Any], partial: Path, seconds: float
 ) -> dict[str, Any]:
-    start = stage.spec.inputs.get("model")
     return {
         "stage": stage.id,
         "use": stage.spec.plugin.name,
         "plugin": f"{stage.spec.plugin.distribution} {stage.spec.plugin.version}".strip() or stage.spec.plugin.target,
         "makes": stage.spec.produces,
         "from": list(stage.spec.parents()),
-        # The name of the model that it starts from: `report` compares figures along this line.
-        "start": start.stage if isinstance(start, FromStage) else getattr(start, "name", None),
+        "start": stage.spec.start,
         "key": stage.key,
         "seconds": round(seconds, 3),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
-from posttrain_plugins.recipe.plan.store import Artifact
+from posttrain_plugins.record.artifact import Artifact
+from posttrain_plugins.record.lineage import evaluations
 
-__all__ = ["Row", "evaluations", "rows"]
+__all__ = ["Row", "rows"]
 
 Triple: TypeAlias = tuple[float, float, float]
 """Value, and the ends of its 95 % bootstrap interval."""
@@ -51,21 +52,6 @@ def rows(artifacts: Mapping[str, Artifact]) -> list[Row]:
     # A model that no stage made has no artifact, and is what all gains are over: it comes first.
     foreign = [_row(name, None, measured[name]) for name in measured if name not in artifacts]
     return foreign + [_row(name, artifact, measured.get(name)) for name, artifact in artifacts.items()]
-
-
-def evaluations(artifacts: Mapping[str, Artifact]) -> Iterator[Artifact]:
-    """The artifacts that measured models, and these very models: not one that a later run has made again."""
-    for artifact in artifacts.values():
-        if "models" in artifact.details and _is_current(artifact, artifacts):
-            yield artifact
-
-
-def _is_current(evaluation: Artifact, artifacts: Mapping[str, Artifact]) -> bool:
-    # A later run with other settings leaves the evaluation as `latest` until it is measured again: its figures are of
-    # the model of before, whose key stands among its parts.
-    parts = evaluation.manifest.get("parts", {})
-    measured = {name: parts.get(part.removesuffix(" name")) for part, name in parts.items() if part.endswith("] name")}
-    return all(artifacts[name].manifest["key"] == key for name, key in measured.items() if name in artifacts)
 
 
 def _merged(before: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,8 @@ CORE = frozenset(
 """Rooms of this package that built-in plugins reach by imports and that change no stage's result.
 
 What they decide is in a key by another way: `recipe` and `plugins` by the values that they read, `types` by the fields
-that a stage sets, `rows` by `rows_hash`; `record` tells of results and makes none. A test compares this with what the plugins import.
+that a stage sets, `rows` by `rows_hash`; `record` tells of results and makes none. A test compares
+this with what the plugins import.
 """
 ROWS = ("recipe/run/data.py", "rows/formats.py", "rows/read.py")
 """What turns a file, a plugin's data set or a stage's rows into the rows that a stage is given.

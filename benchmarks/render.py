@@ -26,6 +26,7 @@ __all__ = [
     "kills_table",
     "methods_table",
     "overhead_table",
+    "ppo_memory_table",
     "quickstart_table",
     "recipe_header",
     "recipe_table",
@@ -162,6 +163,22 @@ def overhead_table(results: Json) -> str:
         rows.append([method.upper(), _ratio(train), _ratio(whole), f"{extra['median']:.2f} s"])
     head = ["method", "training, recipe / plain TRL", "whole stage, recipe / plain TRL", "whole stage, added"]
     note = f"Medians of {results['pairs']} interleaved pairs of {results['steps']} steps with 95 % intervals."
+    return f"{_table(head, rows)}\n\n{note}"
+
+
+def ppo_memory_table(results: Json) -> str:
+    """One row per set of roles: copies of the base in memory and on disk, and resident memory."""
+    rows = []
+    for row in results["rows"]:
+        by = f"`{row['judges']}`" if row["roles"] in ("and reward model", "and PRM") else ""
+        copies = [f"{row['bases_in_memory']:.2f}", f"{row['bases_on_disk']:.2f}"]
+        rows.append([row["roles"], by, *copies, f"{row['peak_mib_over_policy']:+.0f} MiB"])
+    head = ["roles", "judges lie on SFT by", "bases in memory", "bases on disk", "peak RSS over the policy's"]
+    alone = results["rows"][0]
+    note = (
+        f"The base has {alone['base_mib']:.0f} MiB; the policy alone takes {alone['peak_mib']:.0f} MiB in training. "
+        f"Medians of {results['runs']} runs of two steps of four rows each."
+    )
     return f"{_table(head, rows)}\n\n{note}"
 
 
@@ -334,6 +351,7 @@ TABLES: dict[str, Callable[[Json], str]] = {
     "kills": kills_table,
     "quickstart_seeds": quickstart_table,
     "overhead": overhead_table,
+    "ppo_memory": ppo_memory_table,
     "gpu_qwen3_0.6b": gpu_table,
     "methods": methods_table,
     "test_time": test_time_table,

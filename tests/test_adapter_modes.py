@@ -180,10 +180,9 @@ def test_the_reference_is_the_model_that_the_stage_starts_from(
 @pytest.mark.parametrize(
     ("facts", "mode"),
     [
-        ({"is_same": True, "has_adapter": True, "is_quantized": True}, "continue"),
-        ({"is_same": False, "has_adapter": True, "is_quantized": False}, "merge"),
-        ({"is_same": False, "has_adapter": True, "is_quantized": True}, "stack"),
-        ({"is_same": False, "has_adapter": False, "is_quantized": False}, "merge"),
+        ({"is_same": True, "has_adapter": True}, "continue"),
+        ({"is_same": False, "has_adapter": True}, "stack"),
+        ({"is_same": False, "has_adapter": False}, "merge"),
     ],
 )
 def test_a_safe_mode_is_chosen(facts: dict[str, bool], mode: str) -> None:
@@ -279,7 +278,10 @@ def test_an_adapter_whose_plugin_says_that_it_cannot_be_merged_is_not(
                 write_recipe(RECIPE + stages + f"  m: {{{then}}}", model=tiny_model, data=tiny_data, loading="")
             )
     with pytest.raises(RecipeErrors, match="adapter of 'base' cannot be merged"):
-        go(f"  s: {{use: sft, model: base, dataset: demos, adapter: second, args: {{{STILL}}}}}", first)
+        go(
+            f"  s: {{use: sft, model: base, dataset: demos, adapter: second, adapter_mode: merge, args: {{{STILL}}}}}",
+            first,
+        )
     vllm = f"  g: {{use: grpo, model: base, dataset: d, rewards: [digits], adapter: {mine}, args: {{use_vllm: true}}}}"
     with pytest.raises(RecipeErrors, match="vLLM is sent the weights with the adapter merged"):
         pp.validate(write_recipe(RECIPE + vllm, **values))
@@ -353,10 +355,59 @@ def test_the_plan_says_what_trains_and_what_the_reference_is(
     }[mode]
     assert planned["grpo"]["reference"] == f"{third}, as it starts"
     assert planned["rm"]["trains"] == "a new adapter 'second' (lora) and a new head"
-    assert planned["rm"]["adapter_mode"] == ("stack" if bits == "4-bit" else "merge"), "the safe default"
+    assert planned["rm"]["adapter_mode"] == "stack", "the default, which stores no second base"
     if bits == "plain":
         assert planned["full"]["trains"] == "all parameters"
         assert planned["full"]["adapter_mode"] == "merge"
+
+
+JUDGED = """
+  sft: {use: sft, model: base, dataset: demos, adapter: first, args: {max_steps: 1}}
+  dpo: {use: dpo, model: sft, dataset: pairs, adapter: second}
+  rm: {use: reward, model: %(start)s, dataset: pairs, adapter: %(judge)s, %(how)s}
+  prm: {use: prm, model: sft, dataset: steps, adapter: second}
+  it: {use: %(use)s, model: %(policy)s, dataset: d, rewards: [digits, rm, prm], adapter: %(adapter)s}
+"""
+DORA = "{use: lora, r: 2, use_dora: true}"
+
+
+@pytest.mark.parametrize(
+    ("given", "rm", "prm"),
+    [
+        ({}, True, True),  # PPO goes on with SFT's adapter, the judges lie on it
+        ({"adapter": "second"}, True, True),  # it lies on it too
+        ({"policy": "dpo", "adapter": "second"}, True, True),  # and goes on with DPO's, which does
+        ({"policy": "dpo", "adapter": "first"}, False, False),  # DPO's is below the policy and not below the judges
+        ({"start": "base"}, True, True),
+        ({"start": "base", "adapter": "second"}, False, True),
+        ({"start": "dpo"}, True, True),
+        ({"how": "adapter_mode: merge"}, False, True),
+        ({"judge": DORA}, False, True),
+        ({"judge": DORA, "start": "base"}, True, True),
+        ({"judge": DORA, "adapter": "second"}, True, True),  # nothing is added to it
+        ({"judge": "{use: ia3}", "start": "base"}, False, True),
+        ({"judge": "{use: full}"}, False, True),
+        ({"use": "grpo"}, False, False),
+    ],
+)
+def test_the_plan_says_which_judges_stand_on_the_policys_base(
+    write_recipe: Callable[..., Path],
+    tiny_data: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    given: dict[str, str],
+    rm: bool,
+    prm: bool,
+) -> None:
+    steps = tmp_path / "steps.jsonl"
+    steps.write_text(json.dumps({"prompt": "a", "completions": ["b"], "labels": [True]}) + "\n", encoding="utf-8")
+    usual = {"use": "ppo", "policy": "sft", "adapter": "first", "start": "sft", "judge": "second", "how": ""}
+    text = RECIPE.replace("datasets:\n", f"datasets:\n  steps: {{path: {steps}}}\n") + JUDGED % {**usual, **given}
+    file = write_recipe(text, model=tiny_model, data=tiny_data, loading="")
+    point = pp.plan(file, runs_dir=tmp_path)["it"].starting_point
+    assert point is not None
+    where = {True: "an adapter on the policy's base", False: "a model of its own"}
+    assert point.judges == {"rm": where[rm], "prm": where[prm]}
 
 
 def test_no_reference_where_beta_is_0(
@@ -426,9 +477,8 @@ def test_a_stack_is_loaded_whole_by_all_that_load_it(go: Any, sft: Path, bits: s
     below = tuple(map(digest, adapters_in(path)[:-1]))
     config = load_adapted(path, **({"dtype": "float32"})).peft_config["default"]
     rm = str(run["rm"].model_path)
-    assert isinstance(
-        shared_reward.shared(rm, str(config.base_model_name_or_path), config, below), shared_reward.SharedReward
-    )
+    beside = shared_reward.shared(rm, str(config.base_model_name_or_path), config, below)
+    assert isinstance(beside.classifier, shared_reward.SharedClassifier)
     assert shared_reward.shared(rm, str(config.base_model_name_or_path), config) == rm, "it is on another stack"
     loading = {name: value for name, value in BITS[bits].items() if name.startswith(("load", "use"))}
     critic = ValueModel(str(path), dtype="float32", device="cpu", **loading)

@@ -27,6 +27,7 @@ SCRIPTS = (
     "math_reward.py",
     "methods.py",
     "overhead.py",
+    "ppo_memory.py",
     "ppo_parity.py",
     "quickstart_seeds.py",
     "recipes.py",
@@ -146,6 +147,21 @@ def test_gpu_benchmark_on_a_gpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_ppo_memory_counts_the_copies_of_the_base(tiny_model: Path, tmp_path: Path) -> None:
+    """Judges on the stack add their adapters; merged ones a model each, in memory and on disk."""
+    model = f"{{model_name_or_path: {tiny_model}}}"
+    done = call("ppo_memory.py", "--runs", 1, "--model", model, "--folder", tmp_path / "runs", "--out", tmp_path)
+    assert done.returncode in (0, 1), done.stderr  # of so small a base an adapter is half
+    rows = json.loads((tmp_path / "ppo_memory.json").read_text(encoding="utf-8"))["results"]["rows"]
+    found = {(row["roles"], row["judges"]): (row["bases_in_memory"], row["bases_on_disk"]) for row in rows}
+    assert len(found) == 7
+    for where in (0, 1):
+        one, both = (found["and reward model", how][where] for how in ("merge", "stack"))
+        assert one - both > 0.6, found
+        more = found["and PRM", "merge"][where] - found["and PRM", "stack"][where]
+        assert more > 1.2, found
+
+
 def test_overhead_writes_ratios_and_where_they_come_from(tmp_path: Path) -> None:
     done = call("overhead.py", "--pairs", 1, "--steps", 2, "--methods", "sft", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -238,6 +254,9 @@ def results_folder(folder: Path, seeds: Any, record: Any) -> Path:
     compared = importlib.import_module("methods").compare([0.2, 0.4, 0.6, 0.6], [0.4, 0.8, 0.8, 0.8])
     methods = {"GRPO": {"0": one, "1": one}, "RAFT": {"0": loop}}
     record.write("methods", {"methods": methods, "process_rewards": {"0": compared}}, folder)
+    row = {"roles": "and PRM", "judges": "stack", "bases_in_memory": 1.131, "bases_on_disk": 1.25}
+    row |= {"base_mib": 513.1, "peak_mib": 1800.0, "peak_mib_over_policy": 70.4}
+    record.write("ppo_memory", {"runs": 3, "rows": [row]}, folder)
     side = {"tokens_per_s": 1234.5, "step_s": 0.5, "peak_gib": 3.21}
     record.write("gpu_qwen3_0.6b", {"methods": {"sft": {"recipe": side, "plain": side}}}, folder)
     return folder
@@ -265,6 +284,7 @@ def test_render_fills_every_table_and_check_tells_a_stale_one(benchmark: Any, tm
     assert "| `dpo`, lora | 9, 9 | optimizer.pt removed; optimizer.pt removed | 2 of 2 | 1 of 2 | 0 of 2 |" in text
     assert "1 went on from the checkpoint before the damaged one, 1 had none and began anew" in text
     assert "| SFT | 1.010 [1.000, 1.020] |" in text
+    assert "| and PRM | `stack` | 1.13 | 1.25 | +70 MiB |" in text
     assert "| SFT, recipe | 1,234 | 0.500 | 3.21 |" in text
     assert "| GRPO | +0.30 | +0.30 [+0.20, +0.40] | +0.30 [+0.20, +0.40] | 50 |" in text
     assert "| RAFT | +0.20 | +0.20 |  | 50 |" in text

@@ -180,7 +180,8 @@ adapters: {first: {use: lora, r: 4}, second: {use: lora, r: 2}}
 datasets: {demos: {path: {data}/demos.jsonl, limit: 4}}
 stages:
   sft: {use: sft, model: base, dataset: demos, adapter: first, args: {max_steps: 1, per_device_train_batch_size: 2}}
-  more: {use: sft, model: sft, dataset: demos, adapter: second, args: {max_steps: 1, per_device_train_batch_size: 2}}
+  more: {use: sft, model: sft, dataset: demos, adapter: second, adapter_mode: merge,
+         args: {max_steps: 1, per_device_train_batch_size: 2}}
   last: {use: sft, model: more, dataset: demos, adapter: second, args: {max_steps: 1, per_device_train_batch_size: 2}}
 """
 

@@ -230,16 +230,20 @@ def test_the_check_refuses_to_merge_what_cannot_be(
 @pytest.mark.parametrize(
     ("adapter", "second", "mistake"),
     [
-        ("{use: bottleneck}", "adapter: more", "cannot be merged: BOTTLENECK[\\s\\S]*adapter_mode: stack"),
-        ("{use: bottleneck}", "adapter: more, adapter_mode: stack", None),
+        (
+            "{use: bottleneck}",
+            "adapter: more, adapter_mode: merge",
+            "cannot be merged: BOTTLENECK[\\s\\S]*adapter_mode: stack",
+        ),
+        ("{use: bottleneck}", "adapter: more", None),  # it is stacked
         ("{use: bottleneck}", "adapter: mine", None),  # the same one is trained on
         ("{use: bottleneck}", "eval_dataset: demos", "cannot be merged: BOTTLENECK[\\s\\S]*adapter_mode: continue"),
         ("{use: bottleneck}", "adapter_mode: continue", None),
-        ("{use: prefix, num_virtual_tokens: 2}", "adapter: more", "cannot be merged: PREFIX_TUNING"),
+        ("{use: prefix, num_virtual_tokens: 2}", "adapter: more", "cannot lie below another: PREFIX"),
         (
             "{use: prefix, num_virtual_tokens: 2}",
-            "adapter: more, adapter_mode: stack",
-            "cannot lie below another: PREFIX",
+            "adapter: more, adapter_mode: merge",
+            "cannot be merged: PREFIX_TUNING",
         ),
         ("{use: lora}", "adapter: more", None),
     ],
@@ -279,8 +283,8 @@ def test_the_check_finds_what_cannot_be_merged_below_the_newest(
         datasets: {demos: {path: {data}/demos.jsonl}}
         stages:
           one: {use: sft, model: base, dataset: demos, adapter: mine, args: {gradient_checkpointing: false}}
-          two: {use: sft, model: one, dataset: demos, adapter: more, adapter_mode: stack}
-          three: {use: sft, model: two, dataset: demos, adapter: mine}
+          two: {use: sft, model: one, dataset: demos, adapter: more}
+          three: {use: sft, model: two, dataset: demos, adapter: mine, adapter_mode: merge}
           plain: {use: merge, model: two}
         """,
         model=tiny_model,

@@ -15,10 +15,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import posttrain_plugins as pp  # noqa: E402
+from posttrain_plugins.models.folder import copy_below, digest  # noqa: E402
+from posttrain_plugins.models.load import load_adapted, load_base  # noqa: E402
+from posttrain_plugins.models.stack import attach_frozen  # noqa: E402
 from posttrain_plugins.rewards.process_reward_model import ProcessRewardModel  # noqa: E402
 from posttrain_plugins.rewards.reward_model import RewardModel  # noqa: E402
 from posttrain_plugins.tiny_world.tokenizer import tokenizer  # noqa: E402
 from posttrain_plugins.trainers.ppo import process_rewards  # noqa: E402
+from posttrain_plugins.trainers.ppo.shared_reward import SharedClassifier, shared  # noqa: E402
 from posttrain_plugins.trainers.ppo.trainer import PPOConfig, PPOTrainer  # noqa: E402
 
 ARGS: dict[str, Any] = {
@@ -113,6 +118,106 @@ def test_policy_critic_reward_and_reference_stand_on_one_4bit_base(tiny_model: P
     assert sum(p.numel() for p in brought.values()) == base + sum(adapters.values()) + 33  # 32 weights and a bias
     trained = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
     assert trained == {id(p) for n, p in named.items() if "default" in n or "critic" in n or "value_head" in n}
+
+
+# What a reward model of each kind lies on: SFT's adapter, as the default of the stages `reward` and `prm` leaves it.
+JUDGES = {"SequenceClassification": ("SEQ_CLS", RewardModel), "TokenClassification": ("TOKEN_CLS", ProcessRewardModel)}
+
+
+@pytest.fixture
+def sft(tiny_model: Path, tmp_path: Path) -> Path:
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(5)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(str(tiny_model)), lora())
+    model.save_pretrained(str(tmp_path / "sft"))
+    tokenizer().save_pretrained(str(tmp_path / "sft"))
+    return tmp_path / "sft"
+
+
+@pytest.fixture
+def judge_on(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Save a judge of a kind that lies on other adapters, each layer with weights that tell."""
+
+    def make(kind: str, *below: Path, name: str = "judge", **options: Any) -> Path:
+        import transformers
+        from peft import get_peft_model
+
+        base = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(str(tiny_model), num_labels=1)
+        torch.manual_seed(len(below) + 7)
+        own = {"modules_to_save": ["score"], "exclude_modules": ["score"], **options}
+        model = get_peft_model(attach_frozen(base, below), lora(2, JUDGES[kind][0], **own))
+        for part in ("weight", "bias"):
+            tensor = getattr(model.get_base_model().score.modules_to_save["default"], part, None)
+            if tensor is not None:
+                torch.nn.init.normal_(tensor)
+        folder = tmp_path / f"{name}-{kind}"
+        model.save_pretrained(str(folder))
+        tokenizer().save_pretrained(str(folder))
+        copy_below(below, folder)
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("goes_on_by", ["continue", "stack"])
+def test_judges_on_the_sft_model_stand_on_the_policys_base(
+    tiny_model: Path, rows: Any, tmp_path: Path, sft: Path, judge_on: Any, goes_on_by: str
+) -> None:
+    """A reward model and a PRM score as they do alone, through the one base, before and after a step of the policy."""
+    folders = {kind: judge_on(kind, sft) for kind in JUDGES}
+    alone = [JUDGES[kind][1](str(folder), dtype="float32", device="cpu") for kind, folder in folders.items()]
+    if goes_on_by == "continue":
+        model, options = load_adapted(sft, is_trainable=True, dtype="float32"), {}
+    else:
+        model, options = load_base(sft, with_newest=True, dtype="float32"), {"peft_config": lora()}
+    args = {"process_rewards": ["process_reward_model"], "step_separator": "\n"}
+    trainer = PPOTrainer(model, list(alone), PPOConfig(str(tmp_path / "out"), **{**ARGS, **args}), rows, **options)
+    assert all(isinstance(one.classifier, SharedClassifier) for one in trainer.reward_funcs)
+    below = {"reward_0_below_0", "reward_1_below_0"} if goes_on_by == "continue" else set()
+    assert {"default", "critic", "reward_0", "reward_1"} | below == set(trainer.model.peft_config) - {"ref"}
+    prompts = [[{"role": "user", "content": "3|7"}]] * 3
+    chats = [[{"role": "assistant", "content": text}] for text in ("<answer>7</answer>", "3|\n7>", "1")]
+    expected = [reward(prompts, chats) for reward in alone]
+    assert len({round(score, 4) for scores in expected for score in scores}) > 4, "they do tell texts apart"
+
+    def check() -> None:
+        for reward, scores in zip(trainer.reward_funcs, expected, strict=True):
+            assert reward(prompts=prompts, completions=chats) == pytest.approx(scores, abs=1e-5)
+
+    check()
+    weights = {name: p for name, p in trainer.model.named_parameters() if ".reward_" in name}
+    before = {name: p.clone() for name, p in weights.items()}
+    trainer.train()
+    check()
+    assert before
+    assert all(torch.equal(weights[name], p) for name, p in before.items())
+    trainer.save_model(str(tmp_path / "model"))
+    assert {f.name for f in (tmp_path / "model").iterdir() if f.is_dir()} - {"ref"} == {"critic"}
+
+
+def test_a_judge_that_would_be_another_beside_the_policy_is_a_model_of_its_own(
+    tiny_model: Path, tmp_path: Path, sft: Path, judge_on: Any
+) -> None:
+    """Of magnitudes and whole modules no two are in force at once; and what the policy lies on cannot be taken away."""
+    kind = "SequenceClassification"
+    base, policy = str(tiny_model), lora()
+    on_sft = digest(sft)
+    plain, stacked = judge_on(kind, name="plain"), judge_on(kind, sft, name="stacked")
+    sums = judge_on(kind, sft, name="dora", use_dora=True)
+    wholes = judge_on(kind, sft, name="whole", modules_to_save=["score", "embed_tokens"])
+    shares = {
+        (plain, ()): True, (stacked, ()): True, (stacked, (on_sft,)): True,
+        (plain, (on_sft,)): False, (stacked, ("another",)): False,
+        (sums, ()): False, (sums, (on_sft,)): True, (wholes, ()): False,
+    }  # fmt: skip
+    for (folder, below), expected in shares.items():
+        found = shared(RewardModel(str(folder)), base, policy, below)
+        assert isinstance(found.classifier, SharedClassifier) == expected, (folder.name, below)
+    assert shared(str(plain), base, lora(use_dora=True)).classifier.adapters == ()
+    ia3 = pp.load("adapter", "ia3")
+    assert shared(str(plain), base, ia3) == str(plain), "of another type"
 
 
 # --- rewards ---------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from posttrain_plugins.rewards.digit_chain_steps import DigitChainSteps  # noqa:
 from posttrain_plugins.rewards.reward_model import RewardModel  # noqa: E402
 from posttrain_plugins.tiny_world.tokenizer import tokenizer  # noqa: E402
 from posttrain_plugins.trainers.ppo import process_rewards  # noqa: E402
-from posttrain_plugins.trainers.ppo.shared_reward import SharedReward  # noqa: E402
+from posttrain_plugins.trainers.ppo.shared_reward import SharedClassifier  # noqa: E402
 from posttrain_plugins.trainers.ppo.trainer import PPOConfig, PPOTrainer  # noqa: E402
 from posttrain_plugins.trainers.process_grpo import ProcessGRPOTrainer  # noqa: E402
 
@@ -229,7 +229,7 @@ def test_a_reward_adapter_shares_the_base(
     )
     trainer = PPOTrainer(str(tiny_model), [reward], args, dataset, peft_config=lora(task_type="CAUSAL_LM"))
     (shared,) = trainer.reward_funcs
-    assert isinstance(shared, SharedReward)
+    assert isinstance(shared.classifier, SharedClassifier)
     assert sorted(trainer.model.peft_config) == ["critic", "default", "reward_0"]
     chats = [[{"role": "assistant", "content": text}] for text in (RIGHT, WRONG, "4", RIGHT[:9])]
     alone = RewardModel(str(judge))([PROMPT] * 4, chats)
@@ -258,7 +258,7 @@ def test_another_base_is_not_shared(tiny_model: Path, dataset: Any, judge: Path,
     copy = tmp_path / "copy"
     shutil.copytree(tiny_model, copy)
     again = PPOTrainer(str(copy), [reward], args, dataset, peft_config=lora(task_type="CAUSAL_LM"))
-    assert isinstance(again.reward_funcs[0], SharedReward)
+    assert isinstance(again.reward_funcs[0].classifier, SharedClassifier)
     weights = load_file(copy / "model.safetensors")
     weights["model.norm.weight"] += 1
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})

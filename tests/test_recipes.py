@@ -328,7 +328,7 @@ def test_another_adapter_is_trained_on_the_merged_model(
         stages:
           sft: {use: sft, model: base, dataset: demos, adapter: first,
                 args: {max_steps: 3, per_device_train_batch_size: 2, learning_rate: 1e-2}}
-          dpo: {use: dpo, model: sft, dataset: pairs, adapter: second,
+          dpo: {use: dpo, model: sft, dataset: pairs, adapter: second, adapter_mode: merge,
                 args: {max_steps: 1, per_device_train_batch_size: 2, learning_rate: 0.0}}
         """,
         model=tiny_model,

@@ -324,7 +324,7 @@ def test_adapters_on_two_revisions_share_no_base(hub: Hub, tmp_path: Path) -> No
 
     from posttrain_plugins.serve.models import _UnloadedModel
     from posttrain_plugins.stages.combine import Combine
-    from posttrain_plugins.trainers.ppo.shared_reward import SharedReward, shared
+    from posttrain_plugins.trainers.ppo.shared_reward import SharedClassifier, shared
     from posttrain_plugins.types import ModelArtifact, StageContext
 
     for revision in COMMITS:
@@ -344,7 +344,7 @@ def test_adapters_on_two_revisions_share_no_base(hub: Hub, tmp_path: Path) -> No
     with pytest.raises(HandoffError, match="base is house/tiny@v2, expected house/tiny@main"):
         Combine(folders)(StageContext("c", tmp_path, 0, {"models": models}, None, None, lambda: False))
     policy = LoraConfig(r=2, revision="v2")
-    assert isinstance(shared(str(tmp_path / "v2"), REPO, policy), SharedReward)
+    assert isinstance(shared(str(tmp_path / "v2"), REPO, policy).classifier, SharedClassifier)
     assert shared(str(tmp_path / "main"), REPO, policy) == str(tmp_path / "main")
 
 

@@ -529,7 +529,7 @@ def test_a_reward_model_on_a_quantized_base_is_loaded_as_the_recipe_says(bits: i
 
     loading: dict[str, Any] = {"bnb_4bit_quant_type": "fp4", "use_bnb_nested_quant": True, "model_revision": "v2"}
     how = {name: value for name, value in {**loading, f"load_in_{bits}bit": True}.items() if name in REWARD_LOADING}
-    options = inference_options(RewardModel("somewhere", **how)._classifier.loading, "SequenceClassification")
+    options = inference_options(RewardModel("somewhere", **how).classifier.loading, "SequenceClassification")
     config = options["quantization_config"]
     assert options["revision"] == "v2"
     assert (config.load_in_4bit, config.load_in_8bit) == (bits == 4, bits == 8)

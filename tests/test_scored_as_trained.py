@@ -24,7 +24,6 @@ from posttrain_plugins.testing import tiny
 from posttrain_plugins.tiny_world.tokenizer import tokenizer as tiny_tokenizer
 from posttrain_plugins.trainers import oreo, prm, training
 from posttrain_plugins.trainers.listwise_dpo import ListwiseDPOTrainer
-from posttrain_plugins.trainers.ppo.shared_reward import SharedReward
 from posttrain_plugins.trainers.ranking import encode_ranking
 from posttrain_plugins.types import ResolvedReward, StageContext
 
@@ -116,7 +115,7 @@ def asked(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def test_a_reward_model_reads_what_it_was_trained_on(tokenizer: Any) -> None:
     reward = RewardModel(str(tiny.model("classifier")))
-    reward._classifier._tokenizer = tokenizer
+    reward.classifier._tokenizer = tokenizer
     counted = 0
     for rows in pairs(tokenizer):
         asks = asked(rows)
@@ -124,18 +123,6 @@ def test_a_reward_model_reads_what_it_was_trained_on(tokenizer: Any) -> None:
         assert found == trained_on(tokenizer, rows)
         counted += len(found)
     assert counted == 30
-
-
-def test_one_beside_the_policy_reads_the_same(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    reward = SharedReward.__new__(SharedReward)
-    reward._tokenizer, reward.max_length, reward.batch_size = tokenizer, None, 100
-    reward._model = SimpleNamespace(training=False, eval=lambda: None, train=lambda mode: None)
-    seen: list[list[int]] = []
-    monkeypatch.setattr(reward, "_forward", lambda ids: seen.extend(ids) or [0.0] * len(ids))
-    for rows in pairs(tokenizer):
-        seen.clear()
-        reward(**asked(rows))
-        assert sorted(seen) == sorted(trained_on(tokenizer, rows))
 
 
 def test_held_out_pairs_are_measured_on_the_same(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +173,7 @@ def test_listwise_dpo_reads_what_dpo_does(tokenizer: Any) -> None:
 
 def test_steps_are_read_as_they_were_trained(tokenizer: Any) -> None:
     reward = ProcessRewardModel(str(tiny.model("tokens")), separator=";")
-    reward._classifier._tokenizer = tokenizer
+    reward.classifier._tokenizer = tokenizer
     steps = ["3|7=4;", "4>2=4;", "so 4"]
     for prompt in (*PLAIN, *CHATS):
         row = {"prompt": prompt, "completions": steps, "labels": [True, True, False]}
@@ -200,7 +187,7 @@ def test_steps_are_read_as_they_were_trained(tokenizer: Any) -> None:
             # each token says its own place, so the scores say where they were read
             return ((i, torch.arange(len(one), dtype=torch.float64)[:, None]) for i, one in enumerate(ids))
 
-        reward._classifier.logits = logits  # type: ignore[method-assign, assignment]
+        reward.classifier.logits = logits  # type: ignore[method-assign, assignment]
         completion = "".join(steps) if isinstance(prompt, str) else [{"role": "assistant", "content": "".join(steps)}]
         (scores,) = reward.step_scores([prompt], [completion])
         assert seen == [trained["input_ids"]]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "at_k_table",
+    "copies_of",
     "duration",
     "evaluation_table",
     "footing_table",
@@ -209,6 +210,19 @@ def footing_table(plan: Plan) -> Table:
             reference = found.reference or ""
             table.add_row(stage.id, found.base, found.merged, found.frozen, found.trains, reference)
     return table
+
+
+def copies_of(plan: Plan) -> list[str]:
+    """Return a line for each stage that stores a base of its own, or trains beside reward models: where these are."""
+    lines = []
+    for stage in plan.stages:
+        found = stage.starting_point
+        if found is not None and found.merged != "nothing" and found.stores != "all weights":
+            lines.append(f"{stage.id} stores {found.stores}; adapter_mode: stack stores no base")
+        if found is not None and found.judges:
+            where = ", ".join(f"{name} is {place}" for name, place in found.judges.items())
+            lines.append(f"{stage.id} in memory: {where}")
+    return lines
 
 
 def warnings_of(plan: Plan) -> list[str]:

@@ -4,6 +4,7 @@
 |----------------------------|-----------------------------------------------------------------------------|
 | `folder.py`                | what a model folder says: its adapters, the base below them, its task       |
 | `load.py`                  | the one way from a folder or Hub id to a model and its tokenizer            |
+| `load_report.py`           | transformers' report of missing weights, without what is no alarm           |
 | `quantization.py`          | weights in 4 and 8 bits, the same on every processor                        |
 | `stack.py`                 | adapters as part of a base: merged, or around weights that are quantized    |
 | `merge.py`                 | a plain model without adapters and quantization, and what that changed      |

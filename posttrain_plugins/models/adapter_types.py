@@ -20,12 +20,13 @@ from posttrain_plugins.errors import InputError, PosttrainError
 from posttrain_plugins.models.folder import UNMERGEABLE_FILE, adapter_config
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.declarations import declared
-from posttrain_plugins.plugins.source import classes_of, package_file
+from posttrain_plugins.plugins.source import classes_of, of_config, package_file
 
 __all__ = [
     "PeftTypeAbilities",
     "abilities",
     "abilities_of",
+    "adds_up",
     "config_class",
     "ensure_registered",
     "moves_base",
@@ -46,6 +47,18 @@ DECLARED = "its plugin declares can_merge = False"
 CACHES = frozenset({"PREFIX_TUNING", "CARTRIDGE"})
 MOVING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 """Values of `init_lora_weights` that put a part of the base's weights into the adapter."""
+
+
+HEADS = {"score", "classifier"}
+"""What a classifier's head is called; PEFT adds both names to what such an adapter trains whole."""
+STILL_A_SUM = frozenset(
+    {"alpha_pattern", "base_model_name_or_path", "corda_config", "eva_config", "exclude_modules", "fan_in_fan_out"}
+    | {"inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha"}
+    | {"lora_bias", "lora_dropout", "lora_ga_config", "modules_to_save", "peft_version", "r", "rank_pattern"}
+    | {"revision", "target_modules", "task_type", "use_rslora", "auto_mapping", "runtime_config", "peft_type"}
+    | {"loraplus_lr_ratio"}
+)
+"""Options of LoRA with which what it adds to a layer's output depends on the layer's input alone."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +150,23 @@ def moves_base(params: Mapping[str, Any]) -> str | None:
     init = params.get("init_lora_weights")
     # by prefix: PEFT takes variants such as `pissa_niter_16`
     return init if isinstance(init, str) and init.startswith(MOVING_INITS) else None
+
+
+def adds_up(peft_type: str, params: Mapping[str, Any]) -> bool:
+    """Tell whether an adapter is LoRA that only adds to what layers give, but for a classifier's head.
+
+    Then several on one base, all in force, are what one on another is. Magnitudes (DoRA), and whole modules, tokens and
+    biases that were trained, are of one adapter alone.
+
+    Args:
+        peft_type: PEFT's name.
+        params: of its config, as a recipe gives them or as PEFT has saved them.
+    """
+    if peft_type != "LORA" or set(params.get("modules_to_save") or ()) - HEADS:
+        return False
+    fields = of_config(config_class(peft_type)).fields
+    plain = {name: field.default for name, field in fields.items()}
+    return all(not value or value == plain.get(name) or name in STILL_A_SUM for name, value in params.items())
 
 
 def why_unmergeable(folder: str | Path) -> str | None:

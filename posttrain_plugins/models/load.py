@@ -26,6 +26,7 @@ from posttrain_plugins.models.folder import (
     task_of,
     task_of_architecture,
 )
+from posttrain_plugins.models.load_report import expecting, heads_in
 from posttrain_plugins.models.quantization import quantization_config
 from posttrain_plugins.models.stack import attach_frozen
 
@@ -203,7 +204,8 @@ def load_base(
     # `revision` is taken out of the options: given on where it is None, it would hide the one that the adapter records
     base = base_of(folder, options.pop("revision", None))
     options |= {"revision": base.revision} if base.revision else {}
-    model = load_full(base.path, task, dequantize=dequantize, **options)
+    with expecting(heads_in(Path(folder))):  # a classifier's head comes with the adapter
+        model = load_full(base.path, task, dequantize=dequantize, **options)
     make_room_for_tokens(model, folder)  # before the first adapter, whose trained embeddings have the new rows
     adapters = adapters_in(folder)
     return attach_frozen(model, adapters if with_newest else adapters[:-1])

@@ -21,7 +21,7 @@ from posttrain_plugins.types import AdapterMode
 __all__ = ["attach_frozen", "attached_adapters", "choose_mode", "is_wrapped"]
 
 
-def choose_mode(given: AdapterMode | None, *, is_same: bool, has_adapter: bool, is_quantized: bool) -> AdapterMode:
+def choose_mode(given: AdapterMode | None, *, is_same: bool, has_adapter: bool) -> AdapterMode:
     """Decide how a training stage goes on from a model that is an adapter.
 
     `continue` trains that adapter on; `merge` merges it, and what lies below it, into the base first; `stack` leaves it
@@ -31,15 +31,15 @@ def choose_mode(given: AdapterMode | None, *, is_same: bool, has_adapter: bool, 
         given: what the recipe says.
         is_same: the stage names the very adapter that the model is.
         has_adapter: the stage names one at all.
-        is_quantized: merged weights would be quantized again, and be others than those that were trained.
     """
     if given is not None:
         return given
-    # Nobody asked: going on with the same adapter adds nothing; merging is exact and costs no memory, but not in few
-    # bits, where the merged weights would have to be packed again.
+    # Nobody asked: going on with the same adapter adds nothing. A stack keeps one base for all that stand on it, on
+    # disk and in PPO's memory, and in few bits merged weights would have to be packed again. All parameters can be
+    # trained on plain weights alone.
     if is_same:
         return "continue"
-    return "stack" if has_adapter and is_quantized else "merge"
+    return "stack" if has_adapter else "merge"
 
 
 def attach_frozen(model: Any, adapters: Sequence[str | Path]) -> Any:

@@ -68,6 +68,9 @@ _LISTED = (
                 "The length above which texts need not be tried, for models that read a text whole."),
     Declaration("dataset", ("reward",), ("core",), "str", None,
                 "The data set that `posttrain rewards test` tries it on by default."),
+    Declaration("classifier", ("reward",), ("core",), "Classifier", None,
+                "The classifier that judges for it: PPO puts the policy's own base in its place where it is an adapter "
+                "of that."),
     Declaration("holds_model", ("reward",), ("core",), "bool", False,
                 "True if it holds a model, which must stay in this process: `isolate: process` is then refused."),
     Declaration("step_scores", ("reward",), ("kit", "core"), "method(...) -> list[list[float]]", None,
@@ -121,6 +124,9 @@ _LISTED = (
     Declaration("reference", ("stage",), ("core",), "str", "",
                 "`model` if its reference model is always the model that it starts from, or the option of "
                 "`args` without which it has no reference model (`beta`)."),
+    Declaration("shares_base", ("stage",), ("core",), "bool", False,
+                "True if a reward model that is an adapter on the policy's base is loaded beside the policy's, and not "
+                "as a model of its own."),
     Declaration("shares_tokenizer", ("stage",), ("core",), "tuple[str, ...]", (),
                 "Its fields whose models have to read the same token ids as `model`."),
     Declaration("merges", ("stage",), ("core",), "bool", False,

@@ -6,11 +6,13 @@ whole, and it is said.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+from posttrain_plugins.models.adapter_types import abilities, adds_up, moves_base
 from posttrain_plugins.models.folder import adapter_config, adapters_in
 from posttrain_plugins.models.stack import choose_mode
 from posttrain_plugins.plugins.source import of_config
@@ -53,6 +55,8 @@ class StartingPoint:
         trains: what learns.
         reference: what the policy is held to; None for a method that has no reference.
         adapter_mode: how it goes on from an adapter; None where the model is none.
+        stores: the weights that stay on disk when it is done.
+        judges: of each reward that is a stage's model: where it is in memory beside the policy.
     """
 
     base: str
@@ -61,6 +65,8 @@ class StartingPoint:
     trains: str
     reference: str | None
     adapter_mode: AdapterMode | None
+    stores: str = ""
+    judges: Mapping[str, str] = field(default_factory=dict)
 
 
 def is_full(adapter: Input) -> bool:
@@ -121,6 +127,8 @@ def starting_point(stages: Stages, spec: StageSpec) -> StartingPoint | None:
         trains + head,
         _reference(spec, start),
         mode,
+        _stored(mode, is_adapter=bool(named) or mode == "continue", below=len(kept)),
+        _judges(stages, spec, mode),
     )
 
 
@@ -139,8 +147,53 @@ def mode_of(stages: Stages, spec: StageSpec) -> AdapterMode | None:
         and isinstance(top, Use)
         and (top.plugin.target, top.params) == (adapter.plugin.target, adapter.params)
     )
-    is_quantized = bool(spec.loading.get("load_in_4bit") or spec.loading.get("load_in_8bit"))
-    return choose_mode(spec.adapter_mode, is_same=is_same, has_adapter=has_adapter, is_quantized=is_quantized)
+    return choose_mode(spec.adapter_mode, is_same=is_same, has_adapter=has_adapter)
+
+
+def _stored(mode: AdapterMode | None, *, is_adapter: bool, below: int) -> str:
+    if not is_adapter:
+        return "all weights"
+    if mode == "merge":
+        return "its adapter, and a merged base of its own"
+    return "its adapter" + (f", and a copy of the {below} below" if below else "")
+
+
+def _judges(stages: Stages, spec: StageSpec, mode: AdapterMode | None) -> dict[str, str]:
+    """Tell the reward models that are adapters on the policy's base, as `trainers.ppo.shared_reward` tells them."""
+    found, rewards = {}, spec.inputs.get("rewards")
+    for reward in rewards if isinstance(rewards, list | tuple) else ():
+        if isinstance(reward, FromStage) and reward.produces == "reward":
+            is_shared = spec.schema.declares("shares_base") and _fits_beside(stages, spec, mode, reward)
+            found[reward.stage] = "an adapter on the policy's base" if is_shared else "a model of its own"
+    return found
+
+
+def _fits_beside(stages: Stages, spec: StageSpec, mode: AdapterMode | None, reward: FromStage) -> bool:
+    policy, judge = layers(stages, FromStage(spec.id, spec.produces)), layers(stages, reward)
+    if not policy.adapters or policy.base != judge.base or mode == "merge":
+        return False
+    below, own = policy.adapters[:-1], policy.made_of[-1]
+    rest = judge.made_of[len(below) :]
+    if not rest or judge.adapters[: len(below)] != below:
+        return False
+    type, params = _peft_type(own), [_params(one) for one in rest]
+    fits = all(_peft_type(one) == type for one in rest)
+    fits = fits and not any(moves_base(one) for one in (*params, _params(own)))
+    return fits and (len(rest) == 1 or all(adds_up(type, one) for one in params))
+
+
+def _peft_type(adapter: Use | Path) -> str:
+    if isinstance(adapter, Path):
+        return str(adapter_config(adapter).get("peft_type"))
+    with contextlib.suppress(LookupError):  # of a class that nobody has, told by the check
+        found = abilities(str(adapter.schema.declares("params_of")))
+        if found is not None:
+            return found.name
+    return adapter.plugin.name
+
+
+def _params(adapter: Use | Path) -> Mapping[str, Any]:
+    return adapter_config(adapter) if isinstance(adapter, Path) else adapter.params
 
 
 def _reference(spec: StageSpec, start: Layers) -> str | None:

@@ -71,7 +71,7 @@ class ProcessRewardModel:
     device: str | None = None
 
     def __post_init__(self) -> None:
-        self._classifier = Classifier(
+        self.classifier = Classifier(
             self.model_name_or_path,
             "TokenClassification",
             num_labels=self.num_labels,
@@ -97,11 +97,11 @@ class ProcessRewardModel:
         texts = [to_text(completion) for completion in completions]
         steps = columns.get("steps") or [split_steps(text, self.separator) for text in texts]
         # Prompt and completion as one text: two texts would be tokenised apart, and the model never saw that border.
-        heads = [render(self._classifier.tokenizer, prompt) for prompt in prompts]
+        heads = [render(self.classifier.tokenizer, prompt) for prompt in prompts]
         encoded = self._encode([head + text for head, text in zip(heads, texts, strict=True)])
         scores = [[0.0] * len(of_one) for of_one in steps]
         read = [i for i, of_one in enumerate(steps) if of_one]  # no forward for a completion without a step
-        for at, logits in self._classifier.logits([encoded["input_ids"][i] for i in read], self.batch_size):
+        for at, logits in self.classifier.logits([encoded["input_ids"][i] for i in read], self.batch_size):
             i = read[at]
             # (T, 1) by a sigmoid, (T, 2) by a softmax, whose second label is "right".
             right = (logits.sigmoid()[:, 0] if logits.shape[1] == 1 else logits.softmax(-1)[:, 1]).tolist()
@@ -114,19 +114,19 @@ class ProcessRewardModel:
 
     def count_tokens(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> int:
         """Count the tokens that scoring these reads."""
-        tokenizer = self._classifier.tokenizer
+        tokenizer = self.classifier.tokenizer
         texts = [render(tokenizer, p) + to_text(c) for p, c in zip(prompts, completions, strict=True)]
         return sum(map(len, self._encode(texts)["input_ids"]))
 
     def close(self) -> None:
         """Free the model's memory; the next call loads it again."""
-        self._classifier.close()
+        self.classifier.close()
 
     def _encode(self, texts: list[str]) -> Any:
         if not texts:  # which a tokenizer refuses
             return {"input_ids": [], "offset_mapping": []}
         is_cut = self.max_length is not None
-        return self._classifier.tokenizer(
+        return self.classifier.tokenizer(
             texts,
             add_special_tokens=False,
             return_offsets_mapping=True,

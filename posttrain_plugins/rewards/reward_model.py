@@ -73,7 +73,7 @@ class RewardModel:
                 f"reward_model has no trained head: {self.model_name_or_path} is a causal language model",
                 hint="name a stage `reward`, or its folder",
             )
-        self._classifier = Classifier(
+        self.classifier = Classifier(
             self.model_name_or_path, "SequenceClassification", loading=vars(self), device=self.device
         )
 
@@ -84,7 +84,7 @@ class RewardModel:
             columns: `tools` and `chat_template_kwargs` are rendered as they were in training.
         """
         scores: list[float | None] = [None] * len(completions)
-        for i, logits in self._classifier.logits(self._encode(prompts, completions, columns), self.batch_size):
+        for i, logits in self.classifier.logits(self._encode(prompts, completions, columns), self.batch_size):
             scores[i] = float(logits[0])
         return scores
 
@@ -94,11 +94,11 @@ class RewardModel:
 
     def close(self) -> None:
         """Free the model's memory; the next call loads it again."""
-        self._classifier.close()
+        self.classifier.close()
 
     def _encode(
         self, prompts: Sequence[Prompt], completions: Sequence[Prompt], columns: Mapping[str, Any]
     ) -> list[list[int]]:
         rows = zip(prompts, completions, rows_of(columns, len(completions)), strict=True)
-        tokenizer = self._classifier.tokenizer
+        tokenizer = self.classifier.tokenizer
         return [reward_input_ids(tokenizer, prompt, text, **row)[: self.max_length] for prompt, text, row in rows]

@@ -61,6 +61,7 @@ class PPO:
 
     produces: ClassVar[str] = "model"
     reference: ClassVar[str] = "kl_coef"  # not `beta`, which follows it
+    shares_base: ClassVar[bool] = True
     requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(("dataset", "eval_dataset"), (("prompt",),))
 
     def issues(self, facts: StageFacts) -> Iterator[Issue]:

@@ -550,15 +550,15 @@ def adapter_layers(model: Any) -> list[Any]:
 
 
 @contextlib.contextmanager
-def routed(layers: Iterable[Any], adapter: str) -> Iterator[None]:
-    """Within, the layers apply one adapter, and every adapter keeps its gradients.
+def routed(layers: Iterable[Any], *adapters: str) -> Iterator[None]:
+    """Within, the layers apply these adapters, and every adapter keeps its gradients.
 
     Only the field that they read is set: PEFT's `set_adapter` also takes `requires_grad` from all other adapters, so
     that a critic would have no gradients, and nothing would say so.
     """
     before = [(layer, layer._active_adapter) for layer in layers]
     for layer, _ in before:
-        layer._active_adapter = [adapter]
+        layer._active_adapter = list(adapters)
     try:
         yield
     finally:

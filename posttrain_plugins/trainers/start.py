@@ -15,7 +15,6 @@ from posttrain_plugins.models.adapter_types import ensure_registered
 from posttrain_plugins.models.folder import TASKS, UNMERGEABLE_FILE, adapter_config, adapters_in, base_of, copy_below
 from posttrain_plugins.models.load import load_adapted, load_base, load_tokenizer, options_of
 from posttrain_plugins.models.merge import check_mergeable, load_plain, save_plain
-from posttrain_plugins.models.quantization import is_quantized
 from posttrain_plugins.models.stack import choose_mode, is_wrapped
 from posttrain_plugins.models.training_templates import chatml_twin, has_marks
 from posttrain_plugins.trainers import compat
@@ -177,7 +176,6 @@ def _mode(context: StageContext, artifact: ModelArtifact, task_type: str) -> Ada
         context.adapter_mode,
         is_same=is_same and task_type == "CAUSAL_LM",
         has_adapter=has_adapter,
-        is_quantized=is_quantized(artifact.loading),
     )
     if mode == "stack" and not has_adapter:
         raise InputError(f"stage '{context.stage}' stacks no adapter: it has none", hint="adapter: {use: lora}")
@@ -240,7 +238,9 @@ def _start_from_adapter(
         begin.handoff = {"adapter": artifact.handoff["adapter"]} if "adapter" in artifact.handoff else begin.handoff
         begin.kwargs.pop("peft_config", None)
     else:
-        note(f"stacks a new adapter on that of '{artifact.name}'")
+        note(
+            f"stacks a new adapter on that of '{artifact.name}'; other tools load both once they are merged or exported"
+        )
         begin.below = adapters_in(artifact.path)
         begin.model = load_base(
             artifact.path, TASKS[task_type], with_newest=True, **_options(begin, context, task_type)

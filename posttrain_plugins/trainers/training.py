@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from posttrain_plugins.checkpoints import check_period
 from posttrain_plugins.errors import InputError, Interrupted
 from posttrain_plugins.models.adapter_compatibility import check_fits
+from posttrain_plugins.models.load_report import expecting
 from posttrain_plugins.record.figures import read_figures
 from posttrain_plugins.text import fingerprint, is_conversational, to_text
 from posttrain_plugins.text.readers import reading, template_opens_thought
@@ -173,7 +175,8 @@ def _build(
         loss_masks.save_stand_in(Path(artifact.path))
         begin, args = Start(artifact.path), loss_masks.preview_args(config_class, args, context.preview)
     else:
-        begin = start(context, task_type, artifact)
+        with _new_head(task_type):
+            begin = start(context, task_type, artifact)
     if not isinstance(begin.model, str):
         args = {name: value for name, value in args.items() if name != "model_init_kwargs"}  # it is loaded
     config = _config(context, config_class, args, begin.model_init_kwargs)
@@ -181,16 +184,22 @@ def _build(
         context.stage, begin.kwargs.get("peft_config"), config, artifact.loading, is_on_cpu=not has_accelerator()
     )
     begin.find_marks(artifact, config)
-    trainer = trainer_class(
-        model=begin.model,
-        args=config,
-        train_dataset=context.inputs["dataset"],
-        eval_dataset=context.inputs.get("eval_dataset"),
-        **begin.kwargs,
-        **trainer_arguments,
-    )
+    with _new_head(task_type):
+        trainer = trainer_class(
+            model=begin.model,
+            args=config,
+            train_dataset=context.inputs["dataset"],
+            eval_dataset=context.inputs.get("eval_dataset"),
+            **begin.kwargs,
+            **trainer_arguments,
+        )
     begin.forget_marks()
     return begin, trainer
+
+
+def _new_head(task_type: str) -> Any:
+    """Return a context in which transformers does not warn that a head is new which is about to be trained."""
+    return nullcontext() if task_type == "CAUSAL_LM" else expecting()
 
 
 def _config(context: StageContext, config_class: Any, args: Mapping[str, Any], model_init_kwargs: Any) -> Any:

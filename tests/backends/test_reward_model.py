@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 from tiny_models import CHATS, CONFIG
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from posttrain_plugins.models.load_report import expecting
 from posttrain_plugins.rewards.reward_model import RewardModel
+from posttrain_plugins.testing import tiny
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,27 @@ def test_the_reward_model_takes_plain_text_and_pickles(reward_folder: Path) -> N
     assert scores == pytest.approx(alone, abs=1e-5)
     copy = pickle.loads(pickle.dumps(reward))
     assert copy == reward
-    assert copy._classifier._model is None
+    assert copy.classifier._model is None
     assert copy(prompts=["1<2"], completions=["45"]) == alone[:1]
     assert reward.__name__ == "reward_model"
+
+
+def test_a_head_that_comes_with_the_adapter_is_not_reported_as_missing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever else is missing, and a head that comes from nowhere, is."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+    base = str(tiny.model("model"))
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    config = LoraConfig(r=2, target_modules="all-linear", task_type="SEQ_CLS", modules_to_save=["score"])
+    get_peft_model(model, config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path)
+    assert re.search(r"score.weight\s*\| MISSING", caplog.text)
+    caplog.clear()
+    assert RewardModel(str(tmp_path), device="cpu")(["a"], ["b"])[0] is not None
+    assert "LOAD REPORT" not in caplog.text
+    with expecting(["another"]):
+        AutoModelForTokenClassification.from_pretrained(base, num_labels=1)
+    assert re.search(r"score.bias\s*\| MISSING", caplog.text)

@@ -1,6 +1,6 @@
-"""Which adapter of a shared base a pass goes through; so one base serves policy, critic and reward model.
+"""Which adapters of a shared base a pass goes through; so one base serves policy, critic and reward model.
 
-Which adapter a layer applies is a field of the layer. The route sets that field alone, and gradient checkpointing
+Which adapters a layer applies is a field of the layer. The route sets that field alone, and gradient checkpointing
 enters the route again when it runs a layer a second time. PEFT's `set_adapter` would also take the gradients from the
 other adapters, and what a checkpoint computes again would be the policy. No paper; PEFT's multi-adapter models.
 """
@@ -17,11 +17,11 @@ __all__ = ["Route"]
 
 
 class Route:
-    """A context in which a PEFT model applies one adapter, in the forward pass and when a checkpoint repeats it.
+    """A context in which a PEFT model applies these adapters, in the forward pass and when a checkpoint repeats it.
 
     Args:
         model: a `PeftModel`.
-        adapter: the adapter's name.
+        *adapters: the adapters' names; of several, each layer adds what all of them give.
 
     Example:
         ```python
@@ -30,8 +30,8 @@ class Route:
         ```
     """
 
-    def __init__(self, model: Any, adapter: str) -> None:
-        self.adapter = adapter
+    def __init__(self, model: Any, *adapters: str) -> None:
+        self.adapters = adapters
         self._model = model
         self._all = compat.adapter_layers(model)
         self._inside: dict[int, list[Any]] = {}
@@ -40,7 +40,7 @@ class Route:
     def __enter__(self) -> Route:
         layers = compat.checkpointed_layers(self._model)  # asked for each time: TRL switches checkpointing on and off
         with ExitStack() as stack:
-            stack.enter_context(compat.routed(self._all, self.adapter))
+            stack.enter_context(compat.routed(self._all, *self.adapters))
             stack.enter_context(compat.recomputed_with(layers, self._again))
             self._open = stack.pop_all()
         return self
@@ -58,7 +58,7 @@ class Route:
         inside = self._inside.setdefault(id(layer), compat.adapter_layers(layer))
 
         def routed(*args: Any, **kwargs: Any) -> Any:
-            with compat.routed(inside, self.adapter):
+            with compat.routed(inside, *self.adapters):
                 return forward(*args, **kwargs)
 
         return routed

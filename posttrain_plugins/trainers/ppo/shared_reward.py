@@ -1,67 +1,89 @@
-"""A reward model that is an adapter on the policy's own base, loaded beside the policy's and not as a second model.
+"""Reward models and process reward models that are adapters on the policy's own base: loaded beside the policy's.
 
-Prompt and completion become tokens with the reward model's own tokenizer and chat template, as in its training. An
-adapter trained as a sequence classifier loads on a causal LM, but PEFT passes its `score` head over in silence; it is
-read from the file here.
+The reward keeps its own way from text to tokens, and from logits to scores; what computes the logits is the policy's
+base with the reward's adapters in force instead of the policy's. A classifier's adapter loads on a causal LM, but PEFT
+passes its `score` head over in silence; it is read from the file here. No paper.
 """
 
 from __future__ import annotations
 
+import copy
 import filecmp
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from posttrain_plugins.backends.transformers.classifier import Classifier
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.models.adapter_types import ensure_registered, moves_base
-from posttrain_plugins.models.folder import adapters_in, digest
-from posttrain_plugins.models.load import load_tokenizer
+from posttrain_plugins.models.adapter_types import adds_up, ensure_registered, moves_base
+from posttrain_plugins.models.folder import adapter_config, adapters_in, digest, task_of
 from posttrain_plugins.models.stack import attached_adapters
-from posttrain_plugins.text.reward_input import reward_input_ids, rows_of
+from posttrain_plugins.plugins import registry
 from posttrain_plugins.trainers import compat
-from posttrain_plugins.trainers.encoded_rows import pad_right
 from posttrain_plugins.trainers.ppo.route import Route
-from posttrain_plugins.types import Prompt
 
-__all__ = ["SharedReward", "adapters_below", "base_path", "bind_all", "shared"]
+__all__ = ["SharedClassifier", "adapters_below", "base_path", "bind_all", "shared"]
 
 
 def shared(reward: Any, base_path: str, policy_config: Any, below: tuple[str, ...] = ()) -> Any:
-    """Return the reward as an adapter of the policy's base where it is one, else as it is.
+    """Return the reward with the policy's base as its classifier where it is an adapter of that, else as it is.
 
     Args:
-        reward: a folder, or a callable that says its `model_name_or_path` (the `reward_model` plugin).
+        reward: a folder, or a reward with a `classifier` (the plugins `reward_model` and `process_reward_model`).
         base_path: what the policy's base was loaded from.
         policy_config: the policy's `peft.PeftConfig`, or None.
         below: the digests of the adapters below the policy's, which have to be below the reward's too.
     """
     if hasattr(reward, "__wrapped__"):  # a guarded one keeps its guard
         return reward
-    path = reward if isinstance(reward, str) else getattr(reward, "model_name_or_path", None)
-    if policy_config is None or not isinstance(path, str) or not (Path(path) / "adapter_config.json").is_file():
+    is_ours = isinstance(getattr(reward, "classifier", None), Classifier)
+    path = reward.classifier.path if is_ours else reward
+    if policy_config is None or not isinstance(path, str) or not adapter_config(path):
         return reward
+    folders = _beside_the_policy(path, base_path, policy_config, below)
+    if folders is None:
+        return reward
+    if is_ours:
+        judge, task = copy.copy(reward), reward.classifier.task
+    else:  # a classifier of sequences, as TRL loads a path
+        judge, task = registry.find("reward", "reward_model").load()(path), "SequenceClassification"
+        judge.__name__ = Path(path).name  # what TRL would have logged it under
+    if task != task_of(path):
+        return reward
+    judge.classifier = SharedClassifier(path, task, folders)
+    return judge
+
+
+def _beside_the_policy(path: str, base: str, policy: Any, below: tuple[str, ...]) -> list[Path] | None:
+    """Return the adapters that make the policy's base the reward model, from the base up; None where none can.
+
+    What lies below the policy's adapter is part of its base, and has to be below the reward's too. What lies below the
+    reward's alone is added: of a policy that goes on with SFT's adapter, that adapter as SFT left it.
+    """
     from peft import PeftConfig
 
     ensure_registered(path)
-    config = PeftConfig.from_pretrained(path)
-    # of one type: a PEFT model holds adapters of one tuner; and on what the policy's lies on, base and stack
-    moved = moves_base(vars(config)) or moves_base(vars(policy_config))
-    fits = not moved and config.peft_type == policy_config.peft_type and not config.is_prompt_learning
+    folders = adapters_in(path)
+    rest = folders[len(below) :]
+    if not rest or tuple(map(digest, folders[: len(below)])) != below:
+        return None
+    configs = [PeftConfig.from_pretrained(str(folder)) for folder in rest]
+    # of one type: a PEFT model holds adapters of one tuner; and several at once have to be what one on another is
+    fits = all(one.peft_type == policy.peft_type and not one.is_prompt_learning for one in configs)
+    fits = fits and not any(moves_base(vars(one)) for one in (policy, *configs))
+    fits = fits and (len(rest) == 1 or all(adds_up(one.peft_type.value, vars(one)) for one in configs))
     # the same Hub id is the same weights in the same revision alone
-    fits = fits and (config.revision or "main") == (policy_config.revision or "main")
-    fits = fits and tuple(map(digest, adapters_in(path)[:-1])) == below
-    if not fits or config.task_type != "SEQ_CLS" or not _same_weights(base_path, str(config.base_model_name_or_path)):
-        return reward
-    # what TRL would have logged it under
-    name = Path(path).name if isinstance(reward, str) else str(getattr(reward, "__name__", "reward_model"))
-    return SharedReward(path, name, int(getattr(reward, "batch_size", 32)), getattr(reward, "max_length", None))
+    fits = fits and (configs[-1].revision or "main") == (policy.revision or "main")
+    return rest if fits and _same_weights(base, str(configs[-1].base_model_name_or_path)) else None
 
 
 def _same_weights(one: str, other: str) -> bool:
-    """Tell the same Hub id or folder, or two folders with the same bytes: each stage merges an adapter for itself."""
+    """Tell the same Hub id or folder, or two folders with the same bytes: stages that merge do so each for itself."""
     if one == other:
         return True
     files = [sorted(Path(folder).glob("*.safetensors")) for folder in (one, other)]
@@ -70,81 +92,95 @@ def _same_weights(one: str, other: str) -> bool:
     return all(filecmp.cmp(a, b, shallow=False) for a, b in zip(*files, strict=True))
 
 
-class SharedReward:
-    """Scores completions by an adapter on the policy's base; TRL calls it like any reward function.
+class SharedClassifier(Classifier):
+    """A classifier that is a policy's base with other adapters in force, and a head of its own.
 
     Args:
-        path: the reward model's folder.
-        name: what it is logged under.
-        batch_size: completions per forward.
-        max_length: tokens of prompt and completion at most, cut on the right.
+        path: the folder of the newest of these adapters, with the tokenizer.
+        task: `SequenceClassification` or `TokenClassification`.
+        folders: of the adapters, from the base up.
+
+    Raises:
+        InputError: the newest has no trained head.
     """
 
-    def __init__(self, path: str, name: str, batch_size: int = 32, max_length: int | None = None) -> None:
-        self.path, self.batch_size, self.max_length = path, batch_size, max_length
-        self.__name__ = name
-        self.adapter = ""
-        self._tokenizer = load_tokenizer(path)
-        if self._tokenizer.pad_token is None:
-            self._tokenizer.pad_token = self._tokenizer.eos_token
-        self._score: Tensor = _score_head(Path(path))  # (1, H)
+    def __init__(self, path: str, task: Any, folders: Sequence[Path]) -> None:
+        super().__init__(path, task)
+        self.folders = tuple(folders)
+        self.adapters: tuple[str, ...] = ()
+        self._head = _score_head(Path(path))
+
+    @property
+    def model(self) -> Any:
+        """The policy's model, asked as a classifier; after `bind`."""
+        return self._model
 
     def bind(self, model: Any, number: int) -> None:
-        """Load the adapter into the policy's `PeftModel`, frozen; once, before the policy is trained."""
-        self.adapter = f"reward_{number}"
-        self._model = model
-        model.load_adapter(self.path, self.adapter, is_trainable=False)
-        self._route = Route(model, self.adapter)
+        """Load the adapters into the policy's `PeftModel`, frozen; once, before the policy is trained."""
+        newest = f"reward_{number}"
+        self.adapters = (*(f"{newest}_below_{i}" for i in range(len(self.folders) - 1)), newest)
+        with warnings.catch_warnings():
+            # a classifier of tokens leaves out its head, which the policy's base has not
+            warnings.filterwarnings("ignore", "You have passed exclude_modules")
+            for name, folder in zip(self.adapters, self.folders, strict=True):
+                model.load_adapter(str(folder), name, is_trainable=False)
+        self._model = _OnTheBase(model, Route(model, *self.adapters), self._head, self.task)
 
-    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
-        """Return B scores: logits, larger is better."""
-        rows = zip(prompts, completions, rows_of(columns, len(completions)), strict=True)
-        ids = [reward_input_ids(self._tokenizer, prompt, text, **row)[: self.max_length] for prompt, text, row in rows]
-        scores: list[float | None] = [None] * len(ids)
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # of like length, so that little is padded
+    def close(self) -> None:
+        """Leave everything as it is: the memory is the policy's."""
+
+
+class _OnTheBase:
+    """Hidden states of a policy's base with other adapters in force, through a head."""
+
+    def __init__(self, model: Any, route: Route, head: dict[str, Tensor], task: str) -> None:
+        self._model, self._route, self._head, self._task = model, route, head, task
+
+    @property
+    def device(self) -> Any:
+        return self._model.device
+
+    # not inference mode: what the policy's modules keep of such a pass could not be used in one that learns
+    @torch.inference_mode(False)  # type: ignore[untyped-decorator]
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor, use_cache: bool) -> Any:
         was_training = self._model.training
         self._model.eval()  # neither dropout nor checkpointing
         try:
-            for start in range(0, len(order), self.batch_size):
-                batch = order[start : start + self.batch_size]
-                for i, score in zip(batch, self._forward([ids[i] for i in batch]), strict=True):
-                    scores[i] = score
+            with self._route:
+                body = self._model.get_base_model().base_model
+                hidden = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache).last_hidden_state
         finally:
             self._model.train(was_training)
-        return scores
-
-    @torch.no_grad()  # type: ignore[untyped-decorator]
-    def _forward(self, ids: list[list[int]]) -> list[float]:
-        padded = pad_right(ids, self._tokenizer.pad_token_id)
-        inputs = {name: tensor.to(self._model.device) for name, tensor in padded.items()}
-        with self._route:
-            body = self._model.get_base_model().base_model
-            hidden = body(**inputs, use_cache=False).last_hidden_state  # (B, L, H)
-        # as a sequence classifier does: the head reads the last token of the text
-        last = inputs["attention_mask"].sum(1) - 1
-        pooled = hidden[torch.arange(len(ids), device=hidden.device), last.to(hidden.device)]
-        return (pooled.float() @ self._score.to(pooled.device).T)[:, 0].tolist()  # type: ignore[no-any-return]
+        if self._task == "SequenceClassification":  # the head reads the last token of the text
+            last = attention_mask.sum(1) - 1
+            hidden = hidden[torch.arange(len(hidden), device=hidden.device), last.to(hidden.device)]
+        head = {name: tensor.to(hidden.device) for name, tensor in self._head.items()}
+        return SimpleNamespace(logits=torch.nn.functional.linear(hidden.float(), **head))  # (B, labels), (B, T, labels)
 
 
-def _score_head(folder: Path) -> Tensor:
+def _score_head(folder: Path) -> dict[str, Tensor]:
+    """Return `weight` (labels, H), and `bias` (labels,) where the head has one."""
     from safetensors import safe_open
 
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 (not a mapping)
-            if key.endswith("score.weight"):
-                return file.get_tensor(key).float()  # type: ignore[no-any-return]
-    raise InputError(
-        f"reward adapter has no trained score head: {folder}",
-        hint="train it with modules_to_save: [score], as the stage `reward` does",
-    )
+        names = [key for key in file.keys() if ".score." in f".{key}"]  # noqa: SIM118 (not a mapping)
+        head = {key.rpartition(".")[2]: file.get_tensor(key).float() for key in names}
+    if "weight" not in head:
+        raise InputError(
+            f"reward adapter has no trained score head: {folder}",
+            hint="train it with modules_to_save: [score], as the stages `reward` and `prm` do",
+        )
+    return head
 
 
 def bind_all(trainer: Any) -> list[str]:
     """Load every shared reward into the trainer's model and return their adapters' names."""
-    rewards = [func for func in trainer.reward_funcs if isinstance(func, SharedReward)]
-    for number, reward in enumerate(rewards):
-        reward.bind(trainer.model, number)
-    return [reward.adapter for reward in rewards]
+    found = [getattr(func, "classifier", None) for func in trainer.reward_funcs]
+    classifiers = [one for one in found if isinstance(one, SharedClassifier)]
+    for number, classifier in enumerate(classifiers):
+        classifier.bind(trainer.model, number)
+    return [name for classifier in classifiers for name in classifier.adapters]
 
 
 def adapters_below(model: Any) -> tuple[str, ...]:

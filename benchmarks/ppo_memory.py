@@ -143,9 +143,9 @@ def _measure(folder: Path, stage: str) -> int:
     inner = PPOTrainer.train
 
     def train(self: Any, *args: Any, **kwargs: Any) -> Any:
-        _forget_peak()  # of loading: what training holds is asked
+        forget_peak()  # of loading: what training holds is asked
         done = inner(self, *args, **kwargs)
-        seen.update(peak_mib=_peak_mib(), bytes_alive=_bytes_alive())
+        seen.update(peak_mib=peak_mib(), bytes_alive=_bytes_alive())
         return done
 
     PPOTrainer.train = train
@@ -175,12 +175,12 @@ def _file_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def _peak_mib() -> float:
-    """The highest resident memory of this process since `_forget_peak`."""
+def peak_mib() -> float:
+    """The highest resident memory of this process since `forget_peak`."""
     line = next(one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith("VmHWM"))
     return round(int(line.split()[1]) / 1024, 1)
 

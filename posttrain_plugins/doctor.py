@@ -5,6 +5,7 @@ Nothing is downloaded, and no network is asked.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -12,12 +13,14 @@ import os
 import re
 import shutil
 import sys
+import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from posttrain_plugins.errors import InputError
+from posttrain_plugins.models.training_memory import SHAPES, Training, largest_that_fits, training_bytes
 from posttrain_plugins.recipe.describe import catalogue
 from posttrain_plugins.sandbox import run as sandbox
 
@@ -26,6 +29,10 @@ __all__ = ["Diagnosis", "examine"]
 DISTRIBUTION = "posttrain-plugins"
 ENOUGH_DISK_GIB = 20.0  # a 7B model, its optimizer's checkpoint apart
 GIB = 2**30
+TOKENS = 512
+"""Of the rows in one forward pass, for which sizes are told."""
+SHARE = 0.9
+"""Of the free memory: the libraries and other programs take some of it."""
 EXTRAS = {
     "quant": "load_in_4bit and load_in_8bit",
     "vllm": "generation with vLLM in this process",
@@ -61,7 +68,9 @@ def examine(runs_dir: Path = Path("runs")) -> list[Diagnosis]:
     Args:
         runs_dir: the folder of the results, which need not be there yet.
     """
-    return [*_packages(), *_extras(), *_device(), _sandbox(), *_disk(runs_dir), _hub(), *_plugins()]
+    device = list(_device())
+    sizes = () if device[0].status == "broken" else (*_threads(), _sizes())
+    return [*_packages(), *_extras(), *device, *sizes, _sandbox(), *_disk(runs_dir), _hub(), *_plugins()]
 
 
 def _packages() -> Iterator[Diagnosis]:
@@ -129,7 +138,81 @@ def _device() -> Iterator[Diagnosis]:
     else:
         counts = {"core": os.cpu_count() or 1, "thread": torch.get_num_threads()}
         counted = ", ".join(f"{count} {noun}{'s' if count != 1 else ''}" for noun, count in counts.items())
-        yield Diagnosis("device", "ok", f"CPU, {counted}: enough for the tiny recipes")
+        yield Diagnosis("device", "ok", f"CPU, {counted}")
+
+
+def _threads() -> Iterator[Diagnosis]:
+    """Tell of more threads than cores, which wait for one another, and of cores that nobody uses."""
+    import torch
+
+    threads, cores, load = torch.get_num_threads(), usable_cores(), os.getloadavg()[0]
+    if threads > cores:
+        found = f"{threads} threads on {cores} core{'s' if cores != 1 else ''}: they wait for one another"
+        yield Diagnosis("threads", "note", found, f"export OMP_NUM_THREADS={cores}")
+    elif threads > 1 and load > 1.5 * cores:
+        found = f"{threads} threads, but other programs compute too (load {load:.0f} on {cores} cores)"
+        yield Diagnosis("threads", "note", found, "export OMP_NUM_THREADS=1")
+    elif threads < cores and not torch.accelerator.is_available():
+        yield Diagnosis("threads", "ok", f"{threads} of {cores} cores are used; OMP_NUM_THREADS={cores} uses all")
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use: a container may be given fewer than there are."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # `max 100000`: no limit
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return max(1, min(there, round(int(quota) / int(period))))
+    return there
+
+
+def _sizes() -> Diagnosis:
+    """Tell the largest models whose training fits into what is free, and how long it takes on a CPU."""
+    import torch
+
+    options: dict[str, Any]
+    if torch.cuda.is_available():
+        free, options, speed = torch.cuda.mem_get_info(0)[0], {"dtype_bytes": 2, "is_checkpointed": True}, None
+    else:
+        free, options, speed = free_memory(), {"dtype_bytes": 4, "is_checkpointed": False}, _flops_per_second()
+    told = []
+    for training in typing.get_args(Training):
+        name = largest_that_fits(training, int(free * SHARE), tokens=TOKENS, **options)
+        if name:
+            needed = training_bytes(SHAPES[name], training, tokens=TOKENS, **options) / GIB
+            # forward and back to the inputs, of what learns to the weights too: two operations each a parameter
+            work = (6 if training == "all parameters" else 4) * SHAPES[name].parameters * 1000
+            time = f", {work / speed:.0f} s or more for 1,000 tokens" if speed else ""
+            told.append(f"{training} of {name} ({needed:.1f} GiB{time})")
+    found = f"{free / GIB:.0f} GiB free: enough to train {'; '.join(told)}"
+    if not told:
+        found = f"{free / GIB:.1f} GiB free: too little to train {next(iter(SHAPES))}"
+        return Diagnosis("size", "note", found, "end what else runs here, or take the tiny recipes")
+    return Diagnosis("size", "ok", found)
+
+
+def free_memory() -> int:
+    """Return the bytes that are free here, within what a container is given."""
+    import psutil  # type: ignore[import-untyped]
+
+    free = int(psutil.virtual_memory().available)
+    with contextlib.suppress(OSError, ValueError):  # `max`: no limit
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / f"memory.{name}").read_text(encoding="ascii")) for name in ("max", "current"))
+        free = min(free, max(limit - used, 0))
+    return free
+
+
+def _flops_per_second() -> float:
+    """Return what products of matrices in float32 reach with all threads, had these the cores to themselves."""
+    import time
+
+    import torch
+
+    threads, one = min(torch.get_num_threads(), usable_cores()), torch.ones(768, 768)
+    began = time.process_time()  # of all threads together, so that other programs do not count
+    for _ in range(8):
+        torch.mm(one, one)
+    return float(8 * 2 * 768**3 * threads / max(time.process_time() - began, 1e-9))
 
 
 def _sandbox() -> Diagnosis:

@@ -63,7 +63,7 @@ ALLOWED = {
     "api": NOUNS | CORE | INFERENCE,
     "web": {"errors"},
     "serve": NOUNS | CORE | INFERENCE | {"api", "models", "web"},
-    "doctor": NOUNS | CORE | {"sandbox"},
+    "doctor": NOUNS | CORE | {"sandbox", "models"},
     "templates": {"types", "errors", "text", "answers", "testing"},
     "testing": NOUNS | CORE | INFERENCE | {"api", "tiny_world", "models"},
     "auditing": NOUNS | CORE | INFERENCE | {"testing"},

@@ -22,6 +22,7 @@ SCRIPTS = (
     "engine.py",
     "gpu/recipes.py",
     "gpu/run.py",
+    "gradient_checkpointing.py",
     "guard.py",
     "in_process.py",
     "math_reward.py",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 from collections import namedtuple
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from posttrain_plugins import doctor
 from posttrain_plugins.cli.commands import app
+from posttrain_plugins.models.training_memory import SHAPES, training_bytes
 from posttrain_plugins.plugins import registry
 
 NEEDED = ("Python", "posttrain-plugins", "torch", "trl", "transformers", "peft", "Hub", "plugins", "[quant]", "[vllm]")
@@ -96,7 +98,58 @@ def test_one_thread_is_not_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr(doctor.os, "cpu_count", lambda: 2)
     (found,) = doctor._device()
-    assert found.found == "CPU, 2 cores, 1 thread: enough for the tiny recipes"
+    assert found.found == "CPU, 2 cores, 1 thread"
+
+
+@pytest.mark.parametrize(
+    ("threads", "cores", "load", "status", "hint"),
+    [
+        (8, 2, 0.0, "note", "export OMP_NUM_THREADS=2"),
+        (2, 2, 9.0, "note", "export OMP_NUM_THREADS=1"),
+        (1, 2, 9.0, "ok", ""),
+        (2, 2, 1.0, None, ""),
+        (1, 1, 5.0, None, ""),
+    ],
+)
+def test_threads_that_wait_for_one_another_are_told(
+    monkeypatch: pytest.MonkeyPatch, threads: int, cores: int, load: float, status: str | None, hint: str
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(doctor, "usable_cores", lambda: cores)
+    monkeypatch.setattr(doctor.os, "getloadavg", lambda: (load, load, load))
+    found = [(one.status, one.hint) for one in doctor._threads()]
+    assert found == ([] if status is None else [(status, hint)])
+
+
+def test_the_largest_size_is_what_fits_into_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(doctor, "free_memory", lambda: 23 * 2**30)
+    found = doctor._sizes()
+    assert found.status == "ok"
+    assert re.search(r"23 GiB free: enough to train all parameters of Qwen3-0.6B \(8.9 GiB, \d+ s", found.found)
+    assert "LoRA of Qwen3-4B (20.5 GiB" in found.found
+    assert "LoRA in 4 bits of Qwen3-8B (15.2 GiB" in found.found
+    monkeypatch.setattr(doctor, "free_memory", lambda: 2**29)
+    assert doctor._sizes().status == "note"
+
+
+def test_the_formula_of_training_memory_holds_what_was_measured() -> None:
+    """SmolLM2, two rows of 256 tokens, measured with AdamW; a plain loss holds three times the logits besides."""
+    shape = SHAPES["SmolLM2-135M"]
+    assert abs(shape.parameters / 134_515_008 - 1) < 1e-3
+    assert abs(SHAPES["Qwen3-8B"].parameters / 8_190_735_360 - 1) < 1e-3
+    logits = 3 * 512 * 49152 * 4
+    for training, is_checkpointed, mib in (
+        ("all parameters", False, 2705), ("all parameters", True, 2178), ("LoRA", False, 1665), ("LoRA", True, 960),
+    ):  # fmt: skip
+        found = training_bytes(shape, training, tokens=512, is_checkpointed=is_checkpointed)  # type: ignore[arg-type]
+        extra = 0 if (training, is_checkpointed) == ("all parameters", True) else logits  # its peak is at the end
+        assert abs((found + extra) / (mib * 1e6) - 1) < 0.02
 
 
 def test_a_broken_plugin_is_told_with_its_switch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@
 | `interpolate.py`           | the weighted mean of several whole models                                   |
 | `critic.py`                | a saved critic: its value head and the layers that it reads                 |
 | `training_templates.py`    | chat templates with the assistant's turns marked, as training needs them    |
+| `training_memory.py`       | how many bytes training takes, by formula                                   |
 | `adapter_types.py`         | what each of PEFT's adapter types can, read without importing PEFT          |
 | `adapter_compatibility.py` | which adapter does not fit which stage, why, and what to change             |
 | `tuners/`                  | what PEFT lacks: bottleneck adapters, LoRA+, AdaLoRA in any trainer         |

@@ -74,7 +74,7 @@ class Export:
 
         artifact = self._artifact(context)
         target = Path(self.to).absolute()
-        _check_free(target, _owner(context))  # and again: another stage may have exported to it since
+        _check_free(target, context.artifact_name)  # and again: another stage may have exported to it since
         plain, tokenizer = self._plain(artifact, context.seed)
         scratch = context.folder / "export"  # left by a killed run
         shutil.rmtree(scratch, ignore_errors=True)
@@ -85,7 +85,7 @@ class Export:
             merge.quantize_saved(scratch, options_of(fields), max_shard_size=self.max_shard_size)
         card = model_card(artifact, target.name, type(plain.model).__name__, plain.metrics, self.quantization)
         (scratch / "README.md").write_text(card, encoding="utf-8")
-        (scratch / EXPORT_MARKER).write_text(json.dumps({"made_by": _owner(context)}) + "\n", encoding="utf-8")
+        (scratch / EXPORT_MARKER).write_text(json.dumps({"made_by": context.artifact_name}) + "\n", encoding="utf-8")
         _replace(scratch, target)
         context.reporter.note(f"exported to {target}")
         size = sum(file.stat().st_size for file in target.glob("*.safetensors"))
@@ -117,12 +117,6 @@ class Export:
         # a few texts on which the logits before and after merging are compared, for the card
         ids = merge.random_ids(tokenizer, 8, seed) if artifact.is_adapter else ()
         return merge.load_plain(artifact.path, artifact.loading, dtype=self.dtype, ids=ids), tokenizer
-
-
-def _owner(context: StageContext) -> str:
-    """Return `recipe/stage-key12`, as the artifact will be called."""
-    folder = context.folder
-    return f"{folder.parent.name}/{folder.name.removeprefix('.').removesuffix('.partial')}"
 
 
 def _check_free(target: Path, owner: str | None = None) -> None:

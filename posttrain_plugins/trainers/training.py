@@ -26,6 +26,7 @@ from posttrain_plugins.text.readers import reading, template_opens_thought
 from posttrain_plugins.text.reward_input import TEMPLATE_COLUMNS
 from posttrain_plugins.trainers import compat, learnable, loss_masks, saved_rollouts
 from posttrain_plugins.trainers.start import MADE_ONCE, Start, has_accelerator, start
+from posttrain_plugins.trainers.trackers import follow_trackers, take_trackers
 from posttrain_plugins.trainers.watch import follow
 from posttrain_plugins.types import CHECKPOINT_MARKER, ModelArtifact, ResolvedReward, StageContext, StageResult
 
@@ -85,7 +86,9 @@ def train(
         NonFiniteLoss: the loss of an optimizer step was NaN or infinite.
         Interrupted: the user asked to stop; a checkpoint stands.
     """
-    begin, trainer = _build(context, trainer_class, config_class, args, task_type, artifact, trainer_arguments)
+    begin, trainer, trackers = _build(
+        context, trainer_class, config_class, args, task_type, artifact, trainer_arguments
+    )
     if context.preview:
         found = loss_masks.masks(trainer, context.inputs["dataset"], writes=task_type == "CAUSAL_LM")
         return StageResult(details={"masks": found})
@@ -98,13 +101,15 @@ def train(
         for observe in (compat.observe_rewards, compat.observe_online_rewards):
             observe(trainer, learnable.score_check(context, reward_names, trainer))
         saved_rollouts.save(context, trainer)
-    with reading(is_thinking=_is_thinking(trainer)):  # of rewards that read answers
-        seconds = _fit(context, trainer)
-    learnable.check_steps(context, trainer)
+    watch = follow(context, trainer)
     folder = context.folder / "model"
-    trainer.save_model(str(folder))
-    if trainer.eval_dataset is not None and trainer.args.eval_strategy == "no":
-        trainer.evaluate()  # once, at the end; it stands in the log history
+    with follow_trackers(context, trainer, trackers):
+        with reading(is_thinking=_is_thinking(trainer)):  # of rewards that read answers
+            seconds = _fit(context, trainer, watch)
+        learnable.check_steps(context, trainer)
+        trainer.save_model(str(folder))
+        if trainer.eval_dataset is not None and trainer.args.eval_strategy == "no":
+            trainer.evaluate()  # once, at the end; it stands in the log history
     history = trainer.state.log_history
     metrics = {"train_s": seconds, "steps": float(trainer.state.global_step), **_last_figures(history)}
     metrics |= _costs(context.folder)
@@ -167,8 +172,8 @@ def _build(
     task_type: str,
     artifact: ModelArtifact | None,
     trainer_arguments: Mapping[str, Any],
-) -> tuple[Start, Any]:
-    """Return where the stage starts, and the trainer as a plain script would build it."""
+) -> tuple[Start, Any, list[str]]:
+    """Return where the stage starts, the trainer as a plain script would build it, and the trackers to be told."""
     artifact = artifact or context.inputs["model"]
     assert artifact is not None
     if context.preview:  # a look at what is learned: random weights beside the artifact's tokenizer
@@ -184,6 +189,7 @@ def _build(
         context.stage, begin.kwargs.get("peft_config"), config, artifact.loading, is_on_cpu=not has_accelerator()
     )
     begin.find_marks(artifact, config)
+    trackers = take_trackers(context, config)
     with _new_head(task_type):
         trainer = trainer_class(
             model=begin.model,
@@ -194,7 +200,7 @@ def _build(
             **trainer_arguments,
         )
     begin.forget_marks()
-    return begin, trainer
+    return begin, trainer, trackers
 
 
 def _new_head(task_type: str) -> Any:
@@ -231,16 +237,15 @@ def _says_when_to_save(args: Mapping[str, Any]) -> bool:
     return not {"save_strategy", "save_steps"}.isdisjoint(args)
 
 
-def _fit(context: StageContext, trainer: Any) -> float:
+def _fit(context: StageContext, trainer: Any, watch: Any) -> float:
     """Train, from the newest checkpoint if there is one, and return the seconds, those before it with them."""
-    watch = follow(context, trainer)
     trainer.train(resume_from_checkpoint=str(context.resume_from) if context.resume_from else None)
     if watch.is_stopped:
         at = f"stopped in stage '{context.stage}' at step {trainer.state.global_step}"
         if watch.can_resume:
             raise Interrupted(f"{at}, a checkpoint stands", hint="the same command goes on from there")
         raise Interrupted(f"{at}, no checkpoint stands: save_only_model", hint="the same command starts it again")
-    return watch.seconds
+    return float(watch.seconds)
 
 
 def _complete(context: StageContext, trainer: Any, begin: Start) -> None:
@@ -252,6 +257,8 @@ def _complete(context: StageContext, trainer: Any, begin: Start) -> None:
     shutil.rmtree(folder / "ref", ignore_errors=True)
     begin.complete(folder)
     _write_seen(context.folder / "seen.txt", context.inputs["dataset"])
+    if (completions := context.folder / "checkpoints" / "completions").is_dir():  # of TRL's `log_completions`
+        completions.rename(context.folder / "completions")
     # last, since until now a killed run goes on from them: checkpoints that nobody asked for, and the start of a
     # model that now stands alone
     if not _says_when_to_save(context.args):

@@ -166,6 +166,11 @@ class StageContext:
     adapter_mode: AdapterMode | None = None
     preview: int = 0
 
+    @property
+    def artifact_name(self) -> str:
+        """What the artifact will be called, `recipe/stage-key12`."""
+        return f"{self.folder.parent.name}/{self.folder.name.removeprefix('.').removesuffix('.partial')}"
+
 
 @dataclass(slots=True)
 class StageResult:

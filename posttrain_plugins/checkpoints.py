@@ -11,13 +11,24 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.types import CHECKPOINT_MARKER, Issue
 
-__all__ = ["check_period", "damage", "generation_period", "has_checkpoint", "mark_complete", "newest_checkpoint"]
+__all__ = [
+    "check_period",
+    "check_push",
+    "damage",
+    "generation_period",
+    "has_checkpoint",
+    "mark_complete",
+    "newest_checkpoint",
+]
+
+PUSHING = ("push_to_hub", "hub_model_id", "hub_token", "hub_strategy", "hub_always_push", "hub_revision")
+"""Options of transformers' `TrainingArguments` that say what is put on the Hub while it trains, and as whom."""
 
 DIGESTED_BYTES = 1 << 20
 """Read from each end of a file. All of an optimizer of 60 GB would take minutes at every save; a file that was cut,
@@ -62,6 +73,20 @@ def mark_complete(folder: Path) -> None:
     written = folder / f".{CHECKPOINT_MARKER}"
     written.write_text(json.dumps({"format": 1, "files": listed}), encoding="utf-8")
     written.rename(folder / CHECKPOINT_MARKER)
+
+
+def check_push(given: Mapping[str, Any]) -> Issue | None:
+    """Return that a trainer would put its checkpoints on the Hub: in public, by the name of their folder.
+
+    Args:
+        given: a trainer's options as the recipe has them. `hub_private_repo` alone is no push: trackio's Space asks it.
+    """
+    asked = [name for name in PUSHING if given.get(name)]
+    if not asked:
+        return None
+    found = f"{asked[0]} would put checkpoints on the Hub as they come, in a public repository"
+    hint = "a stage of its own, private unless said: {use: export, model: STAGE, to: FOLDER, push_to_hub: ME/NAME}"
+    return Issue(found, hint, f"args.{asked[0]}")
 
 
 def damage(folder: Path) -> str | None:

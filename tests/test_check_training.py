@@ -150,6 +150,24 @@ def test_some_rows_that_are_left_out_are_warned_of(
     assert warnings == [f"max_length={limit} leaves out 1 of the first 2 prompts (hint: raise it above 30)"] * count
 
 
+@pytest.mark.parametrize(
+    ("args", "name"),
+    [
+        ("push_to_hub: true", "push_to_hub"),
+        ("hub_model_id: me/x", "hub_model_id"),
+        ("hub_token: secret", "hub_token"),
+        ("hub_strategy: end", "hub_strategy"),
+        ("push_to_hub: false, hub_private_repo: true", None),
+    ],
+)
+def test_a_training_puts_nothing_on_the_hub(told: Callable[..., list[Any]], args: str, name: str | None) -> None:
+    mistakes = told(f"s: {{use: sft, model: base, dataset: demos, args: {{{args}}}}}")
+    assert [mistake.message for mistake in mistakes] == [
+        f"stage 's': {name} would put checkpoints on the Hub as they come, in a public repository"
+    ] * bool(name)
+    assert all("use: export" in mistake.hint and "secret" not in str(mistake) for mistake in mistakes)
+
+
 def test_kto_of_one_class(told: Callable[..., list[Any]]) -> None:
     (mistake,) = told("s: {use: kto, model: base, dataset: good}")
     assert "all 3 labels are true" in mistake.message

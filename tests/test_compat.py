@@ -305,6 +305,20 @@ def test_an_observer_sees_what_was_scored_but_nothing_that_is_done_aside(trainer
     assert len(seen) == 2
 
 
+def test_trackers_that_trl_calls_itself_have_a_stand_in(trainer: GRPOTrainer) -> None:
+    root = Path(str(importlib.import_module("trl").__file__)).parent
+    calls = [file for file in root.glob("[!e]*/*.py") if "logging_backend" in file.read_text(encoding="utf-8")]
+    assert {file.stem for file in calls} == {"grpo_trainer", "rloo_trainer", "distillation_trainer"}, "of trainers"
+    homes = [vars(importlib.import_module(name)) for name in ("trl.trainer.grpo_trainer", "trl.extras.profiling")]
+    stand_in, before = object(), [home.get("trackio") for home in homes]
+    with compat.modules_as(trainer, {"trackio": stand_in}):
+        assert all(home["trackio"] is stand_in for home in homes)
+    assert [home.get("trackio") for home in homes] == before
+    with pytest.raises(KeyError), compat.modules_as(trainer, {"no_such_module": stand_in}):
+        raise KeyError
+    assert all("no_such_module" not in home for home in homes)
+
+
 def test_reward_names(trainer: GRPOTrainer) -> None:
     compat.set_reward_names(trainer, ["mine"])
     trainer.model.train()

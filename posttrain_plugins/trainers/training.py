@@ -16,7 +16,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from posttrain_plugins.checkpoints import check_period
+from posttrain_plugins.checkpoints import check_period, check_push
 from posttrain_plugins.errors import InputError, Interrupted
 from posttrain_plugins.models.adapter_compatibility import check_fits
 from posttrain_plugins.models.load_report import expecting
@@ -221,7 +221,7 @@ def _config(context: StageContext, config_class: Any, args: Mapping[str, Any], m
         built = config_class(**{**ours, **args})
     except (TypeError, ValueError) as cause:
         raise InputError(f"stage '{context.stage}': {config_class.__name__} refuses its args: {cause}") from cause
-    if issue := check_period(built):
+    if issue := check_push(args) or check_period(built):
         raise InputError(f"stage '{context.stage}': {issue.message}", hint=issue.hint)
     return built
 

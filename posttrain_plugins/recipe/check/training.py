@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from posttrain_plugins.checkpoints import check_period
+from posttrain_plugins.checkpoints import check_period, check_push
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.adapter_types import config_class
 from posttrain_plugins.models.folder import adapter_config, base_of
@@ -52,6 +52,7 @@ def check_training(checker: Checker, stages: RawStages, specs: Mapping[str, Stag
             continue  # values of another type, which are told already, or no trainer's config
         path = stages.by_id[id].path
         found = [
+            *(issue for issue in (check_push(options.given),) if issue),
             *_steps(args),
             *_generation(args, target.startswith("trl:")),
             *_rows(spec, args),

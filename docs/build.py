@@ -28,6 +28,7 @@ from posttrain_plugins.recipe.check.local_paths import FILE_OPTIONS
 from posttrain_plugins.recipe.check.references import MEANINGS, RESERVED
 from posttrain_plugins.recipe.describe import catalogue
 from posttrain_plugins.recipe.describe.json_schema import argument_docs
+from posttrain_plugins.record.health import CHECKS
 from posttrain_plugins.types import KINDS
 
 __all__ = ["PARTS", "render"]
@@ -210,11 +211,12 @@ def own_stage() -> str:
 
 def checks() -> str:
     """Return every check of the kit with its reason."""
-    from posttrain_plugins.testing import CHECKS, general
+    from posttrain_plugins.testing import CHECKS as OF_KIND
+    from posttrain_plugins.testing import general
 
     parts = [("every kind", general.CHECKS)]
     parts += [
-        (f"{kind}s" if kind != "strategy" else "strategies", CHECKS[kind][len(general.CHECKS) :]) for kind in KINDS
+        (f"{kind}s" if kind != "strategy" else "strategies", OF_KIND[kind][len(general.CHECKS) :]) for kind in KINDS
     ]
     return "\n\n".join(_checks(title, found) for title, found in parts)
 
@@ -224,6 +226,21 @@ def _checks(title: str, found: Any) -> str:
     for check in found:
         what, _, why = inspect.cleandoc(check.__doc__).partition("\n\n")
         lines.append(f"- `{check.__name__}`: {' '.join(what.split())} *{' '.join(why.split())}*")
+    return "\n".join(lines)
+
+
+def health() -> str:
+    """Return a table of what is looked at in a training, with thresholds, cure and source."""
+    lines = [
+        "| check | figure | warn | bad | what is found | write into the recipe | threshold from |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for one in CHECKS:
+        sign = ">" if one.bad >= one.warn else "<"
+        limits = f"{sign} {one.warn:g} | {sign} {one.bad:g}"
+        lines.append(
+            f"| {one.name} | `{one.figure}` | {limits} | {one.what} | {_cell(one.cure)} | {_cell(one.source)} |"
+        )
     return "\n".join(lines)
 
 
@@ -265,6 +282,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "capabilities": capabilities,
     "checks": checks,
     "commands": commands,
+    "health": health,
     "own_stage": own_stage,
     "reserved": reserved,
     "stage_columns": stage_columns,

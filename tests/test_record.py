@@ -19,6 +19,7 @@ import posttrain_plugins as pp
 from posttrain_plugins.errors import InputError, Interrupted, StageFailed
 from posttrain_plugins.record.events import EVENTS, EventFile, born, is_alive
 from posttrain_plugins.record.figures import FIGURES, FiguresFile, StepFigures, read_figures
+from posttrain_plugins.record.health import MIN_POINTS, health
 from posttrain_plugins.record.lines import json_line, read_lines
 from posttrain_plugins.record.runs import RunRecord, read_run
 
@@ -330,3 +331,28 @@ def test_every_step_has_its_own_figures_whatever_the_trainer_logs(
     assert 0 < metrics["generation_s"] < metrics["train_s"]
     assert "generation_s" not in made["sft"].metrics
     assert made["sft"].metrics["peak_memory_gib"] > 0
+
+
+@pytest.mark.slow
+def test_a_training_that_is_ill_is_told_of_once(
+    write_recipe: Callable[..., Path], tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """A random model never ends its completions: all are cut."""
+    args = {"max_steps": MIN_POINTS, "per_device_train_batch_size": 2, "max_completion_length": 2, "num_generations": 2}
+    recipe = write_recipe(
+        """
+        model: {model_name_or_path: {model}, dtype: float32}
+        rewards: {odd: {use: regex, pattern: "[13579]"}}
+        stages:
+          rl: {use: grpo, model: base, dataset: {path: "{data}/problems.jsonl"}, rewards: [odd], args: {args}}
+        """,
+        model=tiny_model,
+        data=tiny_data,
+        args=json.dumps({**args, "use_cpu": True, "report_to": []}),
+    )
+    pp.run(recipe, runs_dir=tmp_path / "runs")
+    run = read_run(tmp_path / "runs/recipe")
+    told = [message for stage, message in run.notes if stage == "rl" and "completions/clipped_ratio" in message]
+    assert len(told) == 1
+    assert "cure: raise args.max_completion_length" in told[0]
+    assert {verdict.name: verdict.state for verdict in health(run["rl"].figures())}["truncated"] == "bad"

@@ -7,6 +7,7 @@ was killed.
 |---------------|-------------------------------------------------------------------------------------------|
 | `lines.py`    | JSON lines: written without NaN, read without what a kill has torn                         |
 | `figures.py`  | `figures.jsonl`: the figures of each optimizer step, written as it trains                  |
+| `health.py`   | is a training well? Verdicts over its figures, with threshold, source and cure            |
 | `events.py`   | `run.jsonl`: what happened in a run, as it happens                                         |
 | `artifact.py` | a finished stage: its folder and its manifest                                              |
 | `runs.py`     | a run: its stages in order, the state of each, and their files                             |

@@ -20,7 +20,8 @@ from posttrain_plugins.checkpoints import check_period, check_push
 from posttrain_plugins.errors import InputError, Interrupted
 from posttrain_plugins.models.adapter_compatibility import check_fits
 from posttrain_plugins.models.load_report import expecting
-from posttrain_plugins.record.figures import read_figures
+from posttrain_plugins.record.figures import StepFigures, read_figures
+from posttrain_plugins.record.health import health
 from posttrain_plugins.text import fingerprint, is_conversational, to_text
 from posttrain_plugins.text.readers import reading, template_opens_thought
 from posttrain_plugins.text.reward_input import TEMPLATE_COLUMNS
@@ -112,8 +113,12 @@ def train(
             trainer.evaluate()  # once, at the end; it stands in the log history
     history = trainer.state.log_history
     metrics = {"train_s": seconds, "steps": float(trainer.state.global_step), **_last_figures(history)}
-    metrics |= _costs(context.folder)
+    lines = list(read_figures(context.folder))
+    metrics |= _costs(lines)
     if trainer.is_world_process_zero():
+        for verdict in health(lines):
+            if verdict.state != "ok":
+                context.reporter.note(str(verdict))
         _complete(context, trainer, begin)
     trainer.accelerator.wait_for_everyone()  # no process reads or publishes the folder before it is done
     details = {"rows": lost} if lost else {}
@@ -276,10 +281,10 @@ def _last_figures(history: list[dict[str, Any]]) -> dict[str, float]:
     return {name: value for name, value in last.items() if isfinite(value)}
 
 
-def _costs(folder: Path) -> dict[str, float]:
+def _costs(lines: list[StepFigures]) -> dict[str, float]:
     """Return the peak of memory and the seconds of generation, of the steps before a kill too."""
-    steps = [line.figures for line in read_figures(folder)]
-    peaks, seconds = ([step[name] for step in steps if name in step] for name in ("peak_memory_gib", "generation_s"))
+    names = ("peak_memory_gib", "generation_s")
+    peaks, seconds = ([line.figures[name] for line in lines if name in line.figures] for name in names)
     sampled = {"generation_s": sum(seconds)} if seconds else {}
     return {"peak_memory_gib": max(peaks), **sampled} if peaks else sampled
 

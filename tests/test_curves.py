@@ -26,7 +26,8 @@ from posttrain_plugins.types import Completion, Problem
 def test_three_draws_by_hand() -> None:
     draws = Draws(metric=[1.0, 0.0, 0.0], answers=["a", "b", "b"], verifiers={"rm": [0.9, 0.3, 0.4]})
     found = curves([draws], 3)
-    assert list(found) == ["pass", "maj", "weighted/rm", "best/rm"]
+    assert list(found) == ["pass", "maj", "weighted/rm", "best/rm", "proxy/rm"]
+    assert [found["proxy/rm"][k][0] for k in (1, 2, 3)] == pytest.approx([1.6 / 3, 2.2 / 3, 0.9])
     assert found["pass"] == {1: [pytest.approx(1 / 3)], 2: [pytest.approx(2 / 3)], 3: [1.0]}
     assert found["maj"] == {1: [pytest.approx(1 / 3)], 2: [pytest.approx(2 / 3)], 3: [0.0]}  # of 1 to 1 the first
     assert found["weighted/rm"] == {1: [pytest.approx(1 / 3)], 2: [pytest.approx(2 / 3)], 3: [1.0]}  # 0.9 against 0.7

@@ -49,7 +49,7 @@ def run_and_show(chosen: Plan, as_json: bool, measured: str | None = None) -> No
     console = err()
     console.print(f"results: {chosen.store.folder}", highlight=False, style="dim", soft_wrap=True)
     for artifact in evaluations(finished.artifacts):
-        for name in ("summary.json", "samples.jsonl", "accuracy_tokens.svg", "accuracy_tokens.png"):
+        for name in ("summary.json", "samples.jsonl", "accuracy_tokens.svg", "accuracy_tokens.png", "proxy_gold.svg"):
             if (artifact.folder / name).is_file():  # the plots need an extra, and one strategy makes none
                 console.print(f"  {artifact.folder / name}", highlight=False, style="dim", soft_wrap=True)
 

@@ -110,11 +110,18 @@ def at_k_table(details: Mapping[str, Any]) -> Table | None:
     for k in ks:
         table.add_column(f"k = {k}", justify="right")
     before = ""
+    over = {m: found["measures"].get("sampled", {}).get("over_optimised", {}) for m, found in details["models"].items()}
+    if any(over.values()):
+        table.caption = "over-optimised: best@k falls as k grows, by more than noise; the scorer likes what is wrong"
+        table.caption_justify = "left"
     for (model, name), points in curves.items():
         kind, slash, verifier = name.partition("/")  # `best/rm` is best@k by rm
         figures = (_figure(points[str(k)]["mean"]) if str(k) in points else "" for k in ks)
         lead = [model if model != before else ""] if has_many else []
-        table.add_row(*lead, _name(f"{kind}@k" + (f" by {verifier}" if slash else "")), *figures)
+        shown = _name(f"{kind}@k" + (f" by {verifier}" if slash else ""))
+        if kind == "best" and verifier.removesuffix(" (oracle)") in over[model]:
+            shown.append("  over-optimised", style="red")
+        table.add_row(*lead, shown, *figures)
         before = model
     return table
 

@@ -138,7 +138,13 @@ class Bench:
         first = sum(usage.total_tokens + usage.cached_tokens for result in once for usage in result.usage.values())
         sampled.tokens_per_problem = first / max(len(self.problems), 1)
         metric = scores[self.rewards[0].name]
-        sampled.curves = self._curves(n, drawn, metric, answers, (first, sampled.tokens))
+        found = self._curves(n, drawn, metric, answers, (first, sampled.tokens))
+        sampled.proxies = {
+            name.partition("/")[2].removesuffix(ORACLE): c.values
+            for name, c in found.items()
+            if name.startswith("proxy/")
+        }
+        sampled.curves = {name: curve for name, curve in found.items() if not name.startswith("proxy/")}
         majority_of_n.voteless = sum(majority(row) is None for row in answers if row)
         return [sampled, majority_of_n]
 

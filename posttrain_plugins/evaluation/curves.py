@@ -67,11 +67,12 @@ def curves(problems: Sequence[Draws], n: int, seed: int = 0) -> dict[str, Curve]
         seed: of the subsets.
 
     Returns:
-        `pass`, `maj`, and for each verifier `weighted/NAME` and `best/NAME`.
+        `pass`, `maj`, and for each verifier `weighted/NAME` and `best/NAME`, which are the metric, and `proxy/NAME`,
+        what the verifier itself thinks of its best.
     """
     voters = [_Voter(draws) for draws in problems]
     names = list(problems[0].verifiers) if problems else []
-    kinds = ["pass", "maj", *(f"{kind}/{name}" for name in names for kind in ("weighted", "best"))]
+    kinds = ["pass", "maj", *(f"{kind}/{name}" for name in names for kind in ("weighted", "best", "proxy"))]
     found: dict[str, Curve] = {kind: {} for kind in kinds}
     for k in powers(n):
         # One choice of subsets for all problems and both votes: curves then differ by the vote, not by the draw.
@@ -90,6 +91,7 @@ def curves(problems: Sequence[Draws], n: int, seed: int = 0) -> dict[str, Curve]
         for name in names:
             found[f"weighted/{name}"][k] = [voter.vote(subsets, name) for voter in voters]
             found[f"best/{name}"][k] = [_best(draws.metric, draws.verifiers[name], k) for draws in problems]
+            found[f"proxy/{name}"][k] = [_best(draws.verifiers[name], draws.verifiers[name], k) for draws in problems]
     return found
 
 

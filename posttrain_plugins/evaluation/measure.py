@@ -11,6 +11,7 @@ from typing import Any
 
 from posttrain_plugins.evaluation.figures import Interval, difference_interval, mean_interval, pareto
 from posttrain_plugins.evaluation.missing import Missing
+from posttrain_plugins.evaluation.proxy import Fall, find_fall, proxy_against_gold
 from posttrain_plugins.types import ModelArtifact, Usage
 
 __all__ = ["Curve", "Measure", "flat_figures", "gains", "mark_pareto"]
@@ -51,6 +52,7 @@ class Measure:
         seconds: wall time of drawing; what came from the log takes none.
         tokens_per_problem: what one answer takes, read and written, by all roles, whether fresh or from the log.
         curves: `pass`, `maj`, `weighted/NAME`, `best/NAME` -> the figure against the number of completions.
+        proxies: verifier -> k -> what it thinks of its best of k, for each problem.
         samples: one JSON object per completion.
         errors: problems where the strategy raised.
         unread: completions that came and have no answer that can be read; rewards that read answers give them 0.0.
@@ -68,6 +70,7 @@ class Measure:
     seconds: float = 0.0
     tokens_per_problem: float = 0.0
     curves: dict[str, Curve] = field(default_factory=dict)
+    proxies: dict[str, Mapping[int, Sequence[float]]] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     unread: int = 0
@@ -102,6 +105,8 @@ class Measure:
             "usage": {role: asdict(usage) for role, usage in self.usage.items()},
             "pass_at": {k: found["mean"] for k, found in at_k.get("pass", {}).items()},
             "at_k": at_k,
+            "proxy": {name: proxy_against_gold(told, self._best(name)) for name, told in self.proxies.items()},
+            "over_optimised": {name: fall.to_json() for name, fall in self.falls().items()},
             "completions": len(self.samples),
             "unread": self.unread,
             "voteless": self.voteless,
@@ -113,6 +118,18 @@ class Measure:
             "pareto": self.is_pareto,
             "errors": self.errors,
         }
+
+    def falls(self) -> dict[str, Fall]:
+        """Return the verifiers that are followed too far: best of k by them falls as k grows."""
+        # one that knows the answer is no proxy: where it disagrees with the metric, the two judge other things
+        learned = [name for name in self.proxies if f"best/{name}" in self.curves]
+        found = {name: find_fall(self._best(name)) for name in learned}
+        return {name: fall for name, fall in found.items() if fall is not None}
+
+    def _best(self, verifier: str) -> Mapping[int, Sequence[float]]:
+        """Return the metric of a verifier's best of k; `Bench` marks the curve of one that knows the answer."""
+        name = f"best/{verifier}"
+        return next(curve.values for key, curve in self.curves.items() if key.removesuffix(" (oracle)") == name)
 
     @cached_property
     def interval(self) -> Interval:

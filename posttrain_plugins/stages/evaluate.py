@@ -9,7 +9,8 @@ what Snell et al., 2024 (https://huggingface.co/papers/2408.03314) compare strat
 2. All ways of answering share their draws: a strategy's `tokens` are what it takes alone, its `seconds` what was left.
 3. What could not be answered (a failed sample, a problem where a strategy raised) is missing, not wrong: figures are
    over what was answered, with the missing in the interval, and more than `max_missing` of it ends the stage.
-5. What a gain has cost elsewhere is measured on `retain`: see `evaluation/retain.py`.
+5. A learned scorer whose best of k falls as k grows is over-optimised, and said to be (`evaluation/proxy.py`).
+6. What a gain has cost elsewhere is measured on `retain`: see `evaluation/retain.py`.
 4. Tokens are those of all roles, read and written. The Pareto front is without oracles, which have seen the answer.
 """
 
@@ -67,7 +68,7 @@ _GATE = re.compile(r"\s*(>=|<=|>|<|==)\s*([+-]?\d*\.?\d+(?:[eE][+-]?\d+)?)\s*")
 class Evaluate:
     """Measure every model with every strategy at every budget.
 
-    Writes `summary.json`, `samples.jsonl` (which `sample` can take) and a plot of accuracy against tokens.
+    Writes `summary.json`, `samples.jsonl` (which `sample` can take) and plots.
 
     Args:
         models: what is measured.
@@ -86,7 +87,7 @@ class Evaluate:
         reader: how answers are read for votes, and to tell how many cannot be read: auto, marked, boxed, tag,
             last_number, whole, or regex:PATTERN. Rewards have a reader of their own.
         max_missing: the share of completions, or of a strategy's answers, that may be missing.
-        plot: draw `accuracy_tokens.svg` and `.png`, where matplotlib is installed.
+        plot: draw `accuracy_tokens.svg` and `.png`, and `proxy_gold` where verifiers choose, if matplotlib is there.
         retain: data sets of what should not be forgotten: with a column `text` its perplexity is measured, with
             `prompt` the accuracy of greedy completions by the first reward. Each model is compared with the nearest and
             the first measured model that it was made from, paired by row.
@@ -244,12 +245,14 @@ class Evaluate:
         # a gain is over the nearest model that is measured here too, so all have to be done
         from posttrain_plugins.evaluation.measure import flat_figures, gains
         from posttrain_plugins.evaluation.plot import draw
+        from posttrain_plugins.evaluation.proxy_plot import draw_proxies
         from posttrain_plugins.evaluation.retain import flat_retained, retained_summary
 
         summaries = {name: {m.name: m.summary() for m in measures} for name, measures in measured.items()}
         gained = {artifact.name: gains(artifact, measured) for artifact in models}
         metric = context.inputs["rewards"][0].name
         kept = retained_summary(retained, {artifact.name: artifact.ancestors for artifact in models})
+        _tell_of_falls(measured, context)
         _tell_of_losses(kept, context)
         metrics = {**flat_figures(metric, summaries, gained), **flat_retained(kept)}
         last = measured[models[-1].name]
@@ -278,10 +281,22 @@ class Evaluate:
         if self.plot:
             try:
                 draw(details, context.folder / "accuracy_tokens")
+                draw_proxies(details, context.folder / "proxy_gold")
             except ImportError:
                 hint = "pip install 'posttrain-plugins[plot]', or plot: false"
                 context.reporter.note(f"accuracy_tokens.svg is not drawn, matplotlib is not installed: {hint}")
         return StageResult(metrics=metrics, details=details)
+
+
+def _tell_of_falls(measured: Mapping[str, Sequence[Measure]], context: StageContext) -> None:
+    """Name the learned scorers that are followed too far."""
+    from posttrain_plugins.evaluation.proxy import CURE
+
+    for model, measures in measured.items():
+        for name, fall in ((name, fall) for measure in measures for name, fall in measure.falls().items()):
+            than = "one sample" if fall.over == 1 else f"best of {fall.over}"
+            change = f"{fall.change.mean:+.3f} [{fall.change.low:+.3f}, {fall.change.high:+.3f}] over {than}"
+            context.reporter.note(f"{model}: '{name}' is over-optimised, best of {fall.k} by it is {change}: {CURE}")
 
 
 def _tell_of_losses(kept: Mapping[str, Any], context: StageContext) -> None:

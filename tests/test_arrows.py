@@ -67,7 +67,7 @@ ALLOWED = {
     "templates": {"types", "errors", "text", "answers", "testing"},
     "testing": NOUNS | CORE | INFERENCE | {"api", "tiny_world", "models"},
     "auditing": NOUNS | CORE | INFERENCE | {"testing"},
-    "report": NOUNS | CORE | {"engine", "evaluation"},
+    "report": NOUNS | CORE | {"record", "engine", "evaluation"},
     "cli": NOUNS | CORE | INFERENCE | {*FACES, "testing", "doctor", "report", "record", "cli", ""},
     "__main__": {"cli"},
     "": {"api"},  # the package itself, lazily

@@ -23,7 +23,7 @@ COMMANDS = {
     "run": "recipes:run",
     "validate": "recipes:validate",
     "plan": "recipes:plan",
-    "report": "recipes:report",
+    "report": "report:report",
     "evaluate": "evaluate:evaluate",
     "ask": "ask:ask",
     "serve": "serve:serve",

@@ -1,4 +1,4 @@
-"""The commands on recipes: run, validate, plan and report."""
+"""The commands on recipes: run, validate and plan."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import typer
 
 from posttrain_plugins.cli.options import RUNS, JsonOption, OverrideOption, RecipeArgument, RunsOption
 from posttrain_plugins.cli.output import out, print_error, quiet
-from posttrain_plugins.cli.runs import print_results, run_and_show
+from posttrain_plugins.cli.runs import run_and_show
 
-__all__ = ["plan", "report", "run", "validate"]
+__all__ = ["plan", "run", "validate"]
 
 
 def run(
@@ -110,23 +110,3 @@ def plan(
         print_masks(out(), shown)
     for warning in warnings_of(chosen):
         out().print(warning, style="yellow", highlight=False, soft_wrap=True)
-
-
-def report(
-    name: Annotated[str, typer.Argument(metavar="RUN", help="The name of a run below RUNS_DIR, such as `quickstart`.")],
-    runs_dir: RunsOption = RUNS,
-    as_json: JsonOption = False,
-) -> None:
-    """Print the tables of a run again, from what stands below RUNS_DIR.
-
-    `posttrain report quickstart --json`
-    """
-    from posttrain_plugins.errors import InputError
-    from posttrain_plugins.recipe.plan.store import Store
-
-    store = Store(runs_dir.resolve(), name)
-    artifacts = store.all_latest()
-    if not artifacts:
-        known = sorted(p.parent.name for p in runs_dir.glob("*/latest"))
-        raise InputError(f"no run '{name}' below {runs_dir}", hint=f"runs there: {', '.join(known) or 'none'}")
-    print_results(name, artifacts, as_json)

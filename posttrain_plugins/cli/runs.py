@@ -28,19 +28,23 @@ def run_and_show(chosen: Plan, as_json: bool, measured: str | None = None) -> No
         measured: the one model that the plan measures, as the user named it; then only the figures are shown.
     """
     from posttrain_plugins.cli.run_display import RunDisplay
+    from posttrain_plugins.recipe.run.observer import Several
     from posttrain_plugins.recipe.run.run import run_plan
+    from posttrain_plugins.report.live import LiveReport
 
     display = RunDisplay(err(), is_quiet=as_json)
+    page = LiveReport(lambda message: err().print(message, style="yellow", highlight=False, markup=False))
     if any(stage.must_run for stage in chosen.stages):  # if all is cached, no library is imported
         quiet(display.console)
     try:
         # rewards and trainers may print, which would spoil the JSON
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-            finished = run_plan(chosen, display)
+            finished = run_plan(chosen, Several(display, page))
     except Interrupted as stop:  # the checkpoint is saved: only the command that goes on is missing from the message
         raise Interrupted(stop.message, hint=f"go on with the same command: {_command()}") from None
     finally:
         display.close()
+        page.close()
     print_results(chosen.recipe.name, finished.artifacts, as_json, measured)
     if as_json:
         return
@@ -48,6 +52,8 @@ def run_and_show(chosen: Plan, as_json: bool, measured: str | None = None) -> No
 
     console = err()
     console.print(f"results: {chosen.store.folder}", highlight=False, style="dim", soft_wrap=True)
+    if page.file is not None and page.file.is_file():
+        console.print(f"  {page.file}", highlight=False, style="dim", soft_wrap=True)
     for artifact in evaluations(finished.artifacts):
         for name in ("summary.json", "samples.jsonl", "accuracy_tokens.svg", "accuracy_tokens.png", "proxy_gold.svg"):
             if (artifact.folder / name).is_file():  # the plots need an extra, and one strategy makes none
@@ -57,23 +63,17 @@ def run_and_show(chosen: Plan, as_json: bool, measured: str | None = None) -> No
 def print_results(name: str, artifacts: Mapping[str, Artifact], as_json: bool, measured: str | None = None) -> None:
     """Print the tables of a run, or the same as JSON."""
     from posttrain_plugins.record.lineage import evaluations
-    from posttrain_plugins.record.results import rows as rows_of
+    from posttrain_plugins.record.results import rows
+    from posttrain_plugins.report.results_json import results_json
 
-    rows = rows_of(artifacts)
     if as_json:
-        stages = {
-            id: {"metrics": a.metrics, "folder": str(a.folder), "model_path": a.model_path and str(a.model_path)}
-            for id, a in artifacts.items()
-        }
-        for artifact in evaluations(artifacts):
-            stages[artifact.manifest["stage"]]["details"] = artifact.details
-        print(json.dumps({"recipe": name, "stages": stages, "rows": [row.to_json() for row in rows]}, indent=1))
+        print(json.dumps(results_json(name, artifacts), indent=1))
         return
     from posttrain_plugins.cli.tables import at_k_table, evaluation_table, result_table, retained_table
 
     console = out()
     if measured is None:  # `evaluate` has one stage, of which the table of results says less than its own
-        console.print(result_table(rows, name))
+        console.print(result_table(rows(artifacts), name))
     for artifact in evaluations(artifacts):
         details = artifact.details
         title = f"{measured or artifact.manifest['stage']}: {details['metric']} on {details['problems']} problems"

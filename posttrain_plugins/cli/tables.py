@@ -11,12 +11,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from posttrain_plugins.report.words import duration, figure, verdict
+
 if TYPE_CHECKING:
     from posttrain_plugins.recipe.plan.plan import Plan
     from posttrain_plugins.record.results import Row
+    from posttrain_plugins.report.compare import Change, Comparison, Remade
 
 __all__ = [
     "at_k_table",
+    "changes_table",
+    "comparison_table",
     "copies_of",
     "duration",
     "evaluation_table",
@@ -24,20 +29,11 @@ __all__ = [
     "plan_table",
     "print_checks",
     "print_plugin",
+    "remade_table",
     "result_table",
     "retained_table",
     "warnings_of",
 ]
-
-
-def duration(seconds: float) -> str:
-    """Write seconds as `0.4s`, `12s`, `3m 05s`, `2h 10m`."""
-    if seconds < 10:
-        return f"{seconds:.1f}s"
-    if seconds < 60:
-        return f"{seconds:.0f}s"
-    minutes = int(seconds // 60)
-    return f"{minutes}m {int(seconds % 60):02d}s" if minutes < 60 else f"{minutes // 60}h {minutes % 60:02d}m"
 
 
 def result_table(rows: Sequence[Row], title: str) -> Table:
@@ -54,8 +50,8 @@ def result_table(rows: Sequence[Row], title: str) -> Table:
         time = duration(row.seconds) if row.seconds is not None else ""
         # coloured only if the interval leaves out 0: a gain within the noise looks like none
         sign = 0 if row.gain is None else (row.gain[1] > 0) - (row.gain[2] < 0)
-        gain = Text(_figure(row.gain, "+"), style=("", "green", "red")[sign])
-        figures = (_figure(row.sampled), gain, _figure(row.majority), _figure(row.greedy))
+        gain = Text(figure(row.gain, "+"), style=("", "green", "red")[sign])
+        figures = (figure(row.sampled), gain, figure(row.majority), figure(row.greedy))
         table.add_row(row.stage, row.made_from, time, *(figures if is_measured else ()), Text(row.remark, style="dim"))
     return table
 
@@ -77,7 +73,7 @@ def evaluation_table(details: Mapping[str, Any], title: str) -> Table:
             values = [measure["rewards"].get(name) for name in rewards]
             first = values[0] and (values[0]["mean"], values[0]["low"], values[0]["high"])
             # one interval is what a terminal has room for: the first reward is the metric
-            shown = [_figure(first), *(_figure(v and v["mean"]) for v in values[1:])]
+            shown = [figure(first), *(figure(v and v["mean"]) for v in values[1:])]
             text = _name(label)
             if measure.get("stopped"):
                 text.append(f"  {measure['stopped']} cut", style="dim")
@@ -116,7 +112,7 @@ def at_k_table(details: Mapping[str, Any]) -> Table | None:
         table.caption_justify = "left"
     for (model, name), points in curves.items():
         kind, slash, verifier = name.partition("/")  # `best/rm` is best@k by rm
-        figures = (_figure(points[str(k)]["mean"]) if str(k) in points else "" for k in ks)
+        figures = (figure(points[str(k)]["mean"]) if str(k) in points else "" for k in ks)
         lead = [model if model != before else ""] if has_many else []
         shown = _name(f"{kind}@k" + (f" by {verifier}" if slash else ""))
         if kind == "best" and verifier.removesuffix(" (oracle)") in over[model]:
@@ -142,11 +138,11 @@ def retained_table(details: Mapping[str, Any]) -> Table | None:
             changes = Text()
             for other, change in one["over"].items():
                 is_worse = change["low"] > 1.0 if is_text else change["high"] < 0.0
-                shown = _figure((change["mean"], change["low"], change["high"]), "" if is_text else "+")
+                shown = figure((change["mean"], change["low"], change["high"]), "" if is_text else "+")
                 changes.append("\n" if changes else "")
                 changes.append(f"{other} {'x ' if is_text else ''}{shown}", style="red" if is_worse else "")
-            figure = _figure((one["mean"], one["low"], one["high"]))
-            table.add_row(model if i == 0 else "", _name(name), found["kind"], figure, changes)
+            shown_one = figure((one["mean"], one["low"], one["high"]))
+            table.add_row(model if i == 0 else "", _name(name), found["kind"], shown_one, changes)
         table.add_section()
     table.caption = "red: worse by more than another draw of rows would make it; x: as many times the perplexity"
     table.caption_justify = "left"
@@ -180,12 +176,46 @@ def _name(name: str) -> Text:
     return text
 
 
-def _figure(value: Sequence[float] | float | None, sign: str = "") -> str:
-    """Write a mean, or mean, low and high as `0.512 [0.480, 0.544]`; nothing for what was not measured."""
-    if not isinstance(value, Sequence):
-        return "" if value is None else f"{value:{sign}.3f}"
-    mean, low, high = (f"{part:{sign}.3f}" for part in value)
-    return f"{mean} [{low}, {high}]"
+def changes_table(title: str, changes: Sequence[Change], names: tuple[str, str]) -> Table:
+    """Return a row a value that is another in two runs."""
+    table = _titled(title)
+    for name in ("where", *names):
+        table.add_column(Text(name))
+    for change in changes:
+        table.add_row(*map(Text, (change.path, change.a, change.b)))
+    return table
+
+
+def remade_table(remade: Sequence[Remade]) -> Table:
+    """Return a row a stage that is another in two runs, with why."""
+    table = _titled("made again")
+    table.add_column("stage")
+    table.add_column("because")
+    for one in remade:
+        table.add_row(Text(one.stage), Text("\n".join(one.reasons())))
+    return table
+
+
+def comparison_table(found: Comparison) -> Table:
+    """Return a row a model and way of answering: what it came to in both runs, and whether the difference is one."""
+    table = _titled(f"{found.b} less {found.a}, paired by problem")
+    for name in ("model", "answered by"):
+        table.add_column(name)
+    for name in (found.a, found.b, "difference"):
+        table.add_column(Text(name), justify="right")
+    for name in ("", "fixed", "broken"):
+        table.add_column(name, justify="right" if name else "left")
+    for one in found.measured:
+        values = [figure(value and value[0]) for value in (one.a, one.b)]
+        if one.gain is None or one.pairing is None:
+            told: list[Any] = [Text(""), Text(one.reason, style="dim"), "", ""]
+        else:
+            word = verdict(one.gain)
+            style = {"better": "green", "worse": "red"}.get(word, "dim")
+            counts = [str(one.pairing.count(kind)) for kind in ("fixed", "broken")]
+            told = [Text(figure(one.gain, "+"), style=style), Text(word, style=style), *counts]
+        table.add_row(Text(one.model), Text(one.way), *values, *told)
+    return table
 
 
 def plan_table(plan: Plan) -> Table:

@@ -15,4 +15,5 @@ answered and settled by the `Session`. Read `solve.py`, then `session.py`, then 
 | `keys.py`        | a request's name: seed, cache entry and log line in one                        |
 | `log.py`         | the log of answered requests: cache, replay and resume                         |
 | `trace.py`       | what happened while a problem was solved, and the tree that it tells           |
+| `saved_traces.py` | those of the first problems on disk, for reports                              |
 """

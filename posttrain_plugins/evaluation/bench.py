@@ -12,6 +12,7 @@ from typing import Any
 
 from posttrain_plugins.backends.protocol import AnyBackend
 from posttrain_plugins.engine.log import RequestLog
+from posttrain_plugins.engine.saved_traces import TRACED_PROBLEMS
 from posttrain_plugins.engine.scoring import Scored, score, score_keys
 from posttrain_plugins.engine.solve import Progress, sample, solve
 from posttrain_plugins.engine.trace import failures_of, unanswered
@@ -182,6 +183,7 @@ class Bench:
             tokens = sum(usage.total_tokens + usage.cached_tokens for usage in result.usage.values())
             line |= {"tokens": tokens, "stopped_by": result.stopped_by}
         measure.errors = [f"problem {p.id}: {r.error}" for p, r in zip(self.problems, results, strict=True) if r.error]
+        measure.traced = list(results[:TRACED_PROBLEMS])
         measure.voteless = sum(is_vote_empty(result) for result in results)
         measure.stopped = sum(result.stopped_by is not None for result in results)
         measure.is_oracle = is_oracle

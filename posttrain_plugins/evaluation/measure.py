@@ -12,7 +12,7 @@ from typing import Any
 from posttrain_plugins.evaluation.figures import Interval, difference_interval, mean_interval, pareto
 from posttrain_plugins.evaluation.missing import Missing
 from posttrain_plugins.evaluation.proxy import Fall, find_fall, proxy_against_gold
-from posttrain_plugins.types import ModelArtifact, Usage
+from posttrain_plugins.types import ModelArtifact, Result, Usage
 
 __all__ = ["Curve", "Measure", "flat_figures", "gains", "mark_pareto"]
 
@@ -54,6 +54,7 @@ class Measure:
         curves: `pass`, `maj`, `weighted/NAME`, `best/NAME` -> the figure against the number of completions.
         proxies: verifier -> k -> what it thinks of its best of k, for each problem.
         samples: one JSON object per completion.
+        traced: of a strategy, the first problems with their traces.
         errors: problems where the strategy raised.
         unread: completions that came and have no answer that can be read; rewards that read answers give them 0.0.
         voteless: problems with several completions none of which has an answer to vote for.
@@ -72,6 +73,7 @@ class Measure:
     curves: dict[str, Curve] = field(default_factory=dict)
     proxies: dict[str, Mapping[int, Sequence[float]]] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    traced: list[Result] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     unread: int = 0
     voteless: int = 0

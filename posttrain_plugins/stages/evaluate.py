@@ -68,7 +68,7 @@ _GATE = re.compile(r"\s*(>=|<=|>|<|==)\s*([+-]?\d*\.?\d+(?:[eE][+-]?\d+)?)\s*")
 class Evaluate:
     """Measure every model with every strategy at every budget.
 
-    Writes `summary.json`, `samples.jsonl` (which `sample` can take) and plots.
+    Writes `summary.json`, `samples.jsonl` (which `sample` can take), `traces.jsonl` of the first problems, and plots.
 
     Args:
         models: what is measured.
@@ -138,6 +138,7 @@ class Evaluate:
     def __call__(self, context: StageContext) -> StageResult:
         from posttrain_plugins.backends.open import opened
         from posttrain_plugins.engine.log import RequestLog
+        from posttrain_plugins.engine.saved_traces import TRACES, trace_lines
         from posttrain_plugins.engine.solve import is_thinking
         from posttrain_plugins.evaluation.bench import Bench, problems_of
         from posttrain_plugins.evaluation.measure import mark_pareto
@@ -154,7 +155,9 @@ class Evaluate:
         kept_known: dict[str, dict[str, Retained]] = {name: {} for name in self.retain}
         with (
             RequestLog(context.folder / "log.jsonl") as log,
-            (context.folder / "samples.jsonl").open("w", encoding="utf-8") as samples,
+            # half a character, which a server may send, is no reason to lose an evaluation
+            (context.folder / "samples.jsonl").open("w", encoding="utf-8", errors="replace") as samples,
+            (context.folder / TRACES).open("w", encoding="utf-8", errors="replace") as traces,
             ExitStack() as kept,
         ):
             # Models that strategies name stay until the end. A measured one goes before the next is loaded, so that one
@@ -178,6 +181,8 @@ class Evaluate:
                 # at once, model by model: what an evaluation that is killed has drawn by then can be read
                 made = ({"model": artifact.name, **row} for one in measured[artifact.name] for row in one.samples)
                 samples.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in made)
+                for one in measured[artifact.name]:
+                    traces.writelines(trace_lines(one.traced, model=artifact.name, measure=one.name))
         return self._report(context, models, problems, measured, kept_known)
 
     def _measure(self, bench: Bench, context: StageContext, number: int) -> Iterator[Measure]:

@@ -202,6 +202,7 @@ class Sample:
         options: Mapping[str, Any],
     ) -> tuple[list[list[str]], dict[str, float]]:
         """Return each problem's completions: all that a strategy finished, or its answer where it names none."""
+        from posttrain_plugins.engine.saved_traces import TRACES, trace_lines
         from posttrain_plugins.engine.solve import sample, solve
 
         strategy = context.inputs.get("strategy")
@@ -211,6 +212,8 @@ class Sample:
             asked = self.num_generations * len(results)
         else:
             results = solve(strategy.strategy, problems, scorers=strategy.scorers, columns=columns, **options)
+            with (context.folder / TRACES).open("w", encoding="utf-8", errors="replace") as traces:
+                traces.writelines(trace_lines(results, model=context.inputs["model"].name, measure=strategy.label))
             reasons = [why for result in results if (why := unanswered(result)) is not None]
             asked = len(results)
         found = [[candidate.text for candidate in result.candidates] for result in results]

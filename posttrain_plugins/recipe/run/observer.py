@@ -11,7 +11,7 @@ from posttrain_plugins.recipe.plan.plan import Plan, PlannedStage
 from posttrain_plugins.record.artifact import Artifact
 from posttrain_plugins.record.events import EventFile
 
-__all__ = ["Observer", "Recorded"]
+__all__ = ["Observer", "Recorded", "Several"]
 
 
 class Observer:
@@ -36,6 +36,39 @@ class Observer:
 
     def failed(self, stage: PlannedStage, error: BaseException) -> None:
         """Called when a stage has raised."""
+
+
+class Several(Observer):
+    """Tells several observers, in their order."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self.observers = observers
+
+    def planned(self, plan: Plan) -> None:
+        for one in self.observers:
+            one.planned(plan)
+
+    def started(self, stage: PlannedStage, resumes_from: Path | None) -> None:
+        for one in self.observers:
+            one.started(stage, resumes_from)
+
+    def progress(
+        self, stage: PlannedStage, done: int, total: int | None, unit: str, figures: Mapping[str, float]
+    ) -> None:
+        for one in self.observers:
+            one.progress(stage, done, total, unit, figures)
+
+    def note(self, stage: PlannedStage, message: str) -> None:
+        for one in self.observers:
+            one.note(stage, message)
+
+    def finished(self, stage: PlannedStage, artifact: Artifact, is_cached: bool) -> None:
+        for one in self.observers:
+            one.finished(stage, artifact, is_cached)
+
+    def failed(self, stage: PlannedStage, error: BaseException) -> None:
+        for one in self.observers:
+            one.failed(stage, error)
 
 
 class Recorded(Observer):

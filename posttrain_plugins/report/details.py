@@ -1,0 +1,131 @@
+"""The sections of a run's page that are tables: health, people, cost, and the recipe that it was. No paper."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from posttrain_plugins.record.runs import RunRecord, StageRecord
+from posttrain_plugins.report.curves import Curves
+from posttrain_plugins.report.masking import masked, masked_text
+from posttrain_plugins.report.page import text
+from posttrain_plugins.report.words import duration
+
+__all__ = ["cost_section", "health_section", "people_section", "recipe_section"]
+
+KEY_DIGITS = 12
+
+
+def health_section(run: RunRecord) -> Iterator[str]:
+    """Yield the verdicts on each stage that samples, those that say something first."""
+    yield from ()
+
+
+def people_section(run: RunRecord) -> Iterator[str]:
+    """Yield what people decided, of each stage that waits for them."""
+    stages = [stage for stage in run.stages if stage.use == "annotate" and stage.metrics]
+    if not stages:
+        return
+    yield "<section id=people aria-labelledby=h-people><h2 id=h-people>What people decided</h2>"
+    for stage in stages:
+        yield f"<h3>{text(stage.id)}</h3><table>"
+        for name, value in stage.metrics.items():
+            yield f"<tr><th scope=row>{text(name.replace('_', ' '))}</th><td>{value:.4g}</td></tr>"
+        yield "</table>"
+    yield "</section>"
+
+
+def cost_section(run: RunRecord, curves: Mapping[str, Curves]) -> Iterator[str]:
+    """Yield what each stage took: time, tokens, memory, and the share of the time in which it sampled."""
+    stages = [stage for stage in run.stages if stage.manifest or stage.id in curves]
+    if not stages:
+        return
+    seconds = {stage.id: _seconds(stage, curves.get(stage.id)) for stage in stages}
+    most = max(seconds.values()) or 1.0
+    yield "<section id=cost aria-labelledby=h-cost><h2 id=h-cost>What it cost</h2>"
+    yield "<div class=scroll tabindex=0 role=region aria-label='cost by stage'><table class=cost><tr>"
+    heads = ("stage", "time", "", "steps", "tokens", "peak memory", "sampling")
+    yield "".join(f"<th scope=col>{head}</th>" if head else "<td></td>" for head in heads) + "</tr>"
+    for stage in stages:
+        found = curves.get(stage.id) or Curves()
+        bar = (
+            f'<svg class=bar aria-hidden=true><rect width="{100 * seconds[stage.id] / most:.1f}%" height="100%"/></svg>'
+        )
+        cells = [duration(seconds[stage.id]), bar, _steps(found), _tokens(stage, found), _memory(found)]
+        cells.append(_sampling(found))
+        yield f"<tr><th scope=row>{text(stage.id)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    yield f"<tr class=total><th scope=row>all</th><td>{duration(sum(seconds.values()))}</td>{'<td></td>' * 5}</tr>"
+    yield "</table></div></section>"
+
+
+def _seconds(stage: StageRecord, curves: Curves | None) -> float:
+    if stage.manifest:
+        return float(stage.manifest["seconds"])
+    return curves.seconds or 0.0 if curves else 0.0
+
+
+def _steps(curves: Curves) -> str:
+    return f"{curves.step:,}" if curves.step else ""
+
+
+def _tokens(stage: StageRecord, curves: Curves) -> str:
+    if "num_tokens" in curves.by_name and curves.by_name["num_tokens"].values:
+        return f"{curves.by_name['num_tokens'].values[-1]:,.0f}"
+    models = stage.details.get("models", {})
+    usages = [u for m in models.values() for way in m["measures"].values() for u in way.get("usage", {}).values()]
+    spent = sum(usage["prompt_tokens"] + usage["completion_tokens"] for usage in usages)
+    return f"{spent:,}" if spent else ""
+
+
+def _memory(curves: Curves) -> str:
+    peaks = curves.by_name.get("peak_memory_gib")
+    return f"{max(peaks.values):.2f} GiB" if peaks and peaks.values else ""
+
+
+def _sampling(curves: Curves) -> str:
+    spent = curves.by_name.get("generation_s")
+    return f"{sum(spent.values) / curves.seconds:.0%}" if spent and curves.seconds else ""
+
+
+def recipe_section(run: RunRecord) -> Iterator[str]:
+    """Yield the recipe as it was resolved, versions, keys and hashes; secrets and the home folder are taken out."""
+    yield "<section id=recipe aria-labelledby=h-recipe><h2 id=h-recipe>Recipe</h2>"
+    command = run.planned.get("command")
+    if command:
+        yield f"<p>Run by <span class=mono>{text(masked_text(str(command)))}</span></p>"
+    shown = yaml.safe_dump(masked(run.resolved), sort_keys=False, allow_unicode=True, width=100)
+    yield f"<details><summary>The recipe, resolved</summary><pre>{text(shown)}</pre></details>"
+    yield "<details><summary>Keys and hashes</summary>"
+    yield "<div class=scroll tabindex=0 role=region aria-label='keys and hashes'><table>"
+    yield "<tr><th scope=col>stage</th><th scope=col>key</th><th scope=col>source</th><th scope=col>data</th></tr>"
+    for stage in run.stages:
+        parts = stage.manifest.get("parts", {})
+        data = parts.get("dataset.source") or parts.get("dataset") or ""
+        hashes = (stage.key[:KEY_DIGITS], str(parts.get("source", ""))[:KEY_DIGITS], str(data)[:KEY_DIGITS])
+        cells = "".join(f"<td class=mono>{text(one)}</td>" for one in hashes)
+        yield f"<tr><th scope=row>{text(stage.id)}</th>{cells}</tr>"
+    yield "</table></div></details>"
+    yield from _versions(run)
+    yield "</section>"
+
+
+def _versions(run: RunRecord) -> Iterator[str]:
+    """Yield the versions of the libraries, and which stages were made with others."""
+    by_stage = {stage.id: versions_of(stage.manifest) for stage in run.stages if stage.manifest}
+    if not by_stage:
+        return
+    newest = list(by_stage.values())[-1]
+    shown = ", ".join(f"{name} {version}" for name, version in newest.items())
+    yield f"<p class=small><span class=dim>Versions:</span> {text(shown)}</p>"
+    for id, versions in by_stage.items():
+        others = [f"{name} {version}" for name, version in versions.items() if newest.get(name) != version]
+        if others:
+            yield f"<p class='small warn'>{text(id)} was made with {text(', '.join(others))}</p>"
+
+
+def versions_of(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a stage was made with: Python and the libraries."""
+    python = {"python": str(manifest["python"])} if "python" in manifest else {}
+    return {**python, **{str(name): str(version) for name, version in manifest.get("versions", {}).items()}}

@@ -22,10 +22,13 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from posttrain_plugins.backends.open import open_backend
 from posttrain_plugins.backends.openai.backend import OpenAIBackend
 from posttrain_plugins.backends.protocol import AsyncBackend, check_request
+from posttrain_plugins.engine.solve import solve
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.types import Completion, Generate, SamplingParams, Usage
+from posttrain_plugins.strategies.self_consistency import SelfConsistency
+from posttrain_plugins.types import Completion, Generate, Problem, SamplingParams, Usage
 
 WORDS = [f"w{i}" for i in range(100)]
 CHAT = [{"role": "user", "content": "Count to ten."}]
@@ -54,6 +57,8 @@ class FakeServer:
     has_chat: bool = True
     has_text: bool = True
     counts: bool = True
+    counts_all: bool = True
+    models_there: tuple[str, ...] = ("fake", "other")
     is_strict: bool = False
     limit_field: str = "max_tokens"
     seed_field: str = "seed"
@@ -86,7 +91,7 @@ class FakeServer:
     async def models(self, request: web.Request) -> web.Response:
         if self.api_key and request.headers.get("Authorization") != f"Bearer {self.api_key}":
             return _error(401, "Incorrect API key provided")
-        return web.json_response({"data": [{"id": "fake"}, {"id": "other"}]})
+        return web.json_response({"data": [{"id": name} for name in self.models_there]})
 
     async def answer(self, path: str, body: dict[str, Any], key: str | None) -> web.Response:
         if self.api_key and key != f"Bearer {self.api_key}":
@@ -115,9 +120,11 @@ class FakeServer:
         for i, choice in enumerate(choices):
             choice["index"] = i
         prompt = self.prompt_tokens(body)
-        written = sum(choice.pop("tokens") for choice in choices)
+        tokens = [choice.pop("tokens") for choice in choices]
+        written = sum(tokens)
         self.usage += Usage(prompt, written, calls=1)
         answer: dict[str, Any] = {"id": "x", "object": "chat.completion", "model": "fake", "choices": choices}
+        written = written if self.counts_all else tokens[0]
         if self.counts:
             answer["usage"] = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
         return web.json_response(answer)
@@ -687,3 +694,41 @@ def test_the_benchmark_runs_and_counts_the_same_work(tmp_path: Path) -> None:
         ("ours", "ours_single", "ours_slot_per_completion"), 64
     )
     assert (taken["ours"]["requests"], taken["ours_single"]["requests"]) == (8, 64)
+
+
+@pytest.mark.parametrize("has_logprobs", [True, False])
+@pytest.mark.parametrize("prompt", [CHAT, "Count to ten."])
+def test_tokens_that_a_server_does_not_tell_are_counted(has_logprobs: bool, prompt: Any) -> None:
+    """llama.cpp's server tells those of the first completion of a request alone."""
+    with serving(counts_all=False, has_logprobs=has_logprobs) as server:
+        backend = OpenAIBackend("fake", server.url)
+        usage = {str(finding).split()[0]: str(finding) for finding in backend._main().findings}["usage"]
+        assert " no " in usage
+        assert any("usage" in note for note in backend.notes)
+        ask(backend, draws(1, prompt))  # each route is probed at its first request
+        before = server.usage
+        (result,) = solve(SelfConsistency(n=5), [Problem(prompt, SamplingParams(max_tokens=12))], backend=backend)
+        spent = result.usage["policy"]
+        assert spent.completion_tokens == server.usage.completion_tokens - before.completion_tokens == 60
+        assert spent.calls == (1 if has_logprobs else 5)
+
+
+def test_a_server_that_tells_all_is_taken_at_its_word() -> None:
+    with serving() as server:
+        backend = OpenAIBackend("fake", server.url)
+        assert backend._main().counts_all
+        solve(SelfConsistency(n=3), [Problem(CHAT, SamplingParams(max_tokens=4))], backend=backend)
+        assert "logprobs" not in server.bodies[-1]
+    with serving(counts=False) as server:  # one that counts nothing is none that counts wrongly
+        assert OpenAIBackend("fake", server.url)._main().counts_all
+
+
+def test_a_server_with_one_model_needs_no_name() -> None:
+    with serving(models_there=("fake",)) as server:
+        backend: Any = open_backend(server.url)
+        assert backend.model == backend.identity == "fake"
+    with serving() as server, pytest.raises(InputError, match="it lists fake, other") as told:
+        open_backend(server.url)
+    assert f"{server.url}#MODEL" in str(told.value.hint)
+    with serving(models_there=()) as server, pytest.raises(InputError, match="it lists none"):
+        open_backend(server.url)

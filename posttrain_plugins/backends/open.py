@@ -26,7 +26,8 @@ def open_backend(
     """Open a model for requests; whoever opens it closes it.
 
     Args:
-        model: a folder, a Hub id, or a server's URL with the model's name behind a `#`.
+        model: a folder, a Hub id, or a server's URL with the model's name behind a `#`; a server that lists one model
+            needs no name.
         loading: TRL `ModelConfig` fields, for a model in this process.
         engine: what runs it in this process, `transformers` or `vllm`.
         identity: its name in requests' keys, and so in the noise of its completions; by default its own.
@@ -34,17 +35,16 @@ def open_backend(
         options: what else the server's backend or vLLM's `LLM` takes.
 
     Raises:
-        InputError: a URL without a model's name, or another engine.
+        InputError: a URL without a model's name whose server lists several or none, or another engine.
     """
     # each kind imports what it needs only when it is opened: a server needs no torch, a model in process no aiohttp
     named: Any = {} if identity is None else {"identity": identity}
     server = server_of(model)
     if server is not None:
         url, name = server
-        if not name:
-            raise InputError(f"no model is named for the server {url}", hint=f"model=..., or {url}#MODEL")
-        from posttrain_plugins.backends.openai.backend import OpenAIBackend
+        from posttrain_plugins.backends.openai.backend import OpenAIBackend, only_model
 
+        name = name or only_model(url, api_key)
         return OpenAIBackend(name, url, api_key=api_key, **{**named, **(options or {})})
     if engine == "vllm":
         from posttrain_plugins.backends.vllm import VLLMBackend

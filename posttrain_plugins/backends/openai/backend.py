@@ -27,10 +27,17 @@ from posttrain_plugins.errors import InputError
 from posttrain_plugins.nested_rewards import wait_for
 from posttrain_plugins.types import Completion, Generate, Usage
 
-__all__ = ["OpenAIBackend"]
+__all__ = ["OpenAIBackend", "only_model"]
 
 CHAT, TEXT = "chat/completions", "completions"
-NOTED = ("n", "temperature", "seed", "prefill", "stop_reason")  # what is missing of these changes what a run gives
+NOTED = (
+    "n",
+    "usage",
+    "temperature",
+    "seed",
+    "prefill",
+    "stop_reason",
+)  # what is missing of these changes what a run gives
 MAX_N = 128  # OpenAI's limit on `n`; more are asked in several requests
 
 
@@ -175,10 +182,36 @@ class OpenAIBackend:
             if is_probe and reply.status == 429:  # it would be found to lack whatever was asked for just then
                 message = f"{self._endpoint.base_url} cannot be tried for what it can do: 429 {reply.error}"
                 raise InputError(message, hint="wait for its rate limit to end, or set should_probe=False")
-            return completions_of(reply, request.params, len(part))
+            return completions_of(reply, request.params, len(part), found.counts_all)
 
         size = MAX_N if found.capabilities.n else 1
         parts = [seeds[at : at + size] for at in range(0, len(seeds), size)]
         if len(parts) == 1:  # without the task that `gather` makes of each
             return await ask(parts[0])
         return [completion for answer in await asyncio.gather(*map(ask, parts)) for completion in answer]
+
+
+def only_model(base_url: str, api_key: str | None = None) -> str:
+    """Return the name of the one model that a server lists.
+
+    Raises:
+        InputError: it lists none, or several, of which one has to be named; or it cannot be reached.
+    """
+    endpoint = Endpoint(
+        base_url, api_key or os.environ.get("OPENAI_API_KEY"), concurrency=1, timeout_s=30.0, max_retries=1
+    )
+
+    async def ask() -> list[str]:
+        try:
+            await endpoint.check()
+            return await endpoint.models()
+        finally:
+            await endpoint.aclose()
+
+    listed = wait_for(ask())
+    if len(listed) != 1:
+        found = f"it lists {', '.join(listed)}" if listed else "it lists none"
+        raise InputError(
+            f"no model is named for the server {base_url}: {found}", hint=f"model=..., or {base_url}#MODEL"
+        )
+    return str(listed[0])

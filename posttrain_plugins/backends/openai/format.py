@@ -34,16 +34,24 @@ def body_of(found: RouteProfile, request: Generate, seeds: Sequence[int]) -> dic
         # top_k=0 because transformers' own default is 50
         config = {"do_sample": True, "temperature": params.temperature, "top_p": params.top_p, "top_k": 0}
         body["generation_config"] = json.dumps(config)
+    wants_logprobs = params.logprobs or params.top_logprobs or (len(seeds) > 1 and not found.counts_all)
     # the two routes differ: a number of likeliest tokens for text, a flag and a number for chat
-    if isinstance(request.prompt, str) and (params.logprobs or params.top_logprobs):
+    if isinstance(request.prompt, str) and wants_logprobs:
         body["logprobs"] = max(params.top_logprobs, 1)
-    elif params.logprobs or params.top_logprobs:
+    elif wants_logprobs:
         body |= {"logprobs": True} | ({"top_logprobs": params.top_logprobs} if params.top_logprobs else {})
     return body
 
 
-def completions_of(reply: Reply, params: SamplingParams, n: int) -> list[Completion]:
-    """Return `n` completions; what the server failed to send are failed samples."""
+def completions_of(reply: Reply, params: SamplingParams, n: int, counts_all: bool = True) -> list[Completion]:
+    """Return `n` completions; what the server failed to send are failed samples.
+
+    Args:
+        reply: what came.
+        params: what was asked for.
+        n: how many completions were.
+        counts_all: `usage` is of all of them; where not, of several the tokens that came are counted.
+    """
     if reply.error is not None:
         told = f"HTTP {reply.status}: {reply.error}" if reply.status else reply.error
         return [_failed(told) for _ in range(n)]
@@ -60,11 +68,14 @@ def completions_of(reply: Reply, params: SamplingParams, n: int) -> list[Complet
     usage = {name: count for name, count in counts if isinstance(count, int | float)}
     weights = [len(completion.logprobs or completion.text) + 1 for completion in completions]
     total, given, seen = int(usage.get("completion_tokens", 0)), 0, 0
+    if not counts_all and n > 1:
+        total = max(total, sum(len(completion.logprobs or ()) for completion in completions))
     for completion, weight in zip(completions, weights, strict=True):
         seen += weight
         upto = round(total * seen / sum(weights))
         completion.usage = Usage(completion_tokens=upto - given)
         given = upto
+        completion.logprobs = completion.logprobs if params.logprobs else None
     completions[0].usage.prompt_tokens = int(usage.get("prompt_tokens", 0))
     completions[0].usage.calls = 1
     missing = f"the server sent {len(completions)} of {n} completions"
@@ -94,17 +105,6 @@ def _message(message: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**message, "tool_calls": calls} if calls else message
 
 
-def _logprob_fields(params: SamplingParams, is_text: bool) -> dict[str, Any]:
-    if is_text:
-        return {"logprobs": max(params.top_logprobs, 1)}
-    return {"logprobs": True} | ({"top_logprobs": params.top_logprobs} if params.top_logprobs else {})
-
-
-def _generation_config(params: SamplingParams) -> str:
-    """`top_k=0` because transformers' own default is 50."""
-    return json.dumps({"do_sample": True, "temperature": params.temperature, "top_p": params.top_p, "top_k": 0})
-
-
 def _completion(choice: Mapping[str, Any], params: SamplingParams) -> Completion:
     reason, message = str(choice.get("finish_reason")), choice.get("message")
     if message is None:  # the text route
@@ -130,7 +130,7 @@ def _completion(choice: Mapping[str, Any], params: SamplingParams) -> Completion
     return Completion(
         text=text,
         finish_reason="stop" if stop is not None else finish,
-        logprobs=logprobs if params.logprobs else None,
+        logprobs=logprobs,
         confidences=[-sum(of) / len(of) for of in likeliest] if likeliest and all(likeliest) else None,
         stop_reason=stop,
         tool_calls=calls or None,

@@ -59,6 +59,8 @@ class RouteProfile:
         seed_field: what it calls the seed; empty where it takes none.
         needs_config: it samples only where a `generation_config` says so (`transformers serve`).
         prefill_fields: sent along with a last message of role `assistant`.
+        counts_all: its `usage` counts all completions of a request; where not, they are counted by their
+            log-probabilities, which every request with `n` then asks for.
         findings: all that was tried.
     """
 
@@ -67,6 +69,7 @@ class RouteProfile:
     seed_field: str = "seed"
     needs_config: bool = False
     prefill_fields: Mapping[str, Any] = field(default_factory=dict)
+    counts_all: bool = True
     findings: tuple[Finding, ...] = ()
 
 
@@ -95,9 +98,14 @@ async def probe(draw: Draw, start: RouteProfile, is_chat: bool) -> tuple[RoutePr
         trial.n(found), trial.logprobs(found), trial.top_logprobs(found), trial.stop(found, plain), trial.tools(found)
     )
     seed = await trial.seed(found)  # alone: a server with one global seed is disturbed by any other request
-    findings = (*(finding for several in tried for finding in several), prefill, sampling, seed)
-    capabilities = replace(found.capabilities, **{finding.name: finding.is_there for finding in findings})
-    return replace(found, capabilities=capabilities, prefill_fields=fields, findings=findings), plain
+    findings = [*(finding for several in tried for finding in several), prefill, sampling, seed]
+    there = {finding.name: finding.is_there for finding in findings}
+    if there["n"]:
+        usage, there["n"] = await trial.usage(found, has_logprobs=there["logprobs"])
+        findings.append(usage)
+        found = replace(found, counts_all=usage.is_there)
+    capabilities = replace(found.capabilities, **there)
+    return replace(found, capabilities=capabilities, prefill_fields=fields, findings=tuple(findings)), plain
 
 
 @dataclass
@@ -152,6 +160,26 @@ class _Trial:
         if len(set(texts)) == 1 and len(set(await self._texts(found, self._request(), range(1, DRAWS + 1)))) > 1:
             return [Finding("n", False, f"one completion came {DRAWS} times: {single}")]
         return [Finding("n", True, "many completions in one request")]
+
+    async def usage(self, found: RouteProfile, has_logprobs: bool) -> tuple[Finding, bool]:
+        """See that `usage` counts all completions of a request: some count the first alone, and budgets overrun.
+
+        Returns:
+            What was found, and whether `n` can be asked for, which takes a count.
+        """
+        asked = replace(found, capabilities=replace(found.capabilities, n=True))
+        request = replace(self._request(logprobs=has_logprobs), n=DRAWS)
+        completions = [one for one in await self.draw(asked, request, range(1, DRAWS + 1)) if one.error is None]
+        told = sum(completion.usage.completion_tokens for completion in completions)
+        # at least: a completion that was cut has as many tokens as it may have, and any other one or more
+        cut = [self.max_tokens if completion.finish_reason == "length" else 1 for completion in completions]
+        written = sum(len(one.logprobs or ()) or least for one, least in zip(completions, cut, strict=True))
+        if told == 0 or told >= written:  # of a server that counts nothing there is nothing to compare
+            return Finding("usage", True, "counts all completions of a request"), True
+        wrong = f"{told} tokens told of {written} in {len(completions)} completions of a request"
+        if has_logprobs:
+            return Finding("usage", False, f"{wrong}: they are counted here, by their log-probabilities"), True
+        return Finding("usage", False, f"{wrong}: each completion is a request of its own"), False
 
     async def seed(self, found: RouteProfile) -> Finding:
         """See that equal seeds give equal completions while other requests are in flight, as in a run."""

@@ -1,26 +1,15 @@
-"""The OpenAI-compatible backend: against a server with knobs for every trap, and against `transformers serve`."""
+"""The OpenAI-compatible backend against a server with knobs for every trap."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import random
-import socket
-import subprocess
-import sys
-import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from email.utils import formatdate
-from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
+from openai_server import CHAT, CONTINUE, TOOL, FakeServer, ask, draws, free_port, serving, texts
 
 from posttrain_plugins.backends.open import open_backend
 from posttrain_plugins.backends.openai.backend import OpenAIBackend
@@ -28,217 +17,7 @@ from posttrain_plugins.backends.protocol import AsyncBackend, check_request
 from posttrain_plugins.engine.solve import solve
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.strategies.self_consistency import SelfConsistency
-from posttrain_plugins.types import Completion, Generate, Problem, SamplingParams, Usage
-
-WORDS = [f"w{i}" for i in range(100)]
-CHAT = [{"role": "user", "content": "Count to ten."}]
-TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
-KNOWN = {"model", "messages", "prompt", "max_tokens", "temperature", "top_p", "seed", "stop", "n", "logprobs", "tools"}
-KNOWN |= {"top_logprobs"}
-CONTINUE = {"add_generation_prompt", "continue_final_message"}
-
-
-@dataclass
-class FakeServer:
-    """An OpenAI-compatible server that misbehaves as its knobs say; a word is a token, a template costs 3 a message.
-
-    `n`: many, ignored, copies. `sampling`: temperature, generation_config, never. `seed`: own, global, ignored.
-    `prefill`: fields, plain, closed, refused. `stop`: told, kept, silent, ignored. `script`: what to answer before
-    anything else, as `(status, headers, body)`.
-    """
-
-    n: str = "many"
-    sampling: str = "temperature"
-    seed: str = "own"
-    prefill: str = "fields"
-    stop: str = "told"
-    has_logprobs: bool = True
-    has_tools: bool = True
-    has_chat: bool = True
-    has_text: bool = True
-    counts: bool = True
-    counts_all: bool = True
-    models_there: tuple[str, ...] = ("fake", "other")
-    is_strict: bool = False
-    limit_field: str = "max_tokens"
-    seed_field: str = "seed"
-    api_key: str | None = None
-    hidden_tokens: int = 0
-    service_s: float = 0.0
-    script: list[tuple[int, dict[str, str], str]] = field(default_factory=list)
-    usage: Usage = field(default_factory=Usage)
-    bodies: list[dict[str, Any]] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)
-    in_flight: int = 0
-    peak: int = 0
-    global_rng: random.Random = field(default_factory=lambda: random.Random(0))
-    url: str = ""
-
-    async def handle(self, request: web.Request) -> web.Response:
-        body = await request.json()
-        self.bodies.append(body)
-        self.times.append(time.monotonic())
-        self.in_flight += 1
-        self.peak = max(self.peak, self.in_flight)
-        try:
-            if self.script:
-                status, headers, text = self.script.pop(0)
-                return web.Response(status=status, headers=headers, text=text)
-            return await self.answer(request.path, body, request.headers.get("Authorization"))
-        finally:
-            self.in_flight -= 1
-
-    async def models(self, request: web.Request) -> web.Response:
-        if self.api_key and request.headers.get("Authorization") != f"Bearer {self.api_key}":
-            return _error(401, "Incorrect API key provided")
-        return web.json_response({"data": [{"id": name} for name in self.models_there]})
-
-    async def answer(self, path: str, body: dict[str, Any], key: str | None) -> web.Response:
-        if self.api_key and key != f"Bearer {self.api_key}":
-            return _error(401, "Incorrect API key provided")
-        if body["model"] != "fake":
-            return _error(404, f"The model `{body['model']}` does not exist.")
-        if not (self.has_chat if path.endswith("chat/completions") else self.has_text):
-            return web.json_response({"detail": "Not Found"}, status=404)
-        wrong = sorted(set(body) - KNOWN - {self.limit_field, self.seed_field, "generation_config"})
-        wrong = wrong if self.prefill == "fields" else sorted({*wrong, *(CONTINUE & set(body))})
-        if self.is_strict and [name for name in wrong if name not in CONTINUE or self.prefill != "fields"]:
-            return web.json_response({"detail": f"Unexpected fields in the request: {wrong}"}, status=422)
-        for name, expected in (("max_tokens", self.limit_field), ("seed", self.seed_field)):
-            if name in body and name != expected:
-                return _error(400, f"Unsupported parameter: '{name}'. Use '{expected}' instead.")
-        if self.prefill == "refused" and "messages" in body and body["messages"][-1]["role"] == "assistant":
-            return _error(400, "the last message must not be of role assistant")
-        return await self.complete(body)
-
-    async def complete(self, body: dict[str, Any]) -> web.Response:
-        if self.seed == "global" and "seed" in body:
-            self.global_rng.seed(body["seed"])
-        await asyncio.sleep(self.service_s or 0.002)
-        count = body.get("n", 1) if self.n != "ignored" else 1
-        choices = [self.choice(body, 0 if self.n == "copies" else i) for i in range(count)]
-        for i, choice in enumerate(choices):
-            choice["index"] = i
-        prompt = self.prompt_tokens(body)
-        tokens = [choice.pop("tokens") for choice in choices]
-        written = sum(tokens)
-        self.usage += Usage(prompt, written, calls=1)
-        answer: dict[str, Any] = {"id": "x", "object": "chat.completion", "model": "fake", "choices": choices}
-        written = written if self.counts_all else tokens[0]
-        if self.counts:
-            answer["usage"] = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
-        return web.json_response(answer)
-
-    def choice(self, body: dict[str, Any], i: int) -> dict[str, Any]:
-        words = self.words(body, i)
-        stops, finish, told = body.get("stop", []), "length" if len(words) == self.limit(body) else "stop", None
-        text = " ".join(words[self.hidden_tokens :])
-        cuts = [(text.index(stop), stop) for stop in stops if stop in text]
-        if cuts and self.stop != "ignored":
-            at, stop = min(cuts)
-            text, finish = text[: at + len(stop) if self.stop == "kept" else at], "stop"
-            told = stop if self.stop == "told" else None
-            words = words[: self.hidden_tokens] + text.split()
-        choice: dict[str, Any] = {"finish_reason": finish, "tokens": len(words), "stop_reason": told}
-        if "messages" not in body:
-            return choice | {"text": text} | self.logprobs(body, words)
-        message: dict[str, Any] = {"role": "assistant", "content": text}
-        if self.has_tools and body.get("tools"):
-            function = {"name": body["tools"][0]["function"]["name"], "arguments": '{"city": "Paris"}'}
-            message |= {"content": None, "tool_calls": [{"id": "1", "type": "function", "function": function}]}
-            choice["finish_reason"] = "tool_calls"
-        return choice | {"message": message} | self.logprobs(body, words)
-
-    def logprobs(self, body: dict[str, Any], words: list[str]) -> dict[str, Any]:
-        if not body.get("logprobs") or not self.has_logprobs:
-            return {"logprobs": None}
-        if "messages" not in body:
-            top = [{word: -0.5, "other": -1.5} for word in words]
-            return {"logprobs": {"tokens": words, "token_logprobs": [-0.5] * len(words), "top_logprobs": top}}
-        top = [{"token": "x", "logprob": -0.5}, {"token": "y", "logprob": -1.5}][: body.get("top_logprobs", 0)]
-        return {"logprobs": {"content": [{"token": w, "logprob": -0.5, "top_logprobs": top} for w in words]}}
-
-    def words(self, body: dict[str, Any], i: int) -> list[str]:
-        needs = self.sampling == "generation_config"
-        is_hot = '"do_sample": true' in body.get("generation_config", "") if needs else self.sampling != "never"
-        rng = random.Random(str(body.get("messages", body.get("prompt"))))
-        if is_hot and body["temperature"] > 0:
-            own = random.Random(f"{body.get(self.seed_field)}/{i}")
-            rng = {"own": own, "global": self.global_rng, "ignored": random.Random()}[self.seed]
-        return rng.choices(WORDS, k=min(self.limit(body), 40))
-
-    def limit(self, body: dict[str, Any]) -> int:
-        return int(body[self.limit_field])
-
-    def prompt_tokens(self, body: dict[str, Any]) -> int:
-        if "messages" not in body:
-            return len(body["prompt"].split())
-        messages = body["messages"]
-        total = sum(len((m["content"] or "").replace("\n", " <br> ").split()) + 3 for m in messages) + 2
-        is_open = self.prefill == "plain" or (self.prefill == "fields" and body.get("continue_final_message"))
-        return total - 3 if messages[-1]["role"] == "assistant" and is_open else total
-
-
-def _error(status: int, message: str) -> web.Response:
-    return web.json_response({"error": {"message": message, "code": status}}, status=status)
-
-
-@contextlib.contextmanager
-def serving(**knobs: Any) -> Iterator[FakeServer]:
-    """The server in a thread of its own."""
-    server, loop, started = FakeServer(**knobs), asyncio.new_event_loop(), threading.Event()
-
-    async def start() -> web.AppRunner:
-        app = web.Application()
-        app.add_routes([web.post("/v1/chat/completions", server.handle), web.post("/v1/completions", server.handle)])
-        app.add_routes([web.get("/v1/models", server.models)])
-        runner = web.AppRunner(app)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", port := _free_port()).start()
-        server.url = f"http://127.0.0.1:{port}/v1"
-        started.set()
-        return runner
-
-    def run() -> None:
-        runner = loop.run_until_complete(start())
-        loop.run_forever()
-        loop.run_until_complete(runner.cleanup())
-        loop.close()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    started.wait(10)
-    try:
-        yield server
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def ask(backend: OpenAIBackend, *requests: Generate, seed: int = 1) -> list[list[Completion]]:
-    """All requests in flight together, in an event loop of their own."""
-
-    async def run() -> list[list[Completion]]:
-        seeds = iter(range(seed, seed + sum(request.n for request in requests)))
-        own = [[next(seeds) for _ in range(request.n)] for request in requests]
-        return await asyncio.gather(*(backend.agenerate(r, s) for r, s in zip(requests, own, strict=True)))
-
-    return asyncio.run(run())
-
-
-def draws(n: int = 8, prompt: Any = CHAT, **params: Any) -> Generate:
-    return Generate(prompt, n=n, params=SamplingParams(**{"max_tokens": 8, **params}))
-
-
-def texts(completions: Sequence[Completion]) -> list[str]:
-    return [completion.text for completion in completions]
-
+from posttrain_plugins.types import Generate, Problem, SamplingParams, Usage
 
 # --- the probe -------------------------------------------------------------------------------------------------------
 
@@ -583,7 +362,7 @@ def test_a_rate_limit_is_not_taken_for_what_the_server_cannot_do() -> None:
 
 
 def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
-    url = f"http://127.0.0.1:{_free_port()}/v1"
+    url = f"http://127.0.0.1:{free_port()}/v1"
     for name in ("FIRST_PAUSE_S", "LONGEST_PAUSE_S"):
         monkeypatch.setattr(f"posttrain_plugins.backends.openai.http.{name}", 60.0)
     began = time.monotonic()
@@ -593,107 +372,6 @@ def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("posttrain_plugins.backends.openai.http.FIRST_PAUSE_S", 0.001)
     with pytest.raises(InputError, match=f"the endpoint {url} is gone"):
         ask(OpenAIBackend("fake", url, should_probe=False, max_retries=2), draws(1))
-
-
-# --- a real server ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def transformers_serve(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """`transformers serve` on a random tiny model: its URL, and the model's folder, which is the model's name.
-
-    A Llama, because for a Qwen3 the server reads answers with Qwen's own chat format, whatever the template.
-    """
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from posttrain_plugins.tiny_world.tokenizer import tokenizer
-
-    words = tokenizer()
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    ids = {"pad_token_id": words.pad_token_id, "eos_token_id": words.eos_token_id, "bos_token_id": None}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), max_position_embeddings=256, **sizes, **ids))
-    folder, url = tmp_path / "tiny", f"http://127.0.0.1:{(port := _free_port())}"
-    model.save_pretrained(str(folder))
-    words.save_pretrained(str(folder))
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder), "--device", "cpu"]
-    with (tmp_path / "server.log").open("w") as log:
-        server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], stdout=log, stderr=log)
-        try:
-            _wait_until_ready(server, f"{url}/health", tmp_path / "server.log")
-            yield f"{url}/v1", folder
-        finally:
-            server.terminate()
-            server.wait(30)
-
-
-def _wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        assert server.poll() is None, log.read_text()
-        with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=5):
-            return
-        time.sleep(0.2)
-    raise AssertionError(log.read_text())
-
-
-@pytest.mark.slow
-def test_transformers_serve(transformers_serve: tuple[str, Path]) -> None:
-    """It ignores `n`, decodes greedily unless a `generation_config` says otherwise, and keeps one global seed."""
-    url, folder = transformers_serve
-    backend = OpenAIBackend(str(folder), url)
-    found, lines = backend.capabilities, "\n".join(backend.describe())
-    assert (found.n, found.temperature, found.seed, found.prefill, found.logprobs) == (False, True, False, False, False)
-    assert (found.stop, found.stop_reason) == (True, True)
-    assert "1 of 4 came" in lines
-    assert "only with a generation_config: greedy without it" in lines
-    assert "equal seeds hold only for one request at a time" in lines
-
-    ((*completions,),) = ask(backend, draws(8, max_tokens=24))
-    assert len(set(texts(completions))) == 8
-    tokens = {name: _true_tokens(url, str(folder), seed) for seed, name in ((1, "first"), (1, "again"), (2, "other"))}
-    assert tokens["first"] == tokens["again"]  # one after another, its seed works
-    assert tokens["first"] != tokens["other"]
-    ((alone,),) = ask(backend, draws(1, max_tokens=24), seed=1)
-    assert (alone.text, alone.usage.prompt_tokens, alone.usage.completion_tokens) == tokens["first"]
-
-    ((stopped, *_),) = ask(backend, draws(1, max_tokens=24, stop=(alone.text[3],)), seed=1)
-    assert stopped.text == alone.text[: alone.text.index(alone.text[3])]
-    assert stopped.stop_reason == alone.text[3]
-    ((*plain,),) = ask(backend, draws(4, "3+4=", max_tokens=24))
-    assert len(set(texts(plain))) == 4
-
-
-def _true_tokens(url: str, model: str, seed: int) -> tuple[str, int, int]:
-    """What the server says to a request that was written by hand: text, prompt tokens, completion tokens."""
-    config = json.dumps({"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0})
-    body = {"model": model, "messages": CHAT, "max_tokens": 24, "seed": seed, "generation_config": config}
-    request = urllib.request.Request(
-        f"{url}/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        said = json.load(answer)
-    usage = said["usage"]
-    return said["choices"][0]["message"]["content"], usage["prompt_tokens"], usage["completion_tokens"]
-
-
-# --- the benchmark ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_the_benchmark_runs_and_counts_the_same_work(tmp_path: Path) -> None:
-    script = Path(__file__).resolve().parent.parent / "benchmarks" / "endpoint.py"
-    options = ["--problems", "8", "--rounds", "1", "--client-requests", "8", "--out", str(tmp_path)]
-    done = subprocess.run([sys.executable, str(script), *options], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "endpoint.json").read_text(encoding="utf-8"))["results"]
-    (taken,) = results["rounds"]
-    assert taken.keys() == {"raw", "bare_aiohttp", "bare_aiohttp_n", "ours", "ours_single", "ours_slot_per_completion"}
-    assert {name: side["completions"] for name, side in taken.items() if "ours" in name} == dict.fromkeys(
-        ("ours", "ours_single", "ours_slot_per_completion"), 64
-    )
-    assert (taken["ours"]["requests"], taken["ours_single"]["requests"]) == (8, 64)
 
 
 @pytest.mark.parametrize("has_logprobs", [True, False])

@@ -1,0 +1,118 @@
+"""The OpenAI-compatible backend against `transformers serve`, and its benchmark."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from openai_server import CHAT, ask, draws, free_port, texts
+
+from posttrain_plugins.backends.openai.backend import OpenAIBackend
+
+# --- a real server ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def transformers_serve(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """`transformers serve` on a random tiny model: its URL, and the model's folder, which is the model's name.
+
+    A Llama, because for a Qwen3 the server reads answers with Qwen's own chat format, whatever the template.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from posttrain_plugins.tiny_world.tokenizer import tokenizer
+
+    words = tokenizer()
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ids = {"pad_token_id": words.pad_token_id, "eos_token_id": words.eos_token_id, "bos_token_id": None}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), max_position_embeddings=256, **sizes, **ids))
+    folder, url = tmp_path / "tiny", f"http://127.0.0.1:{(port := free_port())}"
+    model.save_pretrained(str(folder))
+    words.save_pretrained(str(folder))
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder), "--device", "cpu"]
+    with (tmp_path / "server.log").open("w") as log:
+        server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], stdout=log, stderr=log)
+        try:
+            _wait_until_ready(server, f"{url}/health", tmp_path / "server.log")
+            yield f"{url}/v1", folder
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+def _wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        assert server.poll() is None, log.read_text()
+        with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=5):
+            return
+        time.sleep(0.2)
+    raise AssertionError(log.read_text())
+
+
+@pytest.mark.slow
+def test_transformers_serve(transformers_serve: tuple[str, Path]) -> None:
+    """It ignores `n`, decodes greedily unless a `generation_config` says otherwise, and keeps one global seed."""
+    url, folder = transformers_serve
+    backend = OpenAIBackend(str(folder), url)
+    found, lines = backend.capabilities, "\n".join(backend.describe())
+    assert (found.n, found.temperature, found.seed, found.prefill, found.logprobs) == (False, True, False, False, False)
+    assert (found.stop, found.stop_reason) == (True, True)
+    assert "1 of 4 came" in lines
+    assert "only with a generation_config: greedy without it" in lines
+    assert "equal seeds hold only for one request at a time" in lines
+
+    ((*completions,),) = ask(backend, draws(8, max_tokens=24))
+    assert len(set(texts(completions))) == 8
+    tokens = {name: _true_tokens(url, str(folder), seed) for seed, name in ((1, "first"), (1, "again"), (2, "other"))}
+    assert tokens["first"] == tokens["again"]  # one after another, its seed works
+    assert tokens["first"] != tokens["other"]
+    ((alone,),) = ask(backend, draws(1, max_tokens=24), seed=1)
+    assert (alone.text, alone.usage.prompt_tokens, alone.usage.completion_tokens) == tokens["first"]
+
+    ((stopped, *_),) = ask(backend, draws(1, max_tokens=24, stop=(alone.text[3],)), seed=1)
+    assert stopped.text == alone.text[: alone.text.index(alone.text[3])]
+    assert stopped.stop_reason == alone.text[3]
+    ((*plain,),) = ask(backend, draws(4, "3+4=", max_tokens=24))
+    assert len(set(texts(plain))) == 4
+
+
+def _true_tokens(url: str, model: str, seed: int) -> tuple[str, int, int]:
+    """What the server says to a request that was written by hand: text, prompt tokens, completion tokens."""
+    config = json.dumps({"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0})
+    body = {"model": model, "messages": CHAT, "max_tokens": 24, "seed": seed, "generation_config": config}
+    request = urllib.request.Request(
+        f"{url}/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        said = json.load(answer)
+    usage = said["usage"]
+    return said["choices"][0]["message"]["content"], usage["prompt_tokens"], usage["completion_tokens"]
+
+
+# --- the benchmark ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_and_counts_the_same_work(tmp_path: Path) -> None:
+    script = Path(__file__).resolve().parent.parent / "benchmarks" / "endpoint.py"
+    options = ["--problems", "8", "--rounds", "1", "--client-requests", "8", "--out", str(tmp_path)]
+    done = subprocess.run([sys.executable, str(script), *options], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "endpoint.json").read_text(encoding="utf-8"))["results"]
+    (taken,) = results["rounds"]
+    assert taken.keys() == {"raw", "bare_aiohttp", "bare_aiohttp_n", "ours", "ours_single", "ours_slot_per_completion"}
+    assert {name: side["completions"] for name, side in taken.items() if "ours" in name} == dict.fromkeys(
+        ("ours", "ours_single", "ours_slot_per_completion"), 64
+    )
+    assert (taken["ours"]["requests"], taken["ours_single"]["requests"]) == (8, 64)

@@ -13,6 +13,7 @@ PosttrainError                  base; carries `hint`, one action that mends it
 │   ├── RewardFailed            a reward failed, failed too often, or gave no number for a whole generation
 │   └── ToolFailed              a tool that models call failed too often
 ├── Interrupted                 stopped by the user, a checkpoint stands  (exit 130)
+├── WaitsForPerson              a person has to decide before it goes on  (exit 4)
 ├── BudgetExhausted             thrown into a strategy at its yield; never reaches the user
 └── GateNotMet                  an evaluation missed what `require:` asks (exit 3)
 ```
@@ -41,6 +42,7 @@ __all__ = [
     "RewardFailed",
     "StageFailed",
     "ToolFailed",
+    "WaitsForPerson",
     "importing_extra",
 ]
 
@@ -139,6 +141,23 @@ class Interrupted(PosttrainError):
     """The user stopped the run; what was reached is saved."""
 
     exit_code = 130
+
+
+class WaitsForPerson(PosttrainError):
+    """A stage needs decisions that nobody has made yet: no failure, the same command goes on when they are made.
+
+    Args:
+        stage: which one.
+        decided: how far it is, such as `137 of 200`.
+        hint: how to decide the rest.
+    """
+
+    exit_code = 4
+
+    def __init__(self, stage: str, decided: str, hint: str | None = None) -> None:
+        super().__init__(f"stage '{stage}' waits for a person: {decided}", hint)
+        self.stage = stage
+        self.decided = decided
 
 
 class BudgetExhausted(PosttrainError):

@@ -59,7 +59,7 @@ ALLOWED = {
     "strategies": NOUNS | {"search"},
     "datasets": NOUNS | {"tiny_world"},
     "tools": NOUNS | {"sandbox"},
-    "stages": NOUNS | INFERENCE | {"trainers", "models"},
+    "stages": NOUNS | INFERENCE | {"trainers", "models", "decisions"},
     "api": NOUNS | CORE | INFERENCE,
     "web": {"errors"},
     "serve": NOUNS | CORE | INFERENCE | {"api", "models", "web"},

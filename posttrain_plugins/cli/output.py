@@ -7,7 +7,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING
 
-from posttrain_plugins.errors import PosttrainError, StageFailed
+from posttrain_plugins.errors import PosttrainError, StageFailed, WaitsForPerson
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,6 +51,7 @@ def print_error(error: PosttrainError, is_debug: bool) -> None:
     elif isinstance(error, StageFailed) and error.hint is None and cause is not None:
         # nobody foresaw this one, so that there is no hint: the author of the stage needs the place in the code
         traceback.print_exception(cause)
-    print(f"error: {error.message}", file=sys.stderr)
+    # that a person is waited for is no error: nothing is wrong, and the message says what to do
+    print(error.message if isinstance(error, WaitsForPerson) else f"error: {error.message}", file=sys.stderr)
     if error.hint:
         print(f"\nhint: {error.hint}", file=sys.stderr)

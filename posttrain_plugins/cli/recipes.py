@@ -27,6 +27,9 @@ def run(
 
     Results stand in `RUNS_DIR/<recipe>/<stage>-<key>/`, and `latest/<stage>` points to the newest.
 
+    Exit codes: 0 done, 1 failed, 2 your input is wrong, 3 a gate was not met, 4 a person has to decide before it goes
+    on, 130 stopped by you.
+
     `posttrain run quickstart -o stages.dpo.args.beta=0.2 --until dpo`
     """
     from posttrain_plugins import api

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from posttrain_plugins.cli.progress_bar import figures_text
 from posttrain_plugins.cli.tables import duration
-from posttrain_plugins.errors import Interrupted
+from posttrain_plugins.errors import Interrupted, WaitsForPerson
 from posttrain_plugins.recipe.plan.plan import Plan, PlannedStage
 from posttrain_plugins.recipe.run.observer import Observer
 from posttrain_plugins.record.artifact import Artifact
@@ -90,7 +90,11 @@ class RunDisplay(Observer):
         self._plain(f"{stage.id}: " + ("cached" if is_cached else f"done in {duration(row.seconds)}"))
 
     def failed(self, stage: PlannedStage, error: BaseException) -> None:
-        self.rows[stage.id].state = "stopped" if isinstance(error, Interrupted) else "failed"
+        row = self.rows[stage.id]
+        row.state = "stopped" if isinstance(error, Interrupted) else "failed"
+        if isinstance(error, WaitsForPerson):
+            row.state, row.decided = "person", error.decided
+            self._plain(error.message)
 
     def close(self) -> None:
         """Leave the last state of the table on the screen."""
@@ -124,6 +128,7 @@ class _StageRow:
         "cached": "[green]✓",
         "failed": "[red]✗",
         "stopped": "[yellow]■",
+        "person": "[yellow]?",
         "waits": "[dim]·",
     }
 
@@ -135,6 +140,7 @@ class _StageRow:
         self.began = self.printed = time.monotonic()
         self.progress_began: float | None = None
         self.seconds = 0.0
+        self.decided = ""
         self.figures: dict[str, float] = {}
 
     def advance(self, done: int, total: int | None, unit: str, figures: Mapping[str, float]) -> None:
@@ -171,6 +177,8 @@ class _StageRow:
             return Text(f"{self.place()}  {self.text_figures()}" if self.total else f"loading, {elapsed}")
         if self.state == "waits":
             return Text(self.stage.reasons[0] if self.stage.reasons else "", style="dim")
+        if self.state == "person":
+            return Text(f"waits for a person: {self.decided}", style="yellow")
         if self.state == "done":
             return Text(f"{duration(self.seconds)}  {self.text_figures()}")
         return Text(self.state, style="dim")

@@ -224,7 +224,8 @@ def plan_table(plan: Plan) -> Table:
     for name in ("stage", "use", "from", "key", "state", "why"):
         table.add_column(name, overflow="fold")
     for stage in plan.stages:
-        state = "left out" if not stage.is_wanted else "resumes" if stage.can_resume else "runs"
+        begins = "waits" if stage.waits else "resumes" if stage.can_resume else "runs"
+        state = begins if stage.is_wanted else "left out"
         table.add_row(
             stage.id,
             stage.spec.plugin.name,

@@ -119,6 +119,11 @@ _LISTED = (
     Declaration("reads", ("stage",), ("core",), "method() -> tuple[Path, ...]", None,
                 "The files outside of the recipe that its parameters stand for: their content is in its key. A stage "
                 "in a file of the user's is not asked."),
+    Declaration("not_in_key", ("stage",), ("core",), "tuple[str, ...]", (),
+                "Its fields that change nothing of what it makes: they are not in its key."),
+    Declaration("decisions", ("stage",), ("core",), "method(folder, inputs) -> Decisions | None", None,
+                "Says which decisions of people it uses, a part of its key that is known once its questions are. A "
+                "stage in a file of the user's is not asked."),
     Declaration("refuses", ("stage",), ("core",), "dict[str, str]", {},
                 "What its trainer cannot take of an adapter type: an ability by name (`is_prompt`) and the reason."),
     Declaration("reference", ("stage",), ("core",), "str", "",

@@ -8,6 +8,7 @@ name: a model, a reward, a data set, or figures. In the order in which a recipe 
 | `gguf.py`, `random_init.py`, `pretrain.py`            | a base model                                           |
 | `sft.py`, `multi_adapter_sft.py`                      | a model from demonstrations; one adapter for each task |
 | `sample.py`                                           | a data set of a model's completions that rewards judge |
+| `annotate.py`                                         | a data set of what people decide                       |
 | `reward.py`, `ranking.py`, `prm.py`                   | a reward: on pairs, on rankings, on steps              |
 | `dpo.py`, `kto.py`, `cpo.py`, `orpo.py`               | a model from pairs, or from good and bad completions   |
 | `listwise_dpo.py`, `online_dpo.py`                    | a model from rankings, and from pairs that it draws    |

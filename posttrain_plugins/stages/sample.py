@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from posttrain_plugins.engine.trace import failures_of, unanswered
 from posttrain_plugins.errors import InputError, StageFailed
 from posttrain_plugins.evaluation.missing import Missing, check_max_missing
-from posttrain_plugins.text import to_text
+from posttrain_plugins.text import in_format_of, to_text
 from posttrain_plugins.text.readers import check_reader, read, reading
 from posttrain_plugins.text.steps import SEPARATOR
 from posttrain_plugins.training_data.selection import (
@@ -70,6 +70,7 @@ class Sample:
         keep: of the right completions the `best`, the best `top_k`, or all (`all_correct`), as prompt and completion;
             `all`, right or wrong, each with its weighted sum of rewards; `pairs`, a right one chosen and a wrong one
             rejected; `labelled`, every one with a bool; `ranked`, a problem's completions in one row, the best first;
+            `unjudged`, all distinct ones in one row, for people to judge (stage `annotate`), which takes no rewards;
             `steps`, every one cut into labelled steps.
         top_k: how many of a problem's completions `top_k` keeps.
         threshold: a completion, or a step, is right where the first reward is at least this; None takes every judged
@@ -125,7 +126,12 @@ class Sample:
                 raise InputError(f"sample cannot use {name}: {getattr(self, name)}, expected 1 or more")
         if self.model is None and self.strategy is not None:
             raise InputError("sample has a strategy, but no model", hint="model: who writes")
-        if not self.rewards and not (self.is_offline and self.keep != "steps"):
+        if self.keep == "unjudged" and (self.is_offline or self.rewards):
+            what = (
+                "rewards" if self.rewards else "no model: what a data set holds needs no stage to be judged by people"
+            )
+            raise InputError(f"sample keeps unjudged completions, but has {what}", hint="model: who writes; no rewards")
+        if not self.rewards and self.keep != "unjudged" and not (self.is_offline and self.keep != "steps"):
             raise InputError("sample has no rewards", hint="rewards: [...], the first decides what is right")
         if self.keep == "steps" and self.labels == "rollouts" and self.model is None:
             raise InputError("sample has labels: rollouts, but no model", hint="model: who goes on from each step")
@@ -188,8 +194,14 @@ class Sample:
                 made: list[list[Any]] = [one.completions for one in saved or ()]
                 if saved is None:
                     made, missing = self._drawn(context, problems, columns, options)
-                judged, unrated = self._judged(context, problems, columns, made, log)
-                missing = {**missing, **unrated}
+                if self.keep == "unjudged":
+                    judged = [
+                        [Judged(text, in_format_of(problem.prompt, text), None, None) for text in texts]
+                        for problem, texts in zip(problems, made, strict=True)
+                    ]
+                else:
+                    judged, unrated = self._judged(context, problems, columns, made, log)
+                    missing = {**missing, **unrated}
             # still within: labels by rollouts draw from the same backends, into the same log
             kept = self._kept(context, problems, columns, judged, options)
         return self._write(context, rows, judged, kept, missing)
@@ -360,6 +372,8 @@ class Sample:
             "rows": len(made),
             "solved_share": sum(any(map(is_right, row)) for row in judged) / max(len(judged), 1),
         }
+        if self.keep == "unjudged":  # nobody has said what is right
+            del figures["mean_reward"], figures["solved_share"]
         if self.keep == "steps":
             labels = [float(label) for row in made for label in row["labels"]]
             figures |= {"steps": len(labels), "right_steps_share": sum(labels) / max(len(labels), 1)}

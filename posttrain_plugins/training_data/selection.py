@@ -7,6 +7,7 @@
 | `pairs`                        | `chosen`, `rejected`              | DPO, reward models               |
 | `labelled`                     | `completion`, `label` (a bool)    | KTO                              |
 | `ranked`                       | `completions` (best first), `scores` | listwise reward models, listwise DPO |
+| `unjudged`                     | `completions`                     | people (stage `annotate`)        |
 | `steps`                        | `completions` (steps), `labels`   | process reward models (`step_labels.py`) |
 
 Papers: STaR (https://huggingface.co/papers/2203.14465) and rejection sampling as in Llama 2
@@ -31,7 +32,7 @@ from posttrain_plugins.types import Prompt, ResolvedReward
 
 __all__ = ["COLUMNS", "Judged", "Keep", "Saved", "Selection", "distinct", "judge", "read_saved", "without_texts"]
 
-Keep: TypeAlias = Literal["best", "top_k", "all_correct", "all", "pairs", "labelled", "ranked", "steps"]
+Keep: TypeAlias = Literal["best", "top_k", "all_correct", "all", "pairs", "labelled", "ranked", "unjudged", "steps"]
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "best": ("prompt", "completion", "reward"),
@@ -41,6 +42,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "pairs": ("prompt", "chosen", "rejected"),
     "labelled": ("prompt", "completion", "label"),
     "ranked": ("prompt", "completions", "scores"),
+    "unjudged": ("prompt", "completions"),
     "steps": ("prompt", "completions", "labels"),
 }
 TEXTS = ("completion", "completions", "chosen", "rejected")
@@ -118,6 +120,9 @@ class Selection:
 
     def rows(self, judged: Iterable[Judged], number: int) -> list[dict[str, Any]]:
         """Return the new columns of what is kept of problem `number`, a row each."""
+        if self.keep == "unjudged":
+            texts = {item.text: item.completion for item in judged}
+            return [{"completions": list(texts.values())}] if texts else []
         ranked = sorted(distinct(judged), key=lambda item: -item.total)
         if self.keep == "pairs":
             # seeded by the problem's number: a problem's pairs stay the same when others are added or fail

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from posttrain_plugins.types.stage import (
         CHECKPOINT_MARKER,
         EXPORT_MARKER,
+        Decisions,
         Issue,
         ModelArtifact,
         Reporter,
@@ -87,6 +88,7 @@ __all__ = [
     "ConfigOf",
     "DataRef",
     "Dataset",
+    "Decisions",
     "Generate",
     "Issue",
     "Kind",

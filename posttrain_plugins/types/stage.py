@@ -13,6 +13,7 @@ from posttrain_plugins.types.references import AdapterMode
 __all__ = [
     "CHECKPOINT_MARKER",
     "EXPORT_MARKER",
+    "Decisions",
     "Issue",
     "ModelArtifact",
     "Reporter",
@@ -192,6 +193,19 @@ class StageResult:
     details: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Decisions:
+    """What a stage that waits for people knows of their decisions.
+
+    Args:
+        part: a part of the stage's key: a hash of the decisions that are used.
+        waits: how far they are where some are missing, such as `137 of 200`; empty where none is.
+    """
+
+    part: str
+    waits: str = ""
+
+
 @runtime_checkable
 class Stage(Protocol):
     """How to update, or to measure? Called once with its context.
@@ -200,6 +214,11 @@ class Stage(Protocol):
     its settings. A recipe's check asks it of the stage whose reference fields hold names, so it must import nothing
     heavy; mistakes are told with all others of the recipe, warnings by `plan` and `run`. A stage in a file of the
     user's, which is never imported by the check, is not asked.
+
+    It may have a method `decisions(folder: Path, inputs: Mapping | None) -> Decisions | None`, where it waits for
+    people. Given its inputs, it writes its questions into the folder; without them it reads them there, and returns
+    None where there are none. The plan asks it without, a run with its inputs, just before it calls the stage. Nor is
+    a stage in a file of the user's asked for this.
     """
 
     def __call__(self, context: StageContext) -> StageResult: ...

@@ -3,6 +3,7 @@
 | file | holds |
 |---|---|
 | `keys.py` | what a stage's result depends on, as named parts; file hashes, remembered beside the runs |
+| `decisions.py` | stages that wait for people: which decisions they use is a part of their key |
 | `store.py` | `runs/<recipe>/<stage>-<key>`: locked while it is made, published by one rename, found again by key |
 | `plan.py` | the plan: each stage's key, its artifact if there is one, and the reasons if it must run |
 """

@@ -154,6 +154,8 @@ def parts_of(spec: StageSpec, seed: int, stage_keys: Mapping[str, str], hashes: 
     if spec.adapter_mode is not None:
         parts["adapter_mode"] = spec.adapter_mode
     for name, value in spec.params.items():
+        if name in spec.schema.declares("not_in_key"):
+            continue
         if name in spec.outputs:
             parts[name] = str(value)  # not what stands there: the stage itself put it there
         elif name in spec.configs:

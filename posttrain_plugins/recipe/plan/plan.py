@@ -12,6 +12,7 @@ from posttrain_plugins.errors import InputError
 from posttrain_plugins.plugins.registry import suggest
 from posttrain_plugins.recipe.lineage import StartingPoint, starting_point
 from posttrain_plugins.recipe.plan import keys
+from posttrain_plugins.recipe.plan.decisions import PART, asks_people, decisions_of
 from posttrain_plugins.recipe.plan.store import Store
 from posttrain_plugins.recipe.source_hash import sha256_of
 from posttrain_plugins.recipe.spec import Recipe, StageSpec
@@ -37,6 +38,7 @@ class PlannedStage:
         can_resume: a complete checkpoint stands.
         is_forced: it, or what it is made from, is to be made again although it stands.
         starting_point: what a training stage stands on and trains; None for other stages.
+        waits: how far people are whose decisions are missing, such as `137 of 200`; empty where none are.
     """
 
     spec: StageSpec
@@ -48,6 +50,7 @@ class PlannedStage:
     can_resume: bool
     is_forced: bool = False
     starting_point: StartingPoint | None = None
+    waits: str = ""
 
     @property
     def id(self) -> str:
@@ -68,6 +71,7 @@ class PlannedStage:
             "runs": self.must_run,
             "resumes": self.can_resume,
             "reasons": list(self.reasons),
+            **({"waits": self.waits} if self.waits else {}),
             "warnings": list(map(str, self.spec.warnings)),
             **({"starting_point": asdict(self.starting_point)} if self.starting_point else {}),
         }
@@ -125,6 +129,10 @@ def plan(
     stages = {spec.id: spec for spec in recipe.stages}
     for spec in recipe.stages:
         parts = keys.parts_of(spec, recipe.seed, {id: stage.key for id, stage in done.items()}, hashes)
+        waits = ""
+        if asks_people(spec):
+            found = decisions_of(spec, parts, store)
+            parts, waits = {**parts, PART: found.part}, found.waits
         key = sha256_of(parts)
         # A parent that runs again may come out different under the same key (a GPU is not exact), so its old children
         # are not its children. One that is left out and not there is no reason: its child may be done already.
@@ -133,11 +141,13 @@ def plan(
         # A checkpoint that stands is worth nothing to who wants the stage made anew; `run` removes it.
         is_begun = store.partial(spec.id, key).is_dir()
         reasons = () if artifact else _reasons(store, spec, parts, reruns, spec.id in forced, is_begun)
+        waits = "" if artifact or reruns else waits
+        reasons = (f"waits for a person: {waits}",) if waits else reasons
         is_forced = spec.id in forced or any(done[parent].is_forced for parent in reruns)
         resumes = artifact is None and not is_forced and has_checkpoint(store.partial(spec.id, key))
         stands_on = starting_point(stages, spec)
         done[spec.id] = PlannedStage(
-            spec, key, parts, artifact, reasons, spec.id in wanted, resumes, is_forced, stands_on
+            spec, key, parts, artifact, reasons, spec.id in wanted, resumes, is_forced, stands_on, waits
         )
     if runs_dir.is_dir():  # `plan` writes nothing where nothing has run
         hashes.save()

@@ -64,6 +64,15 @@ class Store:
         """Return the folder that a stage works in; its name begins with a dot, so no glob for results finds it."""
         return self.folder / f".{stage}-{key[:12]}.partial"
 
+    def questions(self, stage: str, key: str) -> Path:
+        """Return the folder in which a stage that waits for people keeps its questions.
+
+        Args:
+            stage: its id.
+            key: of all but the decisions.
+        """
+        return self.folder / "questions" / f"{stage}-{key[:12]}"
+
     def get(self, stage: str, key: str) -> Artifact | None:
         """Return the finished artifact of that key, or None; another recipe's, or another stage's, serves as well.
 

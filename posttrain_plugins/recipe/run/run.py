@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
+import shlex
 import shutil
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,10 +28,12 @@ from posttrain_plugins.errors import (
     NonFiniteLoss,
     PosttrainError,
     StageFailed,
+    WaitsForPerson,
 )
 from posttrain_plugins.recipe import handoff
 from posttrain_plugins.recipe.check.compatibility import check_handoff
 from posttrain_plugins.recipe.plan import keys
+from posttrain_plugins.recipe.plan.decisions import asks_people, decisions_of, rekeyed
 from posttrain_plugins.recipe.plan.plan import HASHES, Plan, PlannedStage
 from posttrain_plugins.recipe.read import document
 from posttrain_plugins.recipe.run.full_disk import REQUEST_LOG, full_disk, stage_on_full_disk
@@ -100,8 +103,11 @@ def _run_and_tell(chosen: Plan, observer: Observer) -> Run:
 def _run_stages(chosen: Plan, observer: Observer) -> dict[str, Artifact]:
     artifacts: dict[str, Artifact] = {}
     failures: dict[str, PosttrainError] = {}  # stage -> why it does not stand: its own error, or one before it
+    renamed: dict[str, str] = {}  # key as it was planned -> key with the decisions that were known only now
     with _stop_on_signal() as should_stop:
-        for stage in chosen.stages:
+        for planned in chosen.stages:
+            stage = rekeyed(planned, renamed, chosen.store)
+            renamed[planned.key] = stage.key
             # Also of a stage that `--only` leaves out: what runs may be made from it.
             if stage.artifact is not None:
                 artifacts[stage.id] = stage.artifact
@@ -111,20 +117,25 @@ def _run_stages(chosen: Plan, observer: Observer) -> dict[str, Artifact]:
                 # It may be another recipe's result, or an older one's of this recipe, that has this key.
                 chosen.store.point(stage.id, stage.artifact.folder)
                 observer.finished(stage, stage.artifact, True)
-            elif (error := _made(chosen, stage, artifacts, failures, observer, should_stop)) is not None:
+            elif (error := _made(chosen, stage, artifacts, failures, renamed, observer, should_stop)) is not None:
                 # Who stopped a run wants it stopped; a full disk is full for all; and a gate guards what is written
                 # below it: where it could not be asked, nothing passes. Any other failure costs the stages that are
                 # made from this one alone.
                 is_for_all = isinstance(error, Interrupted) or full_disk(error, chosen.store.folder) is not None
-                if is_for_all or stage.spec.params.get("require") or stage is chosen.stages[-1]:
-                    raise next(iter(failures.values()), error)
+                if is_for_all or stage.spec.params.get("require") or planned is chosen.stages[-1]:
+                    raise _first((*failures.values(), error))
                 failures[stage.id] = error
                 continue
             # Of a cached result too: a gate that was missed yesterday is not passed because nothing changed.
             _check_gate(stage, artifacts[stage.id])
     if failures:
-        raise next(iter(failures.values()))
+        raise _first(tuple(failures.values()))
     return artifacts
+
+
+def _first(errors: Sequence[PosttrainError]) -> PosttrainError:
+    """The first failure; that a person is waited for is what a run ends with where nothing else is wrong."""
+    return next((error for error in errors if not isinstance(error, WaitsForPerson)), errors[0])
 
 
 def _made(
@@ -132,13 +143,15 @@ def _made(
     stage: PlannedStage,
     artifacts: dict[str, Artifact],
     failures: Mapping[str, PosttrainError],
+    renamed: dict[str, str],
     observer: Observer,
     should_stop: _Flag,
 ) -> PosttrainError | None:
     """Make a stage and put it among the artifacts, or return what keeps it from being made."""
     lost = next((parent for parent in stage.spec.parents() if parent in failures), None)
     if lost is not None:
-        observer.note(stage, f"not run: it needs '{lost}', which failed")
+        why = "waits for a person" if isinstance(failures[lost], WaitsForPerson) else "failed"
+        observer.note(stage, f"not run: it needs '{lost}', which {why}")
         return failures[lost]
     missing = [parent for parent in stage.spec.parents() if parent not in artifacts]
     if missing:
@@ -149,13 +162,47 @@ def _made(
     if should_stop():
         raise Interrupted(f"stopped before stage '{stage.id}'", hint="the same command goes on from there")
     try:
+        if asks_people(stage.spec):
+            stage = _with_decisions(chosen, stage, artifacts, renamed, observer)
         artifacts[stage.id] = _run_stage(chosen, stage, artifacts, observer, should_stop)
+    except WaitsForPerson as error:
+        return error
     except PosttrainError as error:
-        if stage is not chosen.stages[-1]:
+        if stage.id != chosen.stages[-1].id:
             observer.note(stage, f"failed: {error.message}")
         return error
     observer.finished(stage, artifacts[stage.id], False)
     return None
+
+
+def _with_decisions(
+    chosen: Plan,
+    stage: PlannedStage,
+    artifacts: Mapping[str, Artifact],
+    renamed: dict[str, str],
+    observer: Observer,
+) -> PlannedStage:
+    """Ask a stage for its questions, now that its inputs are there, and give it the key of the decisions on them.
+
+    Raises:
+        WaitsForPerson: some are missing.
+    """
+    try:
+        inputs = Resolver(chosen.recipe, artifacts, _weights_of(chosen, stage)).inputs(stage.spec)
+        found = decisions_of(stage.spec, stage.parts, chosen.store, inputs)
+        if found.waits:
+            is_elsewhere = chosen.store.root != Path("runs").resolve()
+            where = f" --runs-dir {shlex.quote(str(chosen.store.root))}" if is_elsewhere else ""
+            command = f"posttrain annotate {shlex.quote(f'{chosen.recipe.name}:{stage.id}')}{where}"
+            raise WaitsForPerson(stage.id, found.waits, hint=f"{command}; then the same command goes on")
+    except PosttrainError as error:
+        observer.failed(stage, error)
+        raise
+    known = rekeyed(stage, renamed, chosen.store, found)
+    if stage.is_forced and known.key != stage.key:  # as `run_plan` does with the keys that were planned
+        chosen.store.remove(known.id, known.key)
+    renamed.update({planned: known.key for planned, key in renamed.items() if key == stage.key})
+    return known
 
 
 def _run_stage(

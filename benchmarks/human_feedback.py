@@ -1,9 +1,9 @@
 """The recipe `human_feedback` with a script in the place of people, for several seeds.
 
 The script answers through the ledger, as the page does, and nothing of it is in the recipe: a run waits, the script
-answers what is asked, the same run goes on. It writes demonstrations as the tiny world's imperfect authors do, and picks
-by the world's checker with mistakes: in `--noise` of the questions it takes one at random. Completions are shown in a
-random order, which is recorded.
+answers what is asked, the same run goes on. It writes demonstrations as the tiny world's imperfect authors do, and
+picks by the world's checker with mistakes: in `--noise` of the questions it takes one at random. Completions are shown
+in a random order, which is recorded.
 
 Settings were chosen on seed 7 with other held-out problems (`-o datasets.heldout.seed=5`), which are not reported.
 
@@ -30,7 +30,6 @@ os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
 
 import record
 from quickstart_seeds import run_seed
-from recipes import collect
 
 from posttrain_plugins.decisions.item import Decision, Item
 from posttrain_plugins.decisions.ledger import Ledger
@@ -39,6 +38,7 @@ from posttrain_plugins.errors import WaitsForPerson
 from posttrain_plugins.text import to_text
 from posttrain_plugins.tiny_world.checker import check, find_expression
 from posttrain_plugins.tiny_world.task import Author, format_chat, solve
+from recipes import collect
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = "human_feedback"

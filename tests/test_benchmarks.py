@@ -24,6 +24,7 @@ SCRIPTS = (
     "gpu/run.py",
     "gradient_checkpointing.py",
     "guard.py",
+    "human_feedback.py",
     "in_process.py",
     "math_reward.py",
     "methods.py",

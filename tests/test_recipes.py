@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 import pytest
 
 import posttrain_plugins as pp
+from posttrain_plugins.errors import WaitsForPerson
 from posttrain_plugins.recipe.read.packaged import packaged_recipes
 from posttrain_plugins.recipe.run.observer import Observer
 from posttrain_plugins.record import results
 
 pytestmark = pytest.mark.slow
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 BASE = {"model.args.max_steps": 40, "datasets.corpus.size": 1280}
 CHAIN = {
@@ -109,6 +112,14 @@ REDUCED: dict[str, dict[str, Any]] = {
         "stages.grpo.args.per_device_train_batch_size": 8,
         "stages.eval.num_generations": 2,
     },
+    "human_feedback": {
+        **BASE,
+        **reduced(trained=("rm", "dpo", "dpo_again"), sampled=("ppo",), pairs=("fresh_pairs",)),
+        **{f"datasets.{name}.size": 16 for name in ("lessons", "problems", "more", "fresh")},
+        "datasets.practice.size": 64,
+        "datasets.heldout.size": 12,
+        "stages.sft.args.max_steps": 20,
+    },
     "rlhf_ppo_qlora": {
         **TINY_SFT,
         **reduced(trained=("rm",), sampled=("ppo",), pairs=("pairs", "fresh_pairs")),
@@ -172,13 +183,28 @@ def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
+def run_with_people(name: str, overrides: dict[str, Any], runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run a recipe; where it waits for people, the benchmark's script answers, here at random."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    script: Any = importlib.import_module("human_feedback")
+    ledger = runs_dir.with_name(f"{name}.jsonl")
+    asks = [stage.id for stage in pp.validate(name).stages if stage.plugin.name == "annotate"]
+    overrides = overrides | {f"stages.{stage}.file": str(ledger) for stage in asks}
+    for stage in asks:
+        with pytest.raises(WaitsForPerson) as waits:
+            pp.run(name, overrides, runs_dir=runs_dir)
+        assert waits.value.stage == stage
+        script.answer(runs_dir / name, stage, ledger, script.Script(noise=1.0, seed=0))
+    return pp.run(name, overrides, runs_dir=runs_dir)
+
+
 def test_each_packaged_recipe_has_a_reduced_size_here() -> None:
     assert {name for name in packaged_recipes() if "/" not in name} == set(REDUCED)
 
 
 @pytest.mark.parametrize("name", sorted(REDUCED))
-def test_recipe_runs_end_to_end(name: str, runs_dir: Path) -> None:
-    run = pp.run(name, REDUCED[name], runs_dir=runs_dir)
+def test_recipe_runs_end_to_end(name: str, runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_with_people(name, REDUCED[name], runs_dir, monkeypatch)
     assert list(run) == [stage.id for stage in run.plan.stages]
     for stage in run.plan.stages:
         artifact = run[stage.id]

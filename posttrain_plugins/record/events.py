@@ -3,12 +3,12 @@
 | event      | with                                                                                             |
 |------------|--------------------------------------------------------------------------------------------------|
 | `planned`  | `recipe`, `stages` in their order (`PlannedLine`), and who runs it: `pid`, `born`, `host`, `command` |
-| `started`  | `stage`, `resumed_from`: a checkpoint's name or null                                              |
+| `started`  | `stage`, `key`, `resumed_from`: a checkpoint's name or null                                       |
 | `progress` | `stage`, `done`, `total`, `unit`, `figures`; at most one a second and stage                       |
 | `note`     | `stage`, `message`                                                                                |
 | `finished` | `stage`, `cached`, `folder`, from the file's own                                                  |
-| `failed`   | `stage`, `message`, `hint`, `stopped`: was it the user's wish?                                    |
-| `ended`    | `state`: `done`, `failed` or `stopped`; `message`, `hint`                                         |
+| `failed`   | `stage`, `message`, `hint`, `stopped`: was it the user's wish? `waits`: how far people are, or null |
+| `ended`    | `state`: `done`, `failed`, `stopped` or `waiting` (for people); `message`, `hint`                 |
 
 Each has `event` and `at`, in seconds since 1970.
 """

@@ -26,7 +26,7 @@ from posttrain_plugins.text.yaml12 import read_yaml
 
 __all__ = ["RunRecord", "StageRecord", "State", "read_run"]
 
-State: TypeAlias = Literal["planned", "running", "done", "cached", "failed", "stopped"]
+State: TypeAlias = Literal["planned", "running", "done", "cached", "failed", "stopped", "waiting"]
 RESOLVED = "resolved.yaml"
 
 
@@ -38,8 +38,8 @@ class StageRecord:
         id: in the recipe.
         use: its plugin.
         makes: `model`, `dataset`, `reward`, ...
-        state: `planned` (not begun), `running`, `done`, `cached` (done before this run), `failed`, or `stopped`: by the
-            user, or since its process is gone.
+        state: `planned` (not begun), `running`, `done`, `cached` (done before this run), `failed`, `stopped` (by
+            the user, or since its process is gone), or `waiting` for people to decide.
         key: content key, 64 hex digits.
         parents: the stages that it is made from.
         start: the name of the model that it starts from.
@@ -220,14 +220,16 @@ def _after(stage: StageRecord, event: Mapping[str, Any]) -> StageRecord:
     stage = replace(stage, told=event["at"])
     match event["event"]:
         case "started":
-            return replace(stage, state="running", began=event["at"], resumed_from=event["resumed_from"])
+            # one that uses people's decisions, and what is made from it, has its key when these are known
+            now = {"began": event["at"], "resumed_from": event["resumed_from"], "key": event.get("key", stage.key)}
+            return replace(stage, state="running", **now)
         case "progress":
             shown = {name: event[name] for name in ("done", "total", "unit")}
             return replace(stage, **shown, shown=event["figures"])
         case "finished":
             return replace(stage, state="cached" if event["cached"] else "done")
         case "failed":
-            state: State = "stopped" if event["stopped"] else "failed"
+            state: State = "waiting" if event.get("waits") else "stopped" if event["stopped"] else "failed"
             return replace(stage, state=state, message=event["message"], hint=event["hint"])
     return stage
 

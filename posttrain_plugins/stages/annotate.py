@@ -206,23 +206,22 @@ class Annotate:
         rows = [{"prompt": item.prompt, **item.row} for item in chosen]
         problems, columns = problems_of(rows, SamplingParams())
         texts = [[to_text(completion) for completion in item.completions] for item in chosen]
-        scores: Sequence[Sequence[float | None]]
+        scores: list[list[float | None]] = []
         if self.mode == "first_wrong":
             if not hasattr(reward.func, "step_scores"):
                 hint = "name a reward that has step_scores, such as digit_chain_steps"
                 raise InputError(f"gold reward '{reward.name}' cannot judge steps", hint=hint)
+            of_row = [{name: values[i] for name, values in columns.items()} for i in range(len(rows))]
             asked = [
-                Scored(
-                    problem.id, problem.prompt, of_item[0], {name: of[i] for name, of in columns.items()}, item.steps
-                )
-                for i, (problem, of_item, item) in enumerate(zip(problems, texts, chosen, strict=True))
+                Scored(problem.id, problem.prompt, text[0], row, item.steps)
+                for problem, text, row, item in zip(problems, texts, of_row, chosen, strict=True)
             ]
-            scores = score_steps(reward, asked, RequestLog())
+            scores += [[*of_item] for of_item in score_steps(reward, asked, RequestLog())]
         else:
-            scores = score_texts(reward, problems, columns, texts, RequestLog())
-        truths = {}
-        for item, row in zip(chosen, scores, strict=True):
-            known = [None if value is None else value >= self.gold_threshold for value in row]
+            scores += score_texts(reward, problems, columns, texts, RequestLog())
+        truths: dict[str, list[bool]] = {}
+        for item, values in zip(chosen, scores, strict=True):
+            known = [None if value is None else value >= self.gold_threshold for value in values]
             # a reward that counts other steps than the page shows says nothing of these
             if can_be_gold(item, known) and len(known) == len(item.steps or item.completions):
                 truths[item.id] = [bool(value) for value in known]

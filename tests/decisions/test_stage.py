@@ -17,7 +17,8 @@ from posttrain_plugins.decisions.item import Decision, Item
 from posttrain_plugins.decisions.ledger import Ledger, read_ledger
 from posttrain_plugins.decisions.questions import latest_questions, read_questions
 from posttrain_plugins.errors import InputError, RecipeErrors, StageFailed, WaitsForPerson
-from posttrain_plugins.recipe.run.run import Observer
+from posttrain_plugins.recipe.run.observer import Observer
+from posttrain_plugins.record.runs import read_run
 
 STAGES = """
 import json
@@ -338,3 +339,26 @@ def test_the_command_line_says_that_it_waits(here: Path) -> None:
     assert planned["picks"]["waits"] == "0 of 4"
     assert planned["picks"]["reasons"] == ["waits for a person: 0 of 4"]
     assert "waits" not in planned["other"]
+
+
+def test_the_record_of_a_run_tells_that_it_waits(here: Path, run: Callable[..., Told]) -> None:
+    with pytest.raises(WaitsForPerson):
+        run()
+    record = read_run(here / "runs/r")
+    assert record.state == "waiting"
+    assert {stage.id: stage.state for stage in record.stages} == {
+        "answers": "done",
+        "picks": "waiting",
+        "trained": "planned",
+        "other": "done",
+        "last": "done",
+    }
+    assert record["picks"].message == "stage 'picks' waits for a person: 0 of 4"
+    decide(asked(here))
+    shutil.rmtree(here / "runs")
+    run()
+    record = read_run(here / "runs/r")
+    assert record.state == "done"
+    # their keys were not known when the run was planned
+    artifacts = pp.run(here / "r.yaml", runs_dir=here / "runs")
+    assert {id: record[id].key for id in artifacts} == {id: one.manifest["key"] for id, one in artifacts.items()}

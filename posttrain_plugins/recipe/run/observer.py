@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from posttrain_plugins.errors import Interrupted, PosttrainError
+from posttrain_plugins.errors import Interrupted, PosttrainError, WaitsForPerson
 from posttrain_plugins.recipe.plan.plan import Plan, PlannedStage
 from posttrain_plugins.record.artifact import Artifact
 from posttrain_plugins.record.events import EventFile
@@ -101,7 +101,7 @@ class Recorded(Observer):
         self.events = EventFile(self.root, plan.recipe.name, stages, lambda message: note(first, message))
 
     def started(self, stage: PlannedStage, resumes_from: Path | None) -> None:
-        self._write("started", stage, resumed_from=resumes_from and resumes_from.name)
+        self._write("started", stage, key=stage.key, resumed_from=resumes_from and resumes_from.name)
         self.observer.started(stage, resumes_from)
 
     def progress(
@@ -120,14 +120,14 @@ class Recorded(Observer):
         self.observer.finished(stage, artifact, is_cached)
 
     def failed(self, stage: PlannedStage, error: BaseException) -> None:
-        self._write("failed", stage, **_told(error), stopped=_is_wish(error))
+        waits = error.decided if isinstance(error, WaitsForPerson) else None
+        self._write("failed", stage, **_told(error), stopped=_is_wish(error), waits=waits)
         self.observer.failed(stage, error)
 
     def ended(self, error: BaseException | None) -> None:
         """Write how the run ended, and close the file."""
         if self.events is not None:
-            state = "done" if error is None else "stopped" if _is_wish(error) else "failed"
-            self.events.write("ended", state=state, **_told(error))
+            self.events.write("ended", state=_end(error), **_told(error))
             self.events.close()
 
     def _write(self, event: str, stage: PlannedStage, **values: object) -> None:
@@ -136,6 +136,12 @@ class Recorded(Observer):
 
     def _relative(self, artifact: Artifact) -> str:
         return os.path.relpath(artifact.folder, self.root)  # so that a runs folder can be moved
+
+
+def _end(error: BaseException | None) -> str:
+    if isinstance(error, WaitsForPerson):
+        return "waiting"
+    return "done" if error is None else "stopped" if _is_wish(error) else "failed"
 
 
 def _is_wish(error: BaseException) -> bool:

@@ -14,7 +14,15 @@ from transformers import PreTrainedTokenizerFast
 import posttrain_plugins as pp
 from posttrain_plugins.errors import RecipeErrors
 from posttrain_plugins.models import training_templates
-from posttrain_plugins.models.training_templates import CHATML, CHATML_TRAINING, chatml_twin, has_marks, marked_twin
+from posttrain_plugins.models.training_templates import (
+    CHATML,
+    CHATML_TRAINING,
+    chatml_twin,
+    has_marks,
+    marked_twin,
+    renders_tool_calls,
+    tool_twin,
+)
 from posttrain_plugins.plugins.source import package_file
 
 # one format in other words: blocks that are not trimmed, a system message of its own, other ways to name a key
@@ -213,3 +221,121 @@ def test_sft_on_chatml_learns_the_assistants_turns_and_keeps_the_template(
     assert "system" not in learned
     made = pp.run(file, runs_dir=tmp_path / "runs")["s"]
     assert (made.model_path / "chat_template.jinja").read_text(encoding="utf-8") == VARIANTS["system"]  # type: ignore[operator]
+
+
+# --- the twin with tools ---------------------------------------------------------------------------------------------
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": "add", "description": "Add.", "parameters": {"type": "object", "properties": {}}},
+    }
+]
+
+
+def asked(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+TOOL_TALK: list[dict[str, Any]] = [
+    {"role": "user", "content": "1+2 and 3+4?"},
+    {"role": "assistant", "content": "I add.", "tool_calls": [asked("add", a=1, b=2), asked("add", a=3, b=4)]},
+    {"role": "tool", "name": "add", "content": "3"},
+    {"role": "tool", "name": "add", "content": "7"},
+    {"role": "assistant", "content": "", "tool_calls": [asked("add", a="<é>")]},
+    {"role": "tool", "name": "add", "content": "error"},
+    {"role": "assistant", "content": "3 and 7"},
+]
+LEARNED = [
+    'I add.\n<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>\n'
+    '<tool_call>\n{"name": "add", "arguments": {"a": 3, "b": 4}}\n</tool_call><|im_end|>',
+    '<tool_call>\n{"name": "add", "arguments": {"a": "<é>"}}\n</tool_call><|im_end|>',
+    "3 and 7<|im_end|>",
+]
+
+
+@pytest.mark.parametrize("name", list(VARIANTS))
+def test_the_twin_with_tools_renders_as_its_template_where_there_are_none(name: str, tokenizer: Any) -> None:
+    template = VARIANTS[name]
+    twin = tool_twin(template)
+    assert twin is not None
+    assert renders_tool_calls(twin)
+    assert not renders_tool_calls(template)
+    for messages in conversations():
+        for prompts in (False, True):
+            tokenizer.chat_template = template
+            plain = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompts)
+            tokenizer.chat_template = twin
+            assert tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompts) == plain
+    tokenizer.chat_template = twin
+    first = tokenizer.apply_chat_template(TOOL_TALK, tools=TOOLS, tokenize=False)
+    assert first.count("<|im_start|>system\n") == 1
+    assert '"name": "add", "description": "Add."' in first
+    if name == "system":
+        assert first.startswith('<|im_start|>system\nIt\'s "helpful" {{ ü }}\n\nYou may call')
+    said = [{"role": "system", "content": "Be brief."}, *TOOL_TALK]
+    assert tokenizer.apply_chat_template(said, tools=TOOLS, tokenize=False).startswith(
+        "<|im_start|>system\nBe brief.\n\nYou may call"
+    )
+
+
+@pytest.mark.parametrize("name", list(OTHERS))
+def test_what_is_no_chatml_has_no_twin_with_tools(name: str) -> None:
+    assert tool_twin(OTHERS[name]) is None
+
+
+@pytest.mark.parametrize("name", list(VARIANTS))
+def test_of_a_conversation_with_tools_exactly_what_the_model_wrote_is_learned(name: str, tokenizer: Any) -> None:
+    twin = tool_twin(VARIANTS[name])
+    assert twin is not None
+    marked = chatml_twin(twin)
+    assert marked is not None
+    assert marked_twin(twin) == marked
+    tokenizer.chat_template = twin
+    plain = tokenizer.apply_chat_template(TOOL_TALK, tools=TOOLS, return_dict=True)["input_ids"]
+    tokenizer.chat_template = marked
+    made = tokenizer.apply_chat_template(TOOL_TALK, tools=TOOLS, return_dict=True, return_assistant_tokens_mask=True)
+    assert made["input_ids"] == plain  # the text is tokenised as it is without marks
+    runs = [
+        list(run)
+        for on, run in itertools.groupby(zip(plain, made["assistant_masks"], strict=True), lambda p: p[1])
+        if on
+    ]
+    assert [tokenizer.decode([token for token, _ in run]) for run in runs] == LEARNED
+    # every bit of it: what is between is the prompt, the answers and the headers
+    outside = tokenizer.decode([t for t, on in zip(plain, made["assistant_masks"], strict=True) if not on])
+    assert outside.endswith(
+        "<|im_start|>user\n1+2 and 3+4?<|im_end|>\n<|im_start|>assistant\n\n<|im_start|>tool\n3<|im_end|>\n"
+        "<|im_start|>tool\n7<|im_end|>\n<|im_start|>assistant\n\n<|im_start|>tool\nerror<|im_end|>\n"
+        "<|im_start|>assistant\n\n"
+    )
+
+
+def test_a_prefix_of_a_conversation_is_rendered_the_same(tokenizer: Any) -> None:
+    """TRL takes the tokens of an answer out of what is rendered with and without it."""
+    from trl.chat_template_utils import is_chat_template_prefix_preserving, supports_tool_calling
+
+    for template in VARIANTS.values():
+        tokenizer.chat_template = tool_twin(template)
+        assert supports_tool_calling(tokenizer)
+        assert is_chat_template_prefix_preserving(tokenizer)
+
+
+def test_it_is_told_which_templates_show_calls_as_trl_tells_it() -> None:
+    from trl.chat_template_utils import supports_tool_calling
+
+    class Known:
+        def __init__(self, template: str) -> None:
+            self.chat_template = template
+
+        def apply_chat_template(self, messages: Any, **options: Any) -> str:
+            from transformers.utils.chat_template_utils import render_jinja_template
+
+            given = {"chat_template": self.chat_template, "bos_token": "<s>", "eos_token": "</s>"}
+            return str(render_jinja_template([messages], **given)[0][0])
+
+    files = sorted((package_file("trl").parent / "chat_templates").glob("*.jinja"))
+    assert len(files) > 50
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        assert renders_tool_calls(text) == supports_tool_calling(Known(text)), file.name

@@ -12,6 +12,7 @@ answered and settled by the `Session`. Read `solve.py`, then `session.py`, then 
 | `stream.py`      | the driver for servers: no barrier between problems                            |
 | `scoring.py`     | rewards called on texts, with the log as their cache                           |
 | `tools.py`       | functions that a strategy calls, and the JSON schemas that tell a model of them |
+| `tool_loop.py`   | completions that are conversations with tools                                  |
 | `keys.py`        | a request's name: seed, cache entry and log line in one                        |
 | `log.py`         | the log of answered requests: cache, replay and resume                         |
 | `trace.py`       | what happened while a problem was solved, and the tree that it tells           |

@@ -26,6 +26,7 @@ from posttrain_plugins.backends.protocol import AnyBackend
 from posttrain_plugins.engine.log import RequestLog
 from posttrain_plugins.engine.problem_run import BudgetMeter, ProblemRun
 from posttrain_plugins.engine.session import Progress, Session
+from posttrain_plugins.engine.tool_loop import ToolLoop
 from posttrain_plugins.engine.tools import Tools, schema_of, toolbox
 from posttrain_plugins.engine.waves import run_waves
 from posttrain_plugins.errors import InputError
@@ -44,6 +45,7 @@ def solve(
     scorers: Mapping[str, ResolvedReward] | None = None,
     columns: Mapping[str, Sequence[Any]] | None = None,
     tools: Tools | None = None,
+    tool_loop: ToolLoop | None = None,
     budget: Budget | None = None,
     total_budget: Budget | None = None,
     log: RequestLog | Path | None = None,
@@ -63,6 +65,8 @@ def solve(
         columns: further columns, P values each. Scorers are given them, strategies never see them.
         tools: answer `CallTool`, beside the strategy's own `tools` (these give way where names are equal); functions,
             or a mapping by name. What a tool raises is answered as text.
+        tool_loop: the policy may call these tools in every completion, which is then a whole conversation; a strategy
+            with `tools` of its own calls them itself.
         budget: limits for each problem. Thrown into the strategy; uncaught, the result is the best candidate so far.
             What one round asks for is admitted together, so a round in flight may end above `tokens`.
         total_budget: limits for all problems together. Answers from the log count like fresh ones, so that a replay
@@ -89,8 +93,11 @@ def solve(
     twice = [name for name, times in Counter(ids).items() if times > 1]
     if twice:
         raise InputError(f"two problems have the same id: {twice[0]!r}", hint="give each Problem its own id")
-    box = toolbox(getattr(strategy, "tools", None), tools)
-    schemas = tuple(schema_of(name, tool) for name, tool in box.items())
+    name = type(strategy).__name__
+    loops = tool_loop.told if tool_loop is not None else {}
+    box = toolbox(loops, getattr(strategy, "tools", None), tools)
+    strategy = tool_loop.around(strategy) if tool_loop is not None else strategy
+    schemas = tuple(getattr(tool, "schema", None) or schema_of(name, tool) for name, tool in box.items())
     rows = [{name: values[i] for name, values in (columns or {}).items()} for i in range(len(problems))]
     with reading(reader, is_thinking(backend)), log_of(log) as answers:
         runs = []
@@ -100,7 +107,7 @@ def solve(
             prepared = Problem(problem.prompt, problem.params, id, noise, schemas or problem.tools)
             runs.append(ProblemRun(strategy, prepared, row, BudgetMeter(budget or Budget())))
         session = Session(
-            name=type(strategy).__name__,
+            name=name,
             backends=backend,
             scorers=scorers or {},
             tools=box,

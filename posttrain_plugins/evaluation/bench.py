@@ -15,11 +15,13 @@ from posttrain_plugins.engine.log import RequestLog
 from posttrain_plugins.engine.saved_traces import TRACED_PROBLEMS
 from posttrain_plugins.engine.scoring import Scored, score, score_keys
 from posttrain_plugins.engine.solve import Progress, sample, solve
+from posttrain_plugins.engine.tool_loop import ToolLoop
 from posttrain_plugins.engine.trace import failures_of, unanswered
 from posttrain_plugins.evaluation.curves import Draws, curves, powers
 from posttrain_plugins.evaluation.figures import sampled_accuracy
 from posttrain_plugins.evaluation.measure import Curve, Measure
 from posttrain_plugins.evaluation.missing import Missing
+from posttrain_plugins.text import Conversation
 from posttrain_plugins.text.answers import extract, is_vote_empty, majority
 from posttrain_plugins.types import Budget, Problem, ResolvedReward, ResolvedStrategy, Result, SamplingParams, Usage
 
@@ -91,6 +93,7 @@ class Bench:
         seed: of the draws.
         should_stop: asked after every completion.
         verifiers: rewards that choose among the draws.
+        tool_loop: what the model may call in each of its completions.
     """
 
     problems: Sequence[Problem]
@@ -101,6 +104,7 @@ class Bench:
     seed: int = 0
     should_stop: Callable[[], bool] | None = None
     verifiers: Sequence[ResolvedReward] = ()
+    tool_loop: ToolLoop | None = None
 
     def measure_draws(self, n: int, progress: Progress | None = None) -> list[Measure]:
         """Draw `n` completions of each problem, and measure their mean and their vote.
@@ -109,7 +113,13 @@ class Bench:
             `sampled`, with the curves of what 1, 2 ... n completions give, and `majority`.
         """
         draw = partial(
-            sample, self.problems, backend=self.backends, log=self.log, seed=self.seed, should_stop=self.should_stop
+            sample,
+            self.problems,
+            backend=self.backends,
+            log=self.log,
+            seed=self.seed,
+            should_stop=self.should_stop,
+            tool_loop=self.tool_loop,
         )
         started = time.monotonic()
         results = draw(n, progress=progress)
@@ -165,6 +175,7 @@ class Bench:
             seed=self.seed,
             progress=progress,
             should_stop=self.should_stop,
+            tool_loop=self.tool_loop,
         )
         seconds = time.monotonic() - started
         reasons = [unanswered(result) for result in results]
@@ -209,7 +220,7 @@ class Bench:
                 "measure": name,
                 "problem": problem.id,
                 "prompt": problem.prompt,
-                "completion": text,
+                "completion": text.messages if isinstance(text, Conversation) else text,
                 "answer": extract(text, prompt=problem.prompt),
                 "rewards": {reward: rows[i][j] for reward, rows in scores.items()},
             }

@@ -10,13 +10,24 @@ import ast
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ToolShape", "as_function", "faults_of", "read_docstring", "shape_in", "shape_of"]
+from posttrain_plugins.plugins.registry import module_file
 
+__all__ = [
+    "ToolShape",
+    "as_function",
+    "environment_faults",
+    "faults_of",
+    "read_docstring",
+    "shape_in",
+    "shape_of",
+]
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 _ARGUMENT = re.compile(r"\*{0,2}(\w+)\s*(?:\([^)]*\))?:\s*(.*)")
 
 
@@ -54,15 +65,39 @@ def shape_of(tool: Any) -> ToolShape:
 
 def shape_in(file: Path, attr: str) -> ToolShape | None:
     """Return the shape of a function or class in a file that is not imported; None where it is not defined there."""
-    body = ast.parse(file.read_bytes()).body
-    node = next((n for n in body if getattr(n, "name", None) == attr), None)
-    is_class = isinstance(node, ast.ClassDef)
-    if isinstance(node, ast.ClassDef):
-        node = next((n for n in node.body if getattr(n, "name", None) == "__call__"), None)
-    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-        return None
+    node = _defined(ast.parse(file.read_bytes()).body, attr)
+    is_method = isinstance(node, ast.ClassDef)
+    node = _defined(node.body, "__call__") if isinstance(node, ast.ClassDef) else node
+    return _shape(node, is_method) if isinstance(node, Function) else None
+
+
+def environment_faults(target: str) -> list[tuple[str, str]]:
+    """Return what TRL would refuse of an environment, and what mends it; nothing of what is no class in its own file.
+
+    Args:
+        target: `file.py:attr` or `package.module:attr`; neither is imported.
+    """
+    head, _, attr = target.rpartition(":")
+    file = Path(head) if head.endswith(".py") else module_file(head)
+    node = _defined(ast.parse(file.read_bytes()).body, attr) if file is not None and file.is_file() else None
+    if not isinstance(node, ast.ClassDef) or node.bases:  # a base may have what is missing
+        return []
+    methods = {one.name: one for one in node.body if isinstance(one, Function)}
+    found = [] if "reset" in methods else [(f"environment '{attr}' has no reset()", "def reset(self, **row)")]
+    for name, method in methods.items():
+        if name not in ("reset", "get_reward") and not name.startswith("_"):
+            # its methods may be coroutines: TRL alone calls them
+            found += faults_of(name, replace(_shape(method, True), is_async=False))
+    return found
+
+
+def _defined(body: Sequence[ast.stmt], name: str) -> ast.stmt | None:
+    return next((node for node in body if getattr(node, "name", None) == name), None)
+
+
+def _shape(node: ast.FunctionDef | ast.AsyncFunctionDef, is_method: bool) -> ToolShape:
     given = node.args
-    named = [*given.posonlyargs, *given.args, *given.kwonlyargs][1 if is_class else 0 :]
+    named = [*given.posonlyargs, *given.args, *given.kwonlyargs][1 if is_method else 0 :]
     return ToolShape(
         ast.get_docstring(node) or "",
         {arg.arg: arg.annotation is not None for arg in named},

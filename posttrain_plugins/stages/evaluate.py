@@ -33,6 +33,7 @@ from posttrain_plugins.text.readers import check_reader, reading
 from posttrain_plugins.types import (
     Budget,
     DataRef,
+    Issue,
     ModelArtifact,
     ModelRef,
     Problem,
@@ -40,8 +41,10 @@ from posttrain_plugins.types import (
     RewardRef,
     SamplingParams,
     StageContext,
+    StageFacts,
     StageResult,
     StrategyRef,
+    ToolRef,
 )
 
 if TYPE_CHECKING:  # `validate` and `plan` import this module, and what it runs with takes them longer than the check
@@ -87,6 +90,10 @@ class Evaluate:
         reader: how answers are read for votes, and to tell how many cannot be read: auto, marked, boxed, tag,
             last_number, whole, or regex:PATTERN. Rewards have a reader of their own.
         max_missing: the share of completions, or of a strategy's answers, that may be missing.
+        tools: what the models may call: each completion is then a conversation, as in `grpo` with tools. `max_tokens`
+            is of what the model writes in it; strategies with tools of their own call these too.
+        max_tool_calling_iterations: rounds of calls in a conversation; None sets no limit.
+        max_trajectory_s: seconds after which a conversation calls no tool any more.
         plot: draw `accuracy_tokens.svg` and `.png`, and `proxy_gold` where verifiers choose, if matplotlib is there.
         retain: data sets of what should not be forgotten: with a column `text` its perplexity is measured, with
             `prompt` the accuracy of greedy completions by the first reward. Each model is compared with the nearest and
@@ -117,6 +124,9 @@ class Evaluate:
     max_tokens: int = 1024
     reader: str = "auto"
     max_missing: float = 0.01
+    tools: list[ToolRef] = field(default_factory=list)
+    max_tool_calling_iterations: int | None = None
+    max_trajectory_s: float | None = None
     plot: bool = True
     retain: list[DataRef] = field(default_factory=list)
     require: dict[str, str] = field(default_factory=dict)
@@ -135,11 +145,18 @@ class Evaluate:
         for budget in self.budgets:
             _check_budget(budget)
 
+    def issues(self, facts: StageFacts) -> Iterator[Issue]:
+        """Yield why the models cannot be asked with tools."""
+        from posttrain_plugins.trainers import tool_rules
+
+        yield from tool_rules.draw_concerns(self, facts)
+
     def __call__(self, context: StageContext) -> StageResult:
         from posttrain_plugins.backends.open import opened
         from posttrain_plugins.engine.log import RequestLog
         from posttrain_plugins.engine.saved_traces import TRACES, trace_lines
         from posttrain_plugins.engine.solve import is_thinking
+        from posttrain_plugins.engine.tool_loop import tool_loop
         from posttrain_plugins.evaluation.bench import Bench, problems_of
         from posttrain_plugins.evaluation.measure import mark_pareto
 
@@ -172,7 +189,7 @@ class Evaluate:
                     roles = {**backends, "policy": policy}
                     rewards = context.inputs["rewards"]
                     options = (context.seed, context.should_stop, verifiers)
-                    bench = Bench(problems, columns, rewards, roles, log, *options)
+                    bench = Bench(problems, columns, rewards, roles, log, *options, tool_loop(context, self))
                     with reading(self.reader, is_thinking(roles)):  # by rewards too: a cut thought is no answer
                         measured[artifact.name] = list(self._measure(bench, context, number))
                         for name, data in zip(self.retain, context.inputs.get("retain", ()), strict=True):

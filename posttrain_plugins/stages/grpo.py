@@ -16,11 +16,13 @@ from posttrain_plugins.types import (
     DataRef,
     Issue,
     ModelRef,
+    ObjectRef,
     RewardRef,
     StageContext,
     StageFacts,
     StageResult,
     StrategyRef,
+    ToolRef,
 )
 
 __all__ = ["GRPO"]
@@ -38,13 +40,17 @@ class GRPO:
         rewards: rewards and reward-model stages by name; their `weight` becomes TRL's `reward_weights`.
         adapter: what is trainable; everything where it is left out.
         strategy: who makes the rollouts, in place of plain draws; `trainers/strategy_rollouts.py` says what it biases.
+        tools: what the policy may call; its completions are then trajectories (`trainers/tool_use.py`).
+        environment_factory: a class with `reset` and a method for each tool, an object of it for each trajectory; or a
+            mapping of such classes, by what the rows' column `environment` says.
+        max_trajectory_s: seconds after which a rollout's trajectories call no tool any more; None sets no limit.
         eval_dataset: measured once at the end, or as `args.eval_strategy` says.
         process_rewards: names of rewards that judge by their `step_scores`, in place of the whole completion.
         separator: what ends a step (`posttrain_plugins.text.steps`).
         args: fields of `trl.GRPOConfig`.
 
     Raises:
-        InputError: a strategy with tools, or beside arguments that it leaves no meaning.
+        InputError: a strategy with tools, or beside arguments that it leaves no meaning; tools that cannot be called.
     """
 
     model: ModelRef
@@ -52,6 +58,9 @@ class GRPO:
     rewards: list[RewardRef]
     adapter: AdapterRef | None = None
     strategy: StrategyRef | None = None
+    tools: list[ToolRef] = field(default_factory=list)
+    environment_factory: ObjectRef | None = None
+    max_trajectory_s: float | None = None
     eval_dataset: DataRef | None = None
     process_rewards: list[str] = field(default_factory=list)
     separator: str = SEPARATOR
@@ -68,6 +77,12 @@ class GRPO:
         yield from rules.step_concerns(self.process_rewards, facts.judges_steps, "process_rewards")
         if self.process_rewards:
             yield from rules.aggregation_concerns(facts.args)
+        from posttrain_plugins.trainers import tool_rules
+
+        by_steps = self.process_rewards
+        limits = {"max_trajectory_s": self.max_trajectory_s}
+        others = {"strategy": self.strategy, "process_rewards": by_steps, **limits}
+        yield from tool_rules.rollout_concerns(self.tools, self.environment_factory, self.rewards, facts, **others)
         if self.strategy is not None:
             from posttrain_plugins.trainers import strategy_rollouts
 
@@ -76,9 +91,10 @@ class GRPO:
     def __call__(self, context: StageContext) -> StageResult:
         from trl import GRPOConfig, GRPOTrainer
 
-        from posttrain_plugins.trainers import strategy_rollouts, training
+        from posttrain_plugins.trainers import strategy_rollouts, tool_use, training
 
-        made_by = strategy_rollouts.hook(context)
+        made_by = strategy_rollouts.hook(context) | tool_use.given_tools(context)
+        made_by["max_trajectory_s"] = self.max_trajectory_s
         if not self.process_rewards:  # TRL's own class, so that the numbers are those of a plain script
             return training.train_with_rewards(context, GRPOTrainer, GRPOConfig, self.args, **made_by)
         from posttrain_plugins.trainers.ppo import process_rewards

@@ -15,11 +15,13 @@ from posttrain_plugins.types import (
     DataRef,
     Issue,
     ModelRef,
+    ObjectRef,
     RewardRef,
     StageContext,
     StageFacts,
     StageResult,
     StrategyRef,
+    ToolRef,
 )
 
 __all__ = ["PPO"]
@@ -41,11 +43,15 @@ class PPO:
         critic: the critic's own adapter; by default the policy's, or all of a copy where the policy has none. One that
             sets up the trainer (`freeze`, `loraplus_lr_ratio`) is refused: `args.critic_learning_rate` is the critic's.
         strategy: who makes the rollouts, in place of plain draws; `trainers/strategy_rollouts.py` says what it biases.
+        tools: what the policy may call; its completions are then trajectories (`trainers/tool_use.py`).
+        environment_factory: a class with `reset` and a method for each tool, an object of it for each trajectory; or a
+            mapping of such classes, by what the rows' column `environment` says.
+        max_trajectory_s: seconds after which a rollout's trajectories call no tool any more; None sets no limit.
         eval_dataset: measured once at the end, or as `args.eval_strategy` says.
         args: fields of `PPOConfig`: TRL's `GRPOConfig`, and PPO's.
 
     Raises:
-        InputError: a strategy with tools, or beside arguments that it leaves no meaning.
+        InputError: a strategy with tools, or beside arguments that it leaves no meaning; tools that cannot be called.
     """
 
     model: ModelRef
@@ -54,6 +60,9 @@ class PPO:
     adapter: AdapterRef | None = None
     critic: AdapterRef | None = None
     strategy: StrategyRef | None = None
+    tools: list[ToolRef] = field(default_factory=list)
+    environment_factory: ObjectRef | None = None
+    max_trajectory_s: float | None = None
     eval_dataset: DataRef | None = None
     args: Annotated[dict[str, Any], ConfigOf("posttrain_plugins.trainers.ppo.trainer:PPOConfig")] = field(
         default_factory=dict
@@ -71,13 +80,19 @@ class PPO:
         yield from rules.config_concerns(facts.args)
         yield from rules.critic_concerns(facts, has_config=self.critic is not None)
         yield from rules.step_concerns(facts.args.process_rewards, facts.judges_steps, "args.process_rewards")
+        from posttrain_plugins.trainers import tool_rules
+
+        by_steps = facts.args.process_rewards
+        limits = {"max_trajectory_s": self.max_trajectory_s}
+        others = {"strategy": self.strategy, "process_rewards": by_steps, **limits}
+        yield from tool_rules.rollout_concerns(self.tools, self.environment_factory, self.rewards, facts, **others)
         if self.strategy is not None:
             from posttrain_plugins.trainers import strategy_rollouts
 
             yield from strategy_rollouts.issues(facts.args)
 
     def __call__(self, context: StageContext) -> StageResult:
-        from posttrain_plugins.trainers import strategy_rollouts, training
+        from posttrain_plugins.trainers import strategy_rollouts, tool_use, training
         from posttrain_plugins.trainers.ppo import process_rewards, rules
         from posttrain_plugins.trainers.ppo.trainer import PPOConfig, PPOTrainer
 
@@ -95,5 +110,7 @@ class PPO:
             args,
             reward_funcs=[r.func for r in rewards],  # a reward model as its plugin: any tokenizer, and adapters
             critic_config=critic.config if critic else None,
+            max_trajectory_s=self.max_trajectory_s,
             **strategy_rollouts.hook(context),
+            **tool_use.given_tools(context),
         )

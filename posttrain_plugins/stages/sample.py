@@ -43,6 +43,7 @@ from posttrain_plugins.types import (
     StageFacts,
     StageResult,
     StrategyRef,
+    ToolRef,
 )
 
 if TYPE_CHECKING:  # `validate` and `plan` import this module, and what it runs with takes them longer than the check
@@ -88,6 +89,10 @@ class Sample:
         max_tokens: per completion.
         reader: how answers are read for a strategy's votes, and to tell how many cannot be read (as of `evaluate`).
         max_missing: the share of completions that may be missing: failed samples, and what a judge could not be asked.
+        tools: what the model may call: each completion is then a conversation, as in `grpo` with tools, kept whole.
+            `max_tokens` is of what the model writes in it; strategies with tools of their own call these too.
+        max_tool_calling_iterations: rounds of calls in a conversation; None sets no limit.
+        max_trajectory_s: seconds after which a conversation calls no tool any more.
 
     Raises:
         InputError: for fields that do not go together.
@@ -116,6 +121,9 @@ class Sample:
     max_tokens: int = 1024
     reader: str = "auto"
     max_missing: float = 0.01
+    tools: list[ToolRef] = field(default_factory=list)
+    max_tool_calling_iterations: int | None = None
+    max_trajectory_s: float | None = None
 
     def __post_init__(self) -> None:
         # what no run could make sense of is refused when the recipe is checked, before a model is loaded
@@ -135,6 +143,8 @@ class Sample:
             raise InputError("sample has no rewards", hint="rewards: [...], the first decides what is right")
         if self.keep == "steps" and self.labels == "rollouts" and self.model is None:
             raise InputError("sample has labels: rollouts, but no model", hint="model: who goes on from each step")
+        if self.tools and (self.is_offline or self.keep == "steps"):
+            raise InputError("sample has tools, which need a model that draws whole completions", hint="remove tools")
         if self.keep in ("steps", "labelled") and self.threshold is None:
             raise InputError(
                 f"keep: {self.keep} tells right from wrong, so it needs a threshold", hint="threshold: 0.5"
@@ -160,7 +170,10 @@ class Sample:
         return {"dataset": tuple(("prompt", text, *verdict) for text in texts for verdict in verdicts)}
 
     def issues(self, facts: StageFacts) -> Iterator[Issue]:
-        """Yield that the first reward cannot label steps."""
+        """Yield that the first reward cannot label steps, or that the model cannot be shown tools."""
+        from posttrain_plugins.trainers import tool_rules
+
+        yield from tool_rules.draw_concerns(self, facts)
         first = next(iter(facts.judges_steps.items()), None)
         if self.keep == "steps" and self.labels == "rules" and first is not None and not first[1]:
             yield _no_steps(first[0])
@@ -168,6 +181,7 @@ class Sample:
     def __call__(self, context: StageContext) -> StageResult:
         from posttrain_plugins.engine.log import RequestLog
         from posttrain_plugins.engine.solve import is_thinking
+        from posttrain_plugins.engine.tool_loop import tool_loop
         from posttrain_plugins.evaluation.bench import problems_of
 
         rows = [dict(row) for row in context.inputs["dataset"]]
@@ -187,7 +201,7 @@ class Sample:
             reading(self.reader, is_thinking(backends)),
         ):
             options = {"log": log, "seed": context.seed, "should_stop": context.should_stop, "backend": backends}
-            options |= {"progress": context.reporter.progress}
+            options |= {"progress": context.reporter.progress, "tool_loop": tool_loop(context, self)}
             if saved is not None and not rewards:
                 judged = [one.judged() for one in saved]  # by the verdicts that were saved with them
             else:

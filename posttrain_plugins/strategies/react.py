@@ -21,7 +21,7 @@ from string import Template
 from typing import Any, Literal, TypeAlias
 
 from posttrain_plugins.text import extend_question, to_messages
-from posttrain_plugins.text.actions import read_action, read_arguments, read_object
+from posttrain_plugins.text.actions import read_action, read_arguments, read_object, tool_turn
 from posttrain_plugins.text.answers import choose, extract
 from posttrain_plugins.text.readers import without_thought
 from posttrain_plugins.types import (
@@ -178,18 +178,9 @@ class ReAct:
             wanted = [call for call, refusal in read if not refusal]
             told = iter((yield [*wanted]) if wanted else [])  # all calls of a step in one wave
             observations = [refusal or next(told) for _, refusal in read]
-            # Made up from the step, not drawn: a replay has to send the same messages. Some servers refuse calls
-            # without ids, or tool messages that name none.
-            ids = [f"call_{step}_{i}" for i in range(len(read))]
-            asked = [
-                {"id": key, "type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}
-                for key, (call, _) in zip(ids, read, strict=True)
-            ]
-            answers = [
-                {"role": "tool", "tool_call_id": key, "name": call.name, "content": text[: self.max_observation_chars]}
-                for key, (call, _), text in zip(ids, read, observations, strict=True)
-            ]
-            messages += [{"role": "assistant", "content": drawn.text, "tool_calls": asked}, *answers]
+            calls = [(call.name, call.arguments) for call, _ in read]
+            shown = [text[: self.max_observation_chars] for text in observations]
+            messages += tool_turn(step, drawn.text, calls, shown)
         return choose([], None)
 
 

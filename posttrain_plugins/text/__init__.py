@@ -23,6 +23,7 @@ and compared with others. Authors of plugins import this room as `posttrain_plug
 """
 
 from posttrain_plugins.text.messages import (
+    Conversation,
     ask_about,
     extend_question,
     fingerprint,
@@ -37,6 +38,7 @@ from posttrain_plugins.text.messages import (
 )
 
 __all__ = [
+    "Conversation",
     "ask_about",
     "extend_question",
     "fingerprint",

@@ -16,14 +16,14 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Any, NamedTuple
 
 from posttrain_plugins.text.readers import without_thought
 
-__all__ = ["Action", "read_action", "read_arguments", "read_object"]
+__all__ = ["Action", "read_action", "read_arguments", "read_object", "tool_turn"]
 
 # Lists, headings, quotes, bold, code, numbers. The bound keeps the search linear in a line of a million dashes.
 _MARK = r"[ \t>#*_`+•.)\d-]{0,12}"
@@ -209,6 +209,36 @@ def read_object(given: Any) -> dict[str, Any] | None:
     if given is None or (isinstance(given, str) and not given.strip()):
         return {}
     return dict(given) if isinstance(given, Mapping) else None
+
+
+def tool_turn(
+    turn: int, text: str, calls: Sequence[tuple[str, Mapping[str, Any]]], answers: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return what the model said in a turn, with its calls, and the answers to them, as chat messages.
+
+    Args:
+        turn: which it is, from 0.
+        text: beside the calls.
+        calls: each a name and arguments.
+        answers: one for each call; empty where nobody answered.
+
+    Example:
+        >>> [message["role"] for message in tool_turn(0, "", [("add", {"a": 1})], ["2"])]
+        ['assistant', 'tool']
+    """
+    # Made up from the turn, not drawn: a replay has to send the same messages. Some servers refuse calls without ids,
+    # or tool messages that name none.
+    ids = [f"call_{turn}_{i}" for i in range(len(calls))]
+    asked = [
+        {"id": key, "type": "function", "function": {"name": name, "arguments": dict(arguments)}}
+        for key, (name, arguments) in zip(ids, calls, strict=True)
+    ]
+    said: dict[str, Any] = {"role": "assistant", "content": text}
+    told = [
+        {"role": "tool", "tool_call_id": key, "name": name, "content": answer}
+        for key, (name, _), answer in zip(ids, calls, answers, strict=False)
+    ]
+    return [{**said, "tool_calls": asked} if asked else said, *told]
 
 
 def _literals(text: str) -> tuple[list[Any], dict[str, Any]] | None:

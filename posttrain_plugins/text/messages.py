@@ -15,6 +15,7 @@ from typing import Any
 from posttrain_plugins.types import Messages, Prompt
 
 __all__ = [
+    "Conversation",
     "ask_about",
     "extend_question",
     "fingerprint",
@@ -28,6 +29,25 @@ __all__ = [
     "to_text",
 ]
 
+
+class Conversation(str):
+    """What a model wrote in all turns of a completion with tools, as one text, with the messages beside it.
+
+    Args:
+        messages: of the completion, its first one of role `assistant`.
+    """
+
+    messages: list[dict[str, Any]]
+
+    def __new__(cls, messages: Sequence[Mapping[str, Any]]) -> Conversation:
+        made = super().__new__(cls, to_text(messages))
+        made.messages = [dict(message) for message in messages]
+        return made
+
+    def __reduce__(self) -> Any:
+        return Conversation, (self.messages,)
+
+
 # --- Reading ---------------------------------------------------------------------------------------------------------
 
 
@@ -39,6 +59,9 @@ def is_conversational(value: Any) -> bool:
 
 def to_text(value: Prompt) -> str:
     """Return the text of a prompt or completion: a string as it is, messages as their contents joined by newlines.
+
+    Of a completion (its first message is the assistant's) that is what the model wrote: what tools answered is no part
+    of it, or a reward would read a tool's number for the model's answer.
 
     Args:
         value: a string, or messages with `role` and `content`; content blocks (`[{type: text, text: ...}]`) count too.
@@ -54,13 +77,18 @@ def to_text(value: Prompt) -> str:
     """
     if isinstance(value, str):
         return value
-    return "\n".join(_content_text(message.get("content")) for message in value)
+    is_completion = bool(value) and value[0].get("role") == "assistant"
+    said = [message for message in value if not (is_completion and message.get("role") == "tool")]
+    texts = [_content_text(message.get("content")) for message in said]
+    # a bare call says nothing, and is no empty line of a text
+    return "\n".join(text for text, message in zip(texts, said, strict=True) if text or not message.get("tool_calls"))
 
 
 def in_format_of(prompt: Prompt, completion: Prompt) -> Any:
     """Return a completion in the format of its prompt: messages where that is conversational, else text.
 
-    Messages stay as they are (tool calls, several turns); a text becomes one message of the assistant.
+    Messages stay as they are (tool calls, several turns), those of a `Conversation` too; a text becomes one message of
+    the assistant.
 
     Example:
         >>> in_format_of([{"role": "user", "content": "2+2=?"}], "4")
@@ -70,6 +98,8 @@ def in_format_of(prompt: Prompt, completion: Prompt) -> Any:
     """
     if not is_conversational(prompt):
         return to_text(completion)
+    if isinstance(completion, Conversation):
+        return completion.messages
     return [{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion)
 
 

@@ -18,6 +18,7 @@ they touch below TRL's, PEFT's and transformers' public names stands in `compat`
 | `loss_masks.py`                               | which tokens a stage learns from, seen before it runs           |
 | `stage_rules.py`                              | what stages refuse and warn of, asked before they run too       |
 | `trackers.py`                                 | `report_to`: a run for each stage, by threads of their own      |
+| `tool_use.py`, `tool_rules.py`                | tools in training: limits, templates; what is refused of them   |
 | `saved_rollouts.py`, `strategy_rollouts.py`   | what an RL stage sampled, as a data set; rollouts by a strategy |
 | `ppo/`                                        | PPO, REINFORCE, REINFORCE++ and ReMax on `GRPOTrainer`          |
 | `process_grpo.py`                             | GRPO whose advantages are of steps                              |

@@ -12,7 +12,7 @@ import functools
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "is_quantized",
     "keep_columns",
     "keep_head_dtype",
+    "limit_tool_calls",
     "match_vera_dtype",
     "model_path",
     "modules_as",
@@ -47,6 +48,7 @@ __all__ = [
     "observe_losses",
     "observe_online_rewards",
     "observe_rewards",
+    "reads_tool_calls",
     "recomputed_with",
     "restore_averages",
     "rollout_greedily",
@@ -256,8 +258,8 @@ def without_checkpointing(trainer: Any) -> Any:
 def set_reward_names(trainer: Any, names: list[str]) -> None:
     """Log rewards under the recipe's names; TRL has no argument for them."""
     # TRL takes a reward model's name from its folder, and merges the figures of two functions with one `__name__`
-    assert len(trainer.reward_func_names) == len(names)
-    trainer.reward_func_names = names
+    own = trainer.reward_func_names[len(names) :]  # of environments, which TRL puts behind
+    trainer.reward_func_names = [*names, *own]
 
 
 def calculate_rewards(trainer: Any, inputs: Any, prompts: Any, completions: Any, ids: Any) -> Any:
@@ -354,6 +356,77 @@ def rollout_greedily(trainer: Any, prompts: list[Any]) -> tuple[list[Any], list[
     with greedily:
         _, ids, _, completions, *_ = trainer._generate(prompts)
     return completions, ids
+
+
+def limit_tool_calls(trainer: Any, max_seconds: float | None, checks: Sequence[Callable[[], None]]) -> None:
+    """End the tool calls of a rollout after its seconds, and call `checks` after it, which raise to end the run.
+
+    TRL takes whatever a tool raises for an answer. It asks `max_tool_calling_iterations` before each turn of all
+    trajectories, which begin together: what is asked there may be the time as well.
+    """
+    generate, turns = trainer._generate, _Turns(trainer.max_tool_calling_iterations, max_seconds)
+    if max_seconds is not None:
+        trainer.max_tool_calling_iterations = turns
+
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        turns.begin()
+        made = generate(*args, **kwargs)
+        for check in checks:
+            check()
+        if max_seconds is not None:
+            add_metric(trainer, "tools/out_of_time", float(turns.is_cut))
+        return made
+
+    trainer._generate = limited
+
+
+class _Turns:
+    """A number of turns that is reached, too, when the time is over."""
+
+    def __init__(self, turns: int, max_seconds: float | None) -> None:
+        self.turns, self.max_seconds = turns, max_seconds
+        self.begin()
+
+    def begin(self) -> None:
+        self.start, self.is_cut = time.monotonic(), False
+
+    def __gt__(self, turn: int) -> bool:
+        is_late = self.max_seconds is not None and time.monotonic() - self.start > self.max_seconds
+        self.is_cut = self.is_cut or (is_late and turn < self.turns)
+        return turn < self.turns and not is_late
+
+
+def reads_tool_calls(tokenizer: Any) -> bool:
+    """Let a tokenizer read calls that its template writes as Hermes and Qwen do, where neither it nor TRL knows how.
+
+    Returns:
+        Whether that is new to it. What TRL knows by heart it sets itself.
+    """
+    from trl.chat_template_utils import add_response_schema, qwen3_template
+
+    if getattr(tokenizer, "response_template", None) is not None or tokenizer.chat_template is None:
+        return False
+    if getattr(tokenizer, "response_schema", None) is not None:
+        return False
+    try:
+        add_response_schema(tokenizer)
+        tokenizer.response_template = None  # as it was: TRL will do so again
+        return False
+    except ValueError:  # a template that TRL does not know
+        pass
+    call = {"type": "function", "function": {"name": "look", "arguments": {"at": "<it>", "times": 2}}}
+    asked = [{"role": "user", "content": "a"}]
+    answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+    before = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template([*asked, answer], tokenize=False)
+    tokenizer.response_template = qwen3_template
+    if whole.startswith(before):
+        with contextlib.suppress(ValueError):
+            found = tokenizer.parse_response(whole[len(before) :], prefix=before, tools=[])
+            if found.get("tool_calls") == [call]:
+                return True
+    tokenizer.response_template = None
+    return False
 
 
 def hide_from_vllm(trainer: Any, is_ours: Callable[[str], bool]) -> None:

@@ -17,7 +17,7 @@ from posttrain_plugins.models.load import load_adapted, load_base, load_tokenize
 from posttrain_plugins.models.merge import check_mergeable, load_plain, save_plain
 from posttrain_plugins.models.stack import choose_mode, is_wrapped
 from posttrain_plugins.models.training_templates import chatml_twin, has_marks
-from posttrain_plugins.trainers import compat
+from posttrain_plugins.trainers import compat, tool_use
 from posttrain_plugins.types import AdapterMode, ModelArtifact, StageContext
 
 __all__ = ["MADE_ONCE", "Start", "has_accelerator", "make_once", "start"]
@@ -50,6 +50,20 @@ class Start:
     prepare: Callable[[Any], Mapping[str, Any] | None] | None = None
     can_merge: bool = True
     own_template: str | None = None
+
+    def find_tools(self, artifact: ModelArtifact, context: StageContext) -> None:
+        """Give ChatML its twin with tools, and the tokenizer a reader of calls, where the stage calls tools.
+
+        The model keeps both: who asks it next has to show it the same.
+        """
+
+        def load() -> Any:
+            given = self.kwargs.get("processing_class")
+            return given or _tokenizer(artifact, self.model if isinstance(self.model, str) else "")
+
+        tokenizer = tool_use.show_calls(context, load)
+        if tokenizer is not None:
+            self.kwargs["processing_class"] = tokenizer
 
     def find_marks(self, artifact: ModelArtifact, args: Any) -> None:
         """Give ChatML its marked twin, which TRL lacks, where the loss is of the assistant's turns alone.

@@ -25,7 +25,7 @@ from posttrain_plugins.record.health import health
 from posttrain_plugins.text import fingerprint, is_conversational, to_text
 from posttrain_plugins.text.readers import reading, template_opens_thought
 from posttrain_plugins.text.reward_input import TEMPLATE_COLUMNS
-from posttrain_plugins.trainers import compat, learnable, loss_masks, saved_rollouts
+from posttrain_plugins.trainers import compat, learnable, loss_masks, saved_rollouts, tool_use
 from posttrain_plugins.trainers.start import MADE_ONCE, Start, has_accelerator, start
 from posttrain_plugins.trainers.trackers import follow_trackers, take_trackers
 from posttrain_plugins.trainers.watch import follow
@@ -62,6 +62,7 @@ def train(
     task_type: str = "CAUSAL_LM",
     artifact: ModelArtifact | None = None,
     reward_names: list[str] | None = None,
+    max_trajectory_s: float | None = None,
     **trainer_arguments: Any,
 ) -> StageResult:
     """Build the trainer as a plain script would, train, save below `context.folder / "model"`, and report.
@@ -76,6 +77,7 @@ def train(
         task_type: PEFT's task type: `CAUSAL_LM`, `SEQ_CLS` or `TOKEN_CLS`.
         artifact: the model to start from, by default the stage's input `model`.
         reward_names: what rewards are called in the logs; with them `rollouts.jsonl` is written.
+        max_trajectory_s: seconds after which no tool is called any more, of a rollout of `trl.GRPOTrainer`.
         **trainer_arguments: further arguments of the trainer.
 
     Returns:
@@ -100,8 +102,10 @@ def train(
         compat.contain_exits(trainer)
         compat.count_equal_groups(trainer)
         for observe in (compat.observe_rewards, compat.observe_online_rewards):
-            observe(trainer, learnable.score_check(context, reward_names, trainer))
+            observe(trainer, learnable.score_check(context, trainer.reward_func_names, trainer))
         saved_rollouts.save(context, trainer)
+    if "tools" in trainer_arguments or "environment_factory" in trainer_arguments:
+        tool_use.hold_limits(context, trainer, max_trajectory_s)
     watch = follow(context, trainer)
     folder = context.folder / "model"
     with follow_trackers(context, trainer, trackers):
@@ -193,6 +197,7 @@ def _build(
     check_fits(
         context.stage, begin.kwargs.get("peft_config"), config, artifact.loading, is_on_cpu=not has_accelerator()
     )
+    begin.find_tools(artifact, context)
     begin.find_marks(artifact, config)
     trackers = take_trackers(context, config)
     with _new_head(task_type):

@@ -261,6 +261,7 @@ class StageFacts:
         rows: the first rows of its `dataset`, where that is a file of text.
         has_all_rows: are these all of it?
         is_adapter: is its `model` an adapter? None where that cannot be told.
+        is_made_conversational: does the recipe put a system message before the prompts of its `dataset`?
     """
 
     args: Any
@@ -274,3 +275,4 @@ class StageFacts:
     rows: Sequence[Mapping[str, Any]] = ()
     has_all_rows: bool = False
     is_adapter: bool | None = None
+    is_made_conversational: bool = False

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain_plugins.backends.protocol import Capabilities
-from posttrain_plugins.backends.transformers.chat import parse_tool_calls, render, takes_tools
+from posttrain_plugins.backends.transformers.chat import parse_tool_calls, render, show_tools, takes_tools
 from posttrain_plugins.backends.transformers.stops import StopStrings, cut
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.critic import load_value_head, shared_critic_in
@@ -69,6 +69,7 @@ class TransformersBackend:
         path = model if is_path else model.config.name_or_path
         self.identity = identity or str(path)
         self.tokenizer = tokenizer if tokenizer is not None else load_tokenizer(path, loading)
+        show_tools(self.tokenizer)
         self.model = (load_model(model, loading, device) if is_path else model).eval()
         memory = _free_memory(self.model)
         self.max_batch_tokens = max_batch_tokens or _batch_tokens(self.model, memory)

@@ -13,11 +13,12 @@ from contextlib import suppress
 from typing import Any
 
 from posttrain_plugins.errors import InputError
+from posttrain_plugins.models.training_templates import renders_tool_calls, tool_twin
 from posttrain_plugins.text import to_text
 from posttrain_plugins.text.actions import read_object
 from posttrain_plugins.types import Messages, Prompt
 
-__all__ = ["parse_tool_calls", "render", "takes_tools"]
+__all__ = ["parse_tool_calls", "render", "show_tools", "takes_tools"]
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 THINK = "<think>"
@@ -53,6 +54,14 @@ def render(tokenizer: Any, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = 
     if prefill and text.rstrip().endswith(THINK) and prefill.lstrip().startswith(THINK):
         prefill = prefill.lstrip().removeprefix(THINK).lstrip("\n")  # the template has opened the thought already
     return _tokens(tokenizer, text, prefill or "")
+
+
+def show_tools(tokenizer: Any) -> None:
+    """Give a tokenizer whose template is ChatML the twin that shows tools; without tools it renders the same."""
+    template = tokenizer.chat_template
+    twin = tool_twin(template) if isinstance(template, str) and not renders_tool_calls(template) else None
+    if twin is not None:
+        tokenizer.chat_template = twin
 
 
 def takes_tools(tokenizer: Any) -> bool:

@@ -97,6 +97,7 @@ def _facts_of(spec: StageSpec, specs: Mapping[str, StageSpec]) -> StageFacts:
         rows=(rows := _first_rows(spec.inputs.get("dataset"))),
         has_all_rows=0 < len(rows) < files.HEAD_ROWS,
         is_adapter=_is_adapter(spec.inputs.get("model"), specs),
+        is_made_conversational=_has_system_prompt(spec.inputs.get("dataset")),
     )
 
 
@@ -115,6 +116,11 @@ def _first_rows(source: Any) -> Sequence[Mapping[str, Any]]:
         return ()
 
 
+def _has_system_prompt(source: Any) -> bool:
+    given = source.options if isinstance(source, DataFile) else getattr(source, "reserved", {})
+    return bool(given.get("system_prompt"))
+
+
 def _is_adapter(model: Any, specs: Mapping[str, StageSpec]) -> bool | None:
     if isinstance(model, External) and Path(model.path).is_dir():
         return bool(adapter_config(Path(model.path)))
@@ -127,6 +133,9 @@ def _is_adapter(model: Any, specs: Mapping[str, StageSpec]) -> bool | None:
 def _chat_template(spec: StageSpec, specs: Mapping[str, StageSpec]) -> str | None:
     """Return the text of the template that a stage trains with: its own, or that of the model it started from."""
     own, start, seen = spec.inputs.get("chat_template"), spec.inputs.get("model"), set[str]()
+    several = spec.inputs.get("models")
+    if start is None and isinstance(several, tuple) and several:
+        start = several[0]  # of those that are measured the first stands for all
     while own is None and isinstance(start, FromStage) and start.stage in specs and start.stage not in seen:
         seen.add(start.stage)
         made = specs[start.stage]

@@ -31,6 +31,11 @@ def read_stage(checker: Checker, raw: RawStage, references: References) -> Stage
     errors_before = len(checker.mistakes)
     given = {k: v for k, v in raw.body.items() if k != "use"}
     mode, reserved = _take_reserved(checker, raw, given, schema)
+    for word in ("tools", "environment_factory"):
+        if word in given and word not in schema.fields and not schema.is_open:
+            del given[word]
+            found = f"stage '{raw.path[-1]}' cannot call tools: what {plugin.name} runs has no loop for them"
+            checker.error((*raw.path, word), found, "stages with one: grpo, ppo, sample, evaluate", True)
     checker.check_keys(raw.path, given, schema, f"stage '{raw.path[-1]}'", RESERVED["stage"])
     fields = schema.fields
     values = {name: given.get(name, None if f.is_required else f.default) for name, f in fields.items()}

@@ -36,7 +36,7 @@ ALLOWED = {
     "plugins": NOUNS,
     "rows": {"errors"},
     "decisions": NOUNS,
-    "record": {"errors", "text"},
+    "record": {"errors", "text", "types"},
     "checkpoints": {"types"},
     "models": NOUNS | PLUGINS,
     "search": NOUNS,

@@ -170,7 +170,7 @@ def test_report_of_an_unknown_run_is_exit_2(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        *("run", "validate", "plan", "report", "evaluate", "ask", "serve", "schema", "doctor"),
+        *("run", "validate", "plan", "watch", "report", "evaluate", "ask", "serve", "schema", "doctor"),
         *("plugins list", "plugins show", "plugins new", "plugins check"),
         *("rewards test", "rewards stress", "rewards replay", "rewards audit"),
     ],
@@ -186,7 +186,7 @@ def test_help_of_every_command_teaches(command: str) -> None:
 
 def test_every_command_is_tested_for_its_help() -> None:
     listed = re.findall(r"^\W+(\w+)\s{2,}\S", posttrain("--help").stdout, re.MULTILINE)
-    alone = {"run", "validate", "plan", "report", "evaluate", "ask", "serve", "schema", "doctor"}
+    alone = {"run", "validate", "plan", "watch", "report", "evaluate", "ask", "serve", "schema", "doctor"}
     assert alone | {"plugins", "rewards"} == set(listed) - {"help", "version"}
 
 

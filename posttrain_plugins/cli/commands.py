@@ -23,6 +23,7 @@ COMMANDS = {
     "run": "recipes:run",
     "validate": "recipes:validate",
     "plan": "recipes:plan",
+    "watch": "watch:watch",
     "report": "report:report",
     "evaluate": "evaluate:evaluate",
     "ask": "ask:ask",

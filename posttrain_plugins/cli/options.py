@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,6 +30,7 @@ __all__ = [
     "TemperatureOption",
     "read_budget",
     "read_pairs",
+    "run_folder",
 ]
 
 
@@ -115,3 +117,26 @@ def read_pairs(texts: Sequence[str] | None, what: str) -> dict[str, str]:
             raise InputError(f"two values for {what} {name!r}: {pairs[name]} and {value}")
         pairs[name] = value
     return pairs
+
+
+def run_folder(name: str, runs_dir: Path) -> Path:
+    """Return the folder of a run.
+
+    Args:
+        name: of the run, below `runs_dir`; or its folder; or its recipe, by name or file.
+        runs_dir: where results go.
+
+    Raises:
+        InputError: there is none; the hint names those that are.
+    """
+    parts = ("run.jsonl", "resolved.yaml", "latest")
+    candidates = [runs_dir / name, Path(name)]
+    if name.endswith((".yaml", ".yml")) and Path(name).is_file():
+        # `name:` of a recipe is its own, or else its file's; read as text, since what it extends may not be here
+        found = re.search(r"^name: *['\"]?([\w.-]+)", Path(name).read_text(encoding="utf-8", errors="replace"), re.M)
+        candidates.insert(0, runs_dir / (found[1] if found else Path(name).stem))
+    for folder in candidates:
+        if any((folder / part).exists() for part in parts):
+            return folder.resolve()
+    known = sorted({file.parent.name for part in parts for file in runs_dir.glob(f"*/{part}")})
+    raise InputError(f"no run '{name}' below {runs_dir}", hint=f"runs there: {', '.join(known) or 'none'}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from posttrain_plugins.cli.options import RUNS, JsonOption, RunsOption
+from posttrain_plugins.cli.options import RUNS, JsonOption, RunsOption, run_folder
 from posttrain_plugins.cli.output import err, out
 
 if TYPE_CHECKING:
@@ -20,7 +20,9 @@ __all__ = ["report"]
 def report(
     runs: Annotated[
         list[str],
-        typer.Argument(metavar="RUN [OTHER]", help="A run below RUNS_DIR, such as `quickstart`, or its folder."),
+        typer.Argument(
+            metavar="RUN [OTHER]", help="A run below RUNS_DIR, such as `quickstart`, its folder, or its recipe."
+        ),
     ],
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write the page there: one file that opens offline.")
@@ -36,21 +38,11 @@ def report(
 
     if len(runs) > 2:
         raise InputError(f"{len(runs)} runs are named, expected one, or two to compare", hint="posttrain report A B")
-    folders = [_folder(name, runs_dir) for name in runs]
+    folders = [run_folder(name, runs_dir) for name in runs]
     if len(runs) == 1:
         _report_one(folders[0], html, as_json)
     else:
         _report_two((folders[0], folders[1]), (runs[0], runs[1]), html, as_json)
-
-
-def _folder(name: str, runs_dir: Path) -> Path:
-    from posttrain_plugins.errors import InputError
-
-    for folder in (runs_dir / name, Path(name)):
-        if any((folder / part).exists() for part in ("latest", "run.jsonl")):
-            return folder.resolve()
-    known = sorted({file.parent.name for part in ("latest", "run.jsonl") for file in runs_dir.glob(f"*/{part}")})
-    raise InputError(f"no run '{name}' below {runs_dir}", hint=f"runs there: {', '.join(known) or 'none'}")
 
 
 def _report_one(folder: Path, html: Path | None, as_json: bool) -> None:

@@ -8,29 +8,26 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.spinner import Spinner
-from rich.table import Table
 from rich.text import Text
 
-from posttrain_plugins.cli.progress_bar import figures_text
+from posttrain_plugins.cli.stage_table import StageLine, StageTable
 from posttrain_plugins.cli.tables import duration
 from posttrain_plugins.errors import Interrupted, WaitsForPerson
 from posttrain_plugins.recipe.plan.plan import Plan, PlannedStage
 from posttrain_plugins.recipe.run.observer import Observer
 from posttrain_plugins.record.artifact import Artifact
+from posttrain_plugins.record.pace import LAST, pace
+from posttrain_plugins.report.page import clean
 
 __all__ = ["RunDisplay", "quiet_libraries"]
 
 PLAIN_SECONDS = 10.0  # between two lines of a stage, where the output is a file
-# the first three of these that a stage has: what a terminal has room for beside the bar
-SHOWN_FIGURES = ("reward", "loss", "rewards/accuracies", "accuracy", "kl", "eval_accuracy")
 
 
 class RunDisplay(Observer):
@@ -54,7 +51,7 @@ class RunDisplay(Observer):
         self.rows = {stage.id: _StageRow(stage) for stage in plan.stages if stage.is_wanted}
         if self.is_quiet:
             return
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
             # gone at the end, when `close` prints the last state: nothing is left of what was drawn before it
             self.live = Live(get_renderable=self._table, console=self.console, refresh_per_second=8, transient=True)
             self.live.start()
@@ -64,7 +61,7 @@ class RunDisplay(Observer):
 
     def started(self, stage: PlannedStage, resumes_from: Path | None) -> None:
         row = self.rows[stage.id]
-        row.state, row.began = "runs", time.monotonic()
+        row.line.state, row.began = "runs", time.monotonic()
         if resumes_from is not None:
             self.note(stage, f"goes on from {resumes_from.name}")
         self._plain(f"{stage.id}: started ({stage.spec.plugin.name})")
@@ -76,7 +73,8 @@ class RunDisplay(Observer):
         row.advance(done, total, unit, figures)
         if self.live is None and time.monotonic() - row.printed >= PLAIN_SECONDS:
             row.printed = time.monotonic()
-            self._plain(f"{stage.id}: {row.place()} {row.text_figures()}")
+            line = row.now()
+            self._plain(f"{stage.id}: {line.place()} {line.text_figures()}")
 
     def note(self, stage: PlannedStage, message: str) -> None:
         if message not in self.shown_notes:  # once a run: stages of a loop say the same
@@ -84,16 +82,16 @@ class RunDisplay(Observer):
             self._line(f"{stage.id}: {message}", style="yellow")
 
     def finished(self, stage: PlannedStage, artifact: Artifact, is_cached: bool) -> None:
-        row = self.rows[stage.id]
+        line = self.rows[stage.id].line
         # the manifest's: of a cached stage what it took when it ran
-        row.state, row.seconds = ("cached" if is_cached else "done"), float(artifact.manifest["seconds"])
-        self._plain(f"{stage.id}: " + ("cached" if is_cached else f"done in {duration(row.seconds)}"))
+        line.state, line.seconds = ("cached" if is_cached else "done"), float(artifact.manifest["seconds"])
+        self._plain(f"{stage.id}: " + ("cached" if is_cached else f"done in {duration(line.seconds)}"))
 
     def failed(self, stage: PlannedStage, error: BaseException) -> None:
-        row = self.rows[stage.id]
-        row.state = "stopped" if isinstance(error, Interrupted) else "failed"
+        line = self.rows[stage.id].line
+        line.state, line.why = "stopped" if isinstance(error, Interrupted) else "failed", ""  # the error is told below
         if isinstance(error, WaitsForPerson):
-            row.state, row.decided = "person", error.decided
+            line.state, line.why = "person", error.decided
             self._plain(error.message)
 
     def close(self) -> None:
@@ -107,81 +105,40 @@ class RunDisplay(Observer):
 
     def _line(self, text: str, style: str = "") -> None:
         if not self.is_quiet:
-            self.console.print(Text(text, style=style))
+            self.console.print(Text(clean(text), style=style))
 
     def _plain(self, text: str) -> None:
         if self.live is None:
             self._line(text)
 
-    def _table(self) -> Table:
-        table = Table(box=None, pad_edge=False, show_header=False)
-        for row in self.rows.values():
-            table.add_row(*row.cells())
-        return table
+    def _table(self) -> StageTable:
+        # one line less than there are: the cursor has one, and a frame of all of them scrolls
+        rows = self.console.size.height - 1
+        return StageTable([row.now() for row in self.rows.values()], rows)
 
 
 class _StageRow:
     """One stage on the screen."""
 
-    MARKS: ClassVar[dict[str, str]] = {
-        "done": "[green]✓",
-        "cached": "[green]✓",
-        "failed": "[red]✗",
-        "stopped": "[yellow]■",
-        "person": "[yellow]?",
-        "waits": "[dim]·",
-    }
-
     def __init__(self, stage: PlannedStage) -> None:
-        self.stage = stage
-        self.state = "waits"
-        self.done, self.total, self.unit = 0, 0, "step"
-        self.first_done = 0
+        self.line = StageLine(stage.id, stage.spec.plugin.name, stage.spec.parents(), why="; ".join(stage.reasons[:1]))
         self.began = self.printed = time.monotonic()
-        self.progress_began: float | None = None
-        self.seconds = 0.0
-        self.decided = ""
-        self.figures: dict[str, float] = {}
+        self.points: deque[tuple[int, float]] = deque(maxlen=LAST + 1)
 
     def advance(self, done: int, total: int | None, unit: str, figures: Mapping[str, float]) -> None:
-        if self.progress_began is None:
-            # the pace counts from here: loading the model, and the steps before a resume, are no measure of it
-            self.progress_began, self.first_done = time.monotonic(), done
-        self.done, self.total, self.unit = done, total or 0, unit
-        self.figures = dict(figures)
+        line = self.line
+        line.done, line.total, line.unit, line.figures = done, total or 0, unit, dict(figures)
+        # the pace counts from the first call: loading the model, and the steps before a resume, are no measure of it
+        self.points.append((done, time.monotonic()))
 
-    def place(self) -> str:
-        left = ""
-        if self.progress_began is not None and self.first_done < self.done < self.total:
-            pace = (time.monotonic() - self.progress_began) / (self.done - self.first_done)
-            left = f", {duration(pace * (self.total - self.done))} left"
-        return f"{self.unit} {self.done}/{self.total or '?'}{left}"
-
-    def text_figures(self) -> str:
-        shown = [f"{name} {self.figures[name]:.3g}" for name in SHOWN_FIGURES if name in self.figures][:3]
-        return " ".join(shown) or figures_text(self.figures)
-
-    def cells(self) -> list[Any]:
-        spec = self.stage.spec
-        mark: Any = Spinner("dots") if self.state == "runs" else Text.from_markup(self.MARKS[self.state])
-        origin = " ← " + ", ".join(spec.parents()) if spec.parents() else ""
-        name = Text.assemble((spec.id, "bold" if self.state == "runs" else ""), (origin, "dim"))
-        # a stage that has not said how much there is has no bar
-        has_bar = self.state == "runs" and self.total
-        bar = ProgressBar(total=self.total, completed=self.done, width=24) if has_bar else Text("")
-        return [mark, name, Text(spec.plugin.name, style="cyan"), bar, self._status()]
-
-    def _status(self) -> Text:
-        if self.state == "runs":
-            elapsed = duration(time.monotonic() - self.began)
-            return Text(f"{self.place()}  {self.text_figures()}" if self.total else f"loading, {elapsed}")
-        if self.state == "waits":
-            return Text(self.stage.reasons[0] if self.stage.reasons else "", style="dim")
-        if self.state == "person":
-            return Text(f"waits for a person: {self.decided}", style="yellow")
-        if self.state == "done":
-            return Text(f"{duration(self.seconds)}  {self.text_figures()}")
-        return Text(self.state, style="dim")
+    def now(self) -> StageLine:
+        line, now = self.line, time.monotonic()
+        if line.state == "runs" and self.points:
+            line.pace = pace(list(self.points), line.total, self.points[-1][1])
+            line.quiet_s = line.pace.quiet_s(now) if line.pace else None
+        if line.state == "runs":
+            line.seconds = now - self.began
+        return line
 
 
 class _DimLines(logging.Handler):

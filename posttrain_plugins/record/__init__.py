@@ -11,6 +11,8 @@ was killed.
 | `events.py`   | `run.jsonl`: what happened in a run, as it happens                                         |
 | `artifact.py` | a finished stage: its folder and its manifest                                              |
 | `runs.py`     | a run: its stages in order, the state of each, and their files                             |
+| `pace.py`     | the median of the last steps, what is left, and for how long there was none               |
+| `rollouts.py` | the newest completions, read from the end of the file                                     |
 | `lineage.py`  | the manifests from a model back to its base, and what was measured of it                   |
 | `results.py`  | what a run came to: one row a stage                                                        |
 """

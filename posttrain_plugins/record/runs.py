@@ -23,6 +23,7 @@ from posttrain_plugins.record.events import EVENTS, is_alive
 from posttrain_plugins.record.figures import StepFigures, read_figures
 from posttrain_plugins.record.lines import read_lines
 from posttrain_plugins.text.yaml12 import read_yaml
+from posttrain_plugins.types import CHECKPOINT_MARKER
 
 __all__ = ["RunRecord", "StageRecord", "State", "read_run"]
 
@@ -92,6 +93,14 @@ class StageRecord:
     def details(self) -> dict[str, Any]:
         """Further values of its manifest."""
         return dict(self.manifest.get("details", {}))
+
+    @property
+    def checkpoint(self) -> int | None:
+        """The step that the same command would go on from; None where none is saved."""
+        if self.folder is None:
+            return None
+        found = self.folder.glob(f"checkpoints/checkpoint-*/{CHECKPOINT_MARKER}")
+        return max((int(marker.parent.name.rpartition("-")[2]) for marker in found), default=None)
 
     @property
     def rollouts(self) -> Path | None:

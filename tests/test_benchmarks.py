@@ -311,7 +311,7 @@ def test_check_tells_how_many_have_no_figures_yet(tmp_path: Path) -> None:
 
 def test_every_recipe_names_its_results_and_shows_what_stands_there(benchmark: Any) -> None:
     render = benchmark("render")
-    others = {"quickstart": "quickstart_seeds", "test_time": "test_time"}
+    others = {"quickstart": "quickstart_seeds", "test_time": "test_time", "human_feedback": "human_feedback"}
     files = sorted((ROOT / "recipes").glob("[!_]*.yaml"))
     assert len(files) > 10
     for file in files:

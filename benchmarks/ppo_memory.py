@@ -1,6 +1,6 @@
 """What PPO's roles cost in memory and on disk: policy alone, then with reference, critic, reward model and PRM.
 
-Each set of roles is a PPO stage of one recipe, in a process of its own: two steps on a model that went through SFT with
+Each set of roles is a PPO stage of one recipe, in a process of its own: a step on a model that went through SFT with
 LoRA. Reward model and PRM lie on that SFT model in each of two ways, by default (`stack`) and by `adapter_mode: merge`,
 which was the default before. Taken are what cannot be argued about, the bytes of all tensors of parameters and buffers
 that are alive after training, over those of the bare base; then the process's highest resident memory in training over
@@ -53,14 +53,14 @@ rewards: {correct: exact_answer}
 stages:
   sft: {use: sft, model: base, dataset: demos, adapter: policy, args: {{brief}}}
 """
-BRIEF = "max_steps: 2, per_device_train_batch_size: 4, learning_rate: 1e-3, gradient_checkpointing: false"
+BRIEF = "max_steps: 1, per_device_train_batch_size: 4, learning_rate: 1e-3, gradient_checkpointing: false"
 JUDGES = """
   rm_{mode}: {use: reward, model: sft, dataset: pairs, adapter: judge, {how}args: {{brief}}}
   prm_{mode}: {use: prm, model: sft, dataset: steps, adapter: judge, {how}args: {{brief}}}
 """
 STAGE = """
   {id}: {use: ppo, model: sft, dataset: demos, rewards: [{rewards}], adapter: policy,
-         args: {{args}, {brief}, num_generations: 1, max_completion_length: 16}}
+         args: {{args}, {brief}, num_generations: 1, max_completion_length: 8}}
 """
 
 
@@ -73,13 +73,14 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         stages = write_recipe(folder, options.model)
         _call(folder, "judges")  # and what they stand on, so that each process below trains one stage
-        rows = [{"roles": roles, "judges": mode, **_repeated(folder, id, options.runs)} for id, roles, mode in stages]
-    alone = rows[0]["peak_mib"]
-    for row in rows:
-        row["peak_mib_over_policy"] = round(row["peak_mib"] - alone, 1)
-        print(json.dumps(row))
-    made = {"runs": options.runs, "model": options.model, "rows": rows}
-    print(record.write("ppo_memory", made, options.out))
+        rows: list[dict[str, Any]] = []
+        for id, roles, mode in stages:
+            row = {"roles": roles, "judges": mode, **_repeated(folder, id, options.runs)}
+            alone = rows[0]["peak_mib"] if rows else row["peak_mib"]
+            rows.append({**row, "peak_mib_over_policy": round(row["peak_mib"] - alone, 1)})
+            print(json.dumps(rows[-1]), file=sys.stderr)
+            file = record.write("ppo_memory", {"runs": options.runs, "model": options.model, "rows": rows}, options.out)
+    print(file)
     shared = [row for row in rows if row["judges"] == "stack"]
     return int(any(row["bases_in_memory"] >= 1.9 or row["bases_on_disk"] >= 1.9 for row in shared))
 

@@ -177,7 +177,7 @@ def ppo_memory_table(results: Json) -> str:
     alone = results["rows"][0]
     note = (
         f"The base has {alone['base_mib']:.0f} MiB; the policy alone takes {alone['peak_mib']:.0f} MiB in training. "
-        f"Medians of {results['runs']} runs of two steps of four rows each."
+        f"Medians of {results['runs']} runs of a step of four rows each."
     )
     return f"{_table(head, rows)}\n\n{note}"
 

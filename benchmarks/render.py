@@ -23,6 +23,7 @@ __all__ = [
     "TABLES",
     "adapters_table",
     "gpu_table",
+    "gradient_checkpointing_table",
     "kills_table",
     "methods_table",
     "overhead_table",
@@ -179,6 +180,25 @@ def ppo_memory_table(results: Json) -> str:
         f"The base has {alone['base_mib']:.0f} MiB; the policy alone takes {alone['peak_mib']:.0f} MiB in training. "
         f"Medians of {results['runs']} runs of a step of four rows each."
     )
+    return f"{_table(head, rows)}\n\n{note}"
+
+
+def gradient_checkpointing_table(results: Json) -> str:
+    """One row per model: what checkpointing costs in CPU time, and the memory that it saves."""
+    rows = []
+    for name, found in results["cases"].items():
+        peak = found["peak_mib"]
+        rows.append(
+            [
+                name,
+                f"{found['rows']} x {found['tokens']}",
+                _ratio(found["time_ratio"]),
+                f"{found['saved_mib']['median']:.0f} MiB",
+                f"{peak['without']['median']:.0f} -> {peak['with']['median']:.0f} MiB",
+            ]
+        )
+    head = ["SFT", "rows x tokens", "CPU time, with / without", "memory saved", "peak, without -> with"]
+    note = f"Medians of {results['pairs']} interleaved pairs of {results['steps']} steps with 95 % intervals."
     return f"{_table(head, rows)}\n\n{note}"
 
 
@@ -350,6 +370,7 @@ TABLES: dict[str, Callable[[Json], str]] = {
     "adapters": adapters_table,
     "kills": kills_table,
     "quickstart_seeds": quickstart_table,
+    "gradient_checkpointing": gradient_checkpointing_table,
     "overhead": overhead_table,
     "ppo_memory": ppo_memory_table,
     "gpu_qwen3_0.6b": gpu_table,

@@ -14,12 +14,14 @@ import dataclasses
 import inspect
 import re
 import sys
+import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from posttrain_plugins import types
 from posttrain_plugins.guard.settings import GuardSettings
+from posttrain_plugins.models.training_memory import SHAPES, Training, training_bytes
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.declarations import DECLARATIONS
 from posttrain_plugins.plugins.registry import Plugin
@@ -209,6 +211,23 @@ def own_stage() -> str:
     return f"```python\n{(DOCS.parent / 'examples/own_stage/gmpo.py').read_text(encoding='utf-8').strip()}\n```"
 
 
+def training_memory() -> str:
+    """Return a row for each size: GiB of training in each way, with and without gradient checkpointing."""
+    ways = [(training, size) for training in typing.get_args(Training) for size in (4, 2)]
+    head = [f"{training}, {'float32' if size == 4 else 'bfloat16'}" for training, size in ways]
+    rows = [f"| size | parameters | {' | '.join(head)} |", "|---" * (len(head) + 2) + "|"]
+    for name, shape in SHAPES.items():
+        found = []
+        for training, size in ways:
+            each = [
+                training_bytes(shape, training, tokens=512, dtype_bytes=size, is_checkpointed=is_on) / 2**30
+                for is_on in (False, True)
+            ]
+            found.append(f"{each[0]:.1f} ({each[1]:.1f})")
+        rows.append(f"| {name} | {shape.parameters / 1e9:.2f}e9 | {' | '.join(found)} |")
+    return "\n".join(rows)
+
+
 def checks() -> str:
     """Return every check of the kit with its reason."""
     from posttrain_plugins.testing import CHECKS as OF_KIND
@@ -287,6 +306,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "reserved": reserved,
     "stage_columns": stage_columns,
     "training": training,
+    "training_memory": training_memory,
 }
 """What may stand between the marks."""
 

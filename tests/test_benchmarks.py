@@ -258,6 +258,10 @@ def results_folder(folder: Path, seeds: Any, record: Any) -> Path:
     record.write("methods", {"methods": methods, "process_rewards": {"0": compared}}, folder)
     row = {"roles": "and PRM", "judges": "stack", "bases_in_memory": 1.131, "bases_on_disk": 1.25}
     row |= {"base_mib": 513.1, "peak_mib": 1800.0, "peak_mib_over_policy": 70.4}
+    saved = {"median": 310.0, "low": 300.0, "high": 320.0}
+    case = {"rows": 4, "tokens": 128, "time_ratio": ratio, "saved_mib": saved, "peak_mib": {}}
+    case["peak_mib"] = dict.fromkeys(("with", "without"), saved)
+    record.write("gradient_checkpointing", {"pairs": 3, "steps": 2, "cases": {"SmolLM2-135M, LoRA": case}}, folder)
     record.write("ppo_memory", {"runs": 3, "rows": [row]}, folder)
     side = {"tokens_per_s": 1234.5, "step_s": 0.5, "peak_gib": 3.21}
     record.write("gpu_qwen3_0.6b", {"methods": {"sft": {"recipe": side, "plain": side}}}, folder)
@@ -286,6 +290,7 @@ def test_render_fills_every_table_and_check_tells_a_stale_one(benchmark: Any, tm
     assert "| `dpo`, lora | 9, 9 | optimizer.pt removed; optimizer.pt removed | 2 of 2 | 1 of 2 | 0 of 2 |" in text
     assert "1 went on from the checkpoint before the damaged one, 1 had none and began anew" in text
     assert "| SFT | 1.010 [1.000, 1.020] |" in text
+    assert "| SmolLM2-135M, LoRA | 4 x 128 | 1.010 [1.000, 1.020] | 310 MiB | 310 -> 310 MiB |" in text
     assert "| and PRM | `stack` | 1.13 | 1.25 | +70 MiB |" in text
     assert "| SFT, recipe | 1,234 | 0.500 | 3.21 |" in text
     assert "| GRPO | +0.30 | +0.30 [+0.20, +0.40] | +0.30 [+0.20, +0.40] | 50 |" in text

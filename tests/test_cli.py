@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -279,6 +280,33 @@ def test_ask_prints_the_answer_alone(ask: Callable[..., None], tiny_model: Path,
     assert "#" not in once.out
     ask(str(tiny_model), ["3|7>2"], **SHORT, seed=1)
     assert capsys.readouterr().out != once.out
+
+
+def test_ask_draws_as_the_model_says_unless_told_otherwise(
+    ask: Callable[..., None], tiny_model: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model's generation_config, below an adapter too; what the user says goes before it; a server's is its own."""
+    from posttrain_plugins.engine import solve as engine
+
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    said = {"temperature": 0.2, "top_p": 0.9, "top_k": 20, "do_sample": True, "eos_token_id": 2}
+    (model / "generation_config.json").write_text(json.dumps(said), encoding="utf-8")
+    drawn: list[Any] = []
+    solve = engine.solve
+    monkeypatch.setattr(
+        engine, "solve", lambda s, problems, **o: drawn.append(problems[0].params) or solve(s, problems, **o)
+    )
+    ask(str(model), ["3|7>2"], strategy="self_consistency(n=2)", max_tokens=4)
+    assert (drawn[-1].temperature, drawn[-1].top_p, drawn[-1].top_k) == (0.2, 0.9, 20)
+    assert "generation_config says: temperature 0.2, top_p 0.9, top_k 20" in capsys.readouterr().err
+    ask(str(model), ["3|7>2"], strategy="self_consistency(n=2)", max_tokens=4, temperature=1.5, top_k=0)
+    assert (drawn[-1].temperature, drawn[-1].top_p, drawn[-1].top_k) == (1.5, 0.9, 0)
+    capsys.readouterr()
+    ask(str(tiny_model), ["3|7>2"], strategy="self_consistency(n=2)", max_tokens=4)
+    assert (drawn[-1].temperature, drawn[-1].top_p, drawn[-1].top_k) == (1.0, 1.0, 0)
+    assert "generation_config" not in capsys.readouterr().err
+    with pytest.raises(InputError, match="top_p is 0"):
+        ask("no/such-model", ["3|7>2"], top_p=0.0)
 
 
 def test_ask_json_has_answer_text_usage_and_trace(ask: Callable[..., None], tiny_model: Path, capsys: Any) -> None:

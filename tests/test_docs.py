@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = (
     *("recipes", "datasets", "plugins", "rewards", "strategies", "adapters", "stages", "scaling", "faq"),
-    *("first_plugin", "api", "tools", "watching"),
+    *("first_plugin", "api", "tools", "watching", "real_models"),
 )
 
 

@@ -241,3 +241,40 @@ def test_an_editor_knows_the_words_of_a_stage() -> None:
     assert {"adapter_mode", "chat_template"} <= set(known["stage.dpo"]["properties"])
     assert known["stage.dpo"]["properties"]["adapter_mode"]["enum"] == ["continue", "stack", "merge"]
     assert "adapter_mode" not in known["stage.evaluate"]["properties"]
+
+
+THINKS = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>{% if thinks %}<think>{% endif %}"
+)
+OPTED = """
+model: {model_name_or_path: {model}}
+adapters: {first: {use: lora, r: 2}}
+datasets: {d: {path: {data}/problems.jsonl, limit: 4}}
+rewards: {digits: {use: regex, pattern: "[0-9]"}}
+stages:
+  grpo: {use: grpo, model: base, dataset: d, rewards: [digits], adapter: first, chat_template: {template},
+         args: {max_steps: 1, per_device_train_batch_size: 4, num_generations: 4, max_completion_length: 4,
+                gradient_checkpointing: false, chat_template_kwargs: {thinks: true}}}
+  plain: {use: merge, model: grpo}
+"""
+
+
+def test_a_policy_is_asked_as_its_prompts_were_rendered(
+    tiny_model: Path, tiny_data: Path, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The options of the chat template go with the weights: recorded, merged along, and applied by who answers."""
+    from posttrain_plugins.backends.transformers.backend import TransformersBackend, render
+    from posttrain_plugins.models.load import load_tokenizer
+
+    (tmp_path / "thinks.jinja").write_text(THINKS, encoding="utf-8")
+    file = write_recipe(OPTED, model=tiny_model, data=tiny_data, template=tmp_path / "thinks.jinja")
+    run = pp.run(file, runs_dir=tmp_path / "runs")
+    assert run["grpo"].manifest["handoff"]["chat_template_kwargs"] == {"thinks": True}
+    assert "chat_template_kwargs" not in record(tiny_model, {})
+    for name in ("grpo", "plain"):
+        backend = TransformersBackend(run[name].model_path)
+        ids = render(backend.tokenizer, [{"role": "user", "content": "3|7"}])
+        assert backend.tokenizer.decode(ids) == "<|user|>3|7<|assistant|><think>"
+        assert backend.opens_thought
+    bare = load_tokenizer(tiny_model)
+    assert "<think>" not in bare.decode(render(bare, [{"role": "user", "content": "3|7"}]))

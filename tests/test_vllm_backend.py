@@ -191,12 +191,13 @@ def test_a_wave_is_one_call_with_a_seed_for_each_completion(tiny_model: Path) ->
     backend = VLLMBackend(tiny_model, identity="tiny")
     assert isinstance(backend, Backend)
     assert backend.identity == "tiny"
-    answers = draw(backend, draws(4), draws(2, "3+4=", temperature=0.5, top_p=0.9, max_tokens=5))
+    answers = draw(backend, draws(4), draws(2, "3+4=", temperature=0.5, top_p=0.9, top_k=7, max_tokens=5))
     (call,) = backend.llm.calls
     assert call["use_tqdm"] is False
     assert call["lora"] is None
     assert [params.seed for params in call["params"]] == [1, 2, 3, 4, 101, 102]
     assert [(p.temperature, p.top_p, p.max_tokens) for p in call["params"][3:5]] == [(1.0, 1.0, 12), (0.5, 0.9, 5)]
+    assert [p.top_k for p in call["params"][3:5]] == [0, 7]
     ids = [render(backend.tokenizer, prompt) for prompt in (CHAT, "3+4=")]
     assert [prompt["prompt_token_ids"] for prompt in call["prompts"]] == [ids[0]] * 4 + [ids[1]] * 2
     assert len({completion.text for completion in answers[0]}) == 4

@@ -3,7 +3,7 @@
 1. Every completion is a row of its own, with its own seed, rather than `n` of one prompt: what is drawn does not depend
    on what else of its request is known already. vLLM reads a shared prompt once all the same (prefix caching).
 2. Equal seeds give equal noise; the logits still vary with the batch, by rounding.
-3. Only temperature and top_p are applied, none of the sampling defaults of a model's `generation_config`.
+3. Only temperature, top_p and top_k are applied, none of the sampling defaults of a model's `generation_config`.
 4. A wave comes back when its last completion is done, so a killed run pays at most one wave twice.
 
 No paper.
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.backends.protocol import Capabilities
-from posttrain_plugins.backends.transformers.backend import load_tokenizer, render
+from posttrain_plugins.backends.transformers.backend import load_tokenizer, render, sampling_defaults
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.folder import adapter_config, adapters_in, base_of
 from posttrain_plugins.text.readers import template_opens_thought
@@ -65,7 +65,9 @@ class VLLMBackend:
         self._lora = _lora_request(Path(model)) if is_path else None
         self.llm = self._vllm.LLM(**_llm_options(Path(model), loading or {}, options or {})) if is_path else model
         config = self.llm.llm_engine.model_config
-        self.identity = identity or str(model if is_path else config.model)
+        self._path = model if is_path else config.model
+        self._revision = (loading or {}).get("model_revision")
+        self.identity = identity or str(self._path)
         self.tokenizer = load_tokenizer(model, loading) if is_path else model.get_tokenizer()
         self.max_model_len = int(config.max_model_len)
 
@@ -93,7 +95,12 @@ class VLLMBackend:
     @cached_property
     def opens_thought(self) -> bool:
         """Whether the chat template opens a thought: a completion without its end is then all thought."""
-        return template_opens_thought(self.tokenizer)
+        return template_opens_thought(self.tokenizer, **getattr(self.tokenizer, "chat_template_kwargs", {}))
+
+    @cached_property
+    def sampling_defaults(self) -> dict[str, Any]:
+        """What the model's `generation_config` asks for of `temperature`, `top_p` and `top_k`."""
+        return sampling_defaults(self._path, self._revision)
 
     def close(self) -> None:
         """Free the GPU's memory."""
@@ -110,6 +117,7 @@ class VLLMBackend:
             n=1,
             temperature=params.temperature,
             top_p=params.top_p,
+            top_k=params.top_k,
             max_tokens=params.max_tokens,
             stop=list(params.stop),
             seed=seed,

@@ -21,6 +21,8 @@ from posttrain_plugins.cli.options import (
     ScorerOption,
     SeedOption,
     TemperatureOption,
+    TopKOption,
+    TopPOption,
     read_budget,
 )
 from posttrain_plugins.cli.output import err, quiet
@@ -48,7 +50,9 @@ def ask(
     ] = None,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     max_tokens: MaxTokensOption = 1024,
-    temperature: TemperatureOption = 1.0,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
     seed: SeedOption = 0,
     file: Annotated[
         Path | None,
@@ -95,13 +99,19 @@ def ask(
     resolved = api.resolve_strategy(strategy, scorers=scorer or [], runs_dir=runs_dir)
     for reward in resolved.scorers.values():
         check_columns(reward, columns)
-    params = SamplingParams(temperature=temperature, max_tokens=max_tokens)
-    problems = [Problem(prompt, params) for prompt in prompts]
+    if top_p == 0.0:
+        raise InputError("top_p is 0, which keeps no token", hint="--temperature 0 takes the likeliest")
+    given = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
     with progress_bar(console) as progress:
         try:
             policy = api.backend(model, model=served_model, runs_dir=runs_dir)
         except (OSError, ValueError) as cause:  # what transformers raises for a model that is not there
             raise InputError(f"model {model!r} cannot be loaded: {str(cause).partition(chr(10))[0]}") from cause
+        drawn = getattr(policy, "sampling_defaults", {}) | {k: v for k, v in given.items() if v is not None}
+        if strategy != "greedy" and (said := [f"{k} {v}" for k, v in drawn.items() if given[k] is None]):
+            note = f"as the model's generation_config says: {', '.join(said)}"
+            console.print(note, style="dim", highlight=False)
+        problems = [Problem(prompt, SamplingParams(max_tokens=max_tokens, **drawn)) for prompt in prompts]
         options |= {"scorers": resolved.scorers, "columns": columns, "seed": seed, "progress": progress}
         options["reader"] = reader
         with api.backends(policy, resolved.models, runs_dir=runs_dir) as by_role:

@@ -28,6 +28,8 @@ __all__ = [
     "ScorerOption",
     "SeedOption",
     "TemperatureOption",
+    "TopKOption",
+    "TopPOption",
     "read_budget",
     "read_pairs",
     "run_folder",
@@ -59,7 +61,20 @@ BudgetOption = Annotated[
     ),
 ]
 MaxTokensOption = Annotated[int, typer.Option(min=1, help="Completion tokens at most.")]
-TemperatureOption = Annotated[float, typer.Option(min=0.0, help="Of samples; `greedy` is always 0.")]
+TemperatureOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0, help="Of samples; by default what the model's generation_config says, else 1. `greedy` is always 0."
+    ),
+]
+TopPOption = Annotated[
+    float | None,
+    typer.Option(min=0.0, max=1.0, help="Share of the likeliest tokens' mass; by default as the model says, else 1."),
+]
+TopKOption = Annotated[
+    int | None,
+    typer.Option(min=0, help="Number of the likeliest tokens, 0 for all; by default as the model says, else 0."),
+]
 ReaderOption = Annotated[
     str,
     typer.Option(

@@ -89,4 +89,6 @@ def _params_text(params: SamplingParams) -> str:
         found["top_logprobs"] = int(params.top_logprobs)
     if params.values:
         found["values"] = True
+    if params.top_k:
+        found["top_k"] = int(params.top_k)
     return _encode(found)

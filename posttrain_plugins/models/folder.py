@@ -24,6 +24,7 @@ from posttrain_plugins.errors import InputError
 __all__ = [
     "ADAPTERS",
     "TASKS",
+    "TEMPLATE_OPTIONS_FILE",
     "UNMERGEABLE_FILE",
     "BaseWeights",
     "Task",
@@ -37,6 +38,7 @@ __all__ = [
     "named_adapters",
     "task_of",
     "task_of_architecture",
+    "template_options",
 ]
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -44,6 +46,9 @@ ADAPTERS = "adapters.json"
 BELOW = "stack"
 UNMERGEABLE_FILE = "adapter_unmergeable"
 """The file beside an adapter that says that its plugin declared `can_merge = False`; it goes where the weights go."""
+
+TEMPLATE_OPTIONS_FILE = "chat_template_kwargs.json"
+"""The file beside a policy with the options of the chat template that its prompts were rendered with in training."""
 
 Task: TypeAlias = Literal["CausalLM", "SequenceClassification", "TokenClassification"]
 
@@ -162,6 +167,12 @@ def choose_adapter(model: str, folder: str | Path, adapter: str) -> str:
     if adapter:
         raise InputError(f"model '{model}' has no adapter '{adapter}': it is one model", hint=f"name it: {model}")
     return str(folder)
+
+
+def template_options(folder: str | Path) -> dict[str, Any]:
+    """Return the options of the chat template that a policy's prompts were rendered with; empty where none were."""
+    file = Path(folder) / TEMPLATE_OPTIONS_FILE
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
 def gguf_refusal(path: str | Path) -> InputError | None:

@@ -25,6 +25,7 @@ from posttrain_plugins.models.folder import (
     gguf_refusal,
     task_of,
     task_of_architecture,
+    template_options,
 )
 from posttrain_plugins.models.load_report import expecting, heads_in
 from posttrain_plugins.models.quantization import quantization_config
@@ -39,6 +40,7 @@ __all__ = [
     "load_tokenizer",
     "make_room_for_tokens",
     "options_of",
+    "sampling_defaults",
     "task_to_load",
     "training_options",
 ]
@@ -126,7 +128,27 @@ def load_tokenizer(
     with _refusing(where):
         tokenizer = AutoTokenizer.from_pretrained(where, **{**trust, **options})
     tokenizer.chat_template = chat_template or tokenizer.chat_template
+    # as its prompts were rendered in training: with others the policy reads what it never learned from
+    tokenizer.chat_template_kwargs = template_options(path)
     return tokenizer
+
+
+def sampling_defaults(path: str | Path, revision: str | None = None) -> dict[str, Any]:
+    """Return the `temperature`, `top_p` and `top_k` that a model's `generation_config.json` asks for, those it names.
+
+    Args:
+        path: a folder, an adapter's too, or a Hub id.
+        revision: of a Hub id.
+    """
+    from transformers import GenerationConfig
+
+    base = base_of(path, revision)
+    try:
+        # what differs from transformers' own defaults: nobody who made the model has chosen those
+        said = GenerationConfig.from_pretrained(base.path, revision=base.revision or "main").to_diff_dict()
+    except (OSError, ValueError):  # it has none
+        return {}
+    return {name: said[name] for name in ("temperature", "top_p", "top_k") if said.get(name) is not None}
 
 
 @contextmanager

@@ -7,6 +7,7 @@ rounding, and is measured.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.adapter_types import why_unmergeable
-from posttrain_plugins.models.folder import Task, adapter_config, adapters_in
+from posttrain_plugins.models.folder import TEMPLATE_OPTIONS_FILE, Task, adapter_config, adapters_in
 from posttrain_plugins.models.load import (
     load_adapted,
     load_base,
@@ -112,7 +113,7 @@ def plain_options(path: str, loading: Mapping[str, Any], task: Task | None = "Ca
 
 
 def save_plain(model: Any, tokenizer: Any, folder: Path, **options: Any) -> None:
-    """Write safetensors, config, generation config, and the tokenizer with its template.
+    """Write safetensors, config, generation config, and the tokenizer with its template and the options for it.
 
     Args:
         model: a transformers model.
@@ -122,6 +123,8 @@ def save_plain(model: Any, tokenizer: Any, folder: Path, **options: Any) -> None
     """
     model.save_pretrained(str(folder), **options)
     tokenizer.save_pretrained(str(folder))
+    if template := getattr(tokenizer, "chat_template_kwargs", None):
+        (folder / TEMPLATE_OPTIONS_FILE).write_text(json.dumps(template) + "\n", encoding="utf-8")
 
 
 def quantize_saved(folder: Path, options: Mapping[str, Any], **saving: Any) -> None:

@@ -20,6 +20,7 @@ from posttrain_plugins.models.folder import (
     digest,
     named_adapters,
     task_of,
+    template_options,
 )
 from posttrain_plugins.models.training_templates import chat_template_in
 
@@ -75,6 +76,7 @@ def record(folder: Path, loading: Mapping[str, Any], *, whole: bool = True) -> d
         "adapters": [{"type": kind, "weights": weights} for kind, weights in stack],
         "base": base_of(folder).path if adapter else None,
         "base_revision": adapter.get("revision"),
+        **({"chat_template_kwargs": options} if (options := template_options(folder)) else {}),
     }
 
 

@@ -9,6 +9,7 @@ unpinned memory come to it; without the first, TRL refuses to start there.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -19,6 +20,7 @@ from typing import Any
 from posttrain_plugins.checkpoints import check_period, check_push
 from posttrain_plugins.errors import InputError, Interrupted
 from posttrain_plugins.models.adapter_compatibility import check_fits
+from posttrain_plugins.models.folder import TEMPLATE_OPTIONS_FILE, template_options
 from posttrain_plugins.models.load_report import expecting
 from posttrain_plugins.record.figures import StepFigures, read_figures
 from posttrain_plugins.record.health import health
@@ -210,7 +212,23 @@ def _build(
             **trainer_arguments,
         )
     begin.forget_marks()
+    _keep_template_options(context, trainer, artifact)
     return begin, trainer, trackers
+
+
+def _keep_template_options(context: StageContext, trainer: Any, artifact: ModelArtifact) -> None:
+    """Note the options of the chat template with which a trainer that samples renders prompts, for all who ask later.
+
+    Strategies in training read them from the tokenizer, and what loads the model from a file beside it.
+    """
+    if hasattr(trainer.args, "chat_template_kwargs"):
+        given, before = trainer.args.chat_template_kwargs or {}, template_options(artifact.path)
+        trainer.processing_class.chat_template_kwargs = dict(given)
+        if before and before != given:
+            found = (
+                f"'{artifact.name}' was trained with chat_template_kwargs {before}, this stage with {given or 'none'}"
+            )
+            context.reporter.note(found)
 
 
 def _new_head(task_type: str) -> Any:
@@ -266,6 +284,8 @@ def _complete(context: StageContext, trainer: Any, begin: Start) -> None:
         file.unlink(missing_ok=True)
     shutil.rmtree(folder / "ref", ignore_errors=True)
     begin.complete(folder)
+    if options := getattr(trainer.args, "chat_template_kwargs", None):
+        (folder / TEMPLATE_OPTIONS_FILE).write_text(json.dumps(options) + "\n", encoding="utf-8")
     _write_seen(context.folder / "seen.txt", context.inputs["dataset"])
     if (completions := context.folder / "checkpoints" / "completions").is_dir():  # of TRL's `log_completions`
         completions.rename(context.folder / "completions")

@@ -45,6 +45,7 @@ class SamplingParams:
         logprobs: ask for the log-probability of each completion token.
         top_logprobs: ask for `Completion.confidences` over so many of the likeliest tokens; 0 for none.
         values: ask for `Completion.value`, of a backend that has a value head.
+        top_k: how many of the likeliest tokens are drawn from; 0 for all.
     """
 
     # frozen, as all requests are: their fields become the key under which an answer is logged and found again
@@ -56,6 +57,7 @@ class SamplingParams:
     logprobs: bool = False
     top_logprobs: int = 0
     values: bool = False
+    top_k: int = 0
 
 
 @dataclass(frozen=True, slots=True)

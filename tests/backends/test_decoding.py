@@ -47,10 +47,25 @@ def test_packs_do_not_change_a_draw(backend: TransformersBackend, model: Any, to
 
 def test_rows_of_one_batch_may_differ_in_their_parameters(backend: TransformersBackend) -> None:
     mixed = [params(temperature=0.0), params(), params(top_p=0.3), params(max_tokens=3), params(temperature=2.0)]
+    mixed += [params(top_k=2), params(top_k=10**6)]
     batch = [Generate(CHATS[0], params=one) for one in mixed]
-    together = generate(backend, batch, [[7]] * 5)
+    together = generate(backend, batch, [[7]] * 7)
     assert together == [generate(backend, [request], [[7]])[0] for request in batch]
     assert together[3][0].usage.completion_tokens <= 3
+    assert together[6] == together[1], "all tokens are no choice"
+
+
+def test_top_k_keeps_the_likeliest_and_their_shares() -> None:
+    logits = torch.log(torch.tensor([[0.1, 0.4, 0.2, 0.3]])).repeat(1001, 1)
+    uniform = torch.linspace(0, 1 - 1e-6, 1001)[:, None]
+    ones = torch.ones(1001, 1)
+    for top_k, top_p, expected in (
+        (0, 1.0, [0.1, 0.4, 0.2, 0.3]), (1, 1.0, [0, 1, 0, 0]),
+        (2, 1.0, [0, 4 / 7, 0, 3 / 7]), (3, 0.5, [0, 4 / 7, 0, 3 / 7]),
+    ):  # fmt: skip
+        count = torch.full((1001, 1), top_k)
+        drawn = draw_tokens(logits, ones, ones * top_p, uniform, count)
+        assert torch.bincount(drawn, minlength=4).numpy() / 1001 == pytest.approx(expected, abs=2e-3)
 
 
 def test_sampling_follows_the_model(backend: TransformersBackend, model: Any, tokenizer: Any) -> None:

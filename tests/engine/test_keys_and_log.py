@@ -107,6 +107,7 @@ def test_the_key_knows_all_but_how_many_and_what_for() -> None:
             for params in (
                 {"temperature": 0.5},
                 {"top_p": 0.5},
+                {"top_k": 5},
                 {"max_tokens": 5},
                 {"stop": ("a",)},
                 {"logprobs": True},

@@ -31,9 +31,11 @@ def body_of(found: RouteProfile, request: Generate, seeds: Sequence[int]) -> dic
     if params.temperature > 0 and found.seed_field:
         body[found.seed_field] = seeds[0] % 2**SEED_BITS
     if params.temperature > 0 and found.needs_config:
-        # top_k=0 because transformers' own default is 50
-        config = {"do_sample": True, "temperature": params.temperature, "top_p": params.top_p, "top_k": 0}
+        # also top_k=0, for all, because transformers' own default is 50
+        config = {"do_sample": True, "temperature": params.temperature, "top_p": params.top_p, "top_k": params.top_k}
         body["generation_config"] = json.dumps(config)
+    elif params.top_k:  # no part of OpenAI's protocol: vLLM, llama.cpp and SGLang take it, others refuse the request
+        body["top_k"] = params.top_k
     wants_logprobs = params.logprobs or params.top_logprobs or (len(seeds) > 1 and not found.counts_all)
     # the two routes differ: a number of likeliest tokens for text, a flag and a number for chat
     if isinstance(request.prompt, str) and wants_logprobs:

@@ -14,14 +14,14 @@ from posttrain_plugins.backends.transformers.chat import parse_tool_calls, rende
 from posttrain_plugins.backends.transformers.stops import StopStrings, cut
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.critic import load_value_head, shared_critic_in
-from posttrain_plugins.models.load import load_model, load_tokenizer
+from posttrain_plugins.models.load import load_model, load_tokenizer, sampling_defaults
 from posttrain_plugins.text.readers import template_opens_thought
 from posttrain_plugins.types import Completion, Generate, ModelArtifact, Usage
 
 if TYPE_CHECKING:
     from posttrain_plugins.backends.transformers.decode import Drawn, Row
 
-__all__ = ["TransformersBackend", "load_model", "load_tokenizer", "opened", "render"]
+__all__ = ["TransformersBackend", "load_model", "load_tokenizer", "opened", "render", "sampling_defaults"]
 
 CPU_BATCH_TOKENS = 2**17  # larger batches are no faster on a CPU
 CPU_MEMORY = 2**34  # bytes of the free memory that are counted on: a container may be given less than there is
@@ -68,6 +68,7 @@ class TransformersBackend:
         is_path = isinstance(model, str | Path)
         path = model if is_path else model.config.name_or_path
         self.identity = identity or str(path)
+        self._path, self._revision = path, (loading or {}).get("model_revision")
         self.tokenizer = tokenizer if tokenizer is not None else load_tokenizer(path, loading)
         show_tools(self.tokenizer)
         self.model = (load_model(model, loading, device) if is_path else model).eval()
@@ -126,7 +127,12 @@ class TransformersBackend:
     @cached_property
     def opens_thought(self) -> bool:
         """Whether the chat template opens a thought: a completion without its end is then all thought."""
-        return template_opens_thought(self.tokenizer)
+        return template_opens_thought(self.tokenizer, **getattr(self.tokenizer, "chat_template_kwargs", {}))
+
+    @cached_property
+    def sampling_defaults(self) -> dict[str, Any]:
+        """What the model's `generation_config` asks for of `temperature`, `top_p` and `top_k`."""
+        return sampling_defaults(self._path, self._revision)
 
     def close(self) -> None:
         """Free the model's memory."""

@@ -27,7 +27,8 @@ THINK = "<think>"
 def render(tokenizer: Any, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
     """Return the tokens of a prompt.
 
-    Messages go through the chat template; a last message of role `assistant` is gone on from. A tokenizer without a
+    Messages go through the chat template, with the options that the policy was trained with
+    (`load_tokenizer`); a last message of role `assistant` is gone on from. A tokenizer without a
     template belongs to a base model: it reads a document that starts with BOS (else EOS) and holds the contents, joined
     by an empty line, and a line break. Plain text is tokenised as it is.
 
@@ -151,10 +152,9 @@ def _templated(tokenizer: Any, messages: list[dict[str, Any]], tools: Sequence[M
     if not messages:
         raise InputError("the prompt has nothing but a prefill", hint="put a message of role user before it")
     shown = [dict(tool) if "function" in tool else {"type": "function", "function": dict(tool)} for tool in tools]
+    options = {"tokenize": False, "add_generation_prompt": True, **getattr(tokenizer, "chat_template_kwargs", {})}
     try:
-        return str(
-            tokenizer.apply_chat_template(messages, tools=shown or None, tokenize=False, add_generation_prompt=True)
-        )
+        return str(tokenizer.apply_chat_template(messages, tools=shown or None, **options))
     except (TemplateError, TypeError) as cause:
         raise InputError(f"the chat template refuses the messages: {cause}") from cause
 

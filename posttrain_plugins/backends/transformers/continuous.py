@@ -3,7 +3,8 @@
 Its noise is one stream for the whole batch, so a completion depends on what else is drawn: with equal seeds, another
 batch gives other completions. No paper.
 
-1. It applies one temperature and top_p to all it draws together, so rows that differ in them come one after another.
+1. It applies one temperature, top_p and top_k to all it draws together, so rows that differ in them come one after
+   another.
 2. It knows no stop strings, no greedy row among sampled ones, and no log-probabilities before temperature: rows that
    want these are for `decode.py`.
 """
@@ -36,7 +37,7 @@ class ContinuousBatching:
     def __init__(self, model: Any, eos_ids: Sequence[int]) -> None:
         self._model = model
         self._eos_ids = list(eos_ids)
-        self._ready_for: tuple[float, float, int | None] | None = None
+        self._ready_for: tuple[float, float, int, int | None] | None = None
 
     def takes(self, row: Row) -> bool:
         """Return whether it can draw this row."""
@@ -46,9 +47,9 @@ class ContinuousBatching:
 
     def draw(self, rows: Sequence[Row]) -> Iterator[Drawn]:
         """Draw rows that it takes, each as soon as it is finished."""
-        of: dict[tuple[float, float], list[Row]] = {}
+        of: dict[tuple[float, float, int], list[Row]] = {}
         for row in rows:
-            of.setdefault((row.params.temperature, row.params.top_p), []).append(row)
+            of.setdefault((row.params.temperature, row.params.top_p, row.params.top_k), []).append(row)
         for sampling, alike in of.items():
             need = (*sampling, self._pages(alike))
             if need != self._ready_for:  # captured graphs and pages fit one set of parameters
@@ -77,7 +78,7 @@ class ContinuousBatching:
             do_sample=True,
             temperature=params.temperature,
             top_p=params.top_p,
-            top_k=0,  # 50 by default
+            top_k=params.top_k,  # 0 for all; 50 by default
             eos_token_id=self._eos_ids,
             pad_token_id=self._eos_ids[0],
             max_new_tokens=max(row.max_tokens for row in rows),

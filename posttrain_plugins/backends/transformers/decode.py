@@ -4,8 +4,9 @@ What it does that `generate` does not: a prompt that several completions share i
 that are finished leave the batch; parameters may differ from row to row; and every row has noise of its own, a function
 of its seed and of the position only, so that what else is in the batch does not change what is drawn. No paper.
 
-1. Only temperature and top_p are applied: a model's `generation_config` gives the EOS ids, not its sampling defaults.
-2. Log-probabilities and confidences are the model's own, before temperature and top_p.
+1. Only temperature, top_k and top_p are applied, in this order: a model's `generation_config` gives the EOS ids, not
+   its sampling defaults.
+2. Log-probabilities and confidences are the model's own, before temperature, top_k and top_p.
 3. The value is that of the state after the last token; EOS is an action and no state, so there it is that before EOS.
 """
 
@@ -65,6 +66,7 @@ class _Rows:
     position: torch.Tensor  # (R,) of the newest token
     temperature: torch.Tensor  # (R, 1)
     top_p: torch.Tensor  # (R, 1)
+    top_k: torch.Tensor  # (R, 1), 0 for all
     limit: torch.Tensor  # (R,) completion tokens at most
     noise: torch.Tensor  # (R, T) uniform
     drawn: torch.Tensor  # (R, T) token ids
@@ -140,7 +142,11 @@ def decode(
 
 
 def draw_tokens(
-    logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, uniform: torch.Tensor
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_p: torch.Tensor,
+    uniform: torch.Tensor,
+    top_k: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return one token for each row, by the inverse of the cumulative distribution.
 
@@ -149,6 +155,7 @@ def draw_tokens(
         temperature: (R, 1); 0 is greedy.
         top_p: (R, 1).
         uniform: (R, 1), in [0, 1).
+        top_k: (R, 1) of the likeliest tokens; 0, and None for every row, for all.
 
     Returns:
         (R,) token ids.
@@ -156,6 +163,8 @@ def draw_tokens(
     greedy = logits.argmax(-1)
     if not (temperature > 0).any():
         return greedy
+    if top_k is not None and (top_k > 0).any():
+        logits = _likeliest(logits, top_k)
     probabilities = torch.softmax(logits / temperature.where(temperature > 0, 1.0), dim=-1)
     if (top_p < 1).any():
         probabilities = _nucleus(probabilities, top_p)
@@ -195,6 +204,7 @@ def _start(rows: Sequence[Row], device: torch.device) -> _Rows:
         position=lengths - 1,
         temperature=torch.tensor([[row.params.temperature] for row in rows], dtype=torch.float32),
         top_p=torch.tensor([[row.params.top_p] for row in rows], dtype=torch.float32),
+        top_k=torch.tensor([[row.params.top_k] for row in rows]),
         limit=torch.tensor([row.max_tokens for row in rows]),
         noise=torch.from_numpy(uniforms([row.seed for row in rows], steps)),
         drawn=torch.zeros(count, steps, dtype=torch.long),
@@ -269,7 +279,7 @@ def _read_prompts(read: _Read, prompts: Sequence[tuple[int, ...]], device: torch
 def _draw(state: _Rows, logits: torch.Tensor, step: int) -> torch.Tensor:
     """Draw the next token of each row, (R,), and note it down."""
     logits = logits.float()
-    token = draw_tokens(logits, state.temperature, state.top_p, state.noise[:, step : step + 1])
+    token = draw_tokens(logits, state.temperature, state.top_p, state.noise[:, step : step + 1], state.top_k)
     state.drawn[:, step] = token
     state.position += 1
     if state.logprobs.shape[1] or state.confidences.shape[1]:
@@ -286,6 +296,13 @@ def _confidence(logprobs: torch.Tensor, likeliest: torch.Tensor) -> torch.Tensor
     count = likeliest.clamp(min=1, max=logprobs.shape[1])
     ordered = logprobs.topk(int(count.max()), dim=-1).values
     return -(ordered.cumsum(-1).gather(1, count - 1) / count).squeeze(1)
+
+
+def _likeliest(logits: torch.Tensor, top_k: torch.Tensor) -> torch.Tensor:
+    """Keep the `top_k` largest logits of a row, and what equals the last of them; all others become -inf."""
+    count = top_k.clamp(min=1, max=logits.shape[1])
+    last = logits.topk(int(count.max()), dim=-1).values.gather(1, count - 1)
+    return logits.where((logits >= last) | (top_k == 0), -torch.inf)
 
 
 def _nucleus(probabilities: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:

@@ -119,7 +119,7 @@ def _figures(model: str, made: Made) -> list[str]:
         loss = 1000.0 if step == made.spike else 2.0 / (1 + step / 10) + 0.05 * math.sin(step)
         figures: dict[str, float | None] = {"loss": loss, "learning_rate": 0.001, "peak_memory_gib": 1.5}
         if model == "grpo":
-            figures |= {"reward": 1 - 1 / (1 + step / 20), "kl": 0.01 * step / made.steps, "generation_s": 0.2}
+            figures |= {"reward": 1 - 1 / (1 + step / 20), "kl": 0.01 * (step - 1) / made.steps, "generation_s": 0.2}
             figures |= {f"rewards/{made.words or 'steps'}/mean": 0.5}
         figures |= {f"figure {i}": math.sin(step * (i + 1) / 50) for i in range(made.figures)}
         row = {"step": step, "total": made.steps, "seconds": step * 0.3, "at": 1.7e9 + step, "figures": figures}

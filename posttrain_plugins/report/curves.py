@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
@@ -97,6 +97,12 @@ class Curves:
                     name: float("nan") if value is None else float(value) for name, value in row["figures"].items()
                 }
                 self.feed([StepFigures(row["step"], row.get("total"), row.get("seconds"), row.get("at"), values)])
+
+    def lines(self) -> Iterator[StepFigures]:
+        """Yield what is known, one figure at a time."""
+        for name, curve in self.by_name.items():
+            for step, value in zip(curve.steps, curve.values, strict=True):
+                yield StepFigures(step, self.total, None, None, {name: value})
 
     def names(self) -> list[str]:
         """Return the figures that have a value, those that tell most first."""

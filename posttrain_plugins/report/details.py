@@ -7,20 +7,51 @@ from typing import Any
 
 import yaml
 
+from posttrain_plugins.record.health import health
 from posttrain_plugins.record.runs import RunRecord, StageRecord
 from posttrain_plugins.report.curves import Curves
 from posttrain_plugins.report.masking import masked, masked_text
 from posttrain_plugins.report.page import text
-from posttrain_plugins.report.words import duration
+from posttrain_plugins.report.words import count, duration
 
 __all__ = ["cost_section", "health_section", "people_section", "recipe_section"]
 
 KEY_DIGITS = 12
 
 
-def health_section(run: RunRecord) -> Iterator[str]:
-    """Yield the verdicts on each stage that samples, those that say something first."""
-    yield from ()
+def health_section(run: RunRecord, curves: Mapping[str, Curves]) -> Iterator[str]:
+    """Yield what is wrong with each training, since when and what cures it; closed, what is fine and the notes."""
+    found = {stage: health(of_stage.lines()) for stage, of_stage in curves.items()}
+    wrong = [(stage, one) for stage, verdicts in found.items() for one in verdicts if one.state != "ok"]
+    fine = [(stage, one) for stage, verdicts in found.items() for one in verdicts if one.state == "ok"]
+    if not (wrong or fine or run.notes):
+        return
+    yield "<section id=health aria-labelledby=h-health><h2 id=h-health>Health</h2>"
+    if not wrong and fine:
+        yield "<p><span class='badge good'>fine</span> No figure of a training is beyond its threshold.</p>"
+    # what is bad before what may become so
+    for stage, one in sorted(wrong, key=lambda item: item[1].state != "bad"):
+        since = "" if one.since_step is None else f", since step {one.since_step:,}"
+        yield f'<article class="verdict {one.state}"><p><span class="badge {one.state}">{one.state}</span> '
+        yield f"<b>{text(stage)}</b>: {text(one.what)}.</p>"
+        yield f"<p class=small><span class=mono>{text(one.figure)}</span> is {one.value:.3g}, "
+        yield f"threshold {one.threshold:g}{since}. <b>Cure:</b> {text(one.cure)}. "
+        yield f"<span class=dim>After {text(one.source)}.</span></p></article>"
+    if fine:
+        yield f"<details><summary>{count(len(fine), 'check')} passed</summary>"
+        yield "<div class=scroll tabindex=0 role=region aria-label='checks that passed'><table class=diff>"
+        yield "<tr><th scope=col>stage</th><th scope=col>check</th><th scope=col>figure</th>"
+        yield "<th scope=col>value</th><th scope=col>threshold</th></tr>"
+        for stage, one in fine:
+            cells = (stage, one.name, one.figure, f"{one.value:.3g}", f"{one.threshold:g}")
+            yield f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in cells)}</tr>"
+        yield "</table></div></details>"
+    notes = list(dict.fromkeys(run.notes))
+    if notes:
+        yield f"<details><summary>{count(len(notes), 'note')} of the run</summary><ul>"
+        yield "".join(f"<li><b>{text(stage)}</b>: {text(masked_text(told))}</li>" for stage, told in notes)
+        yield "</ul></details>"
+    yield "</section>"
 
 
 def people_section(run: RunRecord) -> Iterator[str]:

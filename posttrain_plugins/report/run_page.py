@@ -67,7 +67,7 @@ class RunPage:
         curves = {stage.id: found for stage in run.stages if (found := self.curves_of(stage)).by_name}
         sections = {
             "chain": list(chain_section(run)),
-            "health": list(health_section(run)),
+            "health": list(health_section(run, curves)),
             "curves": list(curves_section({run.name: curves})),
             "completions": list(self._completions(run)),
             "problems": list(self._problems(run)),

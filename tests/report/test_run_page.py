@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from made_runs import Made, make
 
+from posttrain_plugins.record.health import health
 from posttrain_plugins.record.runs import read_run
 from posttrain_plugins.report.masking import masked
 from posttrain_plugins.report.page import static
@@ -122,6 +123,22 @@ def test_the_curves_are_the_figures_of_the_run(run: Path) -> None:
     lines = [json.loads(line) for line in (run / "latest/grpo/figures.jsonl").read_text().splitlines()]
     assert loss["runs"]["quickstart"]["x"] == [row["step"] for row in lines]
     assert loss["runs"]["quickstart"]["y"] == pytest.approx([row["figures"]["loss"] for row in lines], rel=1e-5)
+
+
+def test_what_is_wrong_with_a_training_is_said_with_its_cure(tmp_path: Path) -> None:
+    run = make(tmp_path / "r", Made(steps=60))
+    file = run / "latest/grpo/figures.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows:
+        row["figures"] |= {"completions/clipped_ratio": 0.9, "kl": 0.01}
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read(run)
+    (bad,) = [about for tag, about in found.tags if tag == "article" and about.get("class") == "verdict bad"]
+    assert bad
+    verdict = health(read_run(run)["grpo"].figures())
+    (one,) = [each for each in verdict if each.state == "bad"]
+    assert one.cure in found.text
+    assert f"threshold {one.threshold:g}" in found.text
 
 
 # --- texts -----------------------------------------------------------------------------------------------------------

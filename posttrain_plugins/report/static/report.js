@@ -110,7 +110,7 @@
     const tell = (told) => box.append(make("p", { class: "small warn" }, told));
     if (hidden) tell(`${hidden} points are 0 or less, and have no place on a log axis`);
     if (lost) tell(`${lost} ${lost === 1 ? "value was" : "values were"} no finite number`);
-    const table = make("div", { class: "points" });
+    const table = make("div", { class: "points", tabindex: "0", role: "region", "aria-label": `points of ${figure.name}` });
     const points = make("details", {}, make("summary", {}, "points"), table);
     points.addEventListener("toggle", () => { if (!table.firstChild) table.append(pointsTable(figure, runs)); });
     box.append(points);
@@ -285,6 +285,14 @@
     bar.append(...(blocks.length > 1 ? [box] : []), set);
     apply();
   };
+
+  // What scrolls has to be reached by keyboard; which text does is known when it is on the page.
+  document.addEventListener("toggle", (event) => {
+    for (const text of $$(".card pre", event.target)) {
+      if (text.scrollHeight <= text.clientHeight) continue;
+      for (const [name, value] of [["tabindex", "0"], ["role", "region"], ["aria-label", "completion"]]) text.setAttribute(name, value);
+    }
+  }, true);
 
   startGroups();
   startProblems();

@@ -173,6 +173,7 @@ def test_report_of_an_unknown_run_is_exit_2(tmp_path: Path) -> None:
     [
         *("run", "validate", "plan", "watch", "report", "evaluate", "ask", "serve", "schema", "doctor"),
         *("plugins list", "plugins show", "plugins new", "plugins check"),
+        *("runs list", "runs show", "runs verify", "runs prune"),
         *("rewards test", "rewards stress", "rewards replay", "rewards audit"),
     ],
 )
@@ -188,7 +189,7 @@ def test_help_of_every_command_teaches(command: str) -> None:
 def test_every_command_is_tested_for_its_help() -> None:
     listed = re.findall(r"^\W+(\w+)\s{2,}\S", posttrain("--help").stdout, re.MULTILINE)
     alone = {"run", "validate", "plan", "watch", "report", "evaluate", "ask", "serve", "schema", "doctor"}
-    assert alone | {"plugins", "rewards"} == set(listed) - {"help", "version"}
+    assert alone | {"plugins", "rewards", "runs"} == set(listed) - {"help", "version"}
 
 
 def test_version_is_the_packages() -> None:

@@ -12,6 +12,7 @@ to answer at once.
 | `rewards.py`, `reward_tables.py`                    | the commands on rewards, and their tables                |
 | `options.py`, `output.py`                           | the options that commands share, and where they write    |
 | `runs.py`, `run_display.py`, `progress_bar.py`      | a run and its results; what is shown while it works      |
+| `storage.py`                                        | the runs folder: listed, verified, pruned                |
 | `watch.py`, `watch_view.py`                         | a run from another terminal                              |
 | `stage_table.py`, `sparkline.py`                    | the stages in as many lines as there are; a curve in one |
 | `tables.py`, `loss_masks.py`                        | results, plans and plugins; which tokens carry loss      |

@@ -25,6 +25,7 @@ COMMANDS = {
     "plan": "recipes:plan",
     "watch": "watch:watch",
     "report": "report:report",
+    "runs": "storage:runs_app",
     "evaluate": "evaluate:evaluate",
     "ask": "ask:ask",
     "serve": "serve:serve",

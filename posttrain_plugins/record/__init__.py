@@ -13,6 +13,7 @@ was killed.
 | `runs.py`     | a run: its stages in order, the state of each, and their files                             |
 | `pace.py`     | the median of the last steps, what is left, and for how long there was none               |
 | `rollouts.py` | the newest completions, read from the end of the file                                     |
+| `storage.py`  | all folders of all runs: sizes, who needs them, whether they are as they were made        |
 | `lineage.py`  | the manifests from a model back to its base, and what was measured of it                   |
 | `results.py`  | what a run came to: one row a stage                                                        |
 """

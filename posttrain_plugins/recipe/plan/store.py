@@ -16,6 +16,7 @@ from typing import Any
 
 from posttrain_plugins.errors import InputError, StageFailed
 from posttrain_plugins.record.artifact import MANIFEST_FORMAT, Artifact, read_manifest
+from posttrain_plugins.record.storage import FILES, hashes_of
 from posttrain_plugins.types import EXPORT_MARKER
 
 __all__ = ["Store", "read_artifact"]
@@ -113,6 +114,7 @@ class Store:
             return text.replace(str(partial), str(final))
 
         manifest = {"format": MANIFEST_FORMAT, **_replaced(manifest, published), FOLDER: str(final.resolve())}
+        manifest[FILES] = hashes_of(partial)  # of what stands there now, so that a disk that fails later is found out
         _write(partial, manifest, published)
         # A folder cannot be renamed onto one that holds files. The old one steps aside first, so that what bears the
         # final name is whole at any moment; a crash between the two renames leaves the stage undone, never torn.

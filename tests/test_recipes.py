@@ -115,6 +115,7 @@ REDUCED: dict[str, dict[str, Any]] = {
     "human_feedback": {
         **BASE,
         **reduced(trained=("rm", "dpo", "dpo_again"), sampled=("ppo",), pairs=("fresh_pairs",)),
+        "rewards.steps": {"use": "digit_chain_steps", "mode": "fraction"},  # the recipe itself asks for all or nothing
         **{f"datasets.{name}.size": 16 for name in ("lessons", "problems", "more", "fresh")},
         "datasets.practice.size": 64,
         "datasets.heldout.size": 12,

@@ -21,12 +21,12 @@ def contains_solution(completions: list[Any], solution: list[str], **columns: An
 
 
 def build(
-    model: Any, rows: Any, out: str, reward_funcs: Any, *, peft_config: Any = None, **options: Any
+    model: Any, rows: Any, out: str, reward_funcs: Any, *, peft_config: Any = None, tools: Any = None, **options: Any
 ) -> GRPOTrainer:
     """Build the trainer; `options` are fields of its config."""
     # TRL trains in bfloat16 and refuses to start where there is no GPU; its checkpoints are of no use to a short run
     args = GRPOConfig(out, **{"bf16": torch.accelerator.is_available(), "save_strategy": "no", **options})
-    given = {"reward_funcs": reward_funcs, "peft_config": peft_config}
+    given = {"reward_funcs": reward_funcs, "peft_config": peft_config, "tools": tools}
     return GRPOTrainer(model=model, args=args, train_dataset=rows, **given)
 
 

@@ -153,7 +153,7 @@ def _measure(folder: Path, stage: str) -> int:
     run = pp.run(recipe, runs_dir=runs, only=[stage], force=[stage])
     base = Path(base_of(run["sft"].model_path).path)
     size = _file_bytes(base)
-    held = size + sum(_file_bytes(run[name].path) for name in {"sft", stage, *run[stage].manifest["from"]})
+    held = size + sum(_file_bytes(run[name].model_path.parent) for name in {"sft", stage, *run[stage].manifest["from"]})
     found = {"peak_mib": seen["peak_mib"], "bases_in_memory": round(seen["bytes_alive"] / size, 3)}
     print(json.dumps({**found, "bases_on_disk": round(held / size, 3), "base_mib": round(size / 2**20, 1)}))
     return 0

@@ -178,7 +178,7 @@ def ppo_memory_table(results: Json) -> str:
     alone = results["rows"][0]
     note = (
         f"The base has {alone['base_mib']:.0f} MiB; the policy alone takes {alone['peak_mib']:.0f} MiB in training. "
-        f"Medians of {results['runs']} runs of a step of four rows each."
+        f"A step of four rows; medians over {results['runs']} run{'s' * (results['runs'] != 1)} of each."
     )
     return f"{_table(head, rows)}\n\n{note}"
 

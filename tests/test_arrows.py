@@ -53,13 +53,14 @@ ALLOWED = {
     "evaluation": NOUNS | PLUGINS | {"engine", "backends", "models"},
     "training_data": NOUNS | PLUGINS | {"engine", "backends", "models"},
     "trainers": NOUNS | PLUGINS | {"checkpoints", "record", "guard", "models", "engine", "backends"},
+    "publish": NOUNS | {"record", "models", "report"},
     "sandbox": {"errors"},
     "rewards": NOUNS | {"tiny_world", "engine", "backends", "models", "sandbox"},  # a judge asks a backend
     "adapters": NOUNS | {"models"},
     "strategies": NOUNS | {"search"},
     "datasets": NOUNS | {"tiny_world"},
     "tools": NOUNS | {"sandbox"},
-    "stages": NOUNS | INFERENCE | {"trainers", "models", "decisions"},
+    "stages": NOUNS | INFERENCE | {"trainers", "models", "decisions", "publish"},
     "api": NOUNS | CORE | INFERENCE,
     "web": {"errors"},
     "serve": NOUNS | CORE | INFERENCE | {"api", "models", "web"},
@@ -68,7 +69,7 @@ ALLOWED = {
     "testing": NOUNS | CORE | INFERENCE | {"api", "tiny_world", "models"},
     "auditing": NOUNS | CORE | INFERENCE | {"testing"},
     "report": NOUNS | CORE | {"record", "engine", "evaluation"},
-    "cli": NOUNS | CORE | INFERENCE | {*FACES, "testing", "doctor", "report", "record", "cli", ""},
+    "cli": NOUNS | CORE | INFERENCE | {*FACES, "testing", "doctor", "report", "record", "publish", "models", "cli", ""},
     "__main__": {"cli"},
     "": {"api"},  # the package itself, lazily
 }

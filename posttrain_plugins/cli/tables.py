@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from posttrain_plugins.models.folder import base_of
+from posttrain_plugins.publish.push import files_to_push
+from posttrain_plugins.recipe.spec import External, FromStage, StageSpec
 from posttrain_plugins.report.words import duration, figure, verdict
 
 if TYPE_CHECKING:
@@ -29,6 +33,7 @@ __all__ = [
     "plan_table",
     "print_checks",
     "print_plugin",
+    "pushes_of",
     "remade_table",
     "result_table",
     "retained_table",
@@ -261,6 +266,46 @@ def copies_of(plan: Plan) -> list[str]:
             where = ", ".join(f"{name} is {place}" for name, place in found.judges.items())
             lines.append(f"{stage.id} in memory: {where}")
     return lines
+
+
+def pushes_of(plan: Plan) -> list[str]:
+    """Return a line for each stage that puts something on the Hub: where, who sees it, and what it is."""
+    lines = []
+    for stage in plan.stages:
+        params = stage.spec.params
+        if not params.get("push_to_hub"):
+            continue
+        verb = "would push (dry run)" if params.get("push_dry_run") else "pushes"
+        seen = "PUBLIC" if params.get("private") is False else "private"
+        folder = Path(str(params["to"]))
+        if stage.artifact is not None and folder.is_dir():
+            files = files_to_push(folder)
+            size = sum(file.stat().st_size for file in files)
+            what = f"{', '.join(file.name for file in files)}: {size / 1e9:.3g} GB"
+        else:
+            size = _base_size(plan, stage.spec) if params.get("merge") is not False else 0
+            known = f"about {size / 1e9:.3g} GB, as its base" if size else "GB known when it is made"
+            what = f"weights (*.safetensors), configs, tokenizer, README.md, resolved.yaml: {known}"
+        lines.append(f"{stage.id} {verb} to {params['push_to_hub']} ({seen}): {what}")
+    return lines
+
+
+def _base_size(plan: Plan, spec: StageSpec) -> int:
+    """Return the bytes of the whole weights that a stage's model rests on; 0 where no folder here has them."""
+    specs = {stage.id: stage.spec for stage in plan.stages}
+    source = spec.inputs.get("model") or spec.inputs.get("reward")
+    if spec.params.get("dtype") or spec.params.get("quantization"):
+        return 0
+    while isinstance(source, FromStage):
+        made = next(stage for stage in plan.stages if stage.id == source.stage)
+        if made.artifact is not None and made.artifact.model_path is not None:
+            return _weights_in(base_of(made.artifact.model_path).path)
+        source = specs[source.stage].inputs.get("model")
+    return _weights_in(base_of(source.path).path) if isinstance(source, External) else 0
+
+
+def _weights_in(folder: str) -> int:
+    return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")) if Path(folder).is_absolute() else 0
 
 
 def warnings_of(plan: Plan) -> list[str]:

@@ -29,5 +29,4 @@ they touch below TRL's, PEFT's and transformers' public names stands in `compat`
 | `encoded_rows.py`                             | what the four before share: rows as tokens, padding             |
 | `multi_adapter.py`                            | several adapters on one base, each on its task's rows           |
 | `random_model.py`                             | a new model with random weights                                 |
-| `model_card.py`                               | the card of an exported model                                   |
 """

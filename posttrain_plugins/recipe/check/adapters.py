@@ -72,7 +72,8 @@ def check_merges(checker: Checker, stages: RawStages, specs: Mapping[str, StageS
     """
     for id, spec in specs.items():
         below = layers(specs, spec.inputs.get("model") or spec.inputs.get("reward"))
-        mode = "merge" if spec.schema.declares("merges") else mode_of(specs, spec) if spec.configs else None
+        merges = spec.schema.declares("merges") and spec.params.get("merge") is not False
+        mode = "merge" if merges else mode_of(specs, spec) if spec.configs else None
         for name, made_of in zip(below.adapters, below.made_of, strict=True):
             found = _abilities(made_of)
             if found is None:
@@ -83,7 +84,7 @@ def check_merges(checker: Checker, stages: RawStages, specs: Mapping[str, StageS
             cure = "adapter_mode: continue, or start from what it was trained on"
             if mode == "merge" and not found.can_merge:
                 message = f"{what} cannot be merged: {found.name}"
-                if spec.schema.declares("merges"):
+                if merges:
                     cure = f"train '{name}' with lora, or load its folder by PEFT"
                 elif not found.is_prompt and isinstance(spec.inputs.get("adapter"), Use):
                     cure = "adapter_mode: stack, which leaves it in force below the new one"

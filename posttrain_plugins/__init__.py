@@ -32,6 +32,7 @@ reached by name. Each folder's `__init__` has a table of its own.
 | `evaluation/`, `training_data/`             | figures; what is kept of completions as training data             |
 | `search/`                                   | what the tree searches share                                      |
 | `trainers/`                                 | how TRL's trainers are driven; PPO and other trainers of ours     |
+| `publish/`                                  | the card of an exported model; what of it goes to the Hub         |
 | `tiny_world/`                               | task, checker and tokenizer of the quickstart                     |
 | `stages/`, `adapters/`, `rewards/`, `strategies/`, `datasets/`, `tools/` | the built-in plugins, a file each    |
 | `api.py`                                    | the Python interface                                              |

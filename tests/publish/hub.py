@@ -89,7 +89,7 @@ class Hub(BaseHTTPRequestHandler):
                 if line["key"] == "lfsFile":
                     (folder / value["path"]).write_bytes((ROOT / "lfs" / value["oid"]).read_bytes())
             return {
-                "commitUrl": f"http://hub/{repository}/commit/abc",
+                "commitUrl": f"http://{self.headers['Host']}/{repository}/commit/abc",
                 "commitOid": "abc",
                 "hookOutput": "",
                 "success": True,

@@ -33,6 +33,7 @@ SCRIPTS = (
     "ppo_parity.py",
     "quickstart_seeds.py",
     "recipes.py",
+    "recorder.py",
     "render.py",
     "startup.py",
     "test_time.py",

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 
 from posttrain_plugins.cli.options import run_folder
 from posttrain_plugins.cli.run_display import RunDisplay
@@ -344,6 +344,14 @@ def test_the_display_of_a_run_is_no_higher_than_the_terminal() -> None:
     display.started(stages[20], None)  # type: ignore[arg-type]
     display.progress(stages[20], 3, 9, "step", {"loss": 1.0})  # type: ignore[arg-type]
     assert len(console.render_lines(display._table())) <= 9
+    display.note(stages[20], "read [this]\x1b[2J")  # type: ignore[arg-type]
+    display.note(stages[21], "read [this]\x1b[2J")  # type: ignore[arg-type]
+    console.size = ConsoleDimensions(40, 20)
+    display.progress(stages[20], 4, 9, "step", {"loss": 1.0})  # type: ignore[arg-type]
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    before, _, after = text.partition("\x1b[2J")
+    assert before.count("read [this]\\x1b[2J") == 1, "once, and not as the terminal would take it"
+    assert after.count("read [this]\\x1b[2J") == 1, "the screen is drawn anew, what was to be read with it"
     display.close()
 
 
@@ -397,9 +405,10 @@ def test_on_a_terminal_it_draws_and_ends_when_the_run_does(made: Callable[..., M
 
     text = on_a_terminal(command(run), 10, 60, until)
     assert "run: failed" in text
-    moved = [int(n or 1) for n in re.findall(r"\x1b\[(\d*)A", text)]
-    assert moved, "it redraws in place"
-    assert max(moved) <= 9, "never more lines than the terminal has"
+    assert "\x1b[?1049h" in text, "a screen of its own, which a change of size cannot tear"
+    frames = text.partition("\x1b[?1049l")[0].split("\x1b[H")[1:]
+    assert len(frames) >= 3
+    assert all(frame.count("\n") <= 9 for frame in frames), "never more lines than the terminal has"
 
 
 @pytest.mark.slow

@@ -43,7 +43,8 @@ class RunDisplay(Observer):
         self.is_quiet = is_quiet
         self.rows: dict[str, _StageRow] = {}
         self.live: Live | None = None
-        self.shown_notes: set[str] = set()
+        self.shown_notes: dict[str, str] = {}  # message -> its line
+        self.size = console.size
 
     # --- Observer ---------------------------------------------------------------------------------------------------
 
@@ -52,9 +53,7 @@ class RunDisplay(Observer):
         if self.is_quiet:
             return
         if self.console.is_terminal and not self.console.is_dumb_terminal:
-            # gone at the end, when `close` prints the last state: nothing is left of what was drawn before it
-            self.live = Live(get_renderable=self._table, console=self.console, refresh_per_second=8, transient=True)
-            self.live.start()
+            self._draw()
         else:
             runs = [stage.id for stage in plan.stages if stage.must_run]
             self._line(f"{plan.recipe.name}: {len(runs)} of {len(plan.stages)} stages to run")
@@ -71,6 +70,8 @@ class RunDisplay(Observer):
     ) -> None:
         row = self.rows[stage.id]
         row.advance(done, total, unit, figures)
+        if self.live is not None and self.console.size != self.size:
+            self._draw_anew()
         if self.live is None and time.monotonic() - row.printed >= PLAIN_SECONDS:
             row.printed = time.monotonic()
             line = row.now()
@@ -78,8 +79,8 @@ class RunDisplay(Observer):
 
     def note(self, stage: PlannedStage, message: str) -> None:
         if message not in self.shown_notes:  # once a run: stages of a loop say the same
-            self.shown_notes.add(message)
-            self._line(f"{stage.id}: {message}", style="yellow")
+            self.shown_notes[message] = f"{stage.id}: {message}"
+            self._line(self.shown_notes[message], style="yellow")
 
     def finished(self, stage: PlannedStage, artifact: Artifact, is_cached: bool) -> None:
         line = self.rows[stage.id].line
@@ -102,6 +103,22 @@ class RunDisplay(Observer):
             self.console.print(self._table())
 
     # --- drawing ------------------------------------------------------------------------------------------------------
+
+    def _draw(self) -> None:
+        # gone at the end, when `close` prints the last state: nothing is left of what was drawn before it
+        # once a second: a frame takes 3 ms, which is more of a short step's time than following it may have
+        self.live = Live(get_renderable=self._table, console=self.console, refresh_per_second=1, transient=True)
+        self.live.start()
+
+    def _draw_anew(self) -> None:
+        """Clear the screen, whose lines the terminal has broken anew, and draw what stood there."""
+        assert self.live is not None
+        self.size = self.console.size
+        self.live.stop()
+        self.console.clear()
+        for line in self.shown_notes.values():
+            self._line(line, style="yellow")
+        self._draw()
 
     def _line(self, text: str, style: str = "") -> None:
         if not self.is_quiet:

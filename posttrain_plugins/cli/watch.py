@@ -107,17 +107,17 @@ def _draw(console: Console, folder: Path, completions: bool) -> None:
     from posttrain_plugins.record.runs import read_run
 
     def view() -> RunView:
-        # one line less than there are: the cursor has one, and a frame of all of them scrolls
         return RunView.of(read_run(folder), completions, console.size.height - 1)
 
-    with Live(view(), console=console, auto_refresh=False, transient=True) as live:
+    # on a screen of its own: where it is resized a terminal breaks lines anew, and what was drawn in place is torn
+    with Live(view(), console=console, auto_refresh=False, screen=True) as live:
         while True:
-            began = time.perf_counter()
+            began = time.thread_time()
             now = view()
             live.update(now, refresh=True)
             if now.run.state != "running":
                 break
-            time.sleep(max(SECONDS, SHARE * (time.perf_counter() - began)))
+            time.sleep(max(SECONDS, SHARE * (time.thread_time() - began)))
     _end(console, now)
 
 

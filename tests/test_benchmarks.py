@@ -35,6 +35,7 @@ SCRIPTS = (
     "recipes.py",
     "recorder.py",
     "render.py",
+    "report_page.py",
     "startup.py",
     "test_time.py",
 )

@@ -83,10 +83,14 @@ def _date(finished: str) -> str:
 
 def _sentences(run: RunRecord) -> Iterator[str]:
     for stage in run.stages:
+        message, hint = (text(masked_text(told or "")) for told in (stage.message, stage.hint))
+        # most messages begin with the stage, whose name stands before them here
+        message = message.removeprefix(f"stage &#x27;{text(stage.id)}&#x27; ")
         if stage.state == "failed":
-            hint = f" {text(masked_text(stage.hint))}" if stage.hint else ""
-            message = text(masked_text(stage.message or ""))
-            yield f'<p class="notice bad"><b>{text(stage.id)}</b> failed: {message}.{hint}</p>'
+            shown = message if message.startswith("failed") else f"failed: {message}"
+            yield f'<p class="notice bad"><b>{text(stage.id)}</b> {shown}. {hint}</p>'
+        elif stage.state == "waiting":
+            yield f'<p class="notice warn"><b>{text(stage.id)}</b> {message}. {hint}</p>'
         elif stage.state in ("running", "stopped"):
             place = f": {text(stage.unit)} {stage.done:,} of {stage.total:,}" if stage.total else ""
             how = "is running" if stage.state == "running" else "was stopped; the same command goes on"

@@ -12,7 +12,7 @@ from posttrain_plugins.record.runs import RunRecord, StageRecord
 from posttrain_plugins.report.curves import Curves
 from posttrain_plugins.report.masking import masked, masked_text
 from posttrain_plugins.report.page import text
-from posttrain_plugins.report.words import count, duration
+from posttrain_plugins.report.words import count, duration, figure
 
 __all__ = ["cost_section", "health_section", "people_section", "recipe_section"]
 
@@ -56,16 +56,32 @@ def health_section(run: RunRecord, curves: Mapping[str, Curves]) -> Iterator[str
 
 def people_section(run: RunRecord) -> Iterator[str]:
     """Yield what people decided, of each stage that waits for them."""
-    stages = [stage for stage in run.stages if stage.use == "annotate" and stage.metrics]
+    stages = [stage for stage in run.stages if "decisions" in stage.details]
     if not stages:
         return
     yield "<section id=people aria-labelledby=h-people><h2 id=h-people>What people decided</h2>"
     for stage in stages:
-        yield f"<h3>{text(stage.id)}</h3><table>"
-        for name, value in stage.metrics.items():
-            yield f"<tr><th scope=row>{text(name.replace('_', ' '))}</th><td>{value:.4g}</td></tr>"
+        yield f"<h3>{text(stage.id)}</h3><table class=people>"
+        for name, value in {**stage.details["decisions"], **stage.metrics}.items():
+            for label, shown in _told(name.replace("_", " "), value):
+                yield f"<tr><th scope=row>{text(label)}</th><td>{text(shown)}</td></tr>"
         yield "</table>"
     yield "</section>"
+
+
+def _told(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yield a label and its text; a table of annotators is a row for each of them."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _told(f"{name} {key}", item)
+    elif isinstance(value, list) and len(value) == 3 and all(isinstance(part, float) for part in value):
+        yield name, figure(value)
+    elif isinstance(value, list):
+        yield name, ", ".join(f"{part:.4g}" if isinstance(part, float) else str(part)[:KEY_DIGITS] for part in value)
+    elif isinstance(value, float):
+        yield name, f"{value:.4g}"
+    else:
+        yield name, str(value)
 
 
 def cost_section(run: RunRecord, curves: Mapping[str, Curves]) -> Iterator[str]:
@@ -77,17 +93,17 @@ def cost_section(run: RunRecord, curves: Mapping[str, Curves]) -> Iterator[str]:
     most = max(seconds.values()) or 1.0
     yield "<section id=cost aria-labelledby=h-cost><h2 id=h-cost>What it cost</h2>"
     yield "<div class=scroll tabindex=0 role=region aria-label='cost by stage'><table class=cost><tr>"
-    heads = ("stage", "time", "", "steps", "tokens", "peak memory", "sampling")
-    yield "".join(f"<th scope=col>{head}</th>" if head else "<td></td>" for head in heads) + "</tr>"
+    told = {stage.id: _figures_of(stage, curves.get(stage.id) or Curves()) for stage in stages}
+    columns = [name for name in next(iter(told.values())) if any(cells[name] for cells in told.values())]
+    yield "<th scope=col>stage</th><th scope=col>time</th><td></td>"
+    yield "".join(f"<th scope=col>{head}</th>" for head in columns) + "</tr>"
     for stage in stages:
-        found = curves.get(stage.id) or Curves()
-        bar = (
-            f'<svg class=bar aria-hidden=true><rect width="{100 * seconds[stage.id] / most:.1f}%" height="100%"/></svg>'
-        )
-        cells = [duration(seconds[stage.id]), bar, _steps(found), _tokens(stage, found), _memory(found)]
-        cells.append(_sampling(found))
+        share = f"{100 * seconds[stage.id] / most:.1f}%"
+        bar = f'<svg class=bar aria-hidden=true><rect width="{share}" height="100%"/></svg>'
+        cells = [duration(seconds[stage.id]), bar, *(told[stage.id][name] for name in columns)]
         yield f"<tr><th scope=row>{text(stage.id)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
-    yield f"<tr class=total><th scope=row>all</th><td>{duration(sum(seconds.values()))}</td>{'<td></td>' * 5}</tr>"
+    rest = "<td></td>" * (1 + len(columns))
+    yield f"<tr class=total><th scope=row>all</th><td>{duration(sum(seconds.values()))}</td>{rest}</tr>"
     yield "</table></div></section>"
 
 
@@ -97,8 +113,14 @@ def _seconds(stage: StageRecord, curves: Curves | None) -> float:
     return curves.seconds or 0.0 if curves else 0.0
 
 
-def _steps(curves: Curves) -> str:
-    return f"{curves.step:,}" if curves.step else ""
+def _figures_of(stage: StageRecord, curves: Curves) -> dict[str, str]:
+    peaks, spent = (curves.by_name.get(name) for name in ("peak_memory_gib", "generation_s"))
+    return {
+        "steps": f"{curves.step:,}" if curves.step else "",
+        "tokens": _tokens(stage, curves),
+        "peak memory": f"{max(peaks.values):.2f} GiB" if peaks and peaks.values else "",
+        "sampling": f"{sum(spent.values) / curves.seconds:.0%}" if spent and curves.seconds else "",
+    }
 
 
 def _tokens(stage: StageRecord, curves: Curves) -> str:
@@ -108,16 +130,6 @@ def _tokens(stage: StageRecord, curves: Curves) -> str:
     usages = [u for m in models.values() for way in m["measures"].values() for u in way.get("usage", {}).values()]
     spent = sum(usage["prompt_tokens"] + usage["completion_tokens"] for usage in usages)
     return f"{spent:,}" if spent else ""
-
-
-def _memory(curves: Curves) -> str:
-    peaks = curves.by_name.get("peak_memory_gib")
-    return f"{max(peaks.values):.2f} GiB" if peaks and peaks.values else ""
-
-
-def _sampling(curves: Curves) -> str:
-    spent = curves.by_name.get("generation_s")
-    return f"{sum(spent.values) / curves.seconds:.0%}" if spent and curves.seconds else ""
 
 
 def recipe_section(run: RunRecord) -> Iterator[str]:

@@ -141,6 +141,24 @@ def test_what_is_wrong_with_a_training_is_said_with_its_cure(tmp_path: Path) -> 
     assert f"threshold {one.threshold:g}" in found.text
 
 
+def test_what_people_decided_is_told_without_their_names(run: Path) -> None:
+    manifest = run / "latest/sft/manifest.json"
+    decisions = {
+        "annotators": 2.0,
+        "agreement": "alpha 0.61 on 40 items",
+        "first_shown_interval": [0.41, 0.6, 0.5],
+        "gold_by_annotator": {"a1": [9, 10]},
+        "guidelines": ["ab" * 32],
+        "mode": "pick",
+    }
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**content, "use": "annotate", "details": {"decisions": decisions}}))
+    text = read(run).text
+    for told in ("What people decided", "agreement alpha 0.61 on 40 items", "gold by annotator a1 9, 10", "mode pick"):
+        assert told in text, told
+    assert "guidelines abababababab" in text
+
+
 # --- texts -----------------------------------------------------------------------------------------------------------
 
 HOSTILE = (

@@ -71,6 +71,7 @@ def header(run: RunRecord, title: str) -> Iterator[str]:
     finished = max((str(stage.manifest.get("finished", "")) for stage in run.stages), default="")
     facts += [_date(finished)] if finished else []
     facts += [f"seed {text(run.resolved['seed'])}"] if "seed" in run.resolved else []
+    facts += [f"as of {datetime.now(UTC):%H:%M:%S} UTC, reload for more"] if run.state == "running" else []
     yield f"<p class=dim>{' · '.join(facts)}</p>"
     yield from _sentences(run)
     yield "</header>"
@@ -94,7 +95,8 @@ def _sentences(run: RunRecord) -> Iterator[str]:
         elif stage.state in ("running", "stopped"):
             place = f": {text(stage.unit)} {stage.done:,} of {stage.total:,}" if stage.total else ""
             how = "is running" if stage.state == "running" else "was stopped; the same command goes on"
-            yield f'<p class="notice warn"><b>{text(stage.id)}</b> {how}{place}.</p>'
+            colour = "works" if stage.state == "running" else "warn"
+            yield f'<p class="notice {colour}"><b>{text(stage.id)}</b> {how}{place}.</p>'
     measured = [row for row in rows(run.artifacts) if row.sampled]
     if measured:
         best = max(measured, key=lambda row: row.sampled[0] if row.sampled else 0)
@@ -142,6 +144,8 @@ def chain_section(run: RunRecord) -> Iterator[str]:
         yield f"{HEAD} class=plot><span class=small>Sampled accuracy, 95 % interval</span>{_axis(scale)}</th>"
         yield "<th role=columnheader scope=col class=value>Accuracy</th>"
         yield "<th role=columnheader scope=col class=gain>Gain, paired by problem</th>"
+    else:
+        yield f"{HEAD} class=remark>What came out</th>"
     yield "<th role=columnheader scope=col class=time>Time</th></tr></thead><tbody role=rowgroup>"
     for row in shown:
         stage = stages.get(row.stage)
@@ -152,8 +156,9 @@ def chain_section(run: RunRecord) -> Iterator[str]:
             yield f"<td role=cell class=value>{figure(row.sampled)}</td>"
             shown_gain = f"{gain_text(row.gain)} <span class='dim small'>over {text(over)}</span>" if row.gain else ""
             yield f"<td role=cell class=gain>{shown_gain}</td>"
-        elif scale is not None:
-            yield f'<td role=cell class="remark dim" colspan=3>{text(row.remark)}</td>'
+        else:
+            columns = 3 if scale is not None else 1
+            yield f'<td role=cell class="remark dim" colspan={columns}>{text(row.remark)}</td>'
         yield f"<td role=cell class=time>{'' if row.seconds is None else duration(row.seconds)}</td></tr>"
     yield "</tbody></table>"
     if means:

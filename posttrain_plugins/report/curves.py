@@ -105,13 +105,13 @@ class Curves:
                 yield StepFigures(step, self.total, None, None, {name: value})
 
     def names(self) -> list[str]:
-        """Return the figures that have a value, those that tell most first."""
+        """Return the figures that have a value, those that tell most first; one value is no curve, and comes last."""
 
-        def place(name: str) -> tuple[int, str]:
+        def place(name: str) -> tuple[bool, int, str]:
             found = (
                 i for i, start in enumerate(FIRST) if name == start or (start[-1] in "/_" and name.startswith(start))
             )
-            return next(found, len(FIRST)), name
+            return len(self.by_name[name].values) < 2, next(found, len(FIRST)), name
 
         return sorted((name for name, curve in self.by_name.items() if curve.values), key=place)
 

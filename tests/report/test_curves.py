@@ -66,6 +66,11 @@ def test_what_tells_most_comes_first_and_a_figure_without_a_value_not_at_all() -
     assert curves.names() == ["reward", "loss", "rewards/x/mean", "kl", "learning_rate", "a"]
 
 
+def test_one_value_is_no_curve_and_comes_last() -> None:
+    curves = steps((1, {"zeta": 1.0, "reward": 1.0}), (2, {"zeta": 2.0}))
+    assert curves.names() == ["zeta", "reward"]
+
+
 # --- files that grow -------------------------------------------------------------------------------------------------
 
 

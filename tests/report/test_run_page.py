@@ -105,6 +105,8 @@ def test_an_evaluation_of_a_model_that_was_made_again_since_does_not_stand_besid
     found = read(run)
     assert all(row["sampled"] is None for row in found.data["report-data"]["rows"])
     assert "is best" not in found.text
+    assert "What came out" in found.text  # each stage's own figure stands in place of what nobody has measured
+    assert found.text.count("loss 0.500") == 3
     assert "0.900" not in found.text
     assert not [tag for tag, about in found.tags if about.get("class") == "pairing"]
 

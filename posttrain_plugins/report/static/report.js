@@ -11,6 +11,11 @@
   };
   const data = JSON.parse($("#curves-data").textContent);
   const drawn = [];
+  const tick = (value) => { // uPlot's own has three decimals, which makes every learning rate 0
+    const size = Math.abs(value);
+    if (value === null || value === undefined) return "";
+    return size && (size < 0.001 || size >= 100_000) ? value.toExponential(1).replace(".0e", "e").replace("e+", "e") : size >= 1000 ? value.toLocaleString("en") : number(value);
+  };
   const number = (value) => (value === null || value === undefined ? "—" : Number(value.toPrecision(4)).toString());
 
   // --- controls ------------------------------------------------------------------------------------------------------
@@ -122,7 +127,7 @@
       plot = new uPlot({
         width: Math.max(120, canvas.clientWidth), height: 170, series, legend: { show: false },
         scales: { x: { time: false }, y: { distr: style.log ? 3 : 1 } },
-        axes: [axis({ size: 26, space: 48, incrs: STEPS }), axis({ size: 50, space: 32 })],
+        axes: [axis({ size: 26, space: 48, incrs: STEPS }), axis({ size: 54, space: 32, values: (_, splits) => splits.map(tick) })],
         cursor: { points: { size: 6 }, drag: { x: true, y: false } },
         hooks: { setCursor: [(u) => {
           const i = u.cursor.idx;

@@ -201,6 +201,20 @@ def test_all_keeps_right_and_wrong_with_what_they_are_worth() -> None:
     assert Selection("all_correct").rows(items, 0) == kept[:1]
 
 
+def test_what_people_are_to_judge_is_judged_by_no_reward(tmp_path: Path, opened: list[str]) -> None:
+    chat = [{"role": "user", "content": "q"}]
+    MODELS["sft"] = Completer({"p": ["a", "b", "a"], "q": ["c", "c", "error"]})
+    for name, prompt, expected in (
+        ("plain", "p", ["a", "b"]),
+        ("chat", chat, [[{"role": "assistant", "content": "c"}]]),
+    ):
+        data = [{"prompt": prompt, "solution": "1", "completion": "old"}]
+        options: dict[str, Any] = {"keep": "unjudged", "num_generations": 3, "model": "sft", "max_missing": 0.5}
+        metrics, rows, _ = run(tmp_path / name, data, [], **options)
+        assert rows == [{"prompt": prompt, "solution": "1", "completions": expected}]
+        assert {"mean_reward", "solved_share"}.isdisjoint(metrics)  # nobody has said what is right
+
+
 def test_a_data_sets_own_completions_do_not_come_along(tmp_path: Path, opened: list[str]) -> None:
     MODELS["sft"] = Completer({"p": tagged("1", "2")})
     data = [{"prompt": "p", "solution": "1", "completion": "gold", "level": 3}]
@@ -343,6 +357,8 @@ def test_a_rollout_that_cannot_be_judged_is_no_wrong_one(tmp_path: Path, opened:
         ({"keep": "steps"}, "sample has no rewards"),
         ({"keep": "steps", "labels": "rollouts", "rewards": ["r"]}, "sample has labels: rollouts, but no model"),
         ({"keep": "labelled", "rewards": ["r"], "threshold": None}, "keep: labelled tells right from wrong"),
+        ({"keep": "unjudged"}, "sample keeps unjudged completions, but has no model"),
+        ({"keep": "unjudged", "model": "m", "rewards": ["r"]}, "but has rewards"),
         ({"rewards": ["r"], "top_k": 0}, "sample cannot use top_k: 0, expected 1 or more"),
     ],
 )

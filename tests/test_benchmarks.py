@@ -32,6 +32,7 @@ SCRIPTS = (
     "ppo_memory.py",
     "ppo_parity.py",
     "quickstart_seeds.py",
+    "real.py",
     "recipes.py",
     "recorder.py",
     "render.py",
@@ -265,6 +266,11 @@ def results_folder(folder: Path, seeds: Any, record: Any) -> Path:
     case["peak_mib"] = dict.fromkeys(("with", "without"), saved)
     record.write("gradient_checkpointing", {"pairs": 3, "steps": 2, "cases": {"SmolLM2-135M, LoRA": case}}, folder)
     record.write("ppo_memory", {"runs": 3, "rows": [row]}, folder)
+    values = {"sft": {"sampled": [0.0, 1.0]}, "ppo": {"sampled": [1.0, 1.0]}}
+    seeds_of = {"0": {"values": values, "seconds": {"ppo": 60.0}}}
+    real = {"ppo": {"seeds": seeds_of, "gains": importlib.import_module("real").pooled("ppo", seeds_of)}}
+    record.write("real", {"threads": 1, "recipes": real}, folder)
+    record.write("real_strategies", {"threads": 1, "recipes": real}, folder)
     side = {"tokens_per_s": 1234.5, "step_s": 0.5, "peak_gib": 3.21}
     record.write("gpu_qwen3_0.6b", {"methods": {"sft": {"recipe": side, "plain": side}}}, folder)
     return folder

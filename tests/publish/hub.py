@@ -44,7 +44,8 @@ class Hub(BaseHTTPRequestHandler):
                     return
                 self._send({"error": f"planted {status}"}, status)
                 return
-        self._send(self._found(body))
+        found = self._found(body)
+        self._send(found or {"error": "Repository not found"}, 200 if found is not None else 404)
 
     def _found(self, body: bytes) -> Any:
         path, _, _ = self.path.partition("?")
@@ -81,6 +82,8 @@ class Hub(BaseHTTPRequestHandler):
             return {}
         repository = path.removeprefix("/api/models/").split("/commit/")[0]
         folder = ROOT / "repos" / repository
+        if not folder.is_dir():
+            return None
         if "/commit/" in path:
             for line in map(json.loads, body.decode().splitlines()):
                 value = line["value"]

@@ -38,6 +38,7 @@ reached by name. Each folder's `__init__` has a table of its own.
 | `api.py`                                    | the Python interface                                              |
 | `testing/`, `templates/`                    | the conformance kit; what `plugins new` copies                    |
 | `auditing/`, `doctor.py`, `serve/`          | rewards tried and audited; the installation; the server           |
+| `annotate/`                                 | the page on which people decide                                   |
 | `web/`                                      | what every server needs: who may come in, a port, a body          |
 | `report/`                                   | pages that people read: a run, two runs compared, a trace         |
 | `cli/`                                      | parsing and printing                                              |

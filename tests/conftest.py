@@ -10,8 +10,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads; pytest-xdist h
 
 import importlib.util
 import json
+import re
+import subprocess
+import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +143,58 @@ def load_script() -> Callable[[Path], Any]:
         return module
 
     return load
+
+
+class AnnotateCommand:
+    """`posttrain annotate` as a process of its own."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        command = [sys.executable, "-m", "posttrain_plugins", "annotate", *arguments]
+        self.process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+        assert self.process.stderr is not None
+        self.said: list[str] = []
+        for line in self.process.stderr:
+            self.said.append(line)
+            if found := re.search(r"http://\S+?:(\d+)/", line):
+                self.port = int(found[1])
+                self.url = f"http://127.0.0.1:{self.port}"
+                return
+        raise AssertionError(f"it ended with {self.process.wait()}: {''.join(self.said)}")
+
+    def stop(self) -> str:
+        """End it as Ctrl-C does; returns what it said on stderr."""
+        self.process.terminate()
+        rest = self.process.communicate(timeout=60)[1]
+        return "".join(self.said) + rest
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def start_annotate(tmp_path: Path) -> Iterator[Callable[..., AnnotateCommand]]:
+    """Starts the command in `tmp_path` on a free port; what still runs at the end is killed."""
+    started: list[AnnotateCommand] = []
+
+    def start_one(*arguments: str) -> AnnotateCommand:
+        port = () if "--port" in arguments else ("--port", "0")
+        started.append(AnnotateCommand(tmp_path, *arguments, *port))
+        return started[-1]
+
+    yield start_one
+    for one in started:
+        if one.process.poll() is None:
+            one.kill()
+
+
+@pytest.fixture
+def write_rows(tmp_path: Path) -> Callable[..., Path]:
+    """Writes rows as JSONL into `tmp_path`."""
+
+    def write(rows: Sequence[Mapping[str, Any]], name: str = "rows.jsonl") -> Path:
+        file = tmp_path / name
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return file
+
+    return write

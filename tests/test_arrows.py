@@ -24,7 +24,7 @@ PLUGINS = {"plugins"}
 INFERENCE = {"engine", "backends", "evaluation", "training_data"}
 PIPELINE = {"recipe.read", "recipe.check", "recipe.plan", "recipe.run", "recipe.describe"}
 CORE = {"plugins", "recipe", *PIPELINE}
-FACES = {"api", "auditing", "serve"}
+FACES = {"annotate", "api", "auditing", "serve"}
 ALLOWED = {
     "errors": set(),
     "processes": set(),
@@ -50,7 +50,7 @@ ALLOWED = {
     "recipe.run": NOUNS | PLUGINS | {"guard", "models", "rows", "checkpoints", "record", "recipe", *PIPELINE},
     "engine": NOUNS | PLUGINS | {"backends"},
     "backends": NOUNS | PLUGINS | {"models"},
-    "evaluation": NOUNS | PLUGINS | {"engine", "backends", "models"},
+    "evaluation": NOUNS | PLUGINS | {"engine", "backends", "models", "decisions"},
     "training_data": NOUNS | PLUGINS | {"engine", "backends", "models"},
     "trainers": NOUNS | PLUGINS | {"checkpoints", "record", "guard", "models", "engine", "backends"},
     "publish": NOUNS | {"record", "models", "report"},
@@ -63,13 +63,17 @@ ALLOWED = {
     "stages": NOUNS | INFERENCE | {"trainers", "models", "decisions", "publish"},
     "api": NOUNS | CORE | INFERENCE,
     "web": {"errors"},
+    "annotate": NOUNS | CORE | INFERENCE | {"api", "models", "rows", "decisions", "report", "web"},
     "serve": NOUNS | CORE | INFERENCE | {"api", "models", "web"},
     "doctor": NOUNS | CORE | {"sandbox", "models"},
     "templates": {"types", "errors", "text", "answers", "testing"},
     "testing": NOUNS | CORE | INFERENCE | {"api", "tiny_world", "models"},
     "auditing": NOUNS | CORE | INFERENCE | {"testing"},
     "report": NOUNS | CORE | {"record", "engine", "evaluation"},
-    "cli": NOUNS | CORE | INFERENCE | {*FACES, "testing", "doctor", "report", "record", "publish", "models", "cli", ""},
+    "cli": NOUNS
+    | CORE
+    | INFERENCE
+    | {*FACES, "testing", "doctor", "report", "record", "publish", "decisions", "models", "cli", ""},
     "__main__": {"cli"},
     "": {"api"},  # the package itself, lazily
 }

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 SCRIPTS = (
     "adapters.py",
+    "annotate_page.py",
     "kills.py",
     "mutated_recipes.py",
     "endpoint.py",

@@ -7,7 +7,8 @@ to answer at once.
 |-----------------------------------------------------|----------------------------------------------------------|
 | `commands.py`, `lazy.py`                            | the entry point; commands built when they are asked for  |
 | `recipes.py`                                        | the commands on recipes                                  |
-| `ask.py`, `evaluate.py`, `serve.py`, `schema.py`, `doctor.py`, `report.py` | a command each                    |
+| `ask.py`, `evaluate.py`, `serve.py`, `annotate.py`  | a command each                                           |
+| `schema.py`, `doctor.py`, `report.py`               | likewise                                                 |
 | `plugins.py`                                        | the commands on plugins                                  |
 | `rewards.py`, `reward_tables.py`                    | the commands on rewards, and their tables                |
 | `options.py`, `output.py`                           | the options that commands share, and where they write    |

@@ -26,6 +26,7 @@ COMMANDS = {
     "watch": "watch:watch",
     "report": "report:report",
     "runs": "storage:runs_app",
+    "annotate": "annotate:annotate",
     "evaluate": "evaluate:evaluate",
     "ask": "ask:ask",
     "serve": "serve:serve",

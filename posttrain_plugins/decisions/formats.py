@@ -155,7 +155,7 @@ def _is_good(item: Item, decisions: Sequence[Decision], resolve: Resolve) -> lis
 
 def _demonstrations(item: Item, decisions: Sequence[Decision], resolve: Resolve) -> Iterator[dict[str, Any]]:
     if item.mode == "demonstration":
-        texts: list[Any] = [decision.text or "" for decision in decisions]
+        texts: list[Any] = [decision.text for decision in decisions if decision.text is not None]
     else:
         good = _is_good(item, decisions, resolve)
         texts = [text for text, is_good in zip(item.completions, good, strict=True) if is_good]
@@ -165,10 +165,10 @@ def _demonstrations(item: Item, decisions: Sequence[Decision], resolve: Resolve)
 def _pairs(item: Item, decisions: Sequence[Decision], resolve: Resolve) -> Iterator[dict[str, Any]]:
     if item.mode == "demonstration":  # what a person made of a draft is better than the draft
         texts = [
-            (decision.text or "", draft)
+            (decision.text, draft)
             for decision in decisions
             for draft in item.completions
-            if to_text(draft).strip() != (decision.text or "").strip()
+            if decision.text is not None and to_text(draft).strip() != decision.text.strip()
         ]
     else:
         beats = sorted(_beats(item, decisions, resolve))

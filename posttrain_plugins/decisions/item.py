@@ -2,7 +2,7 @@
 
 | mode            | rows                                        | a decision has                                       |
 |-----------------|---------------------------------------------|------------------------------------------------------|
-| `demonstration` | `prompt` (and a `completion` to go on from) | `text`                                               |
+| `demonstration` | `prompt` (and a `completion` to go on from) | `text`, or `none_good`: nobody could write one       |
 | `pick`          | `prompt`, `completions`                     | `choice`, or `none_good`                             |
 | `rank`          | `prompt`, `completions`                     | `order`: groups of equals, the best first            |
 | `accept`        | `prompt`, `completion`                      | `verdict`                                            |
@@ -333,7 +333,10 @@ def _is_order(decision: Decision, item: Item) -> bool:
 
 
 _ANSWERS: dict[Mode, tuple[Callable[[Decision, Item], bool], str]] = {
-    "demonstration": (lambda decision, _: bool((decision.text or "").strip()), "a text that is not empty"),
+    "demonstration": (
+        lambda decision, _: bool((decision.text or "").strip()) or decision.none_good,
+        "a text that is not empty, or none_good",
+    ),
     "pick": (_is_choice, "a choice among the completions, or none_good"),
     "rank": (_is_order, "an order in which every completion stands once, or none_good"),
     "accept": (lambda decision, _: decision.verdict is not None, "a verdict, true or false"),

@@ -133,6 +133,11 @@ class Ledger:
         """
         return self.append(Decision(str(uuid.uuid4()), annotator=annotator, voids=id))
 
+    def find(self, id: str) -> Decision | None:
+        """Return the line of this id, also one that is taken back."""
+        with self._thread_lock:
+            return self._by_id.get(id)
+
     def all(self) -> list[Decision]:
         """Return every line, also those that are taken back and those that take back."""
         with self._thread_lock:
@@ -205,15 +210,20 @@ def read_all(path: Path) -> list[Decision]:
 
 
 def effective(decisions: Sequence[Decision]) -> list[Decision]:
-    """Return those that decide something and that no effective later one takes back; an id counts once."""
+    """Return those that decide something and that no effective later one takes back; an id counts once.
+
+    What corrects a correction takes back what that one took back, too; a correction that is only taken back leaves it.
+    """
     voided: set[str] = set()
+    replaced: set[str] = set()
     standing: dict[str, Decision] = {}
     # from the end: whether a line takes another one back is known once all that could take it back have been seen
     for decision in reversed(decisions):
-        if decision.id not in voided:
-            voided |= {decision.voids} if decision.voids is not None else set()
-            if decision.is_answer:
-                standing[decision.id] = decision
+        if decision.voids is not None and (decision.id not in voided or decision.id in replaced):
+            voided.add(decision.voids)
+            replaced |= {decision.voids} if decision.is_answer else set()
+        if decision.is_answer and decision.id not in voided:
+            standing[decision.id] = decision
     return list(reversed(standing.values()))
 
 

@@ -68,8 +68,9 @@ def page(
     styles: Sequence[str] = (),
     scripts: Sequence[str] = (),
     data: Mapping[str, Any] | None = None,
+    is_served: bool = False,
 ) -> str:
-    """Return a page that stands alone.
+    """Return a page that stands alone, or that asks the server which it came from.
 
     Args:
         title: as plain text.
@@ -77,11 +78,12 @@ def page(
         styles: CSS behind the colours and forms that all pages share.
         scripts: JavaScript, run in this order after the body is there.
         data: id -> JSON value, for the scripts.
+        is_served: its scripts may ask its own server, and nobody else.
     """
     sheets = [static("page.css"), *styles]
     lines = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{policy(sheets, scripts)}">',
+        f'<meta http-equiv="Content-Security-Policy" content="{policy(sheets, scripts, is_served)}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">',
         f"<title>{text(title)}</title>",
@@ -95,21 +97,22 @@ def page(
     return "\n".join(lines)
 
 
-def policy(styles: Sequence[str], scripts: Sequence[str]) -> str:
+def policy(styles: Sequence[str], scripts: Sequence[str], is_served: bool = False) -> str:
     """Return the Content-Security-Policy under which these texts, byte for byte, and nothing else may style and run."""
     allowed = f"; script-src {' '.join(map(_source, scripts))}; require-trusted-types-for 'script'" if scripts else ""
     styled = f"; style-src {' '.join(map(_source, styles))}" if styles else ""
-    return f"default-src 'none'{allowed}{styled}; base-uri 'none'; form-action 'none'"
+    connected = "; connect-src 'self'" if is_served else ""
+    return f"default-src 'none'{allowed}{styled}{connected}; base-uri 'none'; form-action 'none'"
 
 
 @cache
-def static(name: str) -> str:
-    """Return a file of `static/`, which is to stand within an element of the page.
+def static(name: str, package: str = "posttrain_plugins.report") -> str:
+    """Return a file of a room's `static/`, which is to stand within an element of the page.
 
     Raises:
         ValueError: it would end the element.
     """
-    content = files("posttrain_plugins.report").joinpath("static", name).read_text(encoding="utf-8")
+    content = files(package).joinpath("static", name).read_text(encoding="utf-8")
     # what a browser hashes is what it read: it makes one line end of two characters
     content = content.replace("\r\n", "\n").strip()
     if re.search("</(script|style)|<!--", content, re.IGNORECASE):

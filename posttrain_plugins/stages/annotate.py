@@ -20,19 +20,16 @@ from posttrain_plugins.decisions.agreement import agreement
 from posttrain_plugins.decisions.bias import position_preference, preferences
 from posttrain_plugins.decisions.counted import Counted, counted
 from posttrain_plugins.decisions.formats import COLUMNS, FORMS, Form, Resolve, Rows, rows_of
-from posttrain_plugins.decisions.gold import can_be_gold, gold_accuracy, is_chosen
+from posttrain_plugins.decisions.gold import gold_accuracy
 from posttrain_plugins.decisions.item import Decision, Item, Mode, check_decision, items_of
 from posttrain_plugins.decisions.ledger import read_ledger
 from posttrain_plugins.decisions.questions import Questions, question_ids, write_questions
 from posttrain_plugins.errors import InputError, StageFailed, WaitsForPerson
-from posttrain_plugins.text import to_text
 from posttrain_plugins.text.steps import SEPARATOR
 from posttrain_plugins.types import (
     DataRef,
     Decisions,
-    ResolvedReward,
     RewardRef,
-    SamplingParams,
     StageContext,
     StageResult,
 )
@@ -198,34 +195,12 @@ class Annotate:
 
     def _truths(self, items: Sequence[Item], reward: ResolvedReward) -> dict[str, list[bool]]:
         """Return the items that measure annotators, with what is right of each."""
-        from posttrain_plugins.engine.log import RequestLog
-        from posttrain_plugins.engine.scoring import Scored, score_steps
-        from posttrain_plugins.evaluation.bench import problems_of, score_texts
+        from posttrain_plugins.evaluation.truths import truths_of
 
-        chosen = [item for item in items if is_chosen(item.id, self.gold_share)]
-        rows = [{"prompt": item.prompt, **item.row} for item in chosen]
-        problems, columns = problems_of(rows, SamplingParams())
-        texts = [[to_text(completion) for completion in item.completions] for item in chosen]
-        scores: list[list[float | None]] = []
-        if self.mode == "first_wrong":
-            if not hasattr(reward.func, "step_scores"):
-                hint = "name a reward that has step_scores, such as digit_chain_steps"
-                raise InputError(f"gold reward '{reward.name}' cannot judge steps", hint=hint)
-            of_row = [{name: values[i] for name, values in columns.items()} for i in range(len(rows))]
-            asked = [
-                Scored(problem.id, problem.prompt, text[0], row, item.steps)
-                for problem, text, row, item in zip(problems, texts, of_row, chosen, strict=True)
-            ]
-            scores += [[*of_item] for of_item in score_steps(reward, asked, RequestLog())]
-        else:
-            scores += score_texts(reward, problems, columns, texts, RequestLog())
-        truths: dict[str, list[bool]] = {}
-        for item, values in zip(chosen, scores, strict=True):
-            known = [None if value is None else value >= self.gold_threshold for value in values]
-            # a reward that counts other steps than the page shows says nothing of these
-            if can_be_gold(item, known) and len(known) == len(item.steps or item.completions):
-                truths[item.id] = [bool(value) for value in known]
-        return truths
+        if self.mode == "first_wrong" and not hasattr(reward.func, "step_scores"):
+            hint = "name a reward that has step_scores, such as digit_chain_steps"
+            raise InputError(f"gold reward '{reward.name}' cannot judge steps", hint=hint)
+        return truths_of(items, reward, self.gold_share, self.gold_threshold)
 
     def _leftovers(self, used: Counted, ledger: Sequence[Decision]) -> list[str]:
         """Say what of the ledger was not used, and whether people had another guideline."""

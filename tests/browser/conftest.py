@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,9 +84,13 @@ class Page:
         """Wait until an element is `visible`, `hidden`, `attached` or `detached`."""
         self.call("waitForSelector", selector, {"state": state})
 
-    def wait_until(self, code: str, arg: Any = None) -> None:
-        """Wait until a JavaScript function returns something true. Checked each 50 ms."""
-        self.call("waitForFunction", f"({code})({json.dumps(arg)})", None, {"polling": 50})
+    def wait_until(self, code: str, arg: Any = None, timeout_s: float = 10.0) -> None:
+        """Wait until a JavaScript function returns something true. Asked each 50 ms."""
+        # not Playwright's waitForFunction, which evaluates within the page, where a policy may forbid it
+        until = time.monotonic() + timeout_s
+        while not self.evaluate(code, arg):
+            assert time.monotonic() < until, f"not true within {timeout_s:g} s: {code}"
+            time.sleep(0.05)
 
     def text(self, selector: str) -> str:
         """What a reader sees of the first element that a selector finds."""

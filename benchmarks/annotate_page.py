@@ -1,6 +1,6 @@
 """From a key to the next question on the screen, in Chromium, with many items and long completions.
 
-Starts `posttrain annotate` on random prose, opens the page, and picks by keyboard. Each decision is timed within the page:
+Starts `posttrain annotate` on random prose, opens the page, and picks by keyboard. Each decision is timed in the page:
 from the key to the first frame behind the one that shows another question (two `requestAnimationFrame`s). The decision
 is on disk by then, since the page goes on after the server's answer alone; the next question was fetched ahead.
 

@@ -29,6 +29,7 @@ from posttrain_plugins.text.steps import SEPARATOR
 from posttrain_plugins.types import (
     DataRef,
     Decisions,
+    ResolvedReward,
     RewardRef,
     StageContext,
     StageResult,

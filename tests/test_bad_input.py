@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from math import isfinite
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,7 @@ from posttrain_plugins.recipe.run.data import _with_options
 from posttrain_plugins.recipe.run.inputs import Resolver
 from posttrain_plugins.recipe.run.observer import Observer
 from posttrain_plugins.record.artifact import Artifact
+from posttrain_plugins.record.figures import read_figures
 from posttrain_plugins.stages.pretrain import Pretrain
 from posttrain_plugins.trainers import training
 from posttrain_plugins.trainers.watch import _Watch
@@ -204,7 +206,10 @@ def test_nan_after_a_checkpoint_leaves_nothing_to_go_on_from(sft_recipe: Callabl
     recipe = sft_recipe(GOOD * 8, learning_rate="1e30")
     saving = {"stages.sft.args.save_steps": 1, "stages.sft.args.save_strategy": "steps"}
     refused(NonFiniteLoss, 1, recipe, tmp_path / "runs", overrides=saving)
-    assert not list(tmp_path.glob("runs/bad/.sft-*.partial"))
+    (partial,) = tmp_path.glob("runs/bad/.sft-*.partial")
+    assert [path.name for path in partial.iterdir()] == ["figures.jsonl"], "the curve shows why"
+    last = list(read_figures(partial))[-1]
+    assert not isfinite(last.figures["loss"]), "with the step that spoiled it"
 
 
 def test_reward_that_raises(

@@ -41,6 +41,7 @@ from posttrain_plugins.recipe.run.inputs import Resolver
 from posttrain_plugins.recipe.run.observer import Observer, Recorded
 from posttrain_plugins.recipe.spec import option_path
 from posttrain_plugins.record.artifact import Artifact
+from posttrain_plugins.record.figures import FIGURES
 from posttrain_plugins.types import ModelArtifact, StageContext, StageResult
 
 __all__ = ["Run", "run_plan"]
@@ -238,7 +239,7 @@ def _run_stage(
                 traceback.clear_frames(raised.__traceback__ if raised is not None else None)
             _free()
             if not _is_worth_keeping(partial, error):
-                shutil.rmtree(partial, ignore_errors=True)
+                _keep_curve(partial)
             if full is not None:
                 raise full from error
             raise
@@ -387,6 +388,19 @@ def _is_worth_keeping(partial: Path, error: BaseException) -> bool:
         log = partial / REQUEST_LOG
         return has_checkpoint(partial) or (log.is_file() and log.stat().st_size > 0)
     return has_checkpoint(partial) or any((partial / n).exists() for n in (REQUEST_LOG, "model"))
+
+
+def _keep_curve(partial: Path) -> None:
+    """Delete what a stage that failed has written, all but the figures of its steps, by which a person sees why."""
+    figures = partial / FIGURES
+    if not figures.is_file():
+        shutil.rmtree(partial, ignore_errors=True)
+        return
+    for path in partial.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path != figures:
+            path.unlink(missing_ok=True)
 
 
 def _is_out_of_memory(cause: BaseException) -> bool:

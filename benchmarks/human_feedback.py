@@ -6,7 +6,8 @@ picks by the world's checker with mistakes: in `--noise` of the questions it tak
 in a random order, which is recorded.
 
 Settings are those of `rlhf_ppo` and `iterative_dpo`. How many prompts are picked from, and the reward model's learning
-rate and steps, were chosen on seed 7 with other held-out problems (`-o datasets.heldout.seed=5`), which are not reported.
+rate and steps, were chosen on seed 7 with other held-out problems (`-o datasets.heldout.seed=5`), which are not
+reported.
 
     python benchmarks/human_feedback.py --seeds 0 1 2
     python benchmarks/human_feedback.py --seeds 3 --add

@@ -98,14 +98,16 @@ def _sentences(run: RunRecord) -> Iterator[str]:
             colour = "works" if stage.state == "running" else "warn"
             yield f'<p class="notice {colour}"><b>{text(stage.id)}</b> {how}{place}.</p>'
     measured = [row for row in rows(run.artifacts) if row.sampled]
-    if measured:
+    problems = f" on {_problems(run)}" if _problems(run) else ""
+    if len(measured) > 1 and len({row.sampled for row in measured}) == 1:
+        told = f"All {len(measured)} models have sampled accuracy {figure(measured[0].sampled)}{problems}"
+        yield f"<p class=headline>{told}.</p>"
+    elif measured:
         best = max(measured, key=lambda row: row.sampled[0] if row.sampled else 0)
-        overs, problems = _overs(run), _problems(run)
-        gain = f", {gain_text(best.gain)} over {text(overs[best.stage])}" if best.gain and best.stage in overs else ""
-        yield (
-            f"<p class=headline><b>{text(best.stage)}</b> is best: sampled accuracy <b>{figure(best.sampled)}</b>"
-            f"{f' on {problems}' if problems else ''}{gain}.</p>"
-        )
+        over = _overs(run).get(best.stage)
+        gain = f", {gain_text(best.gain)} over {text(over)}" if best.gain and over else ""
+        told = f"sampled accuracy <b>{figure(best.sampled)}</b>{problems}{gain}"
+        yield f"<p class=headline><b>{text(best.stage)}</b> is best: {told}.</p>"
 
 
 def _overs(run: RunRecord) -> dict[str, str]:

@@ -97,6 +97,12 @@ def test_a_gain_within_the_noise_is_called_none(tmp_path: Path) -> None:
     assert re.search(r"≈ \+0\.050 \[\+0\.000, \+0\.150\] no difference over base", text)
 
 
+def test_of_models_that_are_all_the_same_none_is_called_best(tmp_path: Path) -> None:
+    text = read(make(tmp_path / "r", Made(scores=dict.fromkeys(("base", "sft", "grpo"), [0.0] * 9)))).text
+    assert "All 3 models have sampled accuracy 0.000 [0.000, 0.000] on 9 problems." in text
+    assert "is best" not in text
+
+
 def test_an_evaluation_of_a_model_that_was_made_again_since_does_not_stand_beside_it(run: Path) -> None:
     manifest = run / "latest/grpo/manifest.json"
     content = json.loads(manifest.read_text())

@@ -11,6 +11,8 @@
   };
   const data = JSON.parse($("#curves-data").textContent);
   const drawn = [];
+  // a flat line stands in the middle: uPlot would show zeros on a scale up to 100
+  const around = (low, high) => (low === high ? [low - (Math.abs(low) / 2 || 1), high + (Math.abs(high) / 2 || 1)] : uPlot.rangeNum(low, high, 0.1, true));
   const tick = (value) => { // uPlot's own has three decimals, which makes every learning rate 0
     const size = Math.abs(value);
     if (value === null || value === undefined) return "";
@@ -126,7 +128,7 @@
     const build = () => {
       plot = new uPlot({
         width: Math.max(120, canvas.clientWidth), height: 170, series, legend: { show: false },
-        scales: { x: { time: false }, y: { distr: style.log ? 3 : 1 } },
+        scales: { x: { time: false }, y: style.log ? { distr: 3 } : { range: (_, low, high) => around(low, high) } },
         axes: [axis({ size: 26, space: 48, incrs: STEPS }), axis({ size: 54, space: 32, values: (_, splits) => splits.map(tick) })],
         cursor: { points: { size: 6 }, drag: { x: true, y: false } },
         hooks: { setCursor: [(u) => {

@@ -157,6 +157,8 @@ class _Watch:
             before = next((row["step"] for row in reversed(state.log_history[:-1]) if "loss" in row), 0)
             is_own = before == state.global_step - 1
             self._show(state, {**self.own, **told} if is_own else {**told, **self.own})
+        elif self.is_stopped and "train_loss" in told:
+            pass  # the summary of a part: the run that goes on would keep it as a figure of this step
         elif added := {name: value for name, value in told.items() if name not in self.own}:
             self.figures |= added
             self._write(state, added)

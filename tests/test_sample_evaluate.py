@@ -183,8 +183,10 @@ def test_nothing_to_keep_is_a_failed_stage(tmp_path: Path, backends: dict[str, S
 
 
 def test_columns_are_declared() -> None:
-    columns = {keep: Sample("d", ["r"], "m", keep=keep).columns for keep in get_args(Keep)}  # type: ignore[arg-type]
+    rewards = {keep: [] if keep == "unjudged" else ["r"] for keep in get_args(Keep)}
+    columns = {keep: Sample("d", given, "m", keep=keep).columns for keep, given in rewards.items()}
     assert columns == {
+        "unjudged": ("prompt", "completions"),
         **dict.fromkeys(("best", "top_k", "all_correct", "all"), ("prompt", "completion", "reward")),
         "pairs": ("prompt", "chosen", "rejected"),
         "labelled": ("prompt", "completion", "label"),

@@ -126,7 +126,11 @@ class Assignment:
         Returns:
             The lease, or None: nothing is left for this annotator, or what is left is open in other tabs.
         """
-        again = (id for id in self.due_again(annotator, held) if not self._readers(id, now))
+        again = (
+            id
+            for id in self.due_again(annotator, held)
+            if all(one.until <= now for tab, one in self.leases.get(id, {}).items() if tab != session)
+        )
         free, leased = self._first(annotator, session, now, held)
         chosen = next(again, None) or free or (leased if takes_leased else None)
         return None if chosen is None else self.lease(chosen, annotator, session, now)
@@ -189,7 +193,12 @@ class Assignment:
         )
 
     def _readers(self, id: str, now: float) -> list[Lease]:
-        return [lease for lease in self.leases.get(id, {}).values() if lease.until > now]
+        """Return who reads an item that they have not decided; a killed server leaves leases of those who have."""
+        return [
+            lease
+            for lease in self.leases.get(id, {}).values()
+            if lease.until > now and not self.of_annotator(lease.annotator, id)
+        ]
 
     def _first(self, annotator: str, session: str, now: float, held: Collection[str]) -> tuple[str | None, str | None]:
         """Return the first item that is free, and the first that others read."""

@@ -137,3 +137,12 @@ def test_a_broken_scratch_file_is_made_anew(tmp_path: Path) -> None:
     scratch = Scratch(tmp_path / "x.scratch")
     assert list(scratch.leases(0)) == []
     scratch.close()
+
+
+def test_a_lease_that_a_killed_server_left_on_a_decided_item_keeps_nobody_out(open_table: Callable[..., Any]) -> None:
+    table = open_table(1, per_item=2)
+    item = table.next("anna", "1")
+    table.decide(item, "anna", "1")
+    # written in the ledger, and killed before the lease was ended
+    table.desk.assignment.lease(item["id"], "anna", "1", table.clock.now)
+    assert table.next("ben", "2")["id"] == item["id"]

@@ -94,8 +94,8 @@ class Spy:
     def fit(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         """DPO's reference on its own batches, after it has learned."""
 
-        def watched(context: Any, trainer: Any) -> Any:
-            seconds = inner(context, trainer)
+        def watched(context: Any, trainer: Any, watch: Any) -> Any:
+            seconds = inner(context, trainer, watch)
             for batch in trainer.get_train_dataloader() if hasattr(trainer, "compute_ref_log_probs") else ():
                 found = trainer.compute_ref_log_probs(trainer.model, dict(batch))
                 scored = batch["completion_mask"][:, 1:]

@@ -414,7 +414,8 @@ def test_a_step_is_shown_with_its_own_figures(tmp_path: Path, logging_steps: int
     of_its_own = StageContext("it", tmp_path, 3, {}, None, reporter, lambda: False)  # type: ignore[arg-type]
     watch = _Watch(of_its_own, SimpleNamespace(args=args, accelerator=SimpleNamespace(wait_for_everyone=None)))
     for step in (1, 2, 3, 4):
-        state, is_logged = SimpleNamespace(global_step=step, max_steps=4), step % logging_steps == 0
+        state = SimpleNamespace(global_step=step, max_steps=4, log_history=[], is_world_process_zero=True)
+        is_logged = step % logging_steps == 0
         watch.observe(step / 2)
         watch.on_step_end(args, state, SimpleNamespace(should_log=is_logged))
         if is_logged:
@@ -444,13 +445,11 @@ def test_save_steps_may_be_a_share_of_the_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("can_resume", "told"), [(True, "a checkpoint stands"), (False, "no checkpoint stands")])
-def test_a_stop_says_whether_a_checkpoint_stands(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_resume: bool, told: str
-) -> None:
-    monkeypatch.setattr(training, "follow", lambda *_: SimpleNamespace(is_stopped=True, can_resume=can_resume))
+def test_a_stop_says_whether_a_checkpoint_stands(tmp_path: Path, can_resume: bool, told: str) -> None:
+    watch: Any = SimpleNamespace(is_stopped=True, can_resume=can_resume)
     trainer = SimpleNamespace(train=lambda **_: None, state=SimpleNamespace(global_step=4))
     with pytest.raises(Interrupted, match=f"at step 4, {told}"):
-        training._fit(context(tmp_path), trainer)
+        training._fit(context(tmp_path), trainer, watch)
 
 
 def test_a_new_model_stands_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,7 +172,7 @@ def test_report_of_an_unknown_run_is_exit_2(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        *("run", "validate", "plan", "watch", "report", "evaluate", "ask", "serve", "schema", "doctor"),
+        *("run", "validate", "plan", "watch", "report", "annotate", "evaluate", "ask", "serve", "schema", "doctor"),
         *("plugins list", "plugins show", "plugins new", "plugins check"),
         *("runs list", "runs show", "runs verify", "runs prune"),
         *("rewards test", "rewards stress", "rewards replay", "rewards audit"),
@@ -189,7 +189,7 @@ def test_help_of_every_command_teaches(command: str) -> None:
 
 def test_every_command_is_tested_for_its_help() -> None:
     listed = re.findall(r"^\W+(\w+)\s{2,}\S", posttrain("--help").stdout, re.MULTILINE)
-    alone = {"run", "validate", "plan", "watch", "report", "evaluate", "ask", "serve", "schema", "doctor"}
+    alone = {"run", "validate", "plan", "watch", "report", "annotate", "evaluate", "ask", "serve", "schema", "doctor"}
     assert alone | {"plugins", "rewards", "runs"} == set(listed) - {"help", "version"}
 
 
@@ -217,7 +217,7 @@ MAY_IMPORT = {
         *("recipe.read.", "recipe.check.", "recipe.spec", "recipe.build", "recipe.files", "recipe.handoff"),
         *("recipe.lineage", "recipe.plugin_schema", "recipe.source_hash", "checkpoints"),
         # what stages say of their settings, and the choices that their fields have
-        *("trainers.compat", "trainers.ppo.rules", "trainers.stage_rules", "training_data."),
+        *("trainers.compat", "trainers.ppo.rules", "trainers.stage_rules", "trainers.tool_rules", "training_data."),
         *("engine.trace", "evaluation.missing"),
     ),
 }

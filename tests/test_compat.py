@@ -89,6 +89,7 @@ TAKES: dict[str, tuple[str, ...]] = {
     "trl:RewardTrainer._prepare_dataset": DATASET,
     "trl:RewardTrainer._set_signature_columns_if_needed": (),
     "trl:RewardTrainer.compute_loss": LOSS,
+    "trl:SFTTrainer.compute_loss": LOSS,
     "trl:SFTTrainer.prediction_step": ("model", "inputs", "prediction_loss_only", "ignore_keys"),
     "trl:SFTTrainer.training_step": ("args", "kwargs"),
     "transformers:Trainer._load_best_model": (),
@@ -142,6 +143,7 @@ READ: dict[str, str] = {
     "trl:RewardTrainer._prepare_dataset": "d753a196b9cf",
     "trl:RewardTrainer._set_signature_columns_if_needed": "1e6682d036a6",
     "trl:RewardTrainer.compute_loss": "ec4fad890ecf",
+    "trl:SFTTrainer.compute_loss": "ca448211ff65",
     "trl:SFTTrainer.prediction_step": "2db888fb0567",
     "trl:SFTTrainer.training_step": "bba41f264647",
 }

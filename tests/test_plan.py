@@ -350,8 +350,8 @@ def test_our_own_core_does_not_count(tmp_path: Path, edited: str, counts: bool) 
 
 COUNTED = {
     *("adapters", "datasets", "rewards", "stages", "strategies"),
-    *("backends", "engine", "evaluation", "guard", "models", "nested_rewards.py", "processes", "sandbox", "search"),
-    *("text", "tiny_world", "trainers", "training_data"),
+    *("backends", "decisions", "engine", "evaluation", "guard", "models", "nested_rewards.py", "processes", "publish"),
+    *("sandbox", "search", "text", "tiny_world", "tools", "trainers", "training_data"),
 }
 """What makes a built-in plugin's result; a new room is put here or into `source_hash.CORE`, by whoever builds it."""
 

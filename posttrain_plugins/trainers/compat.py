@@ -88,7 +88,7 @@ OVERRIDDEN: Mapping[str, tuple[str, ...]] = {
     ),
     "trl:DPOTrainer": ("_prepare_dataset", "_set_signature_columns_if_needed", "compute_loss"),
     "trl:RewardTrainer": ("_prepare_dataset", "_set_signature_columns_if_needed", "compute_loss"),
-    "trl:SFTTrainer": ("prediction_step", "training_step"),
+    "trl:SFTTrainer": ("compute_loss", "prediction_step", "training_step"),
     "transformers:Trainer": (
         *("_load_best_model", "_load_from_checkpoint", "_save", "create_optimizer"),
         *("get_batch_samples", "get_eval_dataloader", "get_train_dataloader", "train"),

@@ -42,6 +42,14 @@ class Checker:
         """Notes a mistake in the value at a path, or in its key."""
         self.mistakes.append(self.document.place(path, of_key).mistake(message, hint))
 
+    def has_error(self, path: Keys, count: int) -> bool:
+        """Tell whether one of the first `count` mistakes is of the value at a path, if there is one."""
+        if self.document.get(path) is None:
+            return False  # its place is that of what it would stand in
+        here = self.document.place(path)
+        found = ((mistake.file, mistake.line, mistake.column) for mistake in self.mistakes[:count])
+        return (here.file, here.line, here.column) in found
+
     # --- values ---------------------------------------------------------------------------------------------------
 
     def typed(self, path: Keys, kind: type, default: Any) -> Any:

@@ -57,8 +57,10 @@ def with_issues(checker: Checker, stages: RawStages, specs: Mapping[str, StageSp
             continue
         for issue in issues:
             if not issue.is_warning:
-                place = tuple(issue.field.split(".")) if issue.field else ()
-                checker.error((*path, *place), f"stage '{path[-1]}': {issue.message}", issue.hint)
+                place = (*path, *(issue.field.split(".") if issue.field else ()))
+                # a value that is wrong in itself has been told: what a stage then makes of it is no second mistake
+                if issue.field is None or not checker.has_error(place, errors_before):
+                    checker.error(place, f"stage '{path[-1]}': {issue.message}", issue.hint)
         looked_through[id] = replace(spec, warnings=tuple(issue for issue in issues if issue.is_warning))
     return looked_through
 

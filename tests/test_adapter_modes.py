@@ -479,7 +479,10 @@ def test_a_stack_is_loaded_whole_by_all_that_load_it(go: Any, sft: Path, bits: s
     rm = str(run["rm"].model_path)
     beside = shared_reward.shared(rm, str(config.base_model_name_or_path), config, below)
     assert isinstance(beside.classifier, shared_reward.SharedClassifier)
-    assert shared_reward.shared(rm, str(config.base_model_name_or_path), config) == rm, "it is on another stack"
+    base = str(config.base_model_name_or_path)
+    assert shared_reward.shared(rm, base, config, ("another",) * len(below)) == rm, "it is on another stack"
+    whole = shared_reward.shared(rm, base, config).classifier  # of a policy on the bare base: all of its own come along
+    assert (len(whole.folders), len(beside.classifier.folders)) == (len(adapters_in(rm)), 1)
     loading = {name: value for name, value in BITS[bits].items() if name.startswith(("load", "use"))}
     critic = ValueModel(str(path), dtype="float32", device="cpu", **loading)
     without = shutil.copytree(path, path.parent / "without")

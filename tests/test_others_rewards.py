@@ -120,7 +120,7 @@ def test_a_column_that_they_need_is_missed_before_anything_runs(recipe, tiny_dat
 def test_they_train(recipe: Callable[..., Path], tiny_model: Path, tmp_path: Path) -> None:
     run = pp.run(recipe(model=str(tiny_model)), runs_dir=tmp_path / "runs")
     logged = next(read_figures(run["rl"].folder)).figures
-    names = ("right", "thinks", "overlong", "again", "format", "chars", "some", "scaled")
+    names = ("right", "thinks", "overlong", "again", "format", "chars", "scaled")  # `some` can judge none of these
     assert {f"rewards/{name}/mean" for name in names} <= set(logged)
     assert logged["rewards/format/ok"] == 4.0
     assert logged["rewards/chars/mean"] >= 0

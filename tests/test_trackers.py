@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -105,6 +106,8 @@ def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     told = tmp_path / "told.jsonl"
     monkeypatch.setenv("FAKE_WANDB", str(told))
     monkeypatch.syspath_prepend(str(package.parent))
+    # TRL imports it when it is imported itself, which an earlier test may have done without it
+    monkeypatch.setattr("trl.trainer.base_trainer.wandb", importlib.import_module("wandb"), raising=False)
     yield lambda: [json.loads(line) for line in told.read_text().splitlines()]
     for name in [name for name in sys.modules if name.partition(".")[0] == "wandb"]:
         del sys.modules[name]

@@ -65,6 +65,7 @@ class _Watch:
         self.own: dict[str, float] = {}  # figures of this very step
         self.seen: dict[str, tuple[Any, int]] = {}
         self.figures: dict[str, float] = {}  # the newest of each
+        self.of_step: set[str] = set()  # names of the figures that the newest step has
         self.file: FiguresFile | None = None  # of the first process
         self.seconds_before = 0.0  # of the training up to the checkpoint that it went on from
         self.began = self.saved_at = time.monotonic()
@@ -159,7 +160,8 @@ class _Watch:
             self._show(state, {**self.own, **told} if is_own else {**told, **self.own})
         elif self.is_stopped and "train_loss" in told:
             pass  # the summary of a part: the run that goes on would keep it as a figure of this step
-        elif added := {name: value for name, value in told.items() if name not in self.own}:
+        # what a line of another kind says again, such as counts since the last one, is no figure of this step
+        elif added := {name: value for name, value in told.items() if name not in self.own.keys() | self.of_step}:
             self.figures |= added
             self._write(state, added)
         return control
@@ -170,6 +172,7 @@ class _Watch:
 
     def _show(self, state: Any, figures: dict[str, float]) -> None:
         self.figures |= figures
+        self.of_step = set(figures)
         self._write(state, figures)
         self.context.reporter.progress(state.global_step, state.max_steps, "step", self.figures)
 

@@ -370,7 +370,9 @@ def on_a_terminal(words: list[str], rows: int, columns: int, until: Callable[[st
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     resize(rows, columns)
-    environment = {**os.environ, "TERM": "xterm-256color"}
+    # a size in the environment, which a shell or another test may have left, goes before the terminal's own
+    kept = {name: value for name, value in os.environ.items() if name not in ("LINES", "COLUMNS")}
+    environment = {**kept, "TERM": "xterm-256color"}
     process = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave, env=environment, close_fds=True)
     written = ""
     deadline = time.monotonic() + 60

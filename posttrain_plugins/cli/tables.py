@@ -132,6 +132,8 @@ def retained_table(details: Mapping[str, Any]) -> Table | None:
     kept = details.get("retain") or {}
     if not kept:
         return None
+    from posttrain_plugins.evaluation.retain import is_lost
+
     table = _titled("retained")
     for name in ("model", "data", "figure"):
         table.add_column(name, overflow="fold")
@@ -142,7 +144,7 @@ def retained_table(details: Mapping[str, Any]) -> Table | None:
             one, is_text = found["models"][model], found["kind"] == "perplexity"
             changes = Text()
             for other, change in one["over"].items():
-                is_worse = change["low"] > 1.0 if is_text else change["high"] < 0.0
+                is_worse = is_lost(found["kind"], change)
                 shown = figure((change["mean"], change["low"], change["high"]), "" if is_text else "+")
                 changes.append("\n" if changes else "")
                 changes.append(f"{other} {'x ' if is_text else ''}{shown}", style="red" if is_worse else "")

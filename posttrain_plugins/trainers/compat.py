@@ -50,6 +50,7 @@ __all__ = [
     "observe_rewards",
     "reads_tool_calls",
     "recomputed_with",
+    "reference_log_probs",
     "restore_averages",
     "rollout_greedily",
     "routed",
@@ -592,6 +593,21 @@ def as_reference(trainer: Any) -> Any:
         return contextlib.nullcontext()
     model = trainer.accelerator.unwrap_model(trainer.model)
     return use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None)
+
+
+def reference_log_probs(trainer: Any, given: Mapping[str, Any]) -> Any:
+    """Return log-probabilities of a trainer's reference over the vocabulary, (B, T, V), float32 and without gradients.
+
+    Args:
+        trainer: one with `ref_model`, which is None where `as_reference` makes the policy its own.
+        given: arguments of the model's forward.
+    """
+    import torch
+
+    model = trainer.ref_model if trainer.ref_model is not None else trainer.model
+    with torch.no_grad(), without_checkpointing(trainer), as_reference(trainer), trainer.accelerator.autocast():
+        logits = model(**given).logits
+    return logits.float().log_softmax(-1)
 
 
 # --- PEFT's active adapter, and gradient checkpointing ---------------------------------------------------------------

@@ -8,7 +8,6 @@ https://huggingface.co/papers/2203.02155, section 3.5) does so for RL: TRL's `be
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -61,7 +60,7 @@ class HeldSFTTrainer(SFTTrainer):  # type: ignore[misc]
         """Return TRL's loss and the penalty: a pass of the reference and one of the policy beside TRL's own."""
         given = {**{name: value for name, value in inputs.items() if name != "labels"}, "use_cache": False}
         # before the policy's passes: a switch of adapters between one and its backward would reach what is recomputed
-        before = self._reference(given)
+        before = compat.reference_log_probs(self, given)
         found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         each = kl_of(model(**given).logits, before, inputs["labels"])
         # as TRL's own sum over tokens: of all processes and accumulated batches, DDP averages over the processes
@@ -71,11 +70,3 @@ class HeldSFTTrainer(SFTTrainer):  # type: ignore[misc]
         penalty = self.kl_coef * share * each.sum() / torch.as_tensor(count, device=each.device).clamp(min=1)
         compat.add_metric(self, "kl", float(self.accelerator.gather(each.detach().mean()).mean()))
         return (found[0] + penalty, found[1]) if return_outputs else found + penalty
-
-    @torch.no_grad()  # type: ignore[untyped-decorator]
-    def _reference(self, given: Mapping[str, Any]) -> Tensor:
-        """Return log-probabilities of the reference over the vocabulary, (B, T, V)."""
-        model = self.ref_model if self.ref_model is not None else self.model
-        with compat.without_checkpointing(self), compat.as_reference(self), self.accelerator.autocast():
-            logits: Tensor = model(**given).logits
-        return logits.float().log_softmax(-1)

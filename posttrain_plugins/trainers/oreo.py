@@ -171,7 +171,7 @@ class OREOTrainer(EncodedRows, WithCritic, DPOTrainer):  # type: ignore[misc]
         targets = inputs["input_ids"][:, -width:, None]  # (B, T, 1)
         # First the reference, without gradients. A pass between the policy's and its backward would switch adapters
         # while checkpointed layers still have to be computed again.
-        before = self._reference(given)  # (B, T, V)
+        before = compat.reference_log_probs(self, given)[:, :-1]  # (B, T, V)
         assert self.critic is not None
         self.critic.unfreeze()  # the reference pass ended in PEFT's `set_adapter`
         outputs = model(**given, with_values=True)  # one call of the wrapped model for policy and critic
@@ -185,14 +185,6 @@ class OREOTrainer(EncodedRows, WithCritic, DPOTrainer):  # type: ignore[misc]
         for name, found in figures.items():
             compat.add_metric(self, name, float(self.accelerator.gather(found.detach()).mean()))
         return (loss, outputs) if return_outputs else loss
-
-    @torch.no_grad()  # type: ignore[untyped-decorator]
-    def _reference(self, given: Mapping[str, Any]) -> Tensor:
-        """Return log-probabilities of the reference over the vocabulary, (B, T, V)."""
-        model = self.ref_model if self.ref_model is not None else self.model
-        with compat.without_checkpointing(self), compat.as_reference(self), self.accelerator.autocast():
-            logits: Tensor = model(**given).logits
-        return logits[:, :-1].float().log_softmax(-1)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ PosttrainError                  base; carries `hint`, one action that mends it
 │   ├── NonFiniteLoss           the loss became NaN or infinite
 │   ├── RewardFailed            a reward failed, failed too often, or gave no number for a whole generation
 │   └── ToolFailed              a tool that models call failed too often
-├── Interrupted                 stopped by the user, a checkpoint stands  (exit 130)
+├── Interrupted                 stopped by a signal, a checkpoint stands  (exit 130 SIGINT, 143 SIGTERM, 138 SIGUSR1)
 ├── WaitsForPerson              a person has to decide before it goes on  (exit 4)
 ├── BudgetExhausted             thrown into a strategy at its yield; never reaches the user
 └── GateNotMet                  an evaluation missed what `require:` asks (exit 3)
@@ -138,9 +138,18 @@ class ToolFailed(StageFailed):
 
 
 class Interrupted(PosttrainError):
-    """The user stopped the run; what was reached is saved."""
+    """The user or a scheduler stopped the run; what was reached is saved.
 
-    exit_code = 130
+    Args:
+        message: where it was stopped.
+        hint: how it goes on.
+        signal_number: what stopped it; a shell's exit code for it is 128 more, so that a job's script knows whether
+            the time was over (SIGUSR1, SIGTERM) or somebody wanted it to end.
+    """
+
+    def __init__(self, message: str, hint: str | None = None, signal_number: int = 2) -> None:
+        super().__init__(message, hint)
+        self.exit_code = 128 + signal_number
 
 
 class WaitsForPerson(PosttrainError):

@@ -219,7 +219,7 @@ def test_one_signal_saves_and_stops(bench: Bench, number: signal.Signals, tmp_pa
         assert process.poll() is None, f"it ended before it was stopped: {process.communicate()}"
     process.send_signal(number)
     told, _ = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 130, told
+    assert process.returncode == 128 + number, told
     assert "Interrupted" in told
     assert "hint:" in told
     newest = newest_complete(runs)

@@ -1,7 +1,8 @@
 """The commands of `posttrain`. Each parses, calls one function of `api` or `recipe`, and prints.
 
 Exit codes: 0 done, 1 the run failed, 2 your input is wrong, 3 a gate was not met, 4 a person has to decide before it
-goes on, 130 stopped by you. Messages go to stderr, data to stdout; `--json` where a program reads.
+goes on, 130 stopped by you, 143 by SIGTERM, 138 by SIGUSR1. Messages go to stderr, data to stdout; `--json` where a
+program reads.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def run(
     Results stand in `RUNS_DIR/<recipe>/<stage>-<key>/`, and `latest/<stage>` points to the newest.
 
     Exit codes: 0 done, 1 failed, 2 your input is wrong, 3 a gate was not met, 4 a person has to decide before it goes
-    on, 130 stopped by you.
+    on; stopped, with a checkpoint: 130 by you (Ctrl-C), 143 by SIGTERM, 138 by SIGUSR1, with which SLURM warns.
 
     `posttrain run quickstart -o stages.dpo.args.beta=0.2 --until dpo`
     """

@@ -41,7 +41,8 @@ def run_and_show(chosen: Plan, as_json: bool, measured: str | None = None) -> No
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             finished = run_plan(chosen, Several(display, page))
     except Interrupted as stop:  # the checkpoint is saved: only the command that goes on is missing from the message
-        raise Interrupted(stop.message, hint=f"go on with the same command: {_command()}") from None
+        hint = f"go on with the same command: {_command()}"
+        raise Interrupted(stop.message, hint, stop.exit_code - 128) from None
     finally:
         display.close()
         page.close()

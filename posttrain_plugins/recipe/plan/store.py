@@ -6,7 +6,6 @@ A stage works in `.<stage>-<key12>.partial`, locked while in use. What bears the
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -14,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from posttrain_plugins.errors import InputError, StageFailed
+from posttrain_plugins.errors import InputError
+from posttrain_plugins.recipe.plan.lock import Lock, hold
 from posttrain_plugins.record.artifact import MANIFEST_FORMAT, Artifact, read_manifest
 from posttrain_plugins.record.storage import FILES, hashes_of
 from posttrain_plugins.types import EXPORT_MARKER
@@ -37,6 +37,7 @@ class Store:
         # The whole runs folder, not the recipe's part alone: a stage of another recipe that has this key is this stage.
         self.root = root
         self.folder = root / recipe
+        self.holds: dict[Path, Lock] = {}  # partial folder -> its lock, while this process has it
 
     def prepare(self) -> None:
         """Make the folder, or say why it cannot be made.
@@ -109,6 +110,7 @@ class Store:
     def publish(self, stage: str, key: str, manifest: Mapping[str, Any]) -> Artifact:
         """Write the manifest last and rename; from here on the stage is done."""
         partial, final = self.partial(stage, key), self.path(stage, key)
+        self.check_held(stage, key)
 
         def published(text: str) -> str:  # an adapter's config names its base, which may be a folder of this stage
             return text.replace(str(partial), str(final))
@@ -156,25 +158,40 @@ class Store:
             shutil.rmtree(partial, ignore_errors=True)
 
     @contextlib.contextmanager
-    def locked(self, stage: str, key: str) -> Iterator[Path]:
+    def locked(self, stage: str, key: str, note: Callable[[str], None] = lambda message: None) -> Iterator[Path]:
         """Make the partial folder if needed, and hold it for this process alone.
+
+        Args:
+            stage: its id.
+            key: its key.
+            note: is told of an owner on another machine that is watched or taken over from.
 
         Raises:
             StageFailed: another process is at it.
         """
         # Beside the folder that it guards, not in it: that is renamed when published, and the lock has to outlive it.
-        lock = self.folder / f".{stage}-{key[:12]}.lock"
-        with lock.open("w") as handle:
-            try:
-                # The kernel frees it when the process dies, however it dies; a file with a pid would stay behind.
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as cause:
-                raise StageFailed(
-                    f"stage '{stage}' is being made by another process", hint="wait for it, then run again"
-                ) from cause
+        with hold(self.folder, f"{stage}-{key[:12]}", stage, note) as lock:
             partial = self.partial(stage, key)
             partial.mkdir(exist_ok=True)
-            yield partial
+            self.holds[partial] = lock
+            try:
+                yield partial
+            finally:
+                del self.holds[partial]
+
+    def check_held(self, stage: str, key: str, every_s: float = 0.0) -> None:
+        """Do nothing while this process holds the stage.
+
+        Args:
+            stage: its id.
+            key: its key.
+            every_s: look only if the last look is so old.
+
+        Raises:
+            StageFailed: another machine took it over meanwhile.
+        """
+        if (lock := self.holds.get(self.partial(stage, key))) is not None:
+            lock.check(every_s)
 
 
 def read_artifact(folder: Path) -> Artifact | None:

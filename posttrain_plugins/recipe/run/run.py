@@ -34,6 +34,7 @@ from posttrain_plugins.recipe import handoff
 from posttrain_plugins.recipe.check.compatibility import check_handoff
 from posttrain_plugins.recipe.plan import keys
 from posttrain_plugins.recipe.plan.decisions import asks_people, decisions_of, rekeyed
+from posttrain_plugins.recipe.plan.lock import BEAT_S
 from posttrain_plugins.recipe.plan.plan import HASHES, Plan, PlannedStage
 from posttrain_plugins.recipe.read import document
 from posttrain_plugins.recipe.run.full_disk import REQUEST_LOG, full_disk, stage_on_full_disk
@@ -48,6 +49,8 @@ __all__ = ["Run", "run_plan"]
 
 
 ALSO_RECORDED = ("accelerate", "datasets", "posttrain-plugins")
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+GOES_ON = "the same command goes on from there"
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def _run_and_tell(chosen: Plan, observer: Observer) -> Run:
         (chosen.store.folder / "resolved.yaml").write_text(document.dump(chosen.recipe.data), encoding="utf-8")
         return Run(chosen, _run_stages(chosen, observer))
     except KeyboardInterrupt:
-        raise Interrupted("stopped at once; the newest complete checkpoint stands") from None
+        raise Interrupted("stopped at once; the newest complete checkpoint stands", hint=GOES_ON) from None
     except OSError as cause:  # of what is written beside the stages
         full = full_disk(cause, chosen.store.folder)
         if full is None:
@@ -161,7 +164,7 @@ def _made(
             hint=f"posttrain run RECIPE --until {stage.id}",
         )
     if should_stop():
-        raise Interrupted(f"stopped before stage '{stage.id}'", hint="the same command goes on from there")
+        raise Interrupted(f"stopped before stage '{stage.id}'", hint=GOES_ON)
     try:
         if asks_people(stage.spec):
             stage = _with_decisions(chosen, stage, artifacts, renamed, observer)
@@ -211,7 +214,7 @@ def _run_stage(
 ) -> Artifact:
     store = chosen.store
     # Two runs of one recipe must not write into one folder; the key in its name lets two that differ work side by side.
-    with store.locked(stage.id, stage.key) as partial:
+    with store.locked(stage.id, stage.key, lambda message: observer.note(stage, message)) as partial:
         # Planned without the lock: another process may have made the stage while this one made those before it.
         made_meanwhile = store.get(stage.id, stage.key)
         if made_meanwhile is not None and not stage.is_forced:
@@ -260,7 +263,7 @@ def _context(
     args = next((dict(stage.spec.params.get(name) or {}) for name in stage.spec.configs), {})
     # TRL reads the seed of its own arguments, so a recipe that gives one there means the whole stage.
     seed = int(args.get("seed", chosen.recipe.seed))
-    reporter = _StageReporter(stage, observer)
+    reporter = _StageReporter(stage, observer, lambda: chosen.store.check_held(stage.id, stage.key, BEAT_S))
     path = option_path(stage.id)
     mode = stage.spec.adapter_mode
     return StageContext(stage.id, partial, seed, inputs, checkpoint, reporter, should_stop, args, path, mode)
@@ -434,8 +437,10 @@ def _free() -> None:
 class _StageReporter:
     stage: PlannedStage
     observer: Observer
+    check_held: Callable[[], None]
 
     def progress(self, done: int, total: int | None, unit: str, figures: Mapping[str, float]) -> None:
+        self.check_held()
         self.observer.progress(self.stage, done, total, unit, figures)
 
     def note(self, message: str) -> None:
@@ -446,27 +451,35 @@ class _Flag:
     """Becomes true with the first signal; the second one is a KeyboardInterrupt."""
 
     def __init__(self) -> None:
-        self.is_set = False
+        self.number: int | None = None
 
     def __call__(self) -> bool:
-        return self.is_set
+        return self.number is not None
 
     def handle(self, number: int, frame: Any) -> None:
-        if self.is_set:
+        if self.number is not None:
             raise KeyboardInterrupt  # what no plugin boundary swallows
-        self.is_set = True
+        self.number = number
 
 
 @contextlib.contextmanager
 def _stop_on_signal() -> Iterator[_Flag]:
+    """Take signals while stages run, and give what they ended the exit code of the first."""
     flag = _Flag()
     # Python lets only the main thread set handlers; a run in a notebook's or a server's thread is stopped by its host.
     if threading.current_thread() is not threading.main_thread():
         yield flag
         return
-    before = {number: signal.signal(number, flag.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    # SIGUSR1 is SLURM's (`--signal=USR1@60`) unless a host program has taken it for something of its own.
+    taken = [number for number in STOPPING if number != signal.SIGUSR1 or signal.getsignal(number) == signal.SIG_DFL]
+    before = {number: signal.signal(number, flag.handle) for number in taken}
     try:
         yield flag
+    except KeyboardInterrupt:
+        message = "stopped at once; the newest complete checkpoint stands"
+        raise Interrupted(message, hint=GOES_ON, signal_number=flag.number or signal.SIGINT) from None
+    except Interrupted as stop:
+        raise Interrupted(stop.message, hint=stop.hint, signal_number=flag.number or signal.SIGINT) from stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -125,7 +125,7 @@ def test_a_file_that_is_not_as_it_was_made_is_found(root: Path, harm: Any, told:
     whole = CliRunner().invoke(app, ["runs", "verify", "--runs-dir", str(root)])
     assert (whole.exit_code, "6 of 6 stages are as they were made" in whole.output) == (0, True)
     harm(root / "first" / f"sft-{KEYS['d'][:12]}" / "model" / "weights.safetensors")
-    (changed,) = [line for one in stored(root) for line in changes_of(one)]
+    (changed,) = [line for one in stored(root) for line in changes_of(one.folder, one.manifest)]
     assert changed.startswith("model/weights.safetensors ")
     assert told in changed
     found = CliRunner().invoke(app, ["runs", "verify", "first", "--runs-dir", str(root)])
@@ -142,7 +142,7 @@ def test_a_moved_runs_folder_is_as_it_was_made(root: Path, tmp_path: Path) -> No
     moved = root.rename(tmp_path / "moved runs")
     for one in stored(moved):
         read_artifact(one.folder)
-    assert [line for one in stored(moved) for line in changes_of(one)] == []
+    assert [line for one in stored(moved) for line in changes_of(one.folder, one.manifest)] == []
 
 
 def test_sizes_are_told_and_names_checked(root: Path) -> None:

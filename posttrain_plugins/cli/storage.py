@@ -89,7 +89,7 @@ def runs_verify(names: NamesArgument = None, runs_dir: RunsOption = RUNS, as_jso
     from posttrain_plugins.record.storage import FILES, changes_of
 
     finished = [one for one in _stored(runs_dir, names) if one.manifest]
-    changed = {one.folder: list(changes_of(one)) for one in finished}
+    changed = {one.folder: list(changes_of(one.folder, one.manifest)) for one in finished}
     unknown = [one for one in finished if FILES not in one.manifest]
     bad = {folder: told for folder, told in changed.items() if told}
     if as_json:

@@ -23,8 +23,10 @@ from posttrain_plugins.models.folder import (
     template_options,
 )
 from posttrain_plugins.models.training_templates import chat_template_in
+from posttrain_plugins.record.artifact import Artifact
+from posttrain_plugins.record.storage import changes_of
 
-__all__ = ["check_kept", "check_unchanged", "record", "short_hash"]
+__all__ = ["check_kept", "check_unchanged", "check_whole", "record", "short_hash"]
 
 FIELDS = ("tokenizer", "chat_template", "eos_token_id", "pad_token_id", "adapters")
 KEPT = FIELDS[:-1]
@@ -116,6 +118,31 @@ def check_unchanged(
                 f"model '{name}' changed after it was made: {field} is {now[field]}, expected {recorded[field]}",
                 hint=f"make it again: posttrain run RECIPE --force {name}",
             )
+
+
+def check_whole(name: str, artifact: Artifact, path: Path) -> None:
+    """Refuse what is not byte for byte as its stage made it, before any of it is loaded.
+
+    A size or a time says nothing of a disk that fails: all is read, as it will be again when it is loaded.
+
+    Args:
+        name: of the stage, or whatever the user called it.
+        artifact: the finished stage.
+        path: the model's folder or the data's file, which is looked at alone.
+
+    Raises:
+        HandoffError: names the file.
+    """
+    folder, path = artifact.folder.resolve(), path.resolve()
+    if not path.is_relative_to(folder):  # an export stands elsewhere
+        return
+    below = path.relative_to(folder).as_posix()
+    wrong = next(changes_of(folder, artifact.manifest, "" if below == "." else below), None)
+    if wrong is not None:
+        raise HandoffError(
+            f"'{name}' is damaged, it is not as it was made: {folder}: {wrong}",
+            hint=f"put the file back, or make it again: posttrain run RECIPE --force {name.rpartition(':')[2]}",
+        )
 
 
 def check_kept(stage: str, before: Mapping[str, Any], after: Mapping[str, Any], template_given: bool) -> None:

@@ -105,13 +105,20 @@ def hashes_of(folder: Path) -> dict[str, list[Any]]:
     }
 
 
-def changes_of(one: Stored) -> Iterator[str]:
+def changes_of(folder: Path, manifest: Mapping[str, Any], below: str = "") -> Iterator[str]:
     """Yield what is not as the stage made it: a file that is gone, has another size, or other bytes.
 
     Of a manifest of an earlier version, which has no hashes, nothing can be told.
+
+    Args:
+        folder: of the stage.
+        manifest: its own.
+        below: look at this file or folder of it alone; at all by default.
     """
-    for name, (size, expected) in one.manifest.get(FILES, {}).items():
-        file = one.folder / name
+    for name, (size, expected) in manifest.get(FILES, {}).items():
+        if below and name != below and not name.startswith(f"{below}/"):
+            continue
+        file = folder / name
         if not file.is_file():
             yield f"{name} is gone"
         elif file.stat().st_size != size:

@@ -166,6 +166,8 @@ def _reasons(
         latest = store.latest(spec.id)
     except InputError as error:
         return (error.message,)
+    if store.is_broken(spec.id, sha256_of(parts)):
+        return ("its manifest.json cannot be read, so the result does not count",)
     if latest is None:
         return ("begun and not finished" if is_begun else "never run",)
     before = latest.manifest.get("parts", {})

@@ -97,6 +97,10 @@ class Store:
                     return artifact
         return None
 
+    def is_broken(self, stage: str, key: str) -> bool:
+        """Return whether a folder bears the name of a result, and has no manifest that says what it is."""
+        return self.path(stage, key).is_dir() and read_manifest(self.path(stage, key)) is None
+
     def latest(self, stage: str) -> Artifact | None:
         """Return the artifact that the stage made last, whatever its key."""
         return read_artifact(self.folder / "latest" / stage)

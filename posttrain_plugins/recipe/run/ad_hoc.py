@@ -27,6 +27,7 @@ from posttrain_plugins.recipe.check.diagnostics import Checker
 from posttrain_plugins.recipe.check.loops import RawStages
 from posttrain_plugins.recipe.check.model import Model
 from posttrain_plugins.recipe.check.references import LookUp, References
+from posttrain_plugins.recipe.handoff import check_whole
 from posttrain_plugins.recipe.plan.store import Store
 from posttrain_plugins.recipe.plugin_schema import parse_call, plugin_schema
 from posttrain_plugins.recipe.read.document import Document
@@ -103,6 +104,7 @@ class NameResolver:
         if artifact.manifest.get("makes") == "reward":
             message = f"stage '{stage}' of run '{run}' makes a reward, expected a model"
             raise InputError(message, hint=f"use it as a scorer: scorer='{model}'")
+        check_whole(given, artifact, artifact.model_path)
         return ModelArtifact(model, choose_adapter(given, artifact.model_path, adapter), _loading(artifact))
 
     def each(self, name: str, model: str) -> dict[str, str]:

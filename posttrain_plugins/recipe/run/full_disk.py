@@ -1,8 +1,9 @@
-"""A disk that is full: how libraries tell it, what of a stage was kept, and what to do. No paper."""
+"""A disk that is full, a file that may not grow: how it is told, what of a stage was kept, what to do. No paper."""
 
 from __future__ import annotations
 
 import errno
+import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,13 @@ def full_disk(error: BaseException, folder: Path) -> PosttrainError | None:
     for cause in _causes(error):
         place = Path(getattr(cause, "filename", None) or folder)
         text = str(cause)
+        if getattr(cause, "errno", None) == errno.EFBIG:
+            limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+            told = f", the limit is {limit / 2**20:,.1f} MiB" if limit != resource.RLIM_INFINITY else ""
+            return PosttrainError(
+                f"a file may not grow any further: {place}{told}",
+                hint="raise the limit (ulimit -f unlimited) or change the disk, then give the same command again",
+            )
         is_told = getattr(cause, "errno", None) in NO_SPACE or any(words in text for words in TOLD_AS)
         if is_told or (any(words in text for words in TORCH) and _free(folder) < FREE_BYTES):
             return PosttrainError(

@@ -95,8 +95,11 @@ class Resolver:
         """A model that exists, with its record checked and its ancestors' prompts at hand."""
         if isinstance(source, External):
             for folder in (Path(source.path), Path(source.path).parent):
+                found = None
                 with contextlib.suppress(InputError):  # a newer version's manifest does not matter: the model is named
-                    read_artifact(folder)  # an adapter of a run that was moved gets the path of where its base stands
+                    found = read_artifact(folder)  # of a run that was moved, an adapter gets the path of its base
+                if found is not None:
+                    handoff.check_whole(source.name, found, Path(source.path))
             problem = files.model_problem(Path(source.path)) if Path(source.path).is_absolute() else None
             if problem:
                 raise InputError(problem, hint="save_pretrained() writes such a folder")
@@ -109,6 +112,7 @@ class Resolver:
         if source.adapter:
             recorded = {**recorded, **recorded["several"][source.adapter]}
         handoff.check_unchanged(source.stage, Path(path), recorded, self.weights_of)
+        handoff.check_whole(source.stage, artifact, artifact.model_path)
         # What it was trained on travels with it: `evaluate` says how many of its problems were among that.
         ancestors, seen = self._lineage(source.stage)
         return ModelArtifact(source.model_name, path, loading, recorded, ancestors, seen)
@@ -157,6 +161,7 @@ class Resolver:
         if isinstance(source, FromStage) and source.produces == "dataset":
             data = self.artifacts[source.stage].data_path
             assert data is not None
+            handoff.check_whole(source.stage, self.artifacts[source.stage], data)
             return read_jsonl(data)
         if isinstance(source, FromStage) or source.kind == "reward":
             return self._reward(source, loading)

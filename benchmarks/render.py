@@ -34,6 +34,7 @@ __all__ = [
     "recipe_table",
     "render",
     "render_recipe",
+    "share_prompts_table",
     "test_time_table",
 ]
 
@@ -201,6 +202,26 @@ def gradient_checkpointing_table(results: Json) -> str:
     head = ["SFT", "rows x tokens", "CPU time, with / without", "memory saved", "peak, without -> with"]
     note = f"Medians of {results['pairs']} interleaved pairs of {results['steps']} steps with 95 % intervals."
     return f"{_table(head, rows)}\n\n{note}"
+
+
+def share_prompts_table(results: Json) -> str:
+    """One row per case: how much faster a step is, what generation takes of it, and the way that the formula took."""
+    rows = []
+    for name, found in results["cases"].items():
+        shares = [f"{found['shares'][side]['generation']:.0%}" for side in ("plain", "shared")]
+        passes = {way: count for way, count in found["way"]["passes"].items() if count}
+        goal = f"{found['goal']:.2f} ({found['accepted']:.2f})"
+        step = f"{found['step_s']['plain']:.1f} -> {found['step_s']['shared']:.1f} s"
+        ways = ", ".join(f"`{way}`" for way in passes)
+        rows.append(
+            [name, _ratio(found["speedup"]), goal, _ratio(found["passes_speedup"]), " -> ".join(shares), step, ways]
+        )
+    head = ["prompt, completion", "step, times faster", "goal (accepted)", "its passes alone", "share of generation"]
+    note = (
+        f"Medians of {results['pairs']} interleaved pairs of steps with 95 % intervals, in CPU time; groups of "
+        f"{results['group']}, LoRA, `beta` above 0. The first ratio has `rollouts: engine` in it."
+    )
+    return f"{_table([*head, 'CPU time of a step', 'way'], rows)}\n\n{note}"
 
 
 def gpu_table(results: Json) -> str:
@@ -420,6 +441,7 @@ TABLES: dict[str, Callable[[Json], str]] = {
     "gradient_checkpointing": gradient_checkpointing_table,
     "overhead": overhead_table,
     "ppo_memory": ppo_memory_table,
+    "share_prompts": share_prompts_table,
     "gpu_qwen3_0.6b": gpu_table,
     "methods": methods_table,
     "real": real_table,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from posttrain_plugins.text.steps import SEPARATOR
 from posttrain_plugins.types import (
@@ -47,10 +47,16 @@ class GRPO:
         eval_dataset: measured once at the end, or as `args.eval_strategy` says.
         process_rewards: names of rewards that judge by their `step_scores`, in place of the whole completion.
         separator: what ends a step (`posttrain_plugins.text.steps`).
+        share_prompts: a prompt is computed once for all of its completions (`trainers/shared_prompts.py`): the same
+            numbers up to rounding, and less time the longer prompts are.
+        rollouts: who draws completions: `trainer`, so transformers' `generate` or vLLM; or `engine`, our own loop
+            (`trainers/engine_rollouts.py`), which reads a prompt once for its completions: other draws of the same
+            distribution.
         args: fields of `trl.GRPOConfig`.
 
     Raises:
-        InputError: a strategy with tools, or beside arguments that it leaves no meaning; tools that cannot be called.
+        InputError: a strategy with tools, or beside arguments that it leaves no meaning; tools that cannot be called;
+            share_prompts with a model whose attention cannot do it, or with batches of one row.
     """
 
     model: ModelRef
@@ -64,6 +70,8 @@ class GRPO:
     eval_dataset: DataRef | None = None
     process_rewards: list[str] = field(default_factory=list)
     separator: str = SEPARATOR
+    share_prompts: bool = False
+    rollouts: Literal["trainer", "engine"] = "trainer"
     args: Annotated[dict[str, Any], ConfigOf("trl:GRPOConfig")] = field(default_factory=dict)
 
     produces: ClassVar[str] = "model"
@@ -87,6 +95,10 @@ class GRPO:
             from posttrain_plugins.trainers import strategy_rollouts
 
             yield from strategy_rollouts.issues(facts.args)
+        from posttrain_plugins.trainers import stage_rules
+
+        has_strategy = self.strategy is not None
+        yield from stage_rules.speed_concerns(facts.args, self.share_prompts, self.rollouts, has_strategy)
 
     def __call__(self, context: StageContext) -> StageResult:
         from trl import GRPOConfig, GRPOTrainer
@@ -94,6 +106,7 @@ class GRPO:
         from posttrain_plugins.trainers import strategy_rollouts, tool_use, training
 
         made_by = strategy_rollouts.hook(context) | tool_use.given_tools(context)
+        made_by |= {"share_prompts": self.share_prompts, "rollouts": self.rollouts}
         made_by["max_trajectory_s"] = self.max_trajectory_s
         if not self.process_rewards:  # TRL's own class, so that the numbers are those of a plain script
             return training.train_with_rewards(context, GRPOTrainer, GRPOConfig, self.args, **made_by)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from posttrain_plugins.types import (
     AdapterRef,
@@ -48,10 +48,16 @@ class PPO:
             mapping of such classes, by what the rows' column `environment` says.
         max_trajectory_s: seconds after which a rollout's trajectories call no tool any more; None sets no limit.
         eval_dataset: measured once at the end, or as `args.eval_strategy` says.
+        share_prompts: a prompt is computed once for all of its completions, by the critic too
+            (`trainers/shared_prompts.py`): the same numbers up to rounding, and less time the longer prompts are.
+        rollouts: who draws completions: `trainer`, so transformers' `generate` or vLLM; or `engine`, our own loop
+            (`trainers/engine_rollouts.py`), which reads a prompt once for its completions: other draws of the same
+            distribution.
         args: fields of `PPOConfig`: TRL's `GRPOConfig`, and PPO's.
 
     Raises:
-        InputError: a strategy with tools, or beside arguments that it leaves no meaning; tools that cannot be called.
+        InputError: a strategy with tools, or beside arguments that it leaves no meaning; tools that cannot be called;
+            share_prompts with a model whose attention cannot do it, or with batches of one row.
     """
 
     model: ModelRef
@@ -64,6 +70,8 @@ class PPO:
     environment_factory: ObjectRef | None = None
     max_trajectory_s: float | None = None
     eval_dataset: DataRef | None = None
+    share_prompts: bool = False
+    rollouts: Literal["trainer", "engine"] = "trainer"
     args: Annotated[dict[str, Any], ConfigOf("posttrain_plugins.trainers.ppo.trainer:PPOConfig")] = field(
         default_factory=dict
     )
@@ -90,6 +98,10 @@ class PPO:
             from posttrain_plugins.trainers import strategy_rollouts
 
             yield from strategy_rollouts.issues(facts.args)
+        from posttrain_plugins.trainers import stage_rules
+
+        has_strategy = self.strategy is not None
+        yield from stage_rules.speed_concerns(facts.args, self.share_prompts, self.rollouts, has_strategy)
 
     def __call__(self, context: StageContext) -> StageResult:
         from posttrain_plugins.trainers import strategy_rollouts, tool_use, training
@@ -111,6 +123,8 @@ class PPO:
             reward_funcs=[r.func for r in rewards],  # a reward model as its plugin: any tokenizer, and adapters
             critic_config=critic.config if critic else None,
             max_trajectory_s=self.max_trajectory_s,
+            share_prompts=self.share_prompts,
+            rollouts=self.rollouts,
             **strategy_rollouts.hook(context),
             **tool_use.given_tools(context),
         )

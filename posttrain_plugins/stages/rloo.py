@@ -5,10 +5,21 @@ Paper: Ahmadian et al., 2024 (https://huggingface.co/papers/2402.14740). With TR
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, RewardRef, StageContext, StageResult
+from posttrain_plugins.types import (
+    AdapterRef,
+    ConfigOf,
+    DataRef,
+    Issue,
+    ModelRef,
+    RewardRef,
+    StageContext,
+    StageFacts,
+    StageResult,
+)
 
 __all__ = ["RLOO"]
 
@@ -23,7 +34,15 @@ class RLOO:
         rewards: rewards and reward-model stages by name; their `weight` becomes TRL's `reward_weights`.
         adapter: what is trainable; everything where it is left out.
         eval_dataset: measured once at the end, or as `args.eval_strategy` says.
+        share_prompts: a prompt is computed once for all of its completions (`trainers/shared_prompts.py`): the same
+            numbers up to rounding, and less time the longer prompts are.
+        rollouts: who draws completions: `trainer`, so transformers' `generate` or vLLM; or `engine`, our own loop
+            (`trainers/engine_rollouts.py`), which reads a prompt once for its completions: other draws of the same
+            distribution.
         args: fields of `trl.RLOOConfig`.
+
+    Raises:
+        InputError: share_prompts with a model whose attention cannot do it, or with batches of one row.
     """
 
     model: ModelRef
@@ -31,15 +50,24 @@ class RLOO:
     rewards: list[RewardRef]
     adapter: AdapterRef | None = None
     eval_dataset: DataRef | None = None
+    share_prompts: bool = False
+    rollouts: Literal["trainer", "engine"] = "trainer"
     args: Annotated[dict[str, Any], ConfigOf("trl:RLOOConfig")] = field(default_factory=dict)
 
     produces: ClassVar[str] = "model"
     reference: ClassVar[str] = "beta"  # TRL's default is not 0 here
     requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(("dataset", "eval_dataset"), (("prompt",),))
 
+    def issues(self, facts: StageFacts) -> Iterator[Issue]:
+        """Yield batches in which there is no prompt to share, and what the engine cannot draw with."""
+        from posttrain_plugins.trainers import stage_rules
+
+        yield from stage_rules.speed_concerns(facts.args, self.share_prompts, self.rollouts)
+
     def __call__(self, context: StageContext) -> StageResult:
         from trl import RLOOConfig, RLOOTrainer
 
         from posttrain_plugins.trainers import training
 
-        return training.train_with_rewards(context, RLOOTrainer, RLOOConfig, self.args)
+        faster = {"share_prompts": self.share_prompts, "rollouts": self.rollouts}
+        return training.train_with_rewards(context, RLOOTrainer, RLOOConfig, self.args, **faster)

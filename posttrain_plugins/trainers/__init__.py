@@ -21,6 +21,8 @@ they touch below TRL's, PEFT's and transformers' public names stands in `compat`
 | `tool_use.py`, `tool_rules.py`                | tools in training: limits, templates; what is refused of them   |
 | `saved_rollouts.py`, `strategy_rollouts.py`   | what an RL stage sampled, as a data set; rollouts by a strategy |
 | `ppo/`                                        | PPO, REINFORCE, REINFORCE++ and ReMax on `GRPOTrainer`          |
+| `shared_prompts.py`, `prompt_layout.py`       | a prompt computed once for its completions; the ways to do so   |
+| `engine_rollouts.py`                          | completions drawn by our own decoding                           |
 | `process_grpo.py`                             | GRPO whose advantages are of steps                              |
 | `held_sft.py`                                 | SFT with a KL penalty to the model that it starts from          |
 | `oreo.py`                                     | policy and value function from saved trajectories               |

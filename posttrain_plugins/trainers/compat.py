@@ -15,6 +15,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from posttrain_plugins.errors import InputError
+
 __all__ = [
     "CLASS_ATTRIBUTES",
     "FORWARD_EXTRAS",
@@ -24,16 +26,23 @@ __all__ = [
     "adapter_layers",
     "add_metric",
     "add_reference",
+    "adds_masks",
+    "around_log_probs",
     "as_reference",
+    "attention_window",
     "calculate_rewards",
     "changed",
     "checkpointed_layers",
     "contain_exits",
     "count_equal_groups",
+    "deal_groups",
     "disable_dropout",
+    "draw_with",
     "drop_metric",
     "first_batch",
+    "forward_as",
     "gathered_parameters",
+    "has_sharded_weights",
     "hide_from_vllm",
     "is_peft",
     "is_quantized",
@@ -56,6 +65,7 @@ __all__ = [
     "routed",
     "running_averages",
     "set_reward_names",
+    "trial",
     "value_output_class",
     "without_checkpointing",
     "without_side_effects",
@@ -359,6 +369,76 @@ def rollout_greedily(trainer: Any, prompts: list[Any]) -> tuple[list[Any], list[
     return completions, ids
 
 
+def has_sharded_weights(trainer: Any) -> bool:
+    """Tell whether no process holds the whole model: FSDP, and ZeRO's third stage."""
+    deepspeed = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    return bool(trainer.is_fsdp_enabled) or (deepspeed is not None and deepspeed.zero_stage == 3)
+
+
+def around_log_probs(trainer: Any, within: Callable[[Any, int], contextlib.AbstractContextManager[None]]) -> None:
+    """Take every log-probability of completions inside `within(model, columns of prompts)`."""
+    take = trainer._get_per_token_logps_and_entropies
+
+    def taken(model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kwargs: Any) -> Any:
+        with within(model, input_ids.size(1) - logits_to_keep):
+            return take(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
+
+    trainer._get_per_token_logps_and_entropies = taken
+
+
+def draw_with(trainer: Any, draw: Callable[[Any], list[list[int]]]) -> None:
+    """Let `draw(token ids of prompts)` make the completions that TRL would ask `generate` for.
+
+    Raises:
+        InputError: in a rollout, where prompts have images.
+    """
+    import inspect
+
+    # GRPO's also gives log-probabilities, of vLLM alone
+    has_logprobs = "num_generations" in inspect.signature(trainer._generate_single_turn).parameters
+
+    def drawn(prompt_ids: Any, images: Any, fields: Any, *args: Any, **kwargs: Any) -> Any:
+        if images or fields:
+            raise InputError("rollouts: engine draws after text, but prompts have images", hint="take it out")
+        completions = draw(prompt_ids)
+        return (completions, None) if has_logprobs else completions
+
+    trainer._generate_single_turn = drawn
+
+
+def deal_groups(trainer: Any) -> None:
+    """Keep the completions of a prompt together where TRL deals the rows of a rollout out at random to its batches.
+
+    The same numbers are drawn as for TRL's own order, so that all that is drawn later stays as it was.
+    """
+    prepare = trainer._prepare_inputs
+
+    def prepared(batch: Any) -> Any:
+        with modules_as(trainer, {"shuffle_sequence_dict": _shuffled_groups}):
+            return prepare(batch)
+
+    trainer._prepare_inputs = prepared
+
+
+def _shuffled_groups(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Do as TRL's `shuffle_sequence_dict`, then sort by the place of the first completion of each prompt."""
+    import torch
+
+    prompts = rows["prompt_ids"].masked_fill(rows["prompt_mask"] == 0, -1)
+    order = torch.randperm(len(prompts))
+    group = torch.unique(prompts, dim=0, return_inverse=True)[1].cpu()[order]
+    places = torch.arange(len(order))
+    first = places.new_full((len(order),), len(order)).scatter_reduce(0, group, places, "amin")
+    order = order[first[group].argsort(stable=True)]
+
+    def sorted_rows(value: Any) -> Any:
+        if value is None or (isinstance(value, torch.Tensor) and value.ndim == 0):
+            return value
+        return value[order] if isinstance(value, torch.Tensor) else [value[i] for i in order]
+
+    return {name: sorted_rows(value) for name, value in rows.items()}
+
+
 def limit_tool_calls(trainer: Any, max_seconds: float | None, checks: Sequence[Callable[[], None]]) -> None:
     """End the tool calls of a rollout after its seconds, and call `checks` after it, which raise to end the run.
 
@@ -510,6 +590,53 @@ def model_path(model: Any) -> str:
 def is_quantized(model: Any) -> bool:
     """Tell whether it is a model, not a path, with 4-bit or 8-bit weights."""
     return any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8))
+
+
+@contextlib.contextmanager
+def forward_as(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
+    """Within, a module's forward is another; after it the module is as it was, and can be copied."""
+    before = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before
+
+
+@contextlib.contextmanager
+def trial(model: Any) -> Iterator[None]:
+    """Within, a model evaluates, and what it trains and still is 0 is not: an adapter that was never trained shows."""
+    import torch
+
+    is_training = model.training
+    new = [p for p in model.parameters() if p.requires_grad and not p.detach().any()]
+    for parameter in new:
+        parameter.data.normal_(std=0.02, generator=torch.Generator(parameter.device).manual_seed(0))
+    model.eval()
+    try:
+        yield
+    finally:
+        for parameter in new:
+            parameter.data.zero_()
+        model.train(is_training)
+
+
+def adds_masks(model: Any) -> bool:
+    """Tell whether a model's attention adds its mask to the scores, where all others take booleans."""
+    return str(model.config._attn_implementation) == "eager"
+
+
+def attention_window(model: Any) -> float:
+    """Return how many tokens back each layer of a model sees at least; infinity for all of them."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and set(kinds) == {"full_attention"}:
+        return float("inf")
+    found = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    return min((float(size) for size in found if size), default=float("inf"))
 
 
 def value_output_class() -> Any:

@@ -19,6 +19,7 @@ __all__ = [
     "oreo_concerns",
     "pair_concerns",
     "ranking_concern",
+    "speed_concerns",
     "trajectory_concern",
 ]
 
@@ -26,6 +27,16 @@ CURE = "args: {assistant_only_loss: true}"
 BY_HAND = (
     "give it as `prompt` and `completion`, or a chat_template with {% generation %} around what the assistant says"
 )
+
+ENGINE_DRAWS: dict[str, tuple[Any, ...]] = {
+    "use_vllm": (False, None),
+    "use_transformers_continuous_batching": (False, None),
+    "min_p": (None, 0.0),
+    "repetition_penalty": (1.0, None),
+    "generation_kwargs": (None, {}),
+    "cache_implementation": (None,),
+}
+"""Field of a trainer's config -> its values with which the loop draws what the trainer would."""
 
 
 def mask_concerns(given: Mapping[str, Any], facts: StageFacts) -> Iterator[Issue]:
@@ -77,6 +88,48 @@ def oreo_concerns(args: Any) -> Iterator[Issue]:
     for name in ("alpha", "vf_coef"):
         if getattr(args, name) < 0:
             yield Issue(f"{name} is {getattr(args, name)}, expected 0 or more", field=f"args.{name}")
+
+
+def speed_concerns(args: Any, share_prompts: bool, rollouts: str, has_strategy: bool = False) -> Iterator[Issue]:
+    """Yield why prompts cannot be shared, or completions be drawn by the engine.
+
+    Args:
+        args: the config of a trainer that samples, or what has its fields.
+        share_prompts: the stage's field.
+        rollouts: the stage's field.
+        has_strategy: the stage's rollouts are a strategy's.
+    """
+    if share_prompts:
+        yield from _shared_prompt_concerns(args)
+    if rollouts == "engine":
+        yield from _engine_concerns(args, has_strategy)
+
+
+def _shared_prompt_concerns(args: Any) -> Iterator[Issue]:
+    """Yield why a batch has no prompt to share, or warn that it cuts groups."""
+    rows, group = args.per_device_train_batch_size, args.num_generations
+    if group == 1:
+        found = "share_prompts with num_generations 1: a prompt has one completion, so there is nothing to share"
+        yield Issue(found, "set num_generations to 2 or more, or take share_prompts out", "share_prompts")
+    elif rows == 1:
+        found = "share_prompts with per_device_train_batch_size 1: no two completions are in one pass"
+        yield Issue(found, f"set per_device_train_batch_size to num_generations, {group}", "share_prompts")
+    elif rows % group:
+        found = f"share_prompts: batches of {rows} cut the groups of {group} completions, whose prompt is read again"
+        hint = "set per_device_train_batch_size to a multiple of num_generations"
+        yield Issue(found, hint, "share_prompts", is_warning=True)
+
+
+def _engine_concerns(args: Any, has_strategy: bool) -> Iterator[Issue]:
+    """Yield fields of a trainer's config that the loop does not know, and a strategy, which draws itself."""
+    if has_strategy:
+        found = "rollouts: engine beside a strategy, which makes the rollouts itself, by the same loop"
+        yield Issue(found, "take one of the two out", "rollouts")
+    for name, values in ENGINE_DRAWS.items():
+        value = getattr(args, name, values[0])
+        if value not in values:
+            found = f"rollouts: engine draws with temperature, top_k and top_p, but args has {name}={value!r}"
+            yield Issue(found, f"remove {name}, or rollouts: engine", f"args.{name}")
 
 
 def ranking_concern(row: Mapping[str, Any], number: int) -> Issue | None:

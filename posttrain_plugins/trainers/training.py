@@ -27,7 +27,15 @@ from posttrain_plugins.record.health import health
 from posttrain_plugins.text import fingerprint, is_conversational, to_text
 from posttrain_plugins.text.readers import reading, template_opens_thought
 from posttrain_plugins.text.reward_input import TEMPLATE_COLUMNS
-from posttrain_plugins.trainers import compat, learnable, loss_masks, saved_rollouts, tool_use
+from posttrain_plugins.trainers import (
+    compat,
+    engine_rollouts,
+    learnable,
+    loss_masks,
+    saved_rollouts,
+    shared_prompts,
+    tool_use,
+)
 from posttrain_plugins.trainers.start import MADE_ONCE, Start, has_accelerator, start
 from posttrain_plugins.trainers.trackers import follow_trackers, take_trackers
 from posttrain_plugins.trainers.watch import follow
@@ -65,6 +73,8 @@ def train(
     artifact: ModelArtifact | None = None,
     reward_names: list[str] | None = None,
     max_trajectory_s: float | None = None,
+    share_prompts: bool = False,
+    rollouts: str = "trainer",
     **trainer_arguments: Any,
 ) -> StageResult:
     """Build the trainer as a plain script would, train, save below `context.folder / "model"`, and report.
@@ -80,6 +90,8 @@ def train(
         artifact: the model to start from, by default the stage's input `model`.
         reward_names: what rewards are called in the logs; with them `rollouts.jsonl` is written.
         max_trajectory_s: seconds after which no tool is called any more, of a rollout of `trl.GRPOTrainer`.
+        share_prompts: whether a trainer that samples computes each prompt once for all of its completions.
+        rollouts: who draws the completions of a trainer that samples: `trainer`, or our `engine`.
         **trainer_arguments: further arguments of the trainer.
 
     Returns:
@@ -99,6 +111,9 @@ def train(
         return StageResult(details={"masks": found})
     lost = learnable.count_rows(context, trainer)
     begin.set_up(trainer)  # the adapter's part, before `train` makes the optimizer
+    sharing = shared_prompts.share(trainer, context.stage) if share_prompts else None
+    if rollouts == "engine":
+        engine_rollouts.draw_with_engine(trainer, context.stage)
     if reward_names:
         compat.set_reward_names(trainer, reward_names)
         compat.contain_exits(trainer)
@@ -127,7 +142,8 @@ def train(
                 context.reporter.note(str(verdict))
         _complete(context, trainer, begin)
     trainer.accelerator.wait_for_everyone()  # no process reads or publishes the folder before it is done
-    details = {"rows": lost} if lost else {}
+    details: dict[str, Any] = {"rows": lost} if lost else {}
+    details |= {"share_prompts": sharing.record} if sharing else {}
     return StageResult(metrics=metrics, model_path=folder, handoff=begin.handoff, details=details)
 
 

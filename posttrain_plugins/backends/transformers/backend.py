@@ -93,7 +93,7 @@ class TransformersBackend:
         self, batch: Sequence[Generate], seeds: Sequence[Sequence[int]]
     ) -> Iterator[tuple[int, int, Completion]]:
         """See `Backend.generate`."""
-        from posttrain_plugins.backends.transformers.decode import Row, decode
+        from posttrain_plugins.backends.transformers.decode import Row
 
         if self._value_head is None and any(request.params.values for request in batch):
             raise InputError(
@@ -120,9 +120,19 @@ class TransformersBackend:
             rows = [row for row in rows if not self._continuous.takes(row)]
             for drawn in self._continuous.draw(taken):
                 yield *drawn.row.name, self._completion(batch[drawn.row.name[0]], drawn)
+        for drawn in self.draw(rows):
+            yield *drawn.row.name, self._completion(batch[drawn.row.name[0]], drawn)
+
+    def draw(self, rows: Sequence[Row]) -> Iterator[Drawn]:
+        """Draw rows of tokens, in batches of rows of about the same length that fit in memory.
+
+        Yields:
+            Each row as soon as it is finished.
+        """
+        from posttrain_plugins.backends.transformers.decode import decode
+
         for pack in _packs(rows, self.max_batch_tokens, self._max_rows):
-            for drawn in decode(self.model, pack, self.eos_ids, self._stops, self._value_head, self.on_tokens):
-                yield *drawn.row.name, self._completion(batch[drawn.row.name[0]], drawn)
+            yield from decode(self.model, pack, self.eos_ids, self._stops, self._value_head, self.on_tokens)
 
     @cached_property
     def opens_thought(self) -> bool:

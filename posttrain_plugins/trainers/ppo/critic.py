@@ -40,6 +40,7 @@ __all__ = ["Critic", "ValueHead", "WithCritic", "WithValues"]
 ADAPTER = "critic"
 NOT_FOR_THE_BODY = (
     "labels",
+    "shift_labels",
     "fused_lm_head",
     "num_items_in_batch",
     "output_router_logits",
@@ -135,7 +136,8 @@ class Critic:
             inputs = {k: v for k, v in given.items() if k not in NOT_FOR_THE_BODY}
             with self.route or nullcontext():
                 hidden = self.body(**inputs, use_cache=False).last_hidden_state  # (B, L, H)
-        return self.head(hidden[:, :-1])  # type: ignore[no-any-return]  # token t is written in the state at t - 1
+        # token t is written in the state at t - 1, but where the states are already those before each token
+        return self.head(hidden if given.get("shift_labels") is not None else hidden[:, :-1])  # type: ignore[no-any-return]
 
     def save(self, folder: Path, state: Mapping[str, Tensor], template_kwargs: Mapping[str, Any] | None = None) -> None:
         """Write `critic.json`, `value_head.safetensors`, and the copy; PEFT itself writes an adapter into its folder.

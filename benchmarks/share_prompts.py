@@ -1,0 +1,175 @@
+"""A GRPO step of SmolLM2-135M with `share_prompts` and `rollouts: engine` beside plain TRL, in interleaved pairs.
+
+Two trainers stand in one process, on LoRA and one group of 8 completions, and take a step by turns; which goes first
+changes from pair to pair. Every completion has the same length, since no token ends it. Taken are CPU seconds (user and
+system), which a busy machine disturbs less than seconds, of the step and of its parts: generation, passes for
+log-probabilities without gradients, the pass with gradients, and the backward. Settings are TRL's own but for a KL term
+(`beta`), for which a step takes the reference's log-probabilities too. The file holds what the formula chose.
+
+    python benchmarks/share_prompts.py --pairs 15
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
+
+import record
+from ppo_memory import GGUF
+
+CASES = {"64, 64": (64, 64), "256, 16": (256, 16), "16, 128": (16, 128)}
+"""Tokens of prompt and completion; in the last the formula declines."""
+GROUP = 8
+PARTS = ("generation", "log-probabilities", "forward", "backward")
+RARE = "<reponame>"  # stands for EOS, so that no completion ends early
+GOALS = {"64, 64": (1.3, 1.15), "256, 16": (3.0, 2.5), "16, 128": (1.0, 0.95)}
+
+
+def main() -> int:
+    options = _options()
+    with tempfile.TemporaryDirectory() as scratch:
+        model = options.model or _base(Path(scratch))
+        cases = {name: _compare(name, model, options.pairs, Path(scratch)) for name in options.cases}
+    made = {"pairs": options.pairs, "group": GROUP, "cases": cases}
+    print(record.write("share_prompts", made, options.out))
+    return 0
+
+
+def _base(folder: Path) -> Path:
+    """Make SmolLM2 out of its package, and return its folder."""
+    import posttrain_plugins as pp
+
+    recipe = folder / "base.yaml"
+    recipe.write_text(f"name: base\nseed: 0\nmodel: {GGUF}\nstages: {{}}\n", encoding="utf-8")
+    found = pp.run(recipe, runs_dir=folder / "runs", until="base")["base"].model_path
+    assert found is not None
+    return Path(found)
+
+
+def _compare(name: str, model: Path, pairs: int, scratch: Path) -> dict[str, Any]:
+    prompt, completion = CASES[name]
+    plain = _Steps(model, prompt, completion, is_fast=False, folder=scratch)
+    fast = _Steps(model, prompt, completion, is_fast=True, folder=scratch)
+    for side in (plain, fast):  # a step to warm up
+        side.take()
+    taken: list[dict[str, dict[str, float]]] = []
+    for number in range(pairs):
+        order = [("plain", plain), ("shared", fast)]
+        pair = {side: steps.take() for side, steps in (reversed(order) if number % 2 else order)}
+        print(f"{name}, pair {number + 1}: {json.dumps(pair)}", file=sys.stderr, flush=True)
+        taken.append(pair)
+    goal, accepted = GOALS[name]
+    return {
+        "prompt": prompt,
+        "completion": completion,
+        "speedup": record.median_interval([pair["plain"]["step"] / pair["shared"]["step"] for pair in taken]),
+        "passes_speedup": record.median_interval([_passes(pair["plain"]) / _passes(pair["shared"]) for pair in taken]),
+        "goal": goal,
+        "accepted": accepted,
+        "shares": {side: {part: _median([p[side][part] / p[side]["step"] for p in taken]) for part in PARTS}
+                   for side in ("plain", "shared")},
+        "step_s": {side: _median([pair[side]["step"] for pair in taken]) for side in ("plain", "shared")},
+        "way": fast.sharing.record,
+        "pairs": taken,
+    }  # fmt: skip
+
+
+def _passes(parts: dict[str, float]) -> float:
+    return sum(parts[part] for part in PARTS if part != "generation")
+
+
+def _median(values: list[float]) -> float:
+    return float(record.median_interval(values)["median"])
+
+
+class _Steps:
+    """A GRPO trainer that takes one step at a time, and what its parts took."""
+
+    def __init__(self, model: Path, prompt: int, completion: int, is_fast: bool, folder: Path) -> None:
+        from datasets import Dataset
+        from peft import LoraConfig
+        from transformers import AutoTokenizer
+        from trl import GRPOConfig, GRPOTrainer
+
+        tokenizer = AutoTokenizer.from_pretrained(str(model))
+        tokenizer.eos_token = RARE
+        args = GRPOConfig(
+            str(folder / "out"), max_steps=1, per_device_train_batch_size=GROUP, num_generations=GROUP, beta=0.04,
+            max_completion_length=completion, gradient_checkpointing=False, save_strategy="no", bf16=False,
+            use_cpu=True, report_to=[], seed=0, disable_tqdm=True, dataloader_pin_memory=False, logging_strategy="no",
+        )  # fmt: skip
+        rows = Dataset.from_dict({"prompt": [_text(tokenizer, prompt)] * GROUP})
+        self.trainer = GRPOTrainer(
+            str(model), _reward, args, rows, processing_class=tokenizer,
+            peft_config=LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"),
+        )  # fmt: skip
+        self.parts = dict.fromkeys((*PARTS, "step"), 0.0)
+        if is_fast:
+            from posttrain_plugins.trainers import engine_rollouts, shared_prompts
+
+            self.sharing = shared_prompts.share(self.trainer, "grpo")
+            engine_rollouts.draw_with_engine(self.trainer, "grpo")
+        self._watch()
+
+    def take(self) -> dict[str, float]:
+        """Take a step and return CPU seconds by part."""
+        self.parts.update(dict.fromkeys(self.parts, 0.0))
+        self.trainer.train()
+        return dict(self.parts)
+
+    def _watch(self) -> None:
+        import torch
+
+        trainer = self.trainer
+        trainer._generate_single_turn = self._timed(trainer._generate_single_turn, lambda: "generation")
+        trainer._get_per_token_logps_and_entropies = self._timed(
+            trainer._get_per_token_logps_and_entropies,
+            lambda: "forward" if torch.is_grad_enabled() else "log-probabilities",
+        )
+        trainer.accelerator.backward = self._timed(trainer.accelerator.backward, lambda: "backward")
+        trainer.training_step = self._timed(trainer.training_step, lambda: "step")
+
+    def _timed(self, function: Callable[..., Any], part: Callable[[], str]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            name, began = part(), time.process_time()
+            found = function(*args, **kwargs)
+            self.parts[name] += time.process_time() - began
+            return found
+
+        return timed
+
+
+def _text(tokenizer: Any, count: int) -> str:
+    """Return a text of so many tokens."""
+    words = tokenizer.convert_ids_to_tokens(range(300, 600))
+    spaced = [f" {word[1:]}" for word in words if word[1:].isalpha() and word[1:].isascii() and not word[0].isascii()]
+    single = [word for word in spaced if len(tokenizer(word)["input_ids"]) == 1]
+    text = "".join(single[(i * 7) % len(single)] for i in range(count))
+    assert len(tokenizer(text)["input_ids"]) == count
+    return text
+
+
+def _reward(completions: list[str], **columns: Any) -> list[float]:
+    return [float(i % 2) for i in range(len(completions))]
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=15, help="of each case")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--model", type=Path, help="a folder with SmolLM2; by default it is made")
+    parser.add_argument("--out", type=Path, default=record.RESULTS, help="where the results file goes")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

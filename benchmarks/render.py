@@ -209,19 +209,17 @@ def share_prompts_table(results: Json) -> str:
     rows = []
     for name, found in results["cases"].items():
         shares = [f"{found['shares'][side]['generation']:.0%}" for side in ("plain", "shared")]
-        passes = {way: count for way, count in found["way"]["passes"].items() if count}
-        goal = f"{found['goal']:.2f} ({found['accepted']:.2f})"
-        step = f"{found['step_s']['plain']:.1f} -> {found['step_s']['shared']:.1f} s"
-        ways = ", ".join(f"`{way}`" for way in passes)
-        rows.append(
-            [name, _ratio(found["speedup"]), goal, _ratio(found["passes_speedup"]), " -> ".join(shares), step, ways]
-        )
-    head = ["prompt, completion", "step, times faster", "goal (accepted)", "its passes alone", "share of generation"]
+        step = [f"{found['step_s'][side]:.1f} s" for side in ("plain", "shared")]
+        ways = ", ".join(f"`{way}`" for way, count in found["way"]["passes"].items() if count)
+        ratios = [_ratio(found["speedup"]), f"{found['goal']:.2f} ({found['accepted']:.2f})"]
+        ratios.append(_ratio(found["passes_speedup"]))
+        rows.append([name, str(len(found["pairs"])), *ratios, " -> ".join(shares), " -> ".join(step), ways])
+    head = ["prompt, completion", "pairs", "step, times faster", "goal (accepted)", "its passes alone"]
     note = (
-        f"Medians of {results['pairs']} interleaved pairs of steps with 95 % intervals, in CPU time; groups of "
-        f"{results['group']}, LoRA, `beta` above 0. The first ratio has `rollouts: engine` in it."
+        f"Medians of interleaved pairs of steps with 95 % intervals, in CPU time; groups of {results['group']}, LoRA, "
+        "`beta` above 0. The first ratio has `rollouts: engine` in it."
     )
-    return f"{_table([*head, 'CPU time of a step', 'way'], rows)}\n\n{note}"
+    return f"{_table([*head, 'share of generation', 'CPU time of a step', 'way'], rows)}\n\n{note}"
 
 
 def gpu_table(results: Json) -> str:

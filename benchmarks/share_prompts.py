@@ -1,10 +1,11 @@
 """A GRPO step of SmolLM2-135M with `share_prompts` and `rollouts: engine` beside plain TRL, in interleaved pairs.
 
-Two trainers stand in one process, on LoRA and one group of 8 completions, and take a step by turns; which goes first
-changes from pair to pair. Every completion has the same length, since no token ends it. Taken are CPU seconds (user and
-system), which a busy machine disturbs less than seconds, of the step and of its parts: generation, passes for
-log-probabilities without gradients, the pass with gradients, and the backward. Settings are TRL's own but for a KL term
-(`beta`), for which a step takes the reference's log-probabilities too. The file holds what the formula chose.
+One trainer takes steps as TRL's own and with the two, by turns, on LoRA and one group of 8 completions; which goes
+first changes from pair to pair, and the file is written after each. Every completion has the same length, since no
+token ends it. Taken are CPU seconds (user and system), which a busy machine disturbs less than seconds, of the step and
+of its parts: generation, passes for log-probabilities without gradients, the pass with gradients, and the backward.
+Settings are TRL's own but for a KL term (`beta`), so that a step takes the reference's log-probabilities too. The file
+holds what the formula chose.
 
     python benchmarks/share_prompts.py --pairs 15
 """
@@ -17,7 +18,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ CASES = {"64, 64": (64, 64), "256, 16": (256, 16), "16, 128": (16, 128)}
 """Tokens of prompt and completion; in the last the formula declines."""
 GROUP = 8
 PARTS = ("generation", "log-probabilities", "forward", "backward")
+CHANGED = ("_prepare_inputs", "_generate_single_turn", "_get_per_token_logps_and_entropies")
 RARE = "<reponame>"  # stands for EOS, so that no completion ends early
 GOALS = {"64, 64": (1.3, 1.15), "256, 16": (3.0, 2.5), "16, 128": (1.0, 0.95)}
 
@@ -38,9 +40,13 @@ def main() -> int:
     options = _options()
     with tempfile.TemporaryDirectory() as scratch:
         model = options.model or _base(Path(scratch))
-        cases = {name: _compare(name, model, options.pairs, Path(scratch)) for name in options.cases}
-    made = {"pairs": options.pairs, "group": GROUP, "cases": cases}
-    print(record.write("share_prompts", made, options.out))
+        cases: dict[str, Any] = {}
+        for name in options.cases:
+            for found in _compare(name, model, options.pairs, Path(scratch)):
+                cases[name] = found
+                made = {"group": GROUP, "cases": cases}
+                file = record.write("share_prompts", made, options.out)
+    print(file)
     return 0
 
 
@@ -55,18 +61,21 @@ def _base(folder: Path) -> Path:
     return Path(found)
 
 
-def _compare(name: str, model: Path, pairs: int, scratch: Path) -> dict[str, Any]:
+def _compare(name: str, model: Path, pairs: int, scratch: Path) -> Iterator[dict[str, Any]]:
+    """Yield what is known of a case after each pair."""
     prompt, completion = CASES[name]
-    plain = _Steps(model, prompt, completion, is_fast=False, folder=scratch)
-    fast = _Steps(model, prompt, completion, is_fast=True, folder=scratch)
-    for side in (plain, fast):  # a step to warm up
-        side.take()
+    steps = _Steps(model, prompt, completion, scratch)
     taken: list[dict[str, dict[str, float]]] = []
     for number in range(pairs):
-        order = [("plain", plain), ("shared", fast)]
-        pair = {side: steps.take() for side, steps in (reversed(order) if number % 2 else order)}
+        order = ("shared", "plain") if number % 2 else ("plain", "shared")
+        pair = {side: steps.take(side) for side in order}
         print(f"{name}, pair {number + 1}: {json.dumps(pair)}", file=sys.stderr, flush=True)
         taken.append(pair)
+        yield _summary(name, taken, steps.sharing.record)
+
+
+def _summary(name: str, taken: list[dict[str, dict[str, float]]], way: dict[str, Any]) -> dict[str, Any]:
+    prompt, completion = CASES[name]
     goal, accepted = GOALS[name]
     return {
         "prompt": prompt,
@@ -78,7 +87,7 @@ def _compare(name: str, model: Path, pairs: int, scratch: Path) -> dict[str, Any
         "shares": {side: {part: _median([p[side][part] / p[side]["step"] for p in taken]) for part in PARTS}
                    for side in ("plain", "shared")},
         "step_s": {side: _median([pair[side]["step"] for pair in taken]) for side in ("plain", "shared")},
-        "way": fast.sharing.record,
+        "way": way,
         "pairs": taken,
     }  # fmt: skip
 
@@ -92,13 +101,15 @@ def _median(values: list[float]) -> float:
 
 
 class _Steps:
-    """A GRPO trainer that takes one step at a time, and what its parts took."""
+    """A GRPO trainer that takes one step at a time, as it is or with both changes, and what the parts took."""
 
-    def __init__(self, model: Path, prompt: int, completion: int, is_fast: bool, folder: Path) -> None:
+    def __init__(self, model: Path, prompt: int, completion: int, folder: Path) -> None:
         from datasets import Dataset
         from peft import LoraConfig
         from transformers import AutoTokenizer
         from trl import GRPOConfig, GRPOTrainer
+
+        from posttrain_plugins.trainers import engine_rollouts, shared_prompts
 
         tokenizer = AutoTokenizer.from_pretrained(str(model))
         tokenizer.eos_token = RARE
@@ -113,30 +124,28 @@ class _Steps:
             peft_config=LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"),
         )  # fmt: skip
         self.parts = dict.fromkeys((*PARTS, "step"), 0.0)
-        if is_fast:
-            from posttrain_plugins.trainers import engine_rollouts, shared_prompts
+        self.methods = {"plain": {name: getattr(self.trainer, name) for name in CHANGED}}
+        self.sharing = shared_prompts.share(self.trainer, "grpo")
+        engine_rollouts.draw_with_engine(self.trainer, "grpo")
+        self.methods["shared"] = {name: getattr(self.trainer, name) for name in CHANGED}
+        for name in ("backward", "training_step"):
+            owner = self.trainer.accelerator if name == "backward" else self.trainer
+            part = "step" if name == "training_step" else name
+            setattr(owner, name, self._timed(getattr(owner, name), lambda part=part: part))  # type: ignore[misc]
 
-            self.sharing = shared_prompts.share(self.trainer, "grpo")
-            engine_rollouts.draw_with_engine(self.trainer, "grpo")
-        self._watch()
-
-    def take(self) -> dict[str, float]:
+    def take(self, side: str) -> dict[str, float]:
         """Take a step and return CPU seconds by part."""
+        parts = {
+            "_prepare_inputs": None,
+            "_generate_single_turn": lambda: "generation",
+            "_get_per_token_logps_and_entropies": _kind_of_pass,
+        }
+        for name, part in parts.items():
+            method = self.methods[side][name]
+            setattr(self.trainer, name, self._timed(method, part) if part else method)
         self.parts.update(dict.fromkeys(self.parts, 0.0))
         self.trainer.train()
         return dict(self.parts)
-
-    def _watch(self) -> None:
-        import torch
-
-        trainer = self.trainer
-        trainer._generate_single_turn = self._timed(trainer._generate_single_turn, lambda: "generation")
-        trainer._get_per_token_logps_and_entropies = self._timed(
-            trainer._get_per_token_logps_and_entropies,
-            lambda: "forward" if torch.is_grad_enabled() else "log-probabilities",
-        )
-        trainer.accelerator.backward = self._timed(trainer.accelerator.backward, lambda: "backward")
-        trainer.training_step = self._timed(trainer.training_step, lambda: "step")
 
     def _timed(self, function: Callable[..., Any], part: Callable[[], str]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -146,6 +155,12 @@ class _Steps:
             return found
 
         return timed
+
+
+def _kind_of_pass() -> str:
+    import torch
+
+    return "forward" if torch.is_grad_enabled() else "log-probabilities"
 
 
 def _text(tokenizer: Any, count: int) -> str:

@@ -47,6 +47,8 @@ CASES: dict[str, tuple[type, bool, dict[str, Any]]] = {  # the stage, is there a
     "prm": (PRM, False, {**STEPS, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}),
     "prm_alone": (PRM, False, {**STEPS, "per_device_train_batch_size": 8}),  # the same rows in one process
     "grpo": (GRPO, True, {**PLAIN, **SAMPLED, "num_generations": 4, "beta": 0.05}),
+    "grpo_fast": (GRPO, True, {**PLAIN, **SAMPLED, "num_generations": 4, "beta": 0.05}),
+    "adapter_fast": (PPO, True, {**ONE, "critic": "adapter", "num_generations": 4}),
     "adapter": (PPO, True, {**ONE, "critic": "adapter", "gradient_accumulation_steps": 2}),
     "adapter_checkpointed": (PPO, True, {**CHECKPOINTED, "critic": "adapter", "gradient_accumulation_steps": 2}),
     "shared": (PPO, True, {**ONE, "critic": "shared"}),
@@ -173,7 +175,8 @@ def call(case: str, model: str, data: dict[str, Any], out: Path, zero: int, chec
     folder.mkdir(parents=True, exist_ok=True)
     context = StageContext(case, folder, 5, inputs, checkpoint, Quiet(), lambda: False, args)
     rewards = {} if stage in (SFT, PRM) else {"rewards": ["digits"]}
-    return stage(model="base", dataset="data", args=args, **rewards)(context)
+    fast = {"share_prompts": True, "rollouts": "engine"} if case.endswith("_fast") else {}
+    return stage(model="base", dataset="data", args=args, **rewards, **fast)(context)
 
 
 def main() -> None:

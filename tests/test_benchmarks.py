@@ -266,12 +266,19 @@ def results_folder(folder: Path, seeds: Any, record: Any) -> Path:
     case["peak_mib"] = dict.fromkeys(("with", "without"), saved)
     record.write("gradient_checkpointing", {"pairs": 3, "steps": 2, "cases": {"SmolLM2-135M, LoRA": case}}, folder)
     record.write("ppo_memory", {"runs": 3, "rows": [row]}, folder)
-    shared = {"speedup": ratio, "passes_speedup": ratio, "goal": 1.3, "accepted": 1.15, "way": {"passes": {"block": 4}}}
+    shared = {
+        "speedup": ratio,
+        "passes_speedup": ratio,
+        "goal": 1.3,
+        "accepted": 1.15,
+        "way": {"passes": {"block": 4}},
+        "pairs": [1],
+    }
     shared |= {
         "shares": {side: {"generation": 0.4} for side in ("plain", "shared")},
         "step_s": {"plain": 9.0, "shared": 8.0},
     }
-    record.write("share_prompts", {"pairs": 5, "group": 8, "cases": {"64, 64": shared}}, folder)
+    record.write("share_prompts", {"group": 8, "cases": {"64, 64": shared}}, folder)
     values = {"sft": {"sampled": [0.0, 1.0]}, "ppo": {"sampled": [1.0, 1.0]}}
     seeds_of = {"0": {"values": values, "seconds": {"ppo": 60.0}}}
     real = {"ppo": {"seeds": seeds_of, "gains": importlib.import_module("real").pooled("ppo", seeds_of)}}
@@ -304,7 +311,10 @@ def test_render_fills_every_table_and_check_tells_a_stale_one(benchmark: Any, tm
     assert "| `dpo`, lora | 9, 9 | optimizer.pt removed; optimizer.pt removed | 2 of 2 | 1 of 2 | 0 of 2 |" in text
     assert "1 went on from the checkpoint before the damaged one, 1 had none and began anew" in text
     assert "| SFT | 1.010 [1.000, 1.020] |" in text
-    assert "| 64, 64 | 1.010 [1.000, 1.020] | 1.30 (1.15) | 1.010 [1.000, 1.020] | 40% -> 40% | 9.0 -> 8.0 s |" in text
+    assert (
+        "| 64, 64 | 1 | 1.010 [1.000, 1.020] | 1.30 (1.15) | 1.010 [1.000, 1.020] | 40% -> 40% | 9.0 s -> 8.0 s |"
+        in text
+    )
     assert "| SmolLM2-135M, LoRA | 4 x 128 | 1.010 [1.000, 1.020] | 310 MiB | 310 -> 310 MiB |" in text
     assert "| and PRM | `stack` | 1.13 | 1.25 | +70 MiB |" in text
     assert "| SFT, recipe | 1,234 | 0.500 | 3.21 |" in text

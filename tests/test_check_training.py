@@ -289,8 +289,14 @@ def test_what_they_take_is_not_refused(told: Callable[..., list[Any]]) -> None:
 def test_a_strategy_with_tools_makes_no_rollouts(told: Callable[..., list[Any]]) -> None:
     stage = "use: grpo, model: base, dataset: demos, rewards: [any], strategy: "
     assert told(f"s: {{{stage}greedy}}") == []
-    found = told(f"s: {{{stage}{{use: react, tools: ['posttrain_plugins.text:to_text']}}}}")
-    assert [mistake for mistake in found if "has tools, whose answers would be trained on" in mistake.message], found
+    for strategy in ("react, mode: native", "episodic_memory, strategy: {use: react, tools: [calculator]}"):
+        tools = "" if "memory" in strategy else ", tools: [calculator]"
+        found = told(f"s: {{{stage}{{use: {strategy}{tools}}}}}")
+        refused = [mistake for mistake in found if "has tools, whose answers would be trained on" in mistake.message]
+        assert bool(refused) == bool(tools), found  # within another strategy the stage itself finds them, as it starts
+    assert told(f"s: {{{stage}{{use: react, tools: [calculator]}}}}") == [], (
+        "one conversation, whose answers are masked"
+    )
 
 
 @pytest.mark.parametrize(

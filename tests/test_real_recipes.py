@@ -16,7 +16,7 @@ from posttrain_plugins.errors import InputError, RecipeErrors
 from posttrain_plugins.recipe.read.packaged import packaged_recipes
 from posttrain_plugins.testing.scripted import ScriptedModel
 from posttrain_plugins.text import last_user_text
-from posttrain_plugins.types import Completion
+from posttrain_plugins.types import Completion, ResolvedReward
 
 REAL = Path(__file__).parent.parent / "recipes" / "real"
 NAMES = sorted(name for name in packaged_recipes() if name.startswith("real/"))
@@ -83,6 +83,17 @@ def test_steps_end_with_the_answer_and_every_one_is_right() -> None:
         assert pp.load("tool", "calculator")(left) == right
 
 
+def test_kinds_of_question_in_turn_are_as_many_of_each() -> None:
+    """Distinct ones of the same split; the default draws them."""
+    rows = [last_user_text(row["prompt"]) for row in arithmetic.Shop("train", size=40, in_turn=True)()]
+    kinds = [
+        next(i for i, word in enumerate((" loose ", " sold ", " people bring ", "There were ")) if word in row)
+        for row in rows
+    ]
+    assert kinds == [0, 1, 2, 3] * 10
+    assert len(set(rows)) == 40
+
+
 def test_traces_are_what_react_asks_and_lead_it_to_the_answer() -> None:
     problems, rows = arithmetic.Shop("train", size=8)(), arithmetic.Shop("train", "traces", size=8)()
     assert len(rows) == 16
@@ -96,6 +107,36 @@ def test_traces_are_what_react_asks_and_lead_it_to_the_answer() -> None:
         tools=[pp.load("tool", "calculator")],
     )
     assert [result.answer for result in results] == problems["solution"]
+
+
+def test_revisions_are_what_episodic_memory_asks_and_lead_it_to_the_sum() -> None:
+    """Whatever it tries first; the reflection names the step, and the sum that follows is right."""
+    problems, rows = arithmetic.Sums("train", size=8)(), arithmetic.Sums("train", "revisions", size=8)()
+    assert len(rows) == 16
+    written = {str(row["prompt"]): row["completion"][0]["content"] for row in rows}
+    attempts = {str(row["prompt"]): row["prompt"][0]["content"].splitlines()[2] for row in rows.to_list()[::2]}
+    first = {str(row["prompt"]): attempts[str(rows[2 * i]["prompt"])] for i, row in enumerate(problems)}
+    reward = pp.load("reward", "exact_answer", reader="last_number")
+    assert reward(completions=[*first.values()], solution=problems["solution"]) == [0.0] * 8
+    said = first | written
+    results = pp.solve(
+        pp.load("strategy", "episodic_memory", **memory_of("reflection")),
+        [row["prompt"] for row in problems],
+        backend=ScriptedModel(lambda request, seed: Completion(said[str([*request.prompt])])),
+        scorers={"right": ResolvedReward("right", reward)},
+        columns={"solution": problems["solution"]},
+    )
+    assert [len(result.candidates) for result in results] == [2] * 8
+    assert reward(completions=[result.text for result in results], solution=problems["solution"]) == [1.0] * 8
+
+
+def memory_of(recipe: str) -> dict[str, Any]:
+    """How a recipe asks `episodic_memory`, but for the strategy within it."""
+    from posttrain_plugins.recipe.read import document
+
+    asked = document._read(REAL / f"{recipe}.yaml").data["stages"]["eval"]["strategies"]
+    [found] = [one for one in asked if isinstance(one, dict) and one["use"] == "episodic_memory"]
+    return {key: value for key, value in found.items() if key not in ("use", "strategy")}
 
 
 @pytest.mark.parametrize(
@@ -205,6 +246,16 @@ def test_the_table_has_a_row_for_each_gain(benchmark: Any) -> None:
     assert note.endswith("Minutes a seed on 1 thread: `real/ppo` 4.")
 
 
+def test_the_ways_of_asking_stand_by_tokens_with_the_checkers_part_named(benchmark: Any) -> None:
+    values = {"base": {"greedy": [0.0, 1.0], "best_of_n(n=2, scorer=right) (oracle)": [1.0, 1.0]}}
+    tokens = {"base": {"greedy": 20.4, "best_of_n(n=2, scorer=right) (oracle)": 31.0}}
+    seeds = {"0": {"values": values, "tokens": tokens, "seconds": {"eval": 60.0}}}
+    found = {"seeds": seeds, "gains": [], "ways": benchmark("real").ways(seeds)}
+    table = benchmark("render").real_table({"threads": 1, "recipes": {"strategies": found}})
+    assert "| `real/strategies` | base | `greedy` | 0.50 [0.00, 1.00] | 20 |" in table
+    assert "| `real/strategies` | base | `best_of_n(n=2)`, *checker* | 1.00 [1.00, 1.00] | 31 |" in table
+
+
 def test_every_model_that_gains_are_told_of_is_measured_by_its_recipe(benchmark: Any) -> None:
     from posttrain_plugins.recipe.read import document
 
@@ -223,6 +274,7 @@ REDUCED: dict[str, dict[str, Any]] = {
     "real/qlora": {"problems.size": 4, "exam.size": 2},
     "real/chain_of_thought": {"exam.size": 2},
     "real/react": {"exam.size": 2},
+    "real/reflection": {"exam.size": 2},
     "real/strategies": {"exam.size": 2},
 }
 

@@ -178,7 +178,10 @@ def test_tools_are_refused(tmp_path: Path) -> None:
         """
         return text
 
-    inputs = {"strategy": ResolvedStrategy("react", ReAct(tools=[look])), "dataset": Dataset.from_list(ROWS)}
+    inputs = {
+        "strategy": ResolvedStrategy("react", ReAct(tools=[look], mode="native")),
+        "dataset": Dataset.from_list(ROWS),
+    }
     context = StageContext("grpo", tmp_path, 0, inputs, None, None, lambda: False)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="strategy react has tools"):
         hook(context)

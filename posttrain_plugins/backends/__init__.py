@@ -6,5 +6,6 @@
 | `open.py`       | from a model's name or URL to a backend: the one way for stages, `ask`, `serve` |
 | `transformers/` | a model in this process                                                        |
 | `openai/`       | a server                                                                       |
+| `markers.py`    | marks that a strategy waits for, and a model that does not know them           |
 | `vllm.py`       | vLLM in this process                                                           |
 """

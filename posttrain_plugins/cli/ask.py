@@ -79,6 +79,7 @@ def ask(
     `posttrain ask http://localhost:8000/v1 "2+2=?" --served-model Qwen/Qwen3-0.6B`.
     """
     from posttrain_plugins import api
+    from posttrain_plugins.backends.markers import unknown_markers
     from posttrain_plugins.cli.progress_bar import progress_bar
     from posttrain_plugins.engine.scoring import check_columns
     from posttrain_plugins.engine.solve import solve
@@ -111,6 +112,8 @@ def ask(
         if strategy != "greedy" and (said := [f"{k} {v}" for k, v in drawn.items() if given[k] is None]):
             note = f"as the model's generation_config says: {', '.join(said)}"
             console.print(note, style="dim", highlight=False)
+        for warning in unknown_markers(resolved.strategy, policy):
+            console.print(f"{strategy}: {warning}", style="dim", highlight=False, markup=False)
         problems = [Problem(prompt, SamplingParams(max_tokens=max_tokens, **drawn)) for prompt in prompts]
         options |= {"scorers": resolved.scorers, "columns": columns, "seed": seed, "progress": progress}
         options["reader"] = reader

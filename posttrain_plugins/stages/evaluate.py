@@ -203,6 +203,8 @@ class Evaluate:
         return self._report(context, models, problems, measured, kept_known)
 
     def _measure(self, bench: Bench, context: StageContext, number: int) -> Iterator[Measure]:
+        from posttrain_plugins.backends.markers import unknown_markers
+
         # no budget is one run without limits, not no run
         budgets: list[Any] = [Budget(**limits) for limits in map(dict[str, Any], self.budgets)] or [None]
         runs = [(strategy, budget) for strategy in context.inputs["strategies"] for budget in budgets]
@@ -214,6 +216,8 @@ class Evaluate:
             for measure in bench.measure_draws(self.num_generations, tell.pop(0)):
                 yield self._checked(measure, context)
         for strategy, budget in runs:
+            for warning in unknown_markers(strategy.strategy, bench.backends["policy"]):
+                context.reporter.note(f"{strategy.label}: {warning}")
             yield self._checked(bench.measure_strategy(strategy, budget, tell.pop(0)), context)
 
     def _retained(self, name: str, data: Any, bench: Bench, context: StageContext) -> Retained:

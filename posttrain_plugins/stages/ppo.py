@@ -120,11 +120,11 @@ class PPO:
             PPOTrainer,
             PPOConfig,
             args,
-            reward_funcs=[r.func for r in rewards],  # a reward model as its plugin: any tokenizer, and adapters
             critic_config=critic.config if critic else None,
             max_trajectory_s=self.max_trajectory_s,
             share_prompts=self.share_prompts,
             rollouts=self.rollouts,
-            **strategy_rollouts.hook(context),
+            # a reward model as its plugin: any tokenizer, and adapters
+            **{"reward_funcs": [r.func for r in rewards], **strategy_rollouts.hook(context)},
             **tool_use.given_tools(context),
         )

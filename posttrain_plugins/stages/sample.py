@@ -228,6 +228,7 @@ class Sample:
         options: Mapping[str, Any],
     ) -> tuple[list[list[str]], dict[str, float]]:
         """Return each problem's completions: all that a strategy finished, or its answer where it names none."""
+        from posttrain_plugins.backends.markers import unknown_markers
         from posttrain_plugins.engine.saved_traces import TRACES, trace_lines
         from posttrain_plugins.engine.solve import sample, solve
 
@@ -237,6 +238,8 @@ class Sample:
             reasons = [why for result in results for why in failures_of(result)]
             asked = self.num_generations * len(results)
         else:
+            for warning in unknown_markers(strategy.strategy, options["backend"]["policy"]):
+                context.reporter.note(f"{strategy.label}: {warning}")
             results = solve(strategy.strategy, problems, scorers=strategy.scorers, columns=columns, **options)
             with (context.folder / TRACES).open("w", encoding="utf-8", errors="replace") as traces:
                 traces.writelines(trace_lines(results, model=context.inputs["model"].name, measure=strategy.label))

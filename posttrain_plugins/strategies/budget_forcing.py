@@ -5,7 +5,9 @@ thinking too early, the end is left out and "Wait" written in its place; where i
 for it, and the answer begun. The backend must go on from a prefill.
 
 1. `min_tokens` may end the waiting before all `waits` are used; without it every one is, as in the paper.
-2. A completion that ends with an answer, without the tag, is a finished answer; it is not asked for another.
+2. `evaluate`, `sample` and `ask` warn where the model's chat template and vocabulary have no such end as `</think>`:
+   the paper's model was trained to write it.
+3. A completion that ends with an answer, without the tag, is a finished answer; it is not asked for another.
 """
 
 from __future__ import annotations
@@ -50,6 +52,11 @@ class BudgetForcing:
     end: str = "</think>"
     wait: str = "\nWait"
     final: str = "\nFinal Answer:"
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """What a model has to know for this to work: evaluations tell where its template and vocabulary do not."""
+        return (self.end,)
 
     def __call__(self, problem: Problem) -> RequestGenerator[Result]:
         thinking = _Thinking(self.start)

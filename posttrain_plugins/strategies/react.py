@@ -91,6 +91,11 @@ class ReAct:
     out_of_steps: str = OUT_OF_STEPS
     max_observation_chars: int = 4000
 
+    @property
+    def is_one_conversation(self) -> bool:
+        """Whether each prompt begins with the one before and what was written there, so that it can be trained on."""
+        return self.mode == "text"
+
     def __call__(self, problem: Problem) -> RequestGenerator[Result]:
         return (yield from self._by_calls(problem) if self.mode == "native" else self._by_grammar(problem))
 

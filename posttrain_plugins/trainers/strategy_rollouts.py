@@ -20,25 +20,34 @@ trainer's, for draws of the same distribution; it cannot mend a selection. So no
 1. The strategy's text is tokenised again; it is the text, not the drawn tokens, that is trained on.
 2. Where the strategy has no answer (it raised, or all that it drew failed), the policy's own plain draw takes its
    place, which is a rollout like any other; the trainer's log counts these as `rollouts/missing`.
-3. Refused: tools, whose answers the policy did not write; ReMax, whose baseline is greedy; sharded weights.
+3. A strategy with tools that is one conversation (`react` by its grammar) gives the whole of it, asked as the strategy
+   asks, with the tools' answers masked (`trainers/trajectory.py`); rewards judge the strategy's answer, as `evaluate`.
+4. Refused: other strategies with tools, whose answers the policy did not write; ReMax, whose baseline is greedy;
+   sharded weights.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 from posttrain_plugins.backends.transformers.backend import TransformersBackend, render
 from posttrain_plugins.engine.solve import sample, solve
 from posttrain_plugins.engine.trace import unanswered
 from posttrain_plugins.errors import InputError, StageFailed
+from posttrain_plugins.text import is_conversational
 from posttrain_plugins.trainers.compat import add_metric
+from posttrain_plugins.trainers.trajectory import trajectory
 from posttrain_plugins.types import Issue, Problem, Prompt, ResolvedStrategy, Result, SamplingParams, StageContext
 
 __all__ = ["StrategyRollouts", "hook", "issues"]
+
+ANSWER = "strategy_answer"
+"""The column of rewards and of `rollouts.jsonl` that holds what the strategy made of its conversation."""
 
 SAMPLERS = ("use_vllm", "use_transformers_continuous_batching")
 
@@ -58,18 +67,38 @@ def hook(context: StageContext) -> dict[str, Any]:
     """Return the argument `rollout_func` for a stage's trainer; nothing where the stage has no strategy.
 
     Raises:
-        InputError: the strategy has tools.
+        InputError: the strategy has tools, and is not one conversation; or it is one, and the prompts are plain text.
     """
     resolved: ResolvedStrategy | None = context.inputs.get("strategy")
     if resolved is None:
         return {}
-    if getattr(resolved.strategy, "tools", None):
+    is_talk = bool(getattr(resolved.strategy, "tools", None))
+    if is_talk and not getattr(resolved.strategy, "is_one_conversation", False):
         message = f"strategy {resolved.label} has tools, whose answers would be trained on as if the policy wrote them"
-        raise InputError(message, hint="use it in sample or evaluate")
+        raise InputError(message, hint="react in mode: text, or tools: [...] on the stage in place of the strategy")
+    if is_talk and not is_conversational(context.inputs["dataset"][0]["prompt"]):
+        message = (
+            f"strategy {resolved.label} in stage '{context.stage}' needs prompts that are messages, found plain text"
+        )
+        raise InputError(message, hint="system_prompt: TEXT on the data set makes them so")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # who names a strategy knows what it is
     sets = [context.inputs[name] for name in ("dataset", "eval_dataset") if context.inputs.get(name) is not None]
     rows = [dict(row) for dataset in sets for row in dataset]
-    return {"rollout_func": StrategyRollouts(resolved, rows, context.seed)}
+    made: dict[str, Any] = {"rollout_func": StrategyRollouts(resolved, rows, context.seed, is_talk)}
+    if is_talk:
+        made["reward_funcs"] = [of_answers(reward.func) for reward in context.inputs["rewards"]]
+    return made
+
+
+def of_answers(reward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the reward, given the strategy's answers where the trainer gives it whole conversations as text."""
+
+    @wraps(reward)
+    def judge(*, completions: Sequence[Any], **columns: Any) -> Any:
+        answers = columns.pop(ANSWER)
+        return reward(completions=[[{"role": "assistant", "content": text}] for text in answers], **columns)
+
+    return judge
 
 
 @dataclass
@@ -80,11 +109,13 @@ class StrategyRollouts:
         resolved: the strategy, with the rewards and models that it names.
         rows: the data set; scorers are given the other columns of a prompt's row.
         seed: of the run.
+        is_talk: whether a completion is the strategy's whole conversation, and not its answer alone.
     """
 
     resolved: ResolvedStrategy
     rows: Sequence[Mapping[str, Any]]
     seed: int = 0
+    is_talk: bool = False
     _place: tuple[Any, ...] = field(default=(), init=False)
     _calls: int = field(default=0, init=False)
 
@@ -96,10 +127,11 @@ class StrategyRollouts:
         """Return one answer for each prompt, equal ones among them.
 
         Returns:
-            `prompt_ids` and `completion_ids`, B lists of tokens; `logprobs` is None: nobody knows the strategy's.
+            `prompt_ids` and `completion_ids`, B lists of tokens; `logprobs` is None: nobody knows the strategy's. Of
+            conversations also `env_mask`, 1 where the policy wrote, and the strategy's answers, which rewards judge.
 
         Raises:
-            InputError: the weights are sharded.
+            InputError: the weights are sharded, or a conversation cannot be read back from the chat template.
             StageFailed: the strategy failed at every prompt.
         """
         deepspeed = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
@@ -129,6 +161,16 @@ class StrategyRollouts:
         if missing and len(missing) == len(prompts):
             raise StageFailed(f"strategy {self.resolved.label} failed at every prompt: {next(iter(missing.values()))}")
         add_metric(trainer, "rollouts/missing", float(len(missing)))
+        if self.is_talk:
+            talks = [trajectory(tokenizer, result.trace) for result in results]
+            add_metric(trainer, "rollouts/turns", sum(talk.turns for talk in talks) / len(talks))
+            return {
+                "prompt_ids": [talk.prompt_ids for talk in talks],
+                "completion_ids": [talk.completion_ids for talk in talks],
+                "env_mask": [talk.mask for talk in talks],
+                "logprobs": None,
+                ANSWER: [result.text for result in results],
+            }
         return {
             "prompt_ids": [render(tokenizer, prompt) for prompt in prompts],
             "completion_ids": [self._tokens(tokenizer, result, params.max_tokens) for result in results],

@@ -30,8 +30,10 @@ class Sums:
     Args:
         split: `train`, `development` (20 % of all problems) or `exam` (20 %).
         part: `problems` have `prompt` and `solution`; `answers` have `prompt` and a `completion` that is the answer;
-            in `steps` the completion adds one number at a time. Of one seed all parts have the same problems.
-        size: number of rows, all distinct.
+            in `steps` the completion adds one number at a time; `revisions` have two rows a problem, what strategy
+            `episodic_memory` asks after an attempt with a mistake: which step is wrong, and then the sum again.
+            Of one seed all parts have the same problems.
+        size: number of problems, all distinct.
         seed: what is drawn.
         terms: how many numbers are added.
         smallest: of the numbers.
@@ -46,7 +48,7 @@ class Sums:
     """
 
     split: Split
-    part: Literal["problems", "answers", "steps"] = "problems"
+    part: Literal["problems", "answers", "steps", "revisions"] = "problems"
     size: int = 1000
     seed: int = 0
     terms: int = 4
@@ -72,16 +74,64 @@ class Sums:
         rng = random.Random(f"sums/{self.split}/{self.seed}/{self.terms}")
         draw = partial(rng.randint, self.smallest, self.largest)
         drawn = distinct(lambda: tuple(draw() for _ in range(self.terms)), self.split)
-        return datasets.Dataset.from_list([self._row(next(drawn)) for _ in range(self.size)])
+        problems = [next(drawn) for _ in range(self.size)]
+        if self.part == "revisions":  # mistakes after the problems, so that these are the same in all parts
+            return datasets.Dataset.from_list([row for terms in problems for row in self._revisions(terms, rng)])
+        return datasets.Dataset.from_list([self._row(terms) for terms in problems])
+
+    def _revisions(self, terms: Sequence[int], rng: random.Random) -> Iterator[Row]:
+        """Yield how an attempt with one wrong step is mended; what follows the step goes on from the wrong total."""
+        at, wrong = rng.randrange(1, self.terms), rng.choice((-10, -2, -1, 1, 2, 10))
+        mistaken = written_steps(terms, {at: wrong})
+        mended = written_steps(terms).split(", ")[at - 1]
+        prompt = [message("system", "Add the numbers."), message("user", " + ".join(map(str, terms)))]
+        yield from reflection_rows(prompt, mistaken, mended, written_steps(terms))
 
     def _row(self, terms: Sequence[int]) -> Row:
         prompt = [message("system", "Add the numbers."), message("user", " + ".join(map(str, terms)))]
         if self.part == "problems":
             return {"prompt": prompt, "solution": str(sum(terms))}
-        totals = [sum(terms[: i + 1]) for i in range(len(terms))]
-        steps = [f"{totals[i]}+{terms[i + 1]}={totals[i + 1]}" for i in range(len(terms) - 1)]
-        written = str(totals[-1]) if self.part == "answers" else ", ".join(steps)
+        written = str(sum(terms)) if self.part == "answers" else written_steps(terms)
         return {"prompt": prompt, "completion": [message("assistant", written)]}
+
+
+def written_steps(terms: Sequence[int], mistakes: Mapping[int, int] | None = None) -> str:
+    """Return the sum, one number at a time; `mistakes` are added to the totals of their steps, counted from 1.
+
+    Example:
+        >>> written_steps([10, 54, 99], {1: 10})
+        '10+54=74, 74+99=173'
+    """
+    steps, total = [], terms[0]
+    for i, term in enumerate(terms[1:], start=1):
+        found = total + term + (mistakes or {}).get(i, 0)
+        steps.append(f"{total}+{term}={found}")
+        total = found
+    return ", ".join(steps)
+
+
+REFLECTION = "$question\n$completion\nThis is wrong. Which step, and what is it?"
+MEMORY = "$reflections"
+
+
+def reflection_rows(prompt: Sequence[Mapping[str, str]], attempt: str, reflection: str, again: str) -> Iterator[Row]:
+    """Yield what strategy `episodic_memory` asks after a failed attempt: for a reflection, and for another attempt.
+
+    The strategy itself is driven, so that the model is trained on the very prompts that it is asked with later.
+    """
+    from posttrain_plugins.strategies.episodic_memory import EpisodicMemory
+    from posttrain_plugins.types import Completion, Generate, Problem
+
+    strategy = EpisodicMemory(scorer="right", similar=0, reflection_prompt=REFLECTION, memory_prompt=MEMORY)
+    steps = strategy(Problem(list(prompt)))
+    next(steps)
+    steps.send([Completion(attempt)])  # it asks the scorer
+    asked: Any = steps.send([0.0])
+    for written in (reflection, again):
+        assert isinstance(asked, Generate)
+        yield {"prompt": asked.prompt, "completion": [message("assistant", written)]}
+        if written is reflection:
+            asked = steps.send([Completion(reflection)])
 
 
 # What a shop's questions ask: the words, and the calculation that answers them.
@@ -105,6 +155,7 @@ class Shop:
             `traces` have a row for each turn of strategy `react`, which calls the tool and then finishes.
         size: number of problems, all distinct; `traces` have two rows for each.
         seed: what is drawn.
+        in_turn: the kinds of question in turn, in place of a draw: so many rows have each kind as often as the others.
 
     Raises:
         InputError: a size below 1.
@@ -114,6 +165,7 @@ class Shop:
     part: Literal["problems", "answers", "traces"] = "problems"
     size: int = 1000
     seed: int = 0
+    in_turn: bool = False
 
     example_params: ClassVar[Row] = {"split": "train", "size": 8}
 
@@ -131,12 +183,13 @@ class Shop:
         import datasets
 
         rng = random.Random(f"shop/{self.split}/{self.seed}")
-        drawn = distinct(lambda: self._draw(rng), self.split)
-        rows = [row for _ in range(self.size) for row in self._rows(*next(drawn))]
+        kinds = [(one,) for one in QUESTIONS] if self.in_turn else [QUESTIONS]
+        drawn = [distinct(partial(self._draw, rng, of_kind), self.split) for of_kind in kinds]
+        rows = [row for i in range(self.size) for row in self._rows(*next(drawn[i % len(drawn)]))]
         return datasets.Dataset.from_list(rows)
 
-    def _draw(self, rng: random.Random) -> tuple[str, str]:
-        words, calculation = rng.choice(QUESTIONS)
+    def _draw(self, rng: random.Random, questions: Sequence[tuple[str, str]]) -> tuple[str, str]:
+        words, calculation = rng.choice(questions)
         a, b, d = rng.randint(12, 98), rng.randint(112, 989), rng.randint(112, 989)
         c = rng.randint(a * b, 2 * a * b) if calculation.startswith("{c}-") else rng.randint(12, 98)
         numbers = {"a": a, "b": b, "c": c, "d": d}

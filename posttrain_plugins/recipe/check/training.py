@@ -251,8 +251,13 @@ def _config_name(peft_type: str) -> str | None:
 
 
 def _tools(spec: StageSpec) -> Iterator[Issue]:
-    """Yield that a strategy which makes rollouts has tools, whose answers the policy did not write."""
+    """Yield that a strategy which makes rollouts has tools, and no conversation that tells who wrote what."""
     strategy = spec.inputs.get("strategy")
-    if isinstance(strategy, Use) and (strategy.params.get("tools") or strategy.refs.get("tools")):
+    if not isinstance(strategy, Use) or not (strategy.params.get("tools") or strategy.refs.get("tools")):
+        return
+    if strategy.plugin.file is not None:  # whose code no check runs: the stage asks before a model is loaded
+        return
+    is_talk = hasattr(strategy.plugin.load(), "is_one_conversation")
+    if not is_talk or strategy.params.get("mode") == "native":
         found = f"strategy {strategy.name} has tools, whose answers would be trained on as if the policy wrote them"
-        yield Issue(found, "use it in sample or evaluate", "strategy")
+        yield Issue(found, "react in mode: text, or tools: [...] on the stage in place of the strategy", "strategy")

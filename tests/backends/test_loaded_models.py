@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from tiny_models import CHATS, generate, params, save_head
 from transformers import AutoModelForCausalLM
 
 from posttrain_plugins.backends.transformers.backend import TransformersBackend, opened, render
+from posttrain_plugins.backends.transformers.chat import takes_tools
 from posttrain_plugins.models.folder import copy_below
+from posttrain_plugins.models.training_templates import CHATML
 from posttrain_plugins.types import Generate, ModelArtifact
 
 
@@ -45,6 +48,16 @@ def test_an_adapter_folder_is_loaded_over_its_base(folder: Path, tmp_path: Path)
     request = [Generate(CHATS[0], n=4, params=params())]
     expected = generate(TransformersBackend(adapted, loaded.tokenizer), request, [range(4)])
     assert generate(loaded, request, [range(4)]) == expected
+
+
+def test_a_tokenizer_that_was_given_stays_as_it_is(model: Any, tokenizer: Any) -> None:
+    given = copy(tokenizer)
+    given.chat_template = CHATML  # which shows no tools, so that the backend takes its twin
+    backend = TransformersBackend(model, given)
+    assert given.chat_template == CHATML  # a trainer saves it with its model
+    assert backend.tokenizer.chat_template != CHATML
+    assert takes_tools(backend.tokenizer)
+    assert render(backend.tokenizer, CHATS[0]) == render(given, CHATS[0])
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -69,8 +69,7 @@ class TransformersBackend:
         path = model if is_path else model.config.name_or_path
         self.identity = identity or str(path)
         self._path, self._revision = path, (loading or {}).get("model_revision")
-        self.tokenizer = tokenizer if tokenizer is not None else load_tokenizer(path, loading)
-        show_tools(self.tokenizer)
+        self.tokenizer = show_tools(tokenizer if tokenizer is not None else load_tokenizer(path, loading))
         self.model = (load_model(model, loading, device) if is_path else model).eval()
         memory = _free_memory(self.model)
         self.max_batch_tokens = max_batch_tokens or _batch_tokens(self.model, memory)

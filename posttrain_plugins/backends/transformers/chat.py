@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from typing import Any
 
 from posttrain_plugins.errors import InputError
@@ -57,12 +58,18 @@ def render(tokenizer: Any, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = 
     return _tokens(tokenizer, text, prefill or "")
 
 
-def show_tools(tokenizer: Any) -> None:
-    """Give a tokenizer whose template is ChatML the twin that shows tools; without tools it renders the same."""
+def show_tools(tokenizer: Any) -> Any:
+    """Return a tokenizer that shows tools: itself, or a copy with the twin of its ChatML template, else as it renders.
+
+    The tokenizer that was given is left as it is: a trainer saves it with its model.
+    """
     template = tokenizer.chat_template
     twin = tool_twin(template) if isinstance(template, str) and not renders_tool_calls(template) else None
-    if twin is not None:
-        tokenizer.chat_template = twin
+    if twin is None:
+        return tokenizer
+    shown = copy(tokenizer)
+    shown.chat_template = twin
+    return shown
 
 
 def takes_tools(tokenizer: Any) -> bool:

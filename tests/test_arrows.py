@@ -24,6 +24,7 @@ PLUGINS = {"plugins"}
 INFERENCE = {"engine", "backends", "evaluation", "training_data"}
 PIPELINE = {"recipe.read", "recipe.check", "recipe.plan", "recipe.run", "recipe.describe"}
 CORE = {"plugins", "recipe", *PIPELINE}
+PROGRAMS = {"launch.worker"}  # within a room below, and above all that they call
 FACES = {"annotate", "api", "auditing", "serve"}
 ALLOWED = {
     "errors": set(),
@@ -38,6 +39,8 @@ ALLOWED = {
     "decisions": NOUNS,
     "record": {"errors", "text", "types"},
     "checkpoints": {"types"},
+    "launch": {"errors", "types"},
+    "launch.worker": NOUNS | CORE | {"launch", "guard", "record"},  # a program of its own, as `cli` is
     "models": NOUNS | PLUGINS,
     "search": NOUNS,
     "tiny_world": NOUNS,
@@ -47,12 +50,12 @@ ALLOWED = {
     "recipe.check": NOUNS | PLUGINS | {"checkpoints", "guard", "models", "rows", "recipe", "recipe.read"},
     "recipe.plan": NOUNS | PLUGINS | {"models", "checkpoints", "record", "recipe"},
     "recipe.describe": NOUNS | PLUGINS | {"recipe", "recipe.check"},
-    "recipe.run": NOUNS | PLUGINS | {"guard", "models", "rows", "checkpoints", "record", "recipe", *PIPELINE},
+    "recipe.run": NOUNS | PLUGINS | {"launch", "guard", "models", "rows", "checkpoints", "record", "recipe", *PIPELINE},
     "engine": NOUNS | PLUGINS | {"backends"},
     "backends": NOUNS | PLUGINS | {"models"},
     "evaluation": NOUNS | PLUGINS | {"engine", "backends", "models", "decisions"},
     "training_data": NOUNS | PLUGINS | {"engine", "backends", "models"},
-    "trainers": NOUNS | PLUGINS | {"checkpoints", "record", "guard", "models", "engine", "backends"},
+    "trainers": NOUNS | PLUGINS | {"launch", "checkpoints", "record", "guard", "models", "engine", "backends"},
     "publish": NOUNS | {"record", "models", "report"},
     "sandbox": {"errors"},
     "rewards": NOUNS | {"tiny_world", "engine", "backends", "models", "sandbox"},  # a judge asks a backend
@@ -86,7 +89,7 @@ WITHIN_LEAVES = {"posttrain_plugins.stages.training"}
 def _room(module: str) -> str:
     """The folder or file below the package; of the recipe's pipeline, its room."""
     parts = module.split(".")
-    if ".".join(parts[1:3]) in PIPELINE:
+    if ".".join(parts[1:3]) in {*PIPELINE, *PROGRAMS}:
         return ".".join(parts[1:3])
     return parts[1] if len(parts) > 1 else ""
 

@@ -107,13 +107,10 @@ def test_sizes_of_a_generation(told: Callable[..., list[Any]], args: str, messag
     assert all(str(message) in mistake.message and mistake.hint for mistake in found)
 
 
-def test_more_processes_make_a_larger_generation(
-    told: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stage = f"s: {{{SAMPLED}, args: {{num_generations: 4, per_device_train_batch_size: 2}}}}"
-    assert len(told(stage)) == 1
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert told(stage) == []
+def test_more_processes_make_a_larger_generation(told: Callable[..., list[Any]]) -> None:
+    stage = f"{SAMPLED}, args: {{num_generations: 4, per_device_train_batch_size: 2}}"
+    assert len(told(f"s: {{{stage}}}")) == 1
+    assert told(f"s: {{{stage}, launch: {{config: ddp, num_processes: 2}}}}") == []
 
 
 @pytest.mark.parametrize(

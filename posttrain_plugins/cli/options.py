@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -19,9 +20,11 @@ __all__ = [
     "RUNS",
     "BudgetOption",
     "JsonOption",
+    "LaunchOption",
     "MaxTokensOption",
     "ModelArgument",
     "OverrideOption",
+    "ProcessesOption",
     "ReaderOption",
     "RecipeArgument",
     "RunsOption",
@@ -33,6 +36,7 @@ __all__ = [
     "read_budget",
     "read_pairs",
     "run_folder",
+    "with_launch",
 ]
 
 
@@ -49,6 +53,16 @@ OverrideOption = Annotated[
     typer.Option("-o", "--override", metavar="KEY=VALUE", help="For instance `-o stages.dpo.args.beta=0.1`."),
 ]
 RunsOption = Annotated[Path, typer.Option("--runs-dir", help="Where results go.", envvar="POSTTRAIN_RUNS_DIR")]
+LaunchOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ENGINE",
+        help="Train in processes of their own: ddp, fsdp2, zero1, zero2, zero3, or a file of `accelerate config`.",
+    ),
+]
+ProcessesOption = Annotated[
+    int | None, typer.Option(min=1, help="How many, on all machines together; by default as the file says (TRL's: 8).")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
 ScorerOption = Annotated[
     list[str] | None,
@@ -132,6 +146,22 @@ def read_pairs(texts: Sequence[str] | None, what: str) -> dict[str, str]:
             raise InputError(f"two values for {what} {name!r}: {pairs[name]} and {value}")
         pairs[name] = value
     return pairs
+
+
+def with_launch(overrides: Sequence[str], launch: str | None, num_processes: int | None) -> list[str]:
+    """Return overrides with what `--launch` and `--num-processes` say of all stages, which a stage's own goes before.
+
+    Example:
+        >>> with_launch(["seed=1"], "zero2", 8)
+        ['seed=1', 'launch={config: "zero2", num_processes: 8}']
+    """
+    if launch is None and num_processes is None:
+        return list(overrides)
+    if launch is not None and Path(launch).suffix:  # from where the command is given, not from the recipe's folder
+        launch = str(Path(launch).expanduser().absolute())
+    given = [] if launch is None else [f"config: {json.dumps(launch)}"]
+    given += [] if num_processes is None else [f"num_processes: {num_processes}"]
+    return [*overrides, f"launch={{{', '.join(given)}}}"]
 
 
 def run_folder(name: str, runs_dir: Path) -> Path:

@@ -7,7 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from posttrain_plugins.cli.options import RUNS, JsonOption, OverrideOption, RecipeArgument, RunsOption
+from posttrain_plugins.cli.options import (
+    RUNS,
+    JsonOption,
+    LaunchOption,
+    OverrideOption,
+    ProcessesOption,
+    RecipeArgument,
+    RunsOption,
+    with_launch,
+)
 from posttrain_plugins.cli.output import out, print_error, quiet
 from posttrain_plugins.cli.runs import run_and_show
 
@@ -20,6 +29,8 @@ def run(
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
     only: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run only this stage (repeatable).")] = None,
     force: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run this stage again (repeatable).")] = None,
+    launch: LaunchOption = None,
+    num_processes: ProcessesOption = None,
     runs_dir: RunsOption = RUNS,
     as_json: JsonOption = False,
 ) -> None:
@@ -31,11 +42,14 @@ def run(
     on; stopped, with a checkpoint: 130 by you (Ctrl-C), 143 by SIGTERM, 138 by SIGUSR1, with which SLURM warns.
 
     `posttrain run quickstart -o stages.dpo.args.beta=0.2 --until dpo`
+
+    `posttrain run full_deepspeed --launch zero3 --num-processes 8`
     """
     from posttrain_plugins import api
 
+    overrides = with_launch(override or [], launch, num_processes)
     run_and_show(
-        api.plan(recipe, override or [], runs_dir=runs_dir, until=until, only=only or [], force=force or []), as_json
+        api.plan(recipe, overrides, runs_dir=runs_dir, until=until, only=only or [], force=force or []), as_json
     )
 
 
@@ -81,6 +95,8 @@ def plan(
     override: OverrideOption = None,
     masks: Annotated[bool, typer.Option("--masks", help="Also show which tokens carry loss, for a few rows.")] = False,
     rows: Annotated[int, typer.Option(min=2, help="How many rows of each stage `--masks` shows.")] = 2,
+    launch: LaunchOption = None,
+    num_processes: ProcessesOption = None,
     runs_dir: RunsOption = RUNS,
     as_json: JsonOption = False,
 ) -> None:
@@ -92,7 +108,7 @@ def plan(
     """
     from posttrain_plugins import api
 
-    chosen = api.plan(recipe, override or [], runs_dir=runs_dir)
+    chosen = api.plan(recipe, with_launch(override or [], launch, num_processes), runs_dir=runs_dir)
     if masks:
         quiet()
     shown = api.masks(chosen, rows) if masks else {}  # before anything is printed: it may refuse, and it takes seconds

@@ -20,13 +20,16 @@ from posttrain_plugins.plugins.registry import Plugin, module_file
 __all__ = ["CORE", "own_sources", "plugin_hash", "rows_hash", "sha256_of", "source_hash"]
 
 CORE = frozenset(
-    ("__init__.py", "api.py", "checkpoints.py", "rows", "errors.py", "plugins", "recipe", "record", "report", "types")
+    (
+        *("__init__.py", "api.py", "checkpoints.py", "errors.py", "launch"),
+        *("plugins", "recipe", "record", "report", "rows", "types"),
+    )
 )
 """Rooms of this package that built-in plugins reach by imports and that change no stage's result.
 
 What they decide is in a key by another way: `recipe` and `plugins` by the values that they read, `types` by the fields
-that a stage sets, `rows` by `rows_hash`; `record` and `report` tell of results and make none. A test compares
-this with what the plugins import.
+that a stage sets, `rows` by `rows_hash`, `launch` by the number of processes and accelerate's file; `record` and
+`report` tell of results and make none. A test compares this with what the plugins import.
 """
 ROWS = ("recipe/run/data.py", "rows/formats.py", "rows/read.py")
 """What turns a file, a plugin's data set or a stage's rows into the rows that a stage is given.

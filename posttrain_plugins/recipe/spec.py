@@ -17,6 +17,7 @@ __all__ = [
     "FromStage",
     "Given",
     "Input",
+    "Launch",
     "Object",
     "Policy",
     "Recipe",
@@ -150,6 +151,23 @@ def flat(inputs: Mapping[str, Input]) -> Iterator[tuple[str, Source]]:
 
 
 @dataclass(frozen=True)
+class Launch:
+    """How a training stage is started in processes of its own.
+
+    Args:
+        engine: what has to be in force when it trains: `ddp`, `fsdp1`, `fsdp2`, `zero0` to `zero3`.
+        file: of `accelerate launch`.
+        num_processes: on all machines together.
+        below: files that it names in turn, such as DeepSpeed's own.
+    """
+
+    engine: str
+    file: Path
+    num_processes: int
+    below: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
 class StageSpec:
     """One stage.
 
@@ -166,6 +184,7 @@ class StageSpec:
         reserved: which of the inputs are words of the recipe that the plugin knows nothing of.
         outputs: which parameters say where it writes.
         schema: what the plugin takes and declares, as the check has read it.
+        launch: how it is started in processes of its own; None for one that runs in the run's process.
     """
 
     id: str
@@ -180,6 +199,7 @@ class StageSpec:
     reserved: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     schema: Schema = field(default=Schema({}), compare=False, repr=False)
+    launch: Launch | None = None
 
     def sources(self) -> Iterator[tuple[str, Source]]:
         """Yield every source with its field; also those inside strategies, at any depth (`strategies.scorer`)."""

@@ -39,6 +39,7 @@ __all__ = [
     "disable_dropout",
     "draw_with",
     "drop_metric",
+    "fill_shard",
     "first_batch",
     "forward_as",
     "gathered_parameters",
@@ -46,6 +47,7 @@ __all__ = [
     "hide_from_vllm",
     "is_peft",
     "is_quantized",
+    "is_sharded",
     "keep_columns",
     "keep_head_dtype",
     "limit_tool_calls",
@@ -673,6 +675,25 @@ def gathered_parameters(model: Any, modifier_rank: int | None = None) -> Iterato
 
     with deepspeed.zero.GatheredParameters(list(model.parameters()), modifier_rank=modifier_rank):
         yield
+
+
+def is_sharded(model: Any) -> bool:
+    """Tell whether FSDP2 has the parameters of a model in pieces."""
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def fill_shard(parameter: Any, value: Any) -> None:
+    """Give a parameter the values of a whole tensor: its piece of it where it has but one."""
+    import torch
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    value = value.to(parameter.device, parameter.dtype)
+    with torch.no_grad():
+        if isinstance(parameter, DTensor):
+            value = distribute_tensor(value, parameter.device_mesh, parameter.placements)
+        parameter.copy_(value)
 
 
 def add_reference(trainer: Any, is_new_adapter: bool) -> Any:

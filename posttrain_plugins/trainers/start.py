@@ -11,6 +11,7 @@ from typing import Any
 
 from posttrain_plugins.checkpoints import damage, mark_complete
 from posttrain_plugins.errors import InputError
+from posttrain_plugins.launch import rank
 from posttrain_plugins.models.adapter_types import ensure_registered
 from posttrain_plugins.models.folder import TASKS, UNMERGEABLE_FILE, adapter_config, adapters_in, base_of, copy_below
 from posttrain_plugins.models.load import load_adapted, load_base, load_tokenizer, options_of
@@ -213,6 +214,9 @@ def make_once(context: StageContext, name: str, make: Callable[[Path], None]) ->
         make: writes the same files every time.
     """
     folder = context.folder / name
+    if not rank.is_first():
+        rank.wait_until(lambda: folder.is_dir() and damage(folder) is None)
+        return folder
     if folder.is_dir():
         wrong = damage(folder)
         if wrong is None:

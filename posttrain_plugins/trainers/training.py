@@ -19,6 +19,7 @@ from typing import Any
 
 from posttrain_plugins.checkpoints import check_period, check_push
 from posttrain_plugins.errors import InputError, Interrupted
+from posttrain_plugins.launch import rank
 from posttrain_plugins.models.adapter_compatibility import check_fits
 from posttrain_plugins.models.folder import TEMPLATE_OPTIONS_FILE, template_options
 from posttrain_plugins.models.load_report import expecting
@@ -261,6 +262,7 @@ def _config(context: StageContext, config_class: Any, args: Mapping[str, Any], m
         args = {**args, "model_init_kwargs": {**model_init_kwargs, **(args.get("model_init_kwargs") or {})}}
     if not has_accelerator():
         ours |= {"bf16": False, "dataloader_pin_memory": False}
+        ours |= {"use_cpu": True} if rank.world() > 1 else {}  # else each process trains alone, without a word
     try:
         built = config_class(**{**ours, **args})
     except (TypeError, ValueError) as cause:

@@ -17,6 +17,7 @@ from typing import Any
 
 from posttrain_plugins.checkpoints import generation_period, mark_complete
 from posttrain_plugins.errors import NonFiniteLoss
+from posttrain_plugins.launch.rank import check_engine
 from posttrain_plugins.record.figures import FiguresFile
 from posttrain_plugins.trainers import compat
 from posttrain_plugins.trainers.memory import peak_gib, reset_peak
@@ -85,6 +86,7 @@ class _Watch:
         return self.seconds_before + time.monotonic() - self.began
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        check_engine(self.context.engine, self.trainer)
         checkpoint = self.context.resume_from
         if checkpoint is not None:
             seconds = restore_state(checkpoint, self.trainer, self.context.inputs)

@@ -153,6 +153,8 @@ class StageContext:
         adapter_mode: how it goes on from a model that is an adapter, `continue`, `stack` or `merge`; None leaves it to
             `trainers.start`.
         preview: how many rows to show of what the trainer learns from; 0 trains.
+        engine: what trains in the several processes of a launched stage: `ddp`, `fsdp2`, `zero3`; empty in the run's
+            own process.
     """
 
     stage: str
@@ -166,6 +168,7 @@ class StageContext:
     option_path: str = ""
     adapter_mode: AdapterMode | None = None
     preview: int = 0
+    engine: str = ""
 
     @property
     def artifact_name(self) -> str:

@@ -16,6 +16,7 @@ from posttrain_plugins.recipe.check.adapters import check_merges
 from posttrain_plugins.recipe.check.columns import check_columns
 from posttrain_plugins.recipe.check.compatibility import check_handoffs
 from posttrain_plugins.recipe.check.diagnostics import Checker
+from posttrain_plugins.recipe.check.launch import check_launch
 from posttrain_plugins.recipe.check.loops import unroll
 from posttrain_plugins.recipe.check.model import read_model
 from posttrain_plugins.recipe.check.order import in_order
@@ -29,7 +30,7 @@ from posttrain_plugins.recipe.spec import External, Recipe
 
 __all__ = ["check"]
 
-TOP_LEVEL = ("name", "description", "seed", "model", *SECTIONS, "stages")
+TOP_LEVEL = ("name", "description", "seed", "launch", "model", *SECTIONS, "stages")
 
 
 def check(document: Document) -> Recipe:
@@ -46,6 +47,7 @@ def check(document: Document) -> Recipe:
     # and tokenizers are followed along the edges.
     checker = Checker(document)
     name, seed = _head(checker)
+    check_launch(checker)
     stages = unroll(checker)
     model = read_model(checker, stages)
     references = References(checker, stages, model)

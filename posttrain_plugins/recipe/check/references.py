@@ -51,7 +51,8 @@ RESERVED: dict[str, dict[str, Any]] = {
     "reward": {"weight": float, **GUARD_KEYS},
     "dataset": DATA_OPTIONS,
     "tool": TOOL_KEYS,
-    "stage": {"adapter_mode": AdapterMode, "chat_template": str},  # of those with a model; `stage.py` takes them
+    # of those that train; `stages.py` takes them
+    "stage": {"adapter_mode": AdapterMode, "chat_template": str, "launch": str | dict[str, Any]},
 }
 MEANINGS: dict[str, dict[str, str]] = {
     "reward": {"weight": "what its score counts for where scores are added up; 1.0 by default."},
@@ -78,6 +79,8 @@ MEANINGS: dict[str, dict[str, str]] = {
     "stage": {
         "adapter_mode": "a model that is an adapter: `continue` trains it, `stack` puts one on it, `merge` merges it.",
         "chat_template": "a Jinja file, `module:attr` or a template that TRL ships, for the model that is trained.",
+        "launch": "`ddp`, `fsdp2`, `zero1`, `zero2`, `zero3`, or a file of accelerate's; `none` for the run's process; "
+        "or `{config: zero2, num_processes: 8}`.",
     },
     "loop": {
         "repeat": "the number of turns.",

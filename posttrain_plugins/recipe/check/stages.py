@@ -9,11 +9,12 @@ from posttrain_plugins.plugins.schema import Schema
 from posttrain_plugins.plugins.source import of_config
 from posttrain_plugins.recipe.check.adapters import check_adapters
 from posttrain_plugins.recipe.check.diagnostics import Checker
+from posttrain_plugins.recipe.check.launch import read_launch
 from posttrain_plugins.recipe.check.loops import RawStage
 from posttrain_plugins.recipe.check.references import RESERVED, References
 from posttrain_plugins.recipe.check.template import read_template
 from posttrain_plugins.recipe.read.document import Keys
-from posttrain_plugins.recipe.spec import Input, StageSpec
+from posttrain_plugins.recipe.spec import Input, Launch, StageSpec
 from posttrain_plugins.types import AdapterMode
 
 __all__ = ["read_stage", "reserved_words"]
@@ -30,7 +31,7 @@ def read_stage(checker: Checker, raw: RawStage, references: References) -> Stage
     plugin, schema = raw.plugin
     errors_before = len(checker.mistakes)
     given = {k: v for k, v in raw.body.items() if k != "use"}
-    mode, reserved = _take_reserved(checker, raw, given, schema)
+    mode, reserved, launch = _take_reserved(checker, raw, given, schema)
     for word in ("tools", "environment_factory"):
         if word in given and word not in schema.fields and not schema.is_open:
             del given[word]
@@ -68,6 +69,7 @@ def read_stage(checker: Checker, raw: RawStage, references: References) -> Stage
         reserved=tuple(reserved),
         outputs=tuple(schema.declares("outputs")),
         schema=schema,
+        launch=launch,
     )
     check_adapters(checker, raw.path, spec)
     if len(checker.mistakes) == errors_before:  # else the class would refuse, in its own words, what is told already
@@ -81,25 +83,31 @@ def reserved_words(schema: Schema) -> dict[str, Any]:
     words = dict[str, Any]()
     if {"model", "adapter"} <= names:
         words["adapter_mode"] = AdapterMode
-    if "model" in names and any(field.config is not None for field in schema.fields.values()):
-        words["chat_template"] = str  # it trains a model
+    trains = any(field.config is not None for field in schema.fields.values())
+    if "model" in names and trains:
+        words["chat_template"] = str
+    if trains and schema.declares("produces") in ("model", "reward"):
+        words["launch"] = str | dict[str, Any]
     return {name: kind for name, kind in words.items() if name not in names}
 
 
 def _take_reserved(
     checker: Checker, raw: RawStage, given: dict[str, Any], schema: Schema
-) -> tuple[AdapterMode | None, dict[str, Input]]:
-    """Take the recipe's own words out of what a stage is given: its `adapter_mode`, and `chat_template` as an input."""
+) -> tuple[AdapterMode | None, dict[str, Input], Launch | None]:
+    """Take the recipe's own words out of what a stage is given: its mode, `chat_template` as an input, its launch."""
     words = reserved_words(schema)
+    launch = None
+    if "launch" in words:
+        launch = read_launch(checker, given.pop("launch", None), (*raw.path, "launch"))
     mode: AdapterMode | None = given.pop("adapter_mode", None) if "adapter_mode" in words else None
     if mode is not None:
         checker.check_type((*raw.path, "adapter_mode"), AdapterMode, mode)
     if mode == "stack" and given.get("adapter") is None:
         checker.error((*raw.path, "adapter_mode"), "adapter_mode 'stack' needs an adapter", "adapter: {use: lora}")
     if "chat_template" not in words or given.get("chat_template") is None:
-        return mode, {}
+        return mode, {}, launch
     template = read_template(checker, given.pop("chat_template"), (*raw.path, "chat_template"))
-    return mode, {"chat_template": template}
+    return mode, {"chat_template": template}, launch
 
 
 def _check_args(checker: Checker, path: Keys, target: str, value: Any) -> None:

@@ -7,7 +7,6 @@ them, and the names of modules as a local base's weights have them.
 from __future__ import annotations
 
 import json
-import os
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,7 +53,7 @@ def check_training(checker: Checker, stages: RawStages, specs: Mapping[str, Stag
         found = [
             *(issue for issue in (check_push(options.given),) if issue),
             *_steps(args),
-            *_generation(args, target.startswith("trl:")),
+            *_generation(args, target.startswith("trl:"), spec.launch.num_processes if spec.launch else 1),
             *_rows(spec, args),
             *_modules(spec, specs),
             *_going_on(spec, specs),
@@ -74,7 +73,7 @@ def _steps(args: Any) -> Iterator[Issue]:
         yield Issue(found, "raise either", "args.num_train_epochs")
 
 
-def _generation(args: Any, needs_group: bool) -> Iterator[Issue]:
+def _generation(args: Any, needs_group: bool, processes: int) -> Iterator[Issue]:
     """Yield what the sizes of a generation make impossible, computed as GRPO's config does it."""
     for name in (
         "per_device_train_batch_size",
@@ -90,7 +89,6 @@ def _generation(args: Any, needs_group: bool) -> Iterator[Issue]:
         if issue := check_period(args):
             yield issue
         return
-    processes = int(os.environ.get("WORLD_SIZE") or 1)
     micro_batch, batch = args.per_device_train_batch_size * processes, args.generation_batch_size
     if batch is not None and args.steps_per_generation is not None:
         found = "generation_batch_size and steps_per_generation are both set, and say the same"

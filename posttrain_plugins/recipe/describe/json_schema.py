@@ -32,7 +32,13 @@ __all__ = ["argument_docs", "recipe_schema", "schema_of"]
 Json = dict[str, Any]
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
-SAME = ("name", "description", "extends", "seed")  # sections that are the same in a recipe that extends another
+SAME = (
+    "name",
+    "description",
+    "extends",
+    "seed",
+    "launch",
+)  # sections that are the same in a recipe that extends another
 WRITTEN_OUT = ":"  # `module:attr`, `./file.py:attr`, `distribution:name`: its parameters are not known here
 ARGUMENT = re.compile(r"^    (\w+): (.*(?:\n {8,}.*)*)", re.MULTILINE)
 
@@ -53,6 +59,7 @@ def recipe_schema() -> Json:
         "description": {"type": "string"},
         "extends": {"type": "string", "description": "Another recipe; mappings merge, lists replace."},
         "seed": {"type": "integer", "default": 0},
+        "launch": {**_said(MEANINGS["stage"]["launch"]), **schema_of(dict[str, Any])},
         "model": _model(definitions),
         "adapters": _section("adapter", "What is trainable, by name."),
         "datasets": _section("dataset", "Data sets by name: a plugin, a file or a Hub id."),

@@ -19,7 +19,18 @@ from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.registry import module_file
 from posttrain_plugins.recipe.build import construct
 from posttrain_plugins.recipe.source_hash import plugin_hash, rows_hash, sha256_of, source_hash
-from posttrain_plugins.recipe.spec import DataFile, External, FromStage, Object, Policy, Source, StageSpec, Use, flat
+from posttrain_plugins.recipe.spec import (
+    DataFile,
+    External,
+    FromStage,
+    Launch,
+    Object,
+    Policy,
+    Source,
+    StageSpec,
+    Use,
+    flat,
+)
 from posttrain_plugins.types import server_of
 
 __all__ = ["HashCache", "parts_of", "version", "weights_identity"]
@@ -147,6 +158,8 @@ def parts_of(spec: StageSpec, seed: int, stage_keys: Mapping[str, str], hashes: 
     """
     # Flat and named, not one nested value: `plan` compares the parts of two keys and says which of them is another.
     parts = {"key format": KEY_FORMAT, "stage": spec.plugin.target.rpartition("/")[2], "world_size": "1"}
+    if spec.launch is not None:
+        parts |= _launch_parts(spec.launch, hashes)
     # The libraries that compute; ours is not among them, since a release must not empty every cache: what of our source
     # makes a result is in `source`.
     parts |= {f"version of {name}": version(name) for name in VERSIONS}
@@ -180,6 +193,13 @@ def parts_of(spec: StageSpec, seed: int, stage_keys: Mapping[str, str], hashes: 
         if spec.produces == "figures" and isinstance(source, FromStage | External):
             parts[f"{name} name"] = source.model_name if isinstance(source, FromStage) else source.name
     return parts
+
+
+def _launch_parts(launch: Launch, hashes: HashCache) -> dict[str, str]:
+    """Return what several processes change: sums of floats have another order, and samplers another share."""
+    parts = {"world_size": str(launch.num_processes), "launch": launch.engine}
+    parts["launch file"] = sha256_of([hashes.of_file(file) for file in (launch.file, *launch.below)])
+    return parts | ({"version of deepspeed": version("deepspeed")} if launch.engine.startswith("zero") else {})
 
 
 def source_parts(

@@ -30,6 +30,8 @@ from posttrain_plugins.errors import (
     StageFailed,
     WaitsForPerson,
 )
+from posttrain_plugins.launch import rank
+from posttrain_plugins.launch.job import FOLDER
 from posttrain_plugins.recipe import handoff
 from posttrain_plugins.recipe.check.compatibility import check_handoff
 from posttrain_plugins.recipe.plan import keys
@@ -39,13 +41,14 @@ from posttrain_plugins.recipe.plan.plan import HASHES, Plan, PlannedStage
 from posttrain_plugins.recipe.read import document
 from posttrain_plugins.recipe.run.full_disk import REQUEST_LOG, full_disk, stage_on_full_disk
 from posttrain_plugins.recipe.run.inputs import Resolver
+from posttrain_plugins.recipe.run.launched import call_launched
 from posttrain_plugins.recipe.run.observer import Observer, Recorded
 from posttrain_plugins.recipe.spec import option_path
 from posttrain_plugins.record.artifact import Artifact
 from posttrain_plugins.record.figures import FIGURES
-from posttrain_plugins.types import ModelArtifact, StageContext, StageResult
+from posttrain_plugins.types import ModelArtifact, Reporter, StageContext, StageResult
 
-__all__ = ["Run", "run_plan"]
+__all__ = ["Run", "call_stage", "context_of", "run_plan"]
 
 
 ALSO_RECORDED = ("accelerate", "datasets", "posttrain-plugins")
@@ -72,6 +75,11 @@ class Run(Mapping[str, Artifact]):
 
 def run_plan(chosen: Plan, observer: Observer) -> Run:
     """Run what a plan says must run; `run.jsonl` and who observes are told of it."""
+    if rank.world() > 1:
+        raise InputError(
+            f"this run is process {rank.rank()} of {rank.world()}: each would make all stages",
+            hint=f"start it once: posttrain run RECIPE --launch ddp --num-processes {rank.world()}",
+        )
     chosen.store.prepare()
     recorded = Recorded(observer)
     try:
@@ -224,13 +232,18 @@ def _run_stage(
         observer.started(stage, checkpoint)
         began = time.perf_counter()
         try:
-            context = _context(chosen, stage, artifacts, partial, checkpoint, observer, should_stop)
-            result = _call(stage, context)
-            # `plan` and `validate` do without the guard, so it is imported where something runs
-            from posttrain_plugins.guard.guarded import figures_of
+            reporter = _StageReporter(stage, observer, lambda: store.check_held(stage.id, stage.key, BEAT_S))
+            if stage.spec.launch is None:
+                context = context_of(chosen, stage, artifacts, partial, checkpoint, reporter, should_stop)
+                result, inputs = call_stage(stage, context), context.inputs
+                # `plan` and `validate` do without the guard, so it is imported where something runs
+                from posttrain_plugins.guard.guarded import figures_of
 
-            result.metrics |= figures_of(context.inputs)
-            recorded = _handoff(chosen, stage, result, context)
+                result.metrics |= figures_of(inputs)
+            else:
+                inputs = _parent(chosen, stage, artifacts)
+                result = call_launched(chosen, stage, artifacts, partial, checkpoint, reporter, should_stop)
+            recorded = _handoff(chosen, stage, result, partial, inputs)
             manifest = _manifest(stage, result, recorded, partial, time.perf_counter() - began)
             manifest["resumed_from"] = checkpoint and checkpoint.name  # `seconds` are those from there on
             return store.publish(stage.id, stage.key, manifest)
@@ -248,28 +261,48 @@ def _run_stage(
             raise
 
 
-def _context(
+def context_of(
     chosen: Plan,
     stage: PlannedStage,
     artifacts: Mapping[str, Artifact],
     partial: Path,
     checkpoint: Path | None,
-    observer: Observer,
-    should_stop: _Flag,
+    reporter: Reporter,
+    should_stop: Callable[[], bool],
+    engine: str = "",
 ) -> StageContext:
+    """Return all that a stage may use, its inputs resolved; `engine` is that of a process that was launched.
+
+    Raises:
+        InputError: an input cannot be used, see `Resolver.inputs`.
+    """
     inputs = Resolver(chosen.recipe, artifacts, _weights_of(chosen, stage)).inputs(stage.spec)
     check_handoff(stage.spec, inputs)
     # Options that go to a trainer stand in the field with a config class, whatever a plugin's author has called it.
     args = next((dict(stage.spec.params.get(name) or {}) for name in stage.spec.configs), {})
     # TRL reads the seed of its own arguments, so a recipe that gives one there means the whole stage.
     seed = int(args.get("seed", chosen.recipe.seed))
-    reporter = _StageReporter(stage, observer, lambda: chosen.store.check_held(stage.id, stage.key, BEAT_S))
     path = option_path(stage.id)
     mode = stage.spec.adapter_mode
-    return StageContext(stage.id, partial, seed, inputs, checkpoint, reporter, should_stop, args, path, mode)
+    return StageContext(
+        stage.id, partial, seed, inputs, checkpoint, reporter, should_stop, args, path, mode, engine=engine
+    )
 
 
-def _call(stage: PlannedStage, context: StageContext) -> StageResult:
+def _parent(chosen: Plan, stage: PlannedStage, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Return of a launched stage's inputs what the run itself compares: the model, and whether a template is given.
+
+    The model is looked at here, too, so that one that is not what its maker recorded costs no start of processes.
+    """
+    source = stage.spec.inputs.get("model")
+    found: dict[str, Any] = {"chat_template": stage.spec.inputs.get("chat_template")}
+    if source is not None:
+        resolver = Resolver(chosen.recipe, artifacts, _weights_of(chosen, stage))
+        found["model"] = resolver.resolve(source, stage.spec.loading)
+    return found
+
+
+def call_stage(stage: PlannedStage, context: StageContext) -> StageResult:
     """Builds the stage and calls it; whatever a plugin raises comes out with the stage's name on it."""
     spec = stage.spec
     try:
@@ -330,16 +363,18 @@ def _weights_of(chosen: Plan, stage: PlannedStage) -> Callable[..., str]:
     return identity
 
 
-def _handoff(chosen: Plan, stage: PlannedStage, result: StageResult, context: StageContext) -> dict[str, Any]:
+def _handoff(
+    chosen: Plan, stage: PlannedStage, result: StageResult, partial: Path, inputs: Mapping[str, Any]
+) -> dict[str, Any]:
     if result.model_path is None:
         return {}
     # Now, and not on use: only here is it known to be what the stage made, and a later change of a file is told by it.
-    recorded = handoff.record(context.folder / result.model_path, stage.spec.loading)
+    recorded = handoff.record(partial / result.model_path, stage.spec.loading)
     base = recorded["base"]
     recorded["base_weights"] = _weights_of(chosen, stage)(base, recorded["base_revision"]) if base else None
-    parent = context.inputs.get("model")
+    parent = inputs.get("model")
     if isinstance(parent, ModelArtifact) and stage.spec.produces == "model":  # one of ours: a foreign one has no record
-        handoff.check_kept(stage.id, parent.handoff, recorded, context.inputs.get("chat_template") is not None)
+        handoff.check_kept(stage.id, parent.handoff, recorded, inputs.get("chat_template") is not None)
     return {**recorded, **result.handoff}
 
 
@@ -396,10 +431,12 @@ def _is_worth_keeping(partial: Path, error: BaseException) -> bool:
 def _keep_curve(partial: Path) -> None:
     """Delete what a stage that failed has written, all but the figures of its steps, by which a person sees why."""
     figures = partial / FIGURES
-    if not figures.is_file():
+    if not figures.is_file() and not (partial / FOLDER).is_dir():
         shutil.rmtree(partial, ignore_errors=True)
         return
     for path in partial.iterdir():
+        if path.name == FOLDER:  # what the processes of a launched stage said
+            continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         elif path != figures:

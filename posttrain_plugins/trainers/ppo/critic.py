@@ -38,6 +38,8 @@ from posttrain_plugins.trainers.ppo.rules import CriticKind
 __all__ = ["Critic", "ValueHead", "WithCritic", "WithValues"]
 
 ADAPTER = "critic"
+WRAPPED = "_checkpoint_wrapped_module."
+"""What torch's own activation checkpointing puts into names."""
 NOT_FOR_THE_BODY = (
     "labels",
     "shift_labels",
@@ -98,8 +100,13 @@ class Critic:
             # PEFT turns the text into embeddings behind virtual tokens, or adds a cache, before the base is called:
             # the copy, which has none of them, is given what the policy was given
             model.register_forward_pre_hook(self._keep_given, with_kwargs=True)
-        own = [p for name, p in model.named_parameters() if self.owns(name) and p.requires_grad]
-        self.parameters: list[nn.Parameter] = own
+        self.names = tuple(n for n, p in model.named_parameters() if self.owns(n) and p.requires_grad)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What learns of the critic, by name and asked for each time: FSDP2 puts other objects in their place."""
+        named = {name.replace(WRAPPED, ""): p for name, p in self.model.named_parameters()}
+        return [named[name] for name in self.names]
 
     @property
     def body(self) -> Any:
@@ -164,6 +171,9 @@ class Critic:
         """Read what `save` wrote, into the parameters that stand."""
         from safetensors.torch import load_file
 
+        if compat.is_sharded(self.model):
+            self._load_into_shards(folder)
+            return
         self.head.load_state_dict(load_file(folder / "value_head.safetensors"))
         if self.kind == "adapter":
             self.model.load_adapter(str(folder), ADAPTER, is_trainable=True)
@@ -171,6 +181,17 @@ class Critic:
             self.body.load_adapter(str(folder), "default", is_trainable=True)
         elif self.kind == "separate":
             self.body.load_state_dict(type(self.body).from_pretrained(str(folder)).state_dict())
+        self.unfreeze()
+
+    def _load_into_shards(self, folder: Path) -> None:
+        """Do as `load` where FSDP2 has parameters in pieces, into which neither torch nor PEFT loads whole ones."""
+        from safetensors.torch import load_file
+
+        saved = {name: t for file in folder.glob("*.safetensors") for name, t in load_file(file).items()}
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            ends = name.replace(f".{ADAPTER}.", ".").replace(".default.", ".").partition("critic_model.")
+            key = ends[2] or (name.rpartition(".")[2] if "value_head" in name else ends[0])
+            compat.fill_shard(parameter, saved[key])
         self.unfreeze()
 
     def _keep_given(self, model: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> None:

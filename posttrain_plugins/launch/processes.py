@@ -1,0 +1,109 @@
+"""The launcher and its workers: their command, their environment, and their end, which none of them outlives.
+
+A kill of the run ends the launcher by the kernel (`PR_SET_PDEATHSIG`), and that the workers, each of which has asked
+for the same: torchrun starts them in sessions of their own, so that no signal to a group would reach them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from posttrain_plugins.launch.job import Job
+from posttrain_plugins.launch.rank import LAUNCHED
+
+__all__ = ["command", "die_with_parent", "environment", "started"]
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PATIENCE_S = 5.0
+"""For a launcher that is asked to end: its workers leave at once, and it has nothing of its own to save."""
+
+
+def command(job: Job, file: Path, precision: str) -> list[str]:
+    """Return the command that starts the workers of a job.
+
+    Args:
+        job: with the number of processes.
+        file: of `accelerate launch`.
+        precision: always given: the file's own would go before the stage's `bf16`, without a word.
+    """
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
+    options = {"num_processes": job.world_size, "num_machines": 1, "machine_rank": 0, "main_process_port": 0}
+    given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    given += ["--mixed_precision", precision]
+    return [*accelerate, *given, "-m", "posttrain_plugins.launch.worker", str(job.file)]
+
+
+def environment(world_size: int, has_accelerator: bool, more: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of the launcher, which its workers inherit.
+
+    Args:
+        world_size: among so many the threads of a CPU are divided, where nobody has said how many each has.
+        has_accelerator: is there a GPU or the like?
+        more: what an engine needs beside.
+    """
+    kept = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
+    # a folder here that is called like an optional package (`vllm`) would be taken for it
+    kept["PYTHONSAFEPATH"] = "1"
+    kept.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world_size) if not has_accelerator else 1))
+    if not has_accelerator:
+        kept["ACCELERATE_USE_CPU"] = "true"  # without it each process would train alone
+    return {**kept, **more}
+
+
+@contextlib.contextmanager
+def started(job: Job, command: list[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Within, the launcher runs; after it, no process of the job does."""
+    with (job.folder / "launcher.log").open("wb") as log:
+        launcher = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a Ctrl-C is the run's alone: it lets the workers save first
+            preexec_fn=die_with_parent,
+        )
+    try:
+        yield launcher
+    finally:
+        _end(launcher, job.folder)
+
+
+def die_with_parent() -> None:
+    """Let the kernel end this process when the one that has started it is gone; on Linux alone."""
+    parent = os.getppid()
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was gone before the kernel was asked
+        os._exit(1)
+
+
+def _end(launcher: subprocess.Popen[bytes], folder: Path) -> None:
+    if launcher.poll() is None:
+        launcher.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            launcher.wait(PATIENCE_S)
+    launcher.kill()
+    launcher.wait()
+    for file in folder.glob("rank-*.json"):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        # by its own command line: a number may be another program's by now
+        if found["host"] == socket.gethostname() and str(folder) in _command_of(found["pid"]):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(found["pid"], signal.SIGKILL)
+
+
+def _command_of(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return ""

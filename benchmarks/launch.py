@@ -1,8 +1,8 @@
 """Train every kind of stage through `posttrain run --launch` on two processes, under each engine, and in one process.
 
-A model of hidden size 32 takes three optimizer steps of eight rows, in float32. Compared are the losses of the steps, by
-engine and kind, and of the artifacts whether each loads in one process with no weight missing or left over, and how far
-its weights are from DDP's. FSDP2 exists for accelerate on GPUs alone: on a CPU the shim of `tests/fsdp_on_cpu` stands in.
+A model of hidden size 32 takes three optimizer steps of eight rows, in float32. Compared are the losses of the steps
+by engine and kind, and of the artifacts whether each loads in one process with no weight missing or left over, and how
+far its weights are from DDP's. accelerate has FSDP2 on GPUs alone: on a CPU it has the shim of `tests/fsdp_on_cpu`.
 
     python benchmarks/launch.py                                  # all engines that are installed
     python benchmarks/launch.py --engines ddp --kinds sft ppo    # adds to what the results file has
@@ -141,6 +141,10 @@ def _steps(i: int, count: int) -> dict[str, Any]:
     return {"prompt": f"{i}:", "completions": [f"{i % 10};"] * count, "labels": [bool(i % 3)] * count}
 
 
+def _scored(pair: dict[str, Any], reward: float) -> dict[str, Any]:
+    return {"prompt": pair["prompt"], "completion": pair["chosen"], "reward": reward}
+
+
 def cell(folder: Path, engine: str, kind: str) -> dict[str, Any]:
     """Run one kind under one engine, and return its losses and what its artifact is."""
     data, fields, args = KINDS[kind]
@@ -213,9 +217,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=[*ENGINES], help="columns (all)")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=[*KINDS], help="rows (all)")
-    parser.add_argument(
-        "--folder", type=Path, required=True, help="where runs go; what is done there is not done again"
-    )
+    parser.add_argument("--folder", type=Path, required=True, help="of the runs; what is done is not done again")
     parser.add_argument("--out", type=Path, default=record.RESULTS, help="folder of launch.json")
     return parser.parse_args()
 

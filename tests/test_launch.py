@@ -14,10 +14,11 @@ import pytest
 
 import posttrain_plugins
 from posttrain_plugins.cli.options import with_launch
-from posttrain_plugins.errors import HandoffError, Interrupted, NonFiniteLoss, RecipeErrors, StageFailed
+from posttrain_plugins.errors import HandoffError, InputError, Interrupted, NonFiniteLoss, RecipeErrors, StageFailed
 from posttrain_plugins.launch import job as jobs
-from posttrain_plugins.launch import processes, rank, worker
+from posttrain_plugins.launch import nodes, processes, rank, worker
 from posttrain_plugins.launch.failures import failure
+from posttrain_plugins.launch.nodes import Nodes, Order
 from posttrain_plugins.recipe.check.check import check
 from posttrain_plugins.recipe.plan.plan import plan
 from posttrain_plugins.recipe.read.document import load
@@ -165,7 +166,8 @@ def test_a_job_comes_back_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_mixed_precision_and_number_go_before_what_the_file_says(tmp_path: Path) -> None:
-    words = processes.command(a_job(tmp_path), Path("zero2.yaml"), "no")
+    job = a_job(tmp_path)
+    words = processes.command(job, Order(str(job.file), "zero2.yaml", "no", "", 0))
     given = dict(zip(words[3::2], words[4::2], strict=False))
     assert given["--mixed_precision"] == "no"
     assert given["--num_processes"] == "2"
@@ -248,6 +250,39 @@ def test_what_stopped_is_a_wish_and_what_is_none_of_ours_a_failed_stage(tmp_path
     jobs.write_failure(tmp_path, 0, ValueError("x"))
     found = failure("sft", tmp_path, 1)
     assert (type(found), found.message) == (StageFailed, "ValueError: x")
+
+
+# --- several machines ------------------------------------------------------------------------------------------------
+
+
+def test_srun_says_which_machine_this_is() -> None:
+    step = {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NODEID": "1", "SLURM_JOB_ID": "7"}
+    assert nodes.nodes(step) == Nodes(2, 1, "7-0-0")
+    assert nodes.nodes({"SLURM_NNODES": "2", "SLURM_NODEID": "0"}) == nodes.ALONE, "a batch script without srun"
+    with pytest.raises(InputError, match="started this run 8 times on 2 machines"):
+        nodes.nodes({**step, "SLURM_STEP_NUM_TASKS": "8"})
+    with pytest.raises(InputError, match="7 processes cannot be divided among 2 machines"):
+        nodes.check_divides(Nodes(2), 7)
+
+
+def test_the_other_machines_start_what_the_first_orders_until_it_ends(tmp_path: Path) -> None:
+    first, second, orders = Nodes(2, 0, "7"), Nodes(2, 1, "7"), [Order(name, "f", "no", "h", 1) for name in "ab"]
+    nodes.end(Nodes(2, 0, "6"), tmp_path)
+    nodes.give(first, tmp_path, orders[0])
+    nodes.give(first, tmp_path, orders[1])
+    started: list[Order] = []
+
+    def start(order: Order) -> None:
+        started.append(order)
+        if order == orders[1]:
+            nodes.end(first, tmp_path)
+
+    nodes.follow(second, tmp_path, start)
+    assert started == orders
+    assert [folder.name for folder in tmp_path.iterdir()] == [".nodes-7"], "what an earlier run left is gone"
+    words = processes.command(a_job(tmp_path), orders[0], second)
+    given = dict(zip(words[3::2], words[4::2], strict=False))
+    assert [given[f"--{name}"] for name in ("num_machines", "machine_rank", "main_process_ip")] == ["2", "1", "h"]
 
 
 # --- ranks -----------------------------------------------------------------------------------------------------------

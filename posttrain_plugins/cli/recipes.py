@@ -46,11 +46,12 @@ def run(
     `posttrain run full_deepspeed --launch zero3 --num-processes 8`
     """
     from posttrain_plugins import api
+    from posttrain_plugins.recipe.run.launched import lend
 
     overrides = with_launch(override or [], launch, num_processes)
-    run_and_show(
-        api.plan(recipe, overrides, runs_dir=runs_dir, until=until, only=only or [], force=force or []), as_json
-    )
+    chosen = api.plan(recipe, overrides, runs_dir=runs_dir, until=until, only=only or [], force=force or [])
+    if not lend(chosen):
+        run_and_show(chosen, as_json)
 
 
 def validate(

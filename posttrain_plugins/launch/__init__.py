@@ -7,6 +7,7 @@ too: progress, a wish to stop, the result, and what went wrong in which process.
 | file           | holds                                                                              |
 |----------------|------------------------------------------------------------------------------------|
 | `job.py`       | what goes to the workers and what comes back, as files                             |
+| `nodes.py`     | several machines: which this is, what the first one orders                         |
 | `processes.py` | the command, its environment, and its end: no process outlives a run               |
 | `failures.py`  | which of several errors is the cause                                               |
 | `cpu.py`       | what DeepSpeed needs on a machine without a GPU                                    |

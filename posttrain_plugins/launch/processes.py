@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from posttrain_plugins.launch.job import Job
+from posttrain_plugins.launch.nodes import ALONE, Nodes, Order
 from posttrain_plugins.launch.rank import LAUNCHED
 
 __all__ = ["command", "die_with_parent", "environment", "started"]
@@ -27,18 +28,21 @@ PATIENCE_S = 5.0
 """For a launcher that is asked to end: its workers leave at once, and it has nothing of its own to save."""
 
 
-def command(job: Job, file: Path, precision: str) -> list[str]:
-    """Return the command that starts the workers of a job.
+def command(job: Job, order: Order, of: Nodes = ALONE) -> list[str]:
+    """Return the command that starts the workers of a job on this machine.
+
+    The precision is always given: the file's own would go before the stage's `bf16`, without a word.
 
     Args:
         job: with the number of processes.
-        file: of `accelerate launch`.
-        precision: always given: the file's own would go before the stage's `bf16`, without a word.
+        order: file of `accelerate launch`, precision, and where the first machine listens.
+        of: the machines.
     """
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
-    options = {"num_processes": job.world_size, "num_machines": 1, "machine_rank": 0, "main_process_port": 0}
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", order.launch_file]
+    options: dict[str, object] = {"num_processes": job.world_size, "num_machines": of.count, "machine_rank": of.index}
+    options |= {"main_process_port": order.port, "mixed_precision": order.precision}
+    options |= {"main_process_ip": order.head, "rdzv_backend": "static"} if of.count > 1 else {}
     given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    given += ["--mixed_precision", precision]
     return [*accelerate, *given, "-m", "posttrain_plugins.launch.worker", str(job.file)]
 
 
@@ -60,9 +64,12 @@ def environment(world_size: int, has_accelerator: bool, more: Mapping[str, str])
 
 
 @contextlib.contextmanager
-def started(job: Job, command: list[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def started(
+    job: Job, command: list[str], environment: Mapping[str, str], of: Nodes = ALONE
+) -> Iterator[subprocess.Popen[bytes]]:
     """Within, the launcher runs; after it, no process of the job does."""
-    with (job.folder / "launcher.log").open("wb") as log:
+    name = "launcher.log" if of.index == 0 else f"launcher-{of.index}.log"
+    with (job.folder / name).open("wb") as log:
         launcher = subprocess.Popen(
             command,
             env=environment,

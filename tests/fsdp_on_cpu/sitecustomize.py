@@ -1,4 +1,4 @@
-"""Let accelerate have FSDP2 on a CPU, for tests alone: it looks for it under MULTI_GPU and its kin, not under MULTI_CPU.
+"""Let accelerate have FSDP2 on a CPU, for tests alone: it looks for it under MULTI_GPU, never under MULTI_CPU.
 
 Python imports this file where its folder is on `PYTHONPATH`; it acts in workers of a launched stage, and nowhere else.
 """

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from posttrain_plugins.launch import nodes
 from posttrain_plugins.launch.cpu import deepspeed_environment
 from posttrain_plugins.launch.failures import failure
 from posttrain_plugins.launch.job import Job, clear, read_result
@@ -18,7 +19,7 @@ from posttrain_plugins.recipe.read import document
 from posttrain_plugins.record.artifact import Artifact
 from posttrain_plugins.types import Reporter, StageResult
 
-__all__ = ["call_launched"]
+__all__ = ["call_launched", "lend"]
 
 POLL_S = 0.1
 
@@ -66,9 +67,14 @@ def call_launched(
     is_zero = launch.engine.startswith("zero")
     more = deepspeed_environment(on_gpu, reporter.note) if is_zero else {}
     job.write(document.dump(chosen.recipe.data))
-    words = command(job, launch.file, _precision(stage, on_gpu))
+    machines = nodes.nodes()
+    nodes.check_divides(machines, launch.num_processes)
+    head, port = nodes.address() if machines.count > 1 else ("", 0)
+    order = nodes.Order(str(job.file), str(launch.file), _precision(stage, on_gpu), head, port)
+    nodes.give(machines, chosen.store.folder, order)
     events = _Events(job.folder / "events.jsonl", reporter)
-    with started(job, words, environment(launch.num_processes, on_gpu, more)) as launcher:
+    around = environment(launch.num_processes // machines.count, on_gpu, more)
+    with started(job, command(job, order, machines), around) as launcher:
         while launcher.poll() is None:
             if should_stop():
                 (job.folder / "stop").touch()
@@ -80,6 +86,27 @@ def call_launched(
         raise failure(stage.id, job.folder, launcher.returncode)
     clear(partial)
     return result
+
+
+def lend(chosen: Plan) -> bool:
+    """Be one of several machines: start what the first orders, until its run has ended.
+
+    Returns:
+        Whether this is one that only lends its processes; the first one, and one alone, run the recipe.
+    """
+    machines = nodes.nodes()
+    if machines.index == 0:
+        return False
+
+    def start(order: nodes.Order) -> None:
+        job, on_gpu = Job.read(Path(order.job)), _has_accelerator()
+        more = deepspeed_environment(on_gpu, print) if job.engine.startswith("zero") else {}
+        around = environment(job.world_size // machines.count, on_gpu, more)
+        with started(job, command(job, order, machines), around, machines) as launcher:
+            launcher.wait()  # how it went, the first machine says
+
+    nodes.follow(machines, chosen.store.folder, start)
+    return True
 
 
 class _Events:

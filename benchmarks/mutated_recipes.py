@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from record import write
+from record import RESULTS, write
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import mutations
@@ -22,6 +22,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--number", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of mutated_recipes.json")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         seeds = range(chosen.first, chosen.first + chosen.number)
@@ -35,7 +36,7 @@ def main() -> int:
         "seconds": {"median": seconds[len(seconds) // 2], "most": seconds[-1]},
         "peak_mib": mutations.peak_mib(),
     }
-    write("mutated_recipes", results)
+    write("mutated_recipes", results, chosen.out)
     print(results)
     return int(bool(results["failures"]) or seconds[-1] > 1 or mutations.peak_mib() > 300)
 

@@ -22,6 +22,8 @@ from typing import Any
 __all__ = [
     "TABLES",
     "adapters_table",
+    "doubts",
+    "faults_table",
     "gpu_table",
     "gradient_checkpointing_table",
     "kills_table",
@@ -39,6 +41,8 @@ __all__ = [
 ]
 
 ROOT = Path(__file__).resolve().parent.parent
+BUSY = 1.5
+"""Load above which a figure is marked, for each core; the script itself makes 1."""
 HEADER = re.compile(r"(# Results: benchmarks/results/(?P<name>\w+)\.json\n)(?P<body>(?:#   .*\n)*)")
 BLOCK = re.compile(r"(<!-- results:(?P<name>[\w.-]+) -->\n)(?P<body>.*?)(<!-- /results -->)", re.DOTALL)
 
@@ -463,7 +467,35 @@ def _process_rewards(seeds: Json) -> str:
     )
 
 
+def faults_table(results: Json) -> str:
+    """One row per stage kind, one column per phase: kills that cost nothing but time, of all in that phase."""
+    phases = ("loading", "training", "saving", "publishing")
+    of_kind: dict[str, dict[str, list[Json]]] = {}
+    for row in results["kills"]:
+        of_kind.setdefault(row["kind"], {}).setdefault(row["phase"], []).append(row)
+    rows = []
+    for kind, found in of_kind.items():
+        name, _, variant = kind.partition(", ")
+        cells = [f"{sum(map(_is_whole, of))} of {len(of)}" if (of := found.get(phase)) else "" for phase in phases]
+        rows.append([f"`{name}`{', ' * bool(variant)}{variant}", *cells])
+    kills = results["kills"]
+    whole = sum(map(_is_whole, kills))
+    went_on = sum(str(row["from"]).startswith("checkpoint") for row in kills)
+    note = (
+        f"{len(kills)} kills at random moments, one process: after {whole} of them every result that stood was as it "
+        f"was made, and the run ended with the same weights, data and figures, bit for bit. {went_on} went on from a "
+        "checkpoint, the others began the stage anew or found it done. An empty cell: no kill fell into it; stages "
+        "that train nothing write what they make as they make it."
+    )
+    return f"{_table(['stage', *phases], rows)}\n\n{note}"
+
+
+def _is_whole(row: Json) -> bool:
+    return row["equal"] and not row["corrupt"] and "error" not in row
+
+
 TABLES: dict[str, Callable[[Json], str]] = {
+    "faults": faults_table,
     "adapters": adapters_table,
     "kills": kills_table,
     "quickstart_seeds": quickstart_table,
@@ -491,8 +523,18 @@ def _source(environment: Json, file: str, up: str) -> str:
     commit = f"{sha[:12]}{dash}{dirty}"
     return (
         f"<sub>{machine}; torch {versions['torch']}, TRL {versions['trl']}; commit {commit}, "
-        f"{environment['date'][:10]}; [benchmarks/results/{file}]({up}benchmarks/results/{file})</sub>"
+        f"{environment['date'][:10]}; [benchmarks/results/{file}]({up}benchmarks/results/{file})"
+        f"{doubts(environment)}</sub>"
     )
+
+
+def doubts(environment: Json) -> str:
+    """Return what makes figures worth less: changes that no commit holds, or other work on the machine."""
+    load, cores = float(environment.get("load_average") or 0.0), int(environment["hardware"]["cores"] or 1)
+    dirty = ["changes that are in no commit"] if environment["commit"].endswith("-dirty") else []
+    busy = [f"a busy machine, load {load:.1f} on {cores} cores"] if load > BUSY * cores else []
+    found = " and ".join(dirty + busy)
+    return f". **Measured with {found}.**" if found else ""
 
 
 def _over_seeds(intervals: Sequence[Json], sign: str = "") -> str:

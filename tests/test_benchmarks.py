@@ -16,17 +16,20 @@ ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 SCRIPTS = (
     "adapters.py",
+    "all.py",
     "annotate_page.py",
     "kills.py",
     "mutated_recipes.py",
     "endpoint.py",
     "engine.py",
+    "faults.py",
     "gpu/recipes.py",
     "gpu/run.py",
     "gradient_checkpointing.py",
     "guard.py",
     "human_feedback.py",
     "in_process.py",
+    "launch.py",
     "math_reward.py",
     "methods.py",
     "overhead.py",
@@ -251,6 +254,10 @@ def results_folder(folder: Path, seeds: Any, record: Any) -> Path:
     kill = {"stage": "dpo, lora", "after_step": 9, "harm": "optimizer.pt removed", "from": "checkpoint-4"}
     kill |= {"weights": True, "log": True, "figures": False}
     record.write("kills", {"kills": [kill, {**kill, "from": "the start", "log": False}], "steps": 14}, folder)
+    fault = {"kind": "sft", "number": 0, "aimed": "saving", "phase": "saving", "from": "checkpoint-4", "corrupt": []}
+    lost = {**fault, "phase": "publishing", "from": "the start", "corrupt": ["it-1: no manifest"]}
+    kills = [{**fault, "equal": True}, {**fault, "equal": False}, {**lost, "equal": True}]
+    record.write("faults", {"kills": kills, "steps": 14}, folder)
     record.write("overhead", {"pairs": 5, "steps": 60, "methods": {"sft": method}}, folder)
     ways = dict.fromkeys(("sampled", "greedy", *tried()), way())
     record.write("test_time", {"seeds": {"0": {"problems": 4}}, "strategies": seeds_summary(ways)}, folder)
@@ -483,3 +490,68 @@ def test_what_ppo_parity_calls_missed(benchmark: Any, side: str, changes: dict[s
     }
     found = parity.unmet({**parity.compare(runs), "formulas": formulas})
     assert [line[: len(missed or "")] for line in found] == ([missed] if missed else [])
+
+
+def test_bench_names_every_script_and_says_what_it_leaves_out(benchmark: Any, tmp_path: Path) -> None:
+    everything = benchmark("all")
+    parts = {"all.py", "render.py"}
+    assert {f"{name}.py" for name in everything.CLAIMS} == set(SCRIPTS) - parts
+    assert everything.lacking("no_such_module") == "no_such_module"
+    assert everything.lacking("json") == ""
+    assert "another environment" in everything.lacking("NO_SUCH_PYTHON")
+    done = call("all.py", "--quick", "--only", "engine", "methods", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))["results"]["scripts"]
+    assert [(row["script"], row["state"]) for row in rows] == [("engine", "holds"), ("methods", "not quick")]
+
+
+def test_a_claim_that_fails_stops_no_other_and_ends_with_1(
+    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = benchmark("all")
+    (tmp_path / "fails.py").write_text("raise SystemExit('the claim does not hold')", encoding="utf-8")
+    (tmp_path / "holds.py").write_text("", encoding="utf-8")
+    claims = {name: everything.Claim(name, "") for name in ("fails", "holds")}
+    monkeypatch.setattr(everything, "CLAIMS", claims)
+    monkeypatch.setattr(everything, "FOLDER", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["all.py", "--quick", "--out", str(tmp_path / "out")])
+    assert everything.main() == 1
+    rows = json.loads((tmp_path / "out/all.json").read_text(encoding="utf-8"))["results"]["scripts"]
+    assert [row["state"] for row in rows] == ["failed", "holds"]
+    assert "does not hold" in (tmp_path / "out" / rows[0]["log"]).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("commit", "load", "told"),
+    [
+        ("abc", 2.9, ""),
+        ("abc-dirty", 1.0, "changes that are in no commit"),
+        ("abc", 3.1, "a busy machine, load 3.1 on 2 cores"),
+        ("abc-dirty", 9.0, "no commit and a busy machine"),
+    ],
+)
+def test_figures_of_doubtful_make_are_marked(benchmark: Any, commit: str, load: float, told: str) -> None:
+    marked = benchmark("render").doubts({"commit": commit, "load_average": load, "hardware": {"cores": 2}})
+    assert told in marked
+    assert bool(told) == bool(marked)
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment_costs_nothing_but_time(tmp_path: Path) -> None:
+    done = call("faults.py", "--kinds", "random_init", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "faults.json").read_text(encoding="utf-8"))["results"]["kills"]
+    assert {"loading", "publishing"} <= {row["aimed"] for row in rows}
+
+
+def test_a_kill_that_lost_something_is_told(benchmark: Any) -> None:
+    faults = benchmark("faults")
+    kept = {"corrupt": [], "equal": True}
+    assert faults.is_kept(kept)
+    assert not faults.is_kept({**kept, "equal": False})
+    assert not faults.is_kept({**kept, "corrupt": ["it-1: no manifest"]})
+    assert not faults.is_kept({**kept, "error": "x"})
+    assert faults.visits_of([("phase", "loading"), ("at", 1.0), ("phase", "training"), ("at", 3.0), ("at", 4.0)]) == [
+        ("loading", 2.0),
+        ("training", 1.0),
+    ]

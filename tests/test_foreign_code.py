@@ -30,6 +30,6 @@ def test_foreign_code_is_refused(foreign: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_who_trusts_it_says_so(foreign: Path) -> None:
-    assert options_of({"trust_remote_code": True}) == {"trust_remote_code": True}
+    assert options_of({"trust_remote_code": True})["trust_remote_code"] is True
     with pytest.raises(RuntimeError, match="it was run"):
         load_model(foreign, {"trust_remote_code": True})

@@ -117,12 +117,12 @@ def plan(
         found = [stage.to_json() | ({"masks": shown[stage.id]} if stage.id in shown else {}) for stage in chosen.stages]
         print(json.dumps(found, indent=1))
         return
-    from posttrain_plugins.cli.tables import copies_of, footing_table, plan_table, pushes_of, warnings_of
+    from posttrain_plugins.cli.tables import code_of, copies_of, footing_table, plan_table, pushes_of, warnings_of
 
     out().print(plan_table(chosen))
     if any(stage.starting_point for stage in chosen.stages):
         out().print(footing_table(chosen))
-    for line in (*copies_of(chosen), *pushes_of(chosen)):
+    for line in (*code_of(chosen), *copies_of(chosen), *pushes_of(chosen)):
         out().print(line, highlight=False, soft_wrap=True)
     if shown:
         from posttrain_plugins.cli.loss_masks import print_masks

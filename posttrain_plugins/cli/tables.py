@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from rich.text import Text
 
 from posttrain_plugins.models.folder import base_of
 from posttrain_plugins.publish.push import files_to_push
-from posttrain_plugins.recipe.spec import External, FromStage, StageSpec
+from posttrain_plugins.recipe.spec import External, FromStage, Object, Source, StageSpec, Use, flat
 from posttrain_plugins.report.words import duration, figure, verdict
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "at_k_table",
     "changes_table",
+    "code_of",
     "comparison_table",
     "copies_of",
     "duration",
@@ -268,6 +269,46 @@ def copies_of(plan: Plan) -> list[str]:
             where = ", ".join(f"{name} is {place}" for name, place in found.judges.items())
             lines.append(f"{stage.id} in memory: {where}")
     return lines
+
+
+def code_of(plan: Plan) -> list[str]:
+    """Return a line for each stage that runs code which is not of an installed package's plugins, by its place.
+
+    A recipe has no other way to run any: files and modules named in it, and models that bring their own.
+    """
+    lines = []
+    for stage in plan.stages:
+        named = dict.fromkeys(_named_code(stage.spec))
+        found = [target for target in named if not target.startswith("posttrain_plugins.")]
+        if found:
+            lines.append(f"{stage.id} runs code that the recipe names: {', '.join(found)}")
+    return lines
+
+
+def _named_code(spec: StageSpec) -> Iterator[str]:
+    if not spec.plugin.distribution:
+        yield spec.plugin.target
+    for _, source in flat(spec.inputs):
+        yield from _code_in(source)
+    if spec.loading.get("trust_remote_code"):
+        yield "the model's own (trust_remote_code)"
+    if "/" in str(spec.loading.get("attn_implementation") or ""):
+        yield f"a kernel of the Hub, {spec.loading['attn_implementation']}"
+
+
+def _code_in(source: Source) -> Iterator[str]:
+    if isinstance(source, Use):
+        if not source.plugin.distribution:
+            yield source.plugin.target
+        for _, inner in flat(source.refs):
+            yield from _code_in(inner)
+    elif isinstance(source, Object) and ":" in source.target:
+        yield source.target
+    elif isinstance(source, External):
+        if source.template is not None:
+            yield from _code_in(source.template)
+        if source.loading.get("trust_remote_code"):
+            yield f"{source.name}'s own (trust_remote_code)"
 
 
 def pushes_of(plan: Plan) -> list[str]:

@@ -23,8 +23,10 @@ from posttrain_plugins.errors import InputError
 
 __all__ = [
     "ADAPTERS",
+    "ALLOW_PICKLE",
     "TASKS",
     "TEMPLATE_OPTIONS_FILE",
+    "TRUSTING",
     "UNMERGEABLE_FILE",
     "BaseWeights",
     "Task",
@@ -44,6 +46,12 @@ __all__ = [
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTERS = "adapters.json"
 BELOW = "stack"
+ALLOW_PICKLE = "allow_pickle"
+"""What a recipe's `model` says where weights may be read by `pickle`, the format before safetensors."""
+
+TRUSTING = (ALLOW_PICKLE, "trust_remote_code")
+"""What a recipe's `model` may say beside TRL's `ModelConfig`: yes or no to what may run code of who made the model."""
+
 UNMERGEABLE_FILE = "adapter_unmergeable"
 """The file beside an adapter that says that its plugin declared `can_merge = False`; it goes where the weights go."""
 

@@ -18,6 +18,7 @@ from typing import Any
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.adapter_types import ensure_registered
 from posttrain_plugins.models.folder import (
+    ALLOW_PICKLE,
     Task,
     adapter_config,
     adapters_in,
@@ -57,6 +58,8 @@ OPTIONS = {
 def options_of(loading: Mapping[str, Any], task: Task | None = "CausalLM") -> dict[str, Any]:
     """Return what `from_pretrained` takes for TRL `ModelConfig`'s fields: dtype, attention, revision, quantization."""
     options = {OPTIONS[name]: value for name, value in loading.items() if name in OPTIONS}
+    if not loading.get(ALLOW_PICKLE):
+        options["use_safetensors"] = True
     quantization = quantization_config(loading, task)
     return options if quantization is None else {**options, "quantization_config": quantization}
 
@@ -156,12 +159,18 @@ def _refusing(path: str | Path) -> Iterator[None]:
     """Tell of a GGUF file, and of a model that brings Python code: transformers would ask on the terminal to run it.
 
     Raises:
-        InputError: it is a GGUF file, or it brings code and nobody said `trust_remote_code`.
+        InputError: it is a GGUF file, it brings code and nobody said `trust_remote_code`, or it has no safetensors and
+            nobody said `allow_pickle`.
     """
     if (refusal := gguf_refusal(path)) is not None:
         raise refusal
     try:
         yield
+    except OSError as cause:
+        if "no file named model.safetensors" not in str(cause):
+            raise
+        hint = "if you trust who made it: model: {model_name_or_path: ..., allow_pickle: true}"
+        raise InputError(f"model {path} has no *.safetensors, and pickle is not read unasked", hint=hint) from cause
     except ValueError as cause:
         if "trust_remote_code" not in str(cause):
             raise

@@ -16,6 +16,9 @@ SUFFIXES = frozenset({".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".a
 MAX_JSON_BYTES = 1_000_000
 HEAD_ROWS = 50
 """So many rows are looked at by `validate`; the run looks at all."""
+PICKLED = (
+    "has its weights in pickle files alone; allow_pickle: true beside model_name_or_path, if you trust who made it"
+)
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.safetensors.index.json")
 
 
@@ -70,18 +73,27 @@ def renamed(names: tuple[str, ...] | None, options: Mapping[str, Any]) -> tuple[
     return tuple(rename.get(name, name) for name in names if name in kept)
 
 
-def model_problem(folder: Path) -> str | None:
-    """What keeps a folder from being a model, or None."""
+def model_problem(folder: Path, allow_pickle: bool = False) -> str | None:
+    """Return what keeps a folder from being a model, or None.
+
+    Args:
+        folder: with a model or an adapter.
+        allow_pickle: take weights of the old format too, which is read by `pickle`: who wrote it may run code here.
+    """
     if not folder.is_dir():
         return f"no model folder {folder}"
     if (folder / "adapter_config.json").is_file():
         if not any(folder.glob("adapter_model*")):
             return f"adapter folder {folder} has no adapter_model.safetensors"
+        if not (allow_pickle or any(folder.glob("adapter_model*.safetensors"))):
+            return f"adapter folder {folder} {PICKLED}"
         return None if _names_base(folder) else f"adapter_config.json of {folder} has no base_model_name_or_path"
     if not (folder / "config.json").is_file():
         return f"model folder {folder} has no config.json"
     if not any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
         return f"model folder {folder} has no weights (*.safetensors)"
+    if not (allow_pickle or any(folder.glob("*.safetensors*"))):
+        return f"model folder {folder} {PICKLED}"
     return None
 
 

@@ -87,7 +87,7 @@ class Judge:
         chat: ask in a chat message; False sends the rubric as plain text.
         temperature: 0 is greedy.
         max_tokens: of the judge's answer.
-        api_key: of a server.
+        api_key: of a server, by default `OPENAI_API_KEY` of the environment; a recipe may not hold one.
 
     Raises:
         InputError: for a pattern without a group.

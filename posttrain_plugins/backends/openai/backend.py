@@ -18,6 +18,7 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from posttrain_plugins.backends.openai.format import body_of, completions_of
 from posttrain_plugins.backends.openai.http import Endpoint
@@ -88,6 +89,9 @@ class OpenAIBackend:
         self.notes: list[str] = []
         self._on_note = on_note or (lambda _: None)
         url = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+        if "@" in urlsplit(url).netloc:  # it would stand in every message and in every log
+            hint = "leave it out, and set OPENAI_API_KEY in the environment"
+            raise InputError("the server's address holds a user or a password", hint=hint)
         key = api_key or os.environ.get("OPENAI_API_KEY")
         self._endpoint = Endpoint(url, key, concurrency=concurrency, timeout_s=timeout_s, max_retries=max_retries)
         self._found: dict[str, RouteProfile] = {}

@@ -123,7 +123,7 @@ class _Allocation(TrainerCallback):  # type: ignore[misc]
         return [(name, p) for name, p in self.tuner.model.named_parameters() if any(w in name for w in wanted)]
 
     def _load(self, folder: Path) -> None:
-        state = torch.load(folder / STATE, map_location=self.tuner.model.device)
+        state = torch.load(folder / STATE, map_location=self.tuner.model.device, weights_only=True)
         self.pattern = state["pattern"]
         for name in AVERAGES:
             setattr(self.tuner.rankallocator, name, state[name])

@@ -6,6 +6,7 @@
 |---|---|
 | `check.py` | the order of it all: document -> `Recipe`, or `RecipeErrors` |
 | `diagnostics.py` | `Checker`: the mistakes so far, and the small checks that every part makes |
+| `secrets.py` | what opens a door has no place in a recipe |
 | `loops.py` | stages as they are written, with every loop unrolled into its turns |
 | `model.py` | the section `model`: what `base` is, and how models are loaded |
 | `template.py` | the word `chat_template` |

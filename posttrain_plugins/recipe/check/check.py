@@ -21,6 +21,7 @@ from posttrain_plugins.recipe.check.loops import unroll
 from posttrain_plugins.recipe.check.model import read_model
 from posttrain_plugins.recipe.check.order import in_order
 from posttrain_plugins.recipe.check.references import SECTIONS, References, check_names
+from posttrain_plugins.recipe.check.secrets import check_secrets
 from posttrain_plugins.recipe.check.stage_validation import with_issues
 from posttrain_plugins.recipe.check.stages import read_stage
 from posttrain_plugins.recipe.check.training import check_training
@@ -46,6 +47,7 @@ def check(document: Document) -> Recipe:
     # sections may name stages and the entries above them. Edges are known when references are, and columns, templates
     # and tokenizers are followed along the edges.
     checker = Checker(document)
+    check_secrets(checker)
     name, seed = _head(checker)
     check_launch(checker)
     stages = unroll(checker)

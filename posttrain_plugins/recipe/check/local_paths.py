@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.models.folder import gguf_refusal
+from posttrain_plugins.models.folder import ALLOW_PICKLE, gguf_refusal
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.schema import accepts
 from posttrain_plugins.plugins.source import package_file
@@ -49,7 +49,7 @@ def existing_model(checker: Checker, name: str, target: str, path: Keys, loading
     folder = (checker.folder / Path(target).expanduser()).resolve()
     if (refusal := gguf_refusal(folder)) is not None:
         checker.error(path, refusal.message, refusal.hint)
-    elif (problem := files.model_problem(folder)) is not None:
+    elif (problem := files.model_problem(folder, bool(loading.get(ALLOW_PICKLE)))) is not None:
         checker.error(path, problem, "save_pretrained() writes such a folder")
     return External(name, str(folder), loading)
 

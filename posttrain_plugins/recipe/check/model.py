@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from posttrain_plugins.models.folder import TRUSTING
 from posttrain_plugins.plugins.source import of_config
 from posttrain_plugins.recipe.check.diagnostics import Checker
 from posttrain_plugins.recipe.check.local_paths import existing_model
@@ -75,7 +76,9 @@ def _check_loading(checker: Checker, path: Keys, loading: Mapping[str, Any]) -> 
     """Check fields of `ModelConfig`; those of PEFT, which it has too, are adapters here: a stage may have several."""
     known = of_config(MODEL_CONFIG).fields
     for name, value in loading.items():
-        if name.startswith(PEFT_IN_MODEL):
+        if name in TRUSTING:
+            checker.check_type((*path, name), bool, value)
+        elif name.startswith(PEFT_IN_MODEL):
             message = f"'{name}' does not belong to 'model'"
             checker.error((*path, name), message, "name an adapter under 'adapters:'", True)
         else:

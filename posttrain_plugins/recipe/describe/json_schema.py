@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union
 
 from posttrain_plugins.errors import PLUGIN_FAILURES
+from posttrain_plugins.models.folder import TRUSTING
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.registry import Plugin
 from posttrain_plugins.plugins.schema import Field, Schema, is_list
@@ -216,6 +217,7 @@ def _model(definitions: Json) -> Json:
     fields = of_config(MODEL_CONFIG).fields
     loading = {k: _field(f, "", definitions) for k, f in fields.items() if not k.startswith(PEFT_IN_MODEL)}
     loading["chat_template"] = {"type": "string"}
+    loading |= {name: {"type": "boolean"} for name in TRUSTING}
     given = _closed({**loading, "model_name_or_path": {"type": "string"}}, ["model_name_or_path"])
     makers = [p for p in registry.installed("stage") if f"stage.{p.name}" in definitions]
     made = [_closed({**loading, **definitions[f"stage.{p.name}"]["properties"]}, ["use"]) for p in _making(makers)]

@@ -4,4 +4,5 @@
 |---|---|
 | `packaged.py` | recipes by the names under which installed packages carry them |
 | `document.py` | YAML 1.2 with places, `extends`, overrides, merge keys; nothing is checked but the YAML itself |
+| `secrets.py` | what in a recipe opens a door, by its name or its form |
 """

@@ -17,6 +17,7 @@ import yaml
 
 from posttrain_plugins.errors import InputError, Mistake, RecipeErrors
 from posttrain_plugins.recipe.files import exists
+from posttrain_plugins.recipe.read.secrets import holds_secret
 from posttrain_plugins.text.yaml12 import INTEGER, TextLoader, scalar
 
 __all__ = ["Document", "Place", "anchored", "dump", "load"]
@@ -192,7 +193,9 @@ def _overrides(given: Mapping[str, Any] | Sequence[str]) -> Iterator[tuple[Keys,
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
             raise InputError(f"override '{text}' is not KEY=VALUE", hint="for instance -o stages.dpo.args.beta=0.1")
-        yield tuple(name.strip().split(".")), parse_value(value), Place(f"-o {text}")
+        keys, parsed = tuple(name.strip().split(".")), parse_value(value)
+        # every message about it begins with its place, which must not repeat what is refused
+        yield keys, parsed, Place(f"-o {name}=***" if holds_secret(keys[-1], parsed) else f"-o {text}")
 
 
 def parse_value(text: str) -> Any:

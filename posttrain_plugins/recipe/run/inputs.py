@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.guard.settings import KEYS, TOOL_KEYS, GuardSettings
-from posttrain_plugins.models.folder import choose_adapter
+from posttrain_plugins.models.folder import ALLOW_PICKLE, choose_adapter
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.plugins.declarations import declared
 from posttrain_plugins.recipe import files, handoff
@@ -100,7 +100,11 @@ class Resolver:
                     found = read_artifact(folder)  # of a run that was moved, an adapter gets the path of its base
                 if found is not None:
                     handoff.check_whole(source.name, found, Path(source.path))
-            problem = files.model_problem(Path(source.path)) if Path(source.path).is_absolute() else None
+            problem = (
+                files.model_problem(Path(source.path), bool(source.loading.get(ALLOW_PICKLE)))
+                if Path(source.path).is_absolute()
+                else None
+            )
             if problem:
                 raise InputError(problem, hint="save_pretrained() writes such a folder")
             return ModelArtifact(source.name, source.path, source.loading, chat_template=template_of(source.template))

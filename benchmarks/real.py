@@ -2,8 +2,8 @@
 
 Each seed runs into its own folder, which all recipes share, so that base and SFT model are made once; the results file
 is written after each recipe and seed, and what stands in it is not run again: `real.json` has what is trained,
-`real_strategies.json` how it is asked. A stage that is done is taken from the
-store, so a run that was stopped goes on.
+`real_strategies.json` how it is asked, `real_forgetting.json` what training costs elsewhere. A stage that is done is
+taken from the store, so a run that was stopped goes on.
 
 The exam is the same for all seeds, so a gain's interval is of a bootstrap that draws problems, the same for all seeds,
 and seeds: 95 %, paired by problem.
@@ -69,9 +69,13 @@ GAINS: dict[str, tuple[Gain, ...]] = {
         Gain("reviser", "episodic_memory", "reviser", "best_of_n(n=4"),
     ),
     "strategies": (),
+    "forgetting": tuple(Gain(model, "greedy", "base", "greedy") for model in ("sft", "replay", "half")),
 }
 
-FILES = dict.fromkeys(("chain_of_thought", "react", "reflection", "strategies"), "real_strategies")
+FILES = {
+    **dict.fromkeys(("chain_of_thought", "react", "reflection", "strategies"), "real_strategies"),
+    "forgetting": "real_forgetting",
+}
 
 
 def main() -> int:
@@ -91,7 +95,7 @@ def main() -> int:
             threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
             results = {"overrides": options.override, "threads": threads, "recipes": ordered}
             print(record.write(file, results, options.out), file=sys.stderr)
-            print(render.real_table(results), flush=True)
+            print(render.TABLES[file](results), flush=True)
             done += 1
     return 0
 
@@ -118,6 +122,7 @@ def one_seed(recipe: str, seed: str, options: argparse.Namespace) -> dict[str, A
         "tokens": tokens,
         "seconds": {name: artifact.manifest["seconds"] for name, artifact in run.items()},
         "metrics": {name: artifact.manifest["metrics"] for name, artifact in run.items()},
+        "retain": {name: kept for one in evaluations for name, kept in one.details.get("retain", {}).items()},
     }
 
 

@@ -24,13 +24,16 @@ __all__ = [
     "adapters_table",
     "doubts",
     "faults_table",
+    "forgetting_table",
     "gpu_table",
     "gradient_checkpointing_table",
+    "grpo_real_table",
     "kills_table",
     "methods_table",
     "overhead_table",
     "ppo_memory_table",
     "quickstart_table",
+    "real_kills_table",
     "real_table",
     "recipe_header",
     "recipe_table",
@@ -410,6 +413,75 @@ def _minutes(results: Json) -> str:
     return f" Minutes a seed on {threads} thread{'s' * (threads > 1)}: {told}."
 
 
+def forgetting_table(results: Json) -> str:
+    """One row per model: accuracy on the task and perplexity of what else it read; what of gain and loss is left."""
+    (found,) = results["recipes"].values()
+    seeds = found["seeds"]
+    gains = {gain["model"]: gain for gain in found["gains"]}
+    (texts,) = {name for seed in seeds.values() for name in seed["retain"]}
+    kept = [seed["retain"][texts] for seed in seeds.values()]
+    models = list(kept[0]["models"])
+    gain_of = {name: gains[name]["mean"] if name in gains else 0.0 for name in models}
+    nats = {name: _mean_of([math.log(one["models"][name]["mean"]) for one in kept]) for name in models}
+    first, trained = models[:2]
+    rows = []
+    for name in models:
+        perplexity = [one["models"][name] for one in kept]
+        accuracy = gains[name]["mean_of_model"] if name in gains else gains[trained]["mean_of_other"]
+        cells = [f"`{name}`", f"{accuracy:.2f}", _over_seeds(perplexity)]
+        is_remedy = name not in (first, trained)
+        lost = (nats[trained] - nats[name]) / (nats[trained] - nats[first])
+        rows.append([*cells, *([f"{gain_of[name] / gain_of[trained]:.0%}", f"{lost:.0%}"] if is_remedy else ["", ""])])
+    head = ["model", "accuracy, greedy", "perplexity of English [95 %]", "of the gain", "of the loss given back"]
+    problems = len(next(iter(next(iter(next(iter(seeds.values()))["values"].values())).values())))
+    note = (
+        f"{problems} problems and {kept[0]['rows']} paragraphs of an exam that was opened when all settings stood; "
+        f"{_seeds(seeds)}. The loss is counted in nats per token.{_minutes(results)}"
+    )
+    return f"{_table(head, rows)}\n\n{note}"
+
+
+def grpo_real_table(results: Json) -> str:
+    """One row per figure: both sides' medians, and the ratio recipe / plain TRL."""
+    names = {
+        "train_s": ("training, s", 1),
+        "train_cpu_s": ("training, CPU s", 1),
+        "whole_s": ("whole process, s", 1),
+        "peak_gib": ("peak memory in training, GiB", 2),
+    }
+    rows = []
+    for what, (name, digits) in names.items():
+        sides = [f"{results['sides'][side][what]['median']:.{digits}f}" for side in ("recipe", "plain")]
+        rows.append([name, *sides, _ratio(results["ratio"][what])])
+    pairs, steps = results["pairs"], results["steps"]
+    first = pairs[0]["plain"]["log"]
+    same = "equal to the last bit" if results["is_equal"] else "NOT EQUAL"
+    note = (
+        f"Losses, norms of the gradients, rewards and the trained weights of all {2 * len(pairs)} runs: {same} "
+        f"(losses {', '.join(format(row['loss'], '.4f') for row in first)}). Medians of {len(pairs)} interleaved pairs "
+        f"with 95 % intervals, {steps} steps after one to warm up, {results['args']['per_device_train_batch_size']} "
+        "completions a step; the whole process imports, loads, trains and saves."
+    )
+    return f"{_table(['GRPO of SmolLM2-135M, LoRA', 'recipe', 'plain TRL', 'recipe / plain'], rows)}\n\n{note}"
+
+
+def real_kills_table(results: Json) -> str:
+    """One row per stage of the real chain: when it was killed, where it went on, what is equal at the end."""
+    rows = []
+    for stage in dict.fromkeys(kill["stage"] for kill in results["kills"]):
+        kills = [kill for kill in results["kills"] if kill["stage"] == stage]
+        moments = "; ".join(f"step {one['after_step']}, {one['after_s']:.0f} of {one['of_s']:.0f} s" for one in kills)
+        begun = "; ".join(one["from"] for one in kills)
+        equal = [f"{sum(bool(one[what]) for one in kills)} of {len(kills)}" for what in ("weights", "data", "figures")]
+        rows.append([f"`{stage}`", moments, begun, *equal])
+    head = ["stage", "killed after", "went on from", "equal weights", "equal data", "equal figures"]
+    note = (
+        f"{len(results['kills'])} kills of a chain of {results['steps']} steps a stage on SmolLM2-135M. Equal: to the "
+        "last bit of what an undisturbed run gives. `base` is the reading of the GGUF file."
+    )
+    return f"{_table(head, rows)}\n\n{note}"
+
+
 MEASURES = {"chain_of_thought": "with worked examples", "sampled": "sampled", "greedy": "greedy"}
 
 
@@ -500,12 +572,15 @@ TABLES: dict[str, Callable[[Json], str]] = {
     "kills": kills_table,
     "quickstart_seeds": quickstart_table,
     "gradient_checkpointing": gradient_checkpointing_table,
+    "grpo_real": grpo_real_table,
     "overhead": overhead_table,
     "ppo_memory": ppo_memory_table,
     "share_prompts": share_prompts_table,
     "gpu_qwen3_0.6b": gpu_table,
     "methods": methods_table,
     "real": real_table,
+    "real_forgetting": forgetting_table,
+    "real_kills": real_kills_table,
     "real_strategies": real_table,
     "test_time": test_time_table,
 }

@@ -387,7 +387,9 @@ DORA = "{use: lora, r: 2, use_dora: true}"
         ({"judge": DORA, "adapter": "second"}, True, True),  # nothing is added to it
         ({"judge": "{use: ia3}", "start": "base"}, False, True),
         ({"judge": "{use: full}"}, False, True),
-        ({"use": "grpo"}, False, False),
+        ({"use": "grpo"}, True, True),
+        ({"use": "rloo", "judge": "{use: full}"}, False, True),
+        ({"use": "online_dpo"}, False, False),  # TRL's own trainer holds each as a model of its own
     ],
 )
 def test_the_plan_says_which_judges_stand_on_the_policys_base(

@@ -26,6 +26,7 @@ SCRIPTS = (
     "gpu/recipes.py",
     "gpu/run.py",
     "gradient_checkpointing.py",
+    "grpo_real.py",
     "guard.py",
     "human_feedback.py",
     "in_process.py",
@@ -37,6 +38,7 @@ SCRIPTS = (
     "ppo_parity.py",
     "quickstart_seeds.py",
     "real.py",
+    "real_kills.py",
     "recipes.py",
     "recorder.py",
     "render.py",
@@ -291,6 +293,19 @@ def results_folder(folder: Path, seeds: Any, record: Any) -> Path:
     real = {"ppo": {"seeds": seeds_of, "gains": importlib.import_module("real").pooled("ppo", seeds_of)}}
     record.write("real", {"threads": 1, "recipes": real}, folder)
     record.write("real_strategies", {"threads": 1, "recipes": real}, folder)
+    values = {"base": {"greedy": [0.0, 0.0]}, "sft": {"greedy": [1.0, 1.0]}, "half": {"greedy": [0.0, 1.0]}}
+    read = {name: interval(mean) for name, mean in {"base": 10.0, "sft": 1000.0, "half": 100.0}.items()}
+    seeds_of = {"0": {"values": values, "seconds": {"sft": 60.0}, "retain": {"english": {"rows": 7, "models": read}}}}
+    gains = importlib.import_module("real").pooled("forgetting", seeds_of)
+    forgets = {"forgetting": {"seeds": seeds_of, "gains": gains}}
+    record.write("real_forgetting", {"threads": 1, "recipes": forgets}, folder)
+    row = {"stage": "sft", "after_step": 2, "after_s": 4.0, "of_s": 9.0, "from": "checkpoint-1", "weights": True}
+    row |= {"data": True, "figures": False}
+    record.write("real_kills", {"kills": [row], "steps": 3}, folder)
+    taken = dict.fromkeys(("train_s", "train_cpu_s", "whole_s", "peak_gib"), ratio)
+    pair = {"plain": {"log": [{"loss": 0.25}]}}
+    sides = {"args": {"per_device_train_batch_size": 16}, "ratio": taken, "sides": {"recipe": taken, "plain": taken}}
+    record.write("grpo_real", {"steps": 3, "is_equal": True, "pairs": [pair], **sides}, folder)
     side = {"tokens_per_s": 1234.5, "step_s": 0.5, "peak_gib": 3.21}
     record.write("gpu_qwen3_0.6b", {"methods": {"sft": {"recipe": side, "plain": side}}}, folder)
     return folder
@@ -322,6 +337,10 @@ def test_render_fills_every_table_and_check_tells_a_stale_one(benchmark: Any, tm
         "| 64, 64 | 1 | 1.010 [1.000, 1.020] | 1.30 (1.15) | 1.010 [1.000, 1.020] | 40% -> 40% | 9.0 s -> 8.0 s |"
         in text
     )
+    assert "| `half` | 0.50 | 100.00 [99.90, 100.10] | 50% | 50% |" in text
+    assert "| `sft` | step 2, 4 of 9 s | checkpoint-1 | 1 of 1 | 1 of 1 | 0 of 1 |" in text
+    assert "| peak memory in training, GiB | 1.01 | 1.01 | 1.010 [1.000, 1.020] |" in text
+    assert "equal to the last bit (losses 0.2500)" in text
     assert "| SmolLM2-135M, LoRA | 4 x 128 | 1.010 [1.000, 1.020] | 310 MiB | 310 -> 310 MiB |" in text
     assert "| and PRM | `stack` | 1.13 | 1.25 | +70 MiB |" in text
     assert "| SFT, recipe | 1,234 | 0.500 | 3.21 |" in text

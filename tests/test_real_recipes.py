@@ -33,7 +33,7 @@ def load(name: str) -> Any:
     return module
 
 
-arithmetic, sorting = load("arithmetic"), load("sorting")
+arithmetic, english, sorting = load("arithmetic"), load("english"), load("sorting")
 TASKS = {"sorting": sorting.Sorting, "sums": arithmetic.Sums, "shop": arithmetic.Shop}
 
 
@@ -139,6 +139,28 @@ def memory_of(recipe: str) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key not in ("use", "strategy")}
 
 
+def test_what_replay_reads_is_never_what_is_measured() -> None:
+    splits = {split: english.English(split)()["text"] for split in ("train", "development", "exam")}
+    assert all(len(texts) > 20 for texts in splits.values())
+    assert len({text for texts in splits.values() for text in texts}) == sum(map(len, splits.values()))
+    rows = english.English("train", "continuations")()
+    for row, text in zip(rows, splits["train"], strict=True):
+        begun = last_user_text(row["prompt"]).partition(": ")[2]
+        assert text.startswith(f"{begun} {row['completion'][0]['content']}")
+    mixed = pp.load(
+        "dataset", "mix", datasets=[sorting.Sorting("train", "demonstrations", size=40)(), rows], shares=[8, 2]
+    )
+    whose = [row["prompt"][-1]["content"].partition(":")[0] for row in mixed]
+    assert (whose.count("Sort in ascending order"), whose.count("Continue this text")) == (40, 10)
+
+
+def test_forgetting_holds_together_without_the_weights(tiny_model: Path) -> None:
+    plan = pp.plan("real/forgetting", {"model": str(tiny_model)})
+    assert [stage.id for stage in plan.stages] == ["sft", "replay", "half", "eval"]
+    steps = {name: plan[name].spec.params["args"]["max_steps"] for name in ("sft", "replay")}
+    assert steps["replay"] * 0.8 == steps["sft"], "as many rows of sorting in both"
+
+
 @pytest.mark.parametrize(
     ("text", "share"),
     [
@@ -168,6 +190,8 @@ def test_numbers_in_order_are_read_from_prose_too(text: str, share: float) -> No
         lambda: arithmetic.Sums("train", terms=1),
         lambda: arithmetic.Sums("train", smallest=10, largest=9),
         lambda: arithmetic.Shop("train", size=0),
+        lambda: english.English("train", words=0),
+        lambda: english.English("train", max_words=0),
     ],
 )
 def test_sizes_that_make_no_data_are_refused(make: Any) -> None:
@@ -297,8 +321,13 @@ def reduced(name: str) -> dict[str, Any]:
     return found
 
 
+PLANNED = {"real/forgetting"}
+"""What runs at its full size alone: its stages are those of the others, and four minutes are all that this tier has."""
+
+
 def test_each_recipe_has_a_reduced_size_here() -> None:
-    assert set(REDUCED) == set(NAMES)
+    assert set(REDUCED) | PLANNED == set(NAMES)
+    assert not set(REDUCED) & PLANNED
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,8 @@ class GRPO:
     Args:
         model: the policy to start from; also the reference where `args.beta` is not 0.
         dataset: `prompt`, and the columns that the rewards need.
-        rewards: rewards and reward-model stages by name; their `weight` becomes TRL's `reward_weights`.
+        rewards: rewards and reward-model stages by name; their `weight` becomes TRL's `reward_weights`. A reward model
+            that is an adapter on the policy's base is loaded beside the policy's.
         adapter: what is trainable; everything where it is left out.
         strategy: who makes the rollouts, in place of plain draws; `trainers/strategy_rollouts.py` says what it biases.
         tools: what the policy may call; its completions are then trajectories (`trainers/tool_use.py`).
@@ -76,6 +77,7 @@ class GRPO:
 
     produces: ClassVar[str] = "model"
     reference: ClassVar[str] = "beta"  # at TRL's default, 0, there is none
+    shares_base: ClassVar[bool] = True
     requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(("dataset", "eval_dataset"), (("prompt",),))
 
     def issues(self, facts: StageFacts) -> Iterator[Issue]:
@@ -104,12 +106,14 @@ class GRPO:
         from trl import GRPOConfig, GRPOTrainer
 
         from posttrain_plugins.trainers import strategy_rollouts, tool_use, training
+        from posttrain_plugins.trainers.one_base import on_one_base
 
         made_by = strategy_rollouts.hook(context) | tool_use.given_tools(context)
         made_by |= {"share_prompts": self.share_prompts, "rollouts": self.rollouts}
         made_by["max_trajectory_s"] = self.max_trajectory_s
         if not self.process_rewards:  # TRL's own class, so that the numbers are those of a plain script
-            return training.train_with_rewards(context, GRPOTrainer, GRPOConfig, self.args, **made_by)
+            trainer_class = on_one_base(GRPOTrainer, context.inputs["rewards"])
+            return training.train_with_rewards(context, trainer_class, GRPOConfig, self.args, **made_by)
         from posttrain_plugins.trainers.ppo import process_rewards
         from posttrain_plugins.trainers.process_grpo import ProcessGRPOTrainer
 

@@ -31,7 +31,8 @@ class RLOO:
     Args:
         model: the policy to start from; also the reference where `args.beta` is not 0.
         dataset: `prompt`, and the columns that the rewards need.
-        rewards: rewards and reward-model stages by name; their `weight` becomes TRL's `reward_weights`.
+        rewards: rewards and reward-model stages by name; their `weight` becomes TRL's `reward_weights`. A reward model
+            that is an adapter on the policy's base is loaded beside the policy's.
         adapter: what is trainable; everything where it is left out.
         eval_dataset: measured once at the end, or as `args.eval_strategy` says.
         share_prompts: a prompt is computed once for all of its completions (`trainers/shared_prompts.py`): the same
@@ -56,6 +57,7 @@ class RLOO:
 
     produces: ClassVar[str] = "model"
     reference: ClassVar[str] = "beta"  # TRL's default is not 0 here
+    shares_base: ClassVar[bool] = True
     requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(("dataset", "eval_dataset"), (("prompt",),))
 
     def issues(self, facts: StageFacts) -> Iterator[Issue]:
@@ -68,6 +70,8 @@ class RLOO:
         from trl import RLOOConfig, RLOOTrainer
 
         from posttrain_plugins.trainers import training
+        from posttrain_plugins.trainers.one_base import on_one_base
 
+        trainer_class = on_one_base(RLOOTrainer, context.inputs["rewards"])
         faster = {"share_prompts": self.share_prompts, "rollouts": self.rollouts}
-        return training.train_with_rewards(context, RLOOTrainer, RLOOConfig, self.args, **faster)
+        return training.train_with_rewards(context, trainer_class, RLOOConfig, self.args, **faster)

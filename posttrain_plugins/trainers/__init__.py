@@ -24,6 +24,7 @@ they touch below TRL's, PEFT's and transformers' public names stands in `compat`
 | `ppo/`                                        | PPO, REINFORCE, REINFORCE++ and ReMax on `GRPOTrainer`          |
 | `shared_prompts.py`, `prompt_layout.py`       | a prompt computed once for its completions; the ways to do so   |
 | `engine_rollouts.py`                          | completions drawn by our own decoding                           |
+| `one_base.py`                                 | GRPO and RLOO with reward models on the policy's base           |
 | `process_grpo.py`                             | GRPO whose advantages are of steps                              |
 | `held_sft.py`                                 | SFT with a KL penalty to the model that it starts from          |
 | `oreo.py`                                     | policy and value function from saved trajectories               |

@@ -20,11 +20,12 @@ from trl import GRPOConfig, GRPOTrainer
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.text.steps import SEPARATOR
 from posttrain_plugins.trainers.ppo import advantages, process_rewards, rules
+from posttrain_plugins.trainers.ppo.shared_reward import WithSharedRewards
 
 __all__ = ["ProcessGRPOTrainer"]
 
 
-class ProcessGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
+class ProcessGRPOTrainer(WithSharedRewards, GRPOTrainer):  # type: ignore[misc]
     """`trl.GRPOTrainer` whose advantages are of tokens, by the steps that they belong to.
 
     Args:

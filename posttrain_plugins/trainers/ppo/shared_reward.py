@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import filecmp
+import os
+import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +29,7 @@ from posttrain_plugins.plugins import registry
 from posttrain_plugins.trainers import compat
 from posttrain_plugins.trainers.ppo.route import Route
 
-__all__ = ["SharedClassifier", "adapters_below", "base_path", "bind_all", "shared"]
+__all__ = ["SharedClassifier", "WithSharedRewards", "adapters_below", "base_path", "could_share", "shared"]
 
 
 def shared(reward: Any, base_path: str, policy_config: Any, below: tuple[str, ...] = ()) -> Any:
@@ -174,13 +176,60 @@ def _score_head(folder: Path) -> dict[str, Tensor]:
     return head
 
 
-def bind_all(trainer: Any) -> list[str]:
-    """Load every shared reward into the trainer's model and return their adapters' names."""
-    found = [getattr(func, "classifier", None) for func in trainer.reward_funcs]
-    classifiers = [one for one in found if isinstance(one, SharedClassifier)]
-    for number, classifier in enumerate(classifiers):
-        classifier.bind(trainer.model, number)
-    return [name for classifier in classifiers for name in classifier.adapters]
+def could_share(rewards: Sequence[Any]) -> bool:
+    """Tell whether one of these is a reward model that is an adapter; whose base it is on, the trainer asks."""
+    classifiers = [getattr(reward, "classifier", None) for reward in rewards]
+    return any(isinstance(one, Classifier) and bool(adapter_config(one.path)) for one in classifiers)
+
+
+class WithSharedRewards:
+    """Goes before `GRPOTrainer` or `RLOOTrainer`: an adapter on the policy's own base judges beside the policy's.
+
+    Where a reward is none, or the weights are in pieces (FSDP), it stays what it is.
+
+    Args:
+        model: as TRL's trainer takes it, and so are the others.
+        reward_funcs: one, or a list.
+        args: the trainer's config.
+        train_dataset: with `prompt` and the columns that the rewards need.
+        **options: any other argument of the trainer.
+    """
+
+    model: Any
+    args: Any
+    reward_funcs: list[Any]
+
+    def __init__(
+        self, model: Any, reward_funcs: Any = None, args: Any = None, train_dataset: Any = None, **options: Any
+    ) -> None:
+        given = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs] if reward_funcs is not None else []
+        if not _is_in_pieces(args):
+            policy_config = options.get("peft_config") or compat.active_config(model)
+            base, below = base_path(model), adapters_below(model)
+            given = [shared(reward, base, policy_config, below) for reward in given]
+        super().__init__(model, given, args, train_dataset, **options)  # type: ignore[call-arg]
+        found = [getattr(reward, "classifier", None) for reward in self.reward_funcs]
+        classifiers = [one for one in found if isinstance(one, SharedClassifier)]
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # PEFT draws weights and then loads: the rollouts' numbers stay TRL's
+            for number, classifier in enumerate(classifiers):
+                classifier.bind(self.model, number)
+        self.reward_adapters = [name for classifier in classifiers for name in classifier.adapters]
+        compat.hide_from_vllm(self, self.is_beside_the_policy)
+
+    def is_beside_the_policy(self, name: str) -> bool:
+        """Tell whether the parameter of that name is a reward model's."""
+        return not set(name.split(".")).isdisjoint(self.reward_adapters)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)  # type: ignore[misc]
+        for name in self.reward_adapters:  # PEFT saves what is not ours to change
+            shutil.rmtree(Path(output_dir or self.args.output_dir) / name, ignore_errors=True)
+
+
+def _is_in_pieces(args: Any) -> bool:
+    """Tell FSDP, by the config or by `accelerate launch`: a pass through a part of the model finds shards there."""
+    return bool(getattr(args, "fsdp", None)) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
 def adapters_below(model: Any) -> tuple[str, ...]:

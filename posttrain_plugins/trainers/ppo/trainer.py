@@ -15,7 +15,6 @@ What differs from TRL 1.12's `PPOTrainer`:
 from __future__ import annotations
 
 import json
-import shutil
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,17 +27,18 @@ from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from posttrain_plugins.trainers import compat
-from posttrain_plugins.trainers.ppo import advantages, process_rewards, rollout, rules, shared_reward
+from posttrain_plugins.trainers.ppo import advantages, process_rewards, rollout, rules
 from posttrain_plugins.trainers.ppo.config import PPOConfig
 from posttrain_plugins.trainers.ppo.critic import Critic, WithCritic, WithValues
 from posttrain_plugins.trainers.ppo.rollout import PolicyPass, ScoredRollout
+from posttrain_plugins.trainers.ppo.shared_reward import WithSharedRewards, base_path
 
 __all__ = ["PPOConfig", "PPOTrainer"]
 
 STATE = "ppo_state.json"
 
 
-class PPOTrainer(WithCritic, GRPOTrainer):  # type: ignore[misc]
+class PPOTrainer(WithCritic, WithSharedRewards, GRPOTrainer):  # type: ignore[misc]
     """PPO, REINFORCE, REINFORCE++ and ReMax, used as any trainer of TRL.
 
     Args:
@@ -96,23 +96,18 @@ class PPOTrainer(WithCritic, GRPOTrainer):  # type: ignore[misc]
         critic_config: Any = None,
         **options: Any,
     ) -> None:
-        base = shared_reward.base_path(model)
-        args = args or PPOConfig(f"{Path(base).name or 'model'}-PPO")
+        args = args or PPOConfig(f"{Path(base_path(model)).name or 'model'}-PPO")
         policy_config = options.get("peft_config") or compat.active_config(model)
         kind = rules.check_start(args, model, policy_config, critic_config, options)  # before anything is loaded
-        given = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs] if reward_funcs is not None else []
-        below = shared_reward.adapters_below(model)
-        rewards = [shared_reward.shared(reward, base, policy_config, below) for reward in given]
         self.critic: Critic | None = None
         self.last_pass: PolicyPass | None = None
         self.scored: ScoredRollout | None = None
-        super().__init__(model, rewards, args, train_dataset, **options)
+        super().__init__(model, reward_funcs, args, train_dataset, **options)
         if not isinstance(model, str):
             rules.check_reference_weights(self)
         self.kl_coef = args.kl_coef
         self.mean_return: float | None = None  # the running baseline of `reinforce`
         self._policy_adapter = compat.active_adapter(self.model)
-        self._reward_adapters = shared_reward.bind_all(self)
         # The critic comes after TRL has built the model, with its adapter and fused head, and before `train` makes the
         # optimizer and wraps the model: its parameters are in both.
         if kind is not None:
@@ -121,14 +116,12 @@ class PPOTrainer(WithCritic, GRPOTrainer):  # type: ignore[misc]
             self.critic = Critic(self.model, kind, critic_config)
             set_seed(args.seed, device_specific=True)  # as GRPO left it
             self.add_callback(_WarmUp(self))
-        compat.hide_from_vllm(self, self._is_beside_the_policy)
         if args.disable_dropout:
             compat.disable_dropout(self.model)  # TRL did so before the critic's adapter was there
 
-    def _is_beside_the_policy(self, name: str) -> bool:
-        """Is the parameter of that name the critic's or a reward model's?"""
-        is_critics = self.critic is not None and self.critic.owns(name)
-        return is_critics or not set(name.split(".")).isdisjoint(self._reward_adapters)
+    def is_beside_the_policy(self, name: str) -> bool:
+        """Tell whether the parameter of that name is the critic's or a reward model's."""
+        return (self.critic is not None and self.critic.owns(name)) or super().is_beside_the_policy(name)
 
     # --- rollouts ----------------------------------------------------------------------------------------------------
 
@@ -207,11 +200,6 @@ class PPOTrainer(WithCritic, GRPOTrainer):  # type: ignore[misc]
         return bool(self.model.training and self.state.global_step < self.args.critic_warmup_steps)
 
     # --- saving and going on -----------------------------------------------------------------------------------------
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
-        for name in self._reward_adapters:  # PEFT saves what is not ours to change
-            shutil.rmtree(Path(output_dir or self.args.output_dir) / name, ignore_errors=True)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

@@ -50,9 +50,9 @@ def failure(stage: str, folder: Path, code: int) -> PosttrainError:
             f"stage '{stage}': process {one.rank} {said}: {one.message.splitlines()[0]}",
             hint=f"see {folder}/rank-*.log",
         )
-    rank = ended[0][0] if ended else None
-    hint = _tail(folder, rank)
-    which = "the launcher" if rank is None else f"process {rank}"
+    last = ended[0][0] if ended else None
+    hint = _tail(folder, last)
+    which = "the launcher" if last is None else f"process {last}"
     return StageFailed(f"{which} of stage '{stage}' ended with exit code {ended[0][1] if ended else code}", hint=hint)
 
 

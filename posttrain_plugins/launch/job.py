@@ -132,9 +132,9 @@ def write_presence(folder: Path, rank: int) -> None:
 
 def write_failure(folder: Path, rank: int, error: BaseException) -> None:
     """Write what a worker raised."""
-    is_ours = isinstance(error, PosttrainError)
-    message = error.message if is_ours else f"{type(error).__name__}: {error}"
-    kind, hint = type(error).__name__, error.hint if is_ours else None
+    kind, message, hint = type(error).__name__, f"{type(error).__name__}: {error}", None
+    if isinstance(error, PosttrainError):
+        message, hint = error.message, error.hint
     write_json(folder / f"error-{rank}.json", asdict(Failure(rank, kind, message, hint, time.time())))
 
 

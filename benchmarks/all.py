@@ -61,7 +61,7 @@ CLAIMS: dict[str, Claim] = {
     "faults": Claim("a kill at any moment of any stage costs nothing but time", "--kinds sft --kills 1 --minutes 3"),
     "in_process": Claim("tokens a second against one at a time", "--shape tiny_world --problems 4 --repeats 1"),
     "endpoint": Claim("self-consistency on an endpoint beside its_hub and optillm", needs="ITS_HUB_PYTHON"),
-    "launch": Claim("the same losses under every engine of two processes"),
+    "launch": Claim("the same losses under every engine of two processes", "--engines ddp --kinds sft"),
     "math_reward": Claim("reward math beside TRL's", "--problems 10 --repetitions 1", needs="math_verify"),
     "mutated_recipes": Claim("ten thousand wrong recipes, no traceback", "--number 100"),
     "report_page": Claim("seconds and bytes of a report", needs="npm"),

@@ -217,7 +217,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=[*ENGINES], help="columns (all)")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=[*KINDS], help="rows (all)")
-    parser.add_argument("--folder", type=Path, required=True, help="of the runs; what is done is not done again")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/bench-launch"), help="of the runs; what is done stands"
+    )
     parser.add_argument("--out", type=Path, default=record.RESULTS, help="folder of launch.json")
     return parser.parse_args()
 

@@ -143,7 +143,10 @@ def lacking(needs: str) -> str:
 
 def _extra(name: str, out: Path) -> list[str]:
     """Return where the results go, and the other environment's Python."""
-    others = {"ppo_parity": ["--old-python", os.environ.get("TRL_1_12_PYTHON", "")]}
+    others = {
+        "ppo_parity": ["--old-python", os.environ.get("TRL_1_12_PYTHON", "")],
+        "launch": ["--folder", str(Path("runs/bench-launch").resolve())],
+    }
     return [*others.get(name, []), "--out", str(out)]
 
 

@@ -15,11 +15,13 @@ compared bit for bit with those of the undisturbed run.
 
     python benchmarks/faults.py                      # one kill of each kind and phase; goes on where it was stopped
     python benchmarks/faults.py --kinds sft ppo --kills 3 --minutes 10
+    python benchmarks/faults.py --processes 2        # the run is killed, and its two processes have to end with it
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import os
@@ -69,11 +71,15 @@ def main() -> int:
     ends_at = time.monotonic() + 60 * options.minutes
     rows = _earlier(options.out)
     with tempfile.TemporaryDirectory() as scratch:
-        bench = Faults(Path(scratch))
+        bench = Faults(Path(scratch), options.processes)
         for number in range(options.kills):
             for kind in options.kinds:
-                done = {row["aimed"] for row in rows if (row["kind"], row["number"]) == (kind, number)}
-                if set(PHASES) <= done or time.monotonic() > ends_at:
+                done = {
+                    row["aimed"]
+                    for row in rows
+                    if (row["kind"], row["number"], row["processes"]) == (kind, number, options.processes)
+                }
+                if set(PHASES) <= done or (options.processes > 1 and kind not in STAGES) or time.monotonic() > ends_at:
                     continue
                 for row in bench.rows(kind, number, [phase for phase in PHASES if phase not in done], options.seed):
                     rows.append(row)
@@ -92,8 +98,9 @@ def is_kept(row: Mapping[str, Any]) -> bool:
 class Faults(Bench):
     """As `kills.Bench`, with a stage before the one that is killed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, ranks: int = 1) -> None:
         super().__init__(folder)
+        self.ranks = ranks
         self.processes.set_forkserver_preload(["__main__", *IMPORTED])
 
     def rows(self, kind: str, number: int, phases: Sequence[str], seed: int) -> Any:
@@ -114,7 +121,7 @@ class Faults(Bench):
             if not aimed:  # such a stage writes what it made as it makes it
                 continue
             found = self.kill_in(recipe, template, aimed, chance)
-            row = {"kind": kind, "number": number, "aimed": phase, "processes": 1, **found}
+            row = {"kind": kind, "number": number, "aimed": phase, "processes": self.ranks, **found}
             row["equal"] = row.pop("outcome") == expected
             yield row
 
@@ -124,6 +131,7 @@ class Faults(Bench):
         body = {"use": kind.partition(",")[0], **fields}
         if kind in STAGES:
             body |= {"model": "before", "dataset": "data", "args": {**ARGS, **args}}
+            body |= {"launch": {"config": "ddp", "num_processes": self.ranks}} if self.ranks > 1 else {}
         first: dict[str, Any] = {"use": "sft", "model": "base", "dataset": "demos", "args": {**ARGS, "max_steps": 1}}
         first |= {"adapter": {"use": "lora", "r": 4}} if kind == "merge" else {}
         recipe = {
@@ -178,7 +186,8 @@ class Faults(Bench):
         else:
             raise SystemExit(f"error: it was done before it was killed, {TRIES} times")
         died_in = [value for what, value in told if what == "phase"][-1]
-        row: dict[str, Any] = {"phase": died_in, "after_s": round(after_s, 4), "corrupt": corrupt(runs)}
+        row: dict[str, Any] = {"phase": died_in, "after_s": round(after_s, 4)}
+        row["corrupt"] = [*processes_left(runs), *corrupt(runs)]
         said = self.told(recipe, runs)
         row["from"] = next((value for what, value in said if what == "from"), "published")
         row |= {what: value for what, value in said if what == "error"}
@@ -254,6 +263,13 @@ class Starts(Told):
         if stage.id == "it":
             self.phases.mark("loading")
 
+    def progress(
+        self, stage: PlannedStage, done: int, total: int | None, unit: str, figures: Mapping[str, float]
+    ) -> None:
+        super().progress(stage, done, total, unit, figures)
+        if self.phases.current == "loading":  # of processes that were launched: this one loads and saves nothing itself
+            self.phases.mark("training")
+
 
 def train(recipe: Path, runs: Path, until: str | None, ends: tuple[int, float] | None, tells: Any) -> None:
     """What a process does."""
@@ -269,7 +285,7 @@ def train(recipe: Path, runs: Path, until: str | None, ends: tuple[int, float] |
     if trains:
         phases.at(watch._Watch, "on_train_begin", "training")
     else:
-        phases.at(running, "_call", "training")
+        phases.at(running, "call_stage", "training")
     for owner, name in (
         (transformers.Trainer, "_save_checkpoint"),
         (transformers.Trainer, "save_model"),
@@ -293,6 +309,20 @@ def visits_of(told: Sequence[tuple[str, Any]]) -> list[tuple[str, float]]:
 
 
 # --- what it left ----------------------------------------------------------------------------------------------------
+
+
+def processes_left(runs: Path) -> list[str]:
+    """Return the processes of a stage that are still there a minute after their run was killed."""
+    for _ in range(600):
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                found += [f"process {folder.name} is left"] if any(os.fsencode(runs) in word for word in words) else []
+        if not found:
+            return []
+        time.sleep(0.1)
+    return found
 
 
 def corrupt(runs: Path) -> list[str]:
@@ -329,6 +359,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=[*KINDS], help="which (all)")
     parser.add_argument("--kills", type=int, default=1, help="of each kind in each phase (1)")
+    parser.add_argument("--processes", type=int, default=1, help="in which a stage trains; more under DDP (1)")
     parser.add_argument("--minutes", type=float, default=60.0, help="no kind is begun after so many (60)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
     parser.add_argument("--out", type=Path, default=record.RESULTS, help="folder of faults.json; what it holds stays")

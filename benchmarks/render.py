@@ -544,7 +544,8 @@ def faults_table(results: Json) -> str:
     phases = ("loading", "training", "saving", "publishing")
     of_kind: dict[str, dict[str, list[Json]]] = {}
     for row in results["kills"]:
-        of_kind.setdefault(row["kind"], {}).setdefault(row["phase"], []).append(row)
+        name = row["kind"] + (f", {row['processes']} processes" if row["processes"] > 1 else "")
+        of_kind.setdefault(name, {}).setdefault(row["phase"], []).append(row)
     rows = []
     for kind, found in of_kind.items():
         name, _, variant = kind.partition(", ")
@@ -554,7 +555,7 @@ def faults_table(results: Json) -> str:
     whole = sum(map(_is_whole, kills))
     went_on = sum(str(row["from"]).startswith("checkpoint") for row in kills)
     note = (
-        f"{len(kills)} kills at random moments, one process: after {whole} of them every result that stood was as it "
+        f"{len(kills)} kills at random moments: after {whole} of them every result that stood was as it "
         f"was made, and the run ended with the same weights, data and figures, bit for bit. {went_on} went on from a "
         "checkpoint, the others began the stage anew or found it done. An empty cell: no kill fell into it; stages "
         "that train nothing write what they make as they make it."

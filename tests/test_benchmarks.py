@@ -257,6 +257,7 @@ def results_folder(folder: Path, seeds: Any, record: Any) -> Path:
     kill |= {"weights": True, "log": True, "figures": False}
     record.write("kills", {"kills": [kill, {**kill, "from": "the start", "log": False}], "steps": 14}, folder)
     fault = {"kind": "sft", "number": 0, "aimed": "saving", "phase": "saving", "from": "checkpoint-4", "corrupt": []}
+    fault["processes"] = 1
     lost = {**fault, "phase": "publishing", "from": "the start", "corrupt": ["it-1: no manifest"]}
     kills = [{**fault, "equal": True}, {**fault, "equal": False}, {**lost, "equal": True}]
     record.write("faults", {"kills": kills, "steps": 14}, folder)

@@ -2,16 +2,19 @@
 
 A new root (a small tmpfs with the interpreter bound into it, read-only), no network, processes of its own, which all
 end with the first of them, and an unprivileged user: root becomes a user that nobody else is, anybody else keeps to
-a user namespace. `namespaces(7)`, `pivot_root(2)`; no paper.
+a user namespace. The kernel refuses it what only who breaks out needs: namespaces and mounts of its own, files that no
+limit counts, keyrings, `bpf`, `io_uring`, `ptrace`. `namespaces(7)`, `seccomp(2)`, `pivot_root(2)`; no paper.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import resource
 import signal
+import struct
 import sys
 from typing import Any
 
@@ -21,6 +24,23 @@ NOATIME, RELATIME, DETACH = 1024, 1 << 21, 2
 SET_PDEATHSIG, SET_NO_NEW_PRIVS = 1, 38
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41}
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
+SET_SECCOMP, FILTER = 22, 2
+MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1), "riscv64": (0xC00000F3, 1)}
+"""Machine -> its number in audit.h, and which of the two columns below has its system calls."""
+FORBIDDEN = {
+    **{"unshare": (272, 97), "setns": (308, 268), "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41)},
+    **{"chroot": (161, 51), "move_mount": (429, 429), "open_tree": (428, 428), "fsopen": (430, 430)},
+    **{"fsconfig": (431, 431), "fsmount": (432, 432), "fspick": (433, 433), "mount_setattr": (442, 442)},
+    **{"memfd_create": (319, 279), "memfd_secret": (447, 447)},  # files in memory that no limit counts
+    **{"keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218)},  # keyrings are not in a namespace
+    **{"bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282), "ptrace": (101, 117)},
+    **{"io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427)},
+    **{"process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kexec_load": (246, 104)},
+    **{"init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106)},
+}
+"""System calls that no program needs which computes, and by which kernels were broken: x86_64, and the others."""
+CLONE, CLONE3 = (56, 220), 435
+NEW_NAMESPACES = 0x7E020000
 FIRST_UID, UIDS = 1_900_000_000, 1_000_000  # far from any account
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -63,6 +83,8 @@ def main(file: str) -> None:
     child = 0 if config["kind"] == "none" else os.fork()  # not the first, which the kernel shields from signals
     if child:
         _exit_as(child)
+    if config["kind"] != "none":
+        _forbid_calls()
     os.execve(config["python"], [config["python"], "-I", "-B", config["main"]], config["environment"])
 
 
@@ -98,6 +120,24 @@ def _enter(config: dict[str, Any]) -> None:
     libc.syscall(PIVOT_ROOT[os.uname().machine], b".", b".")  # the old root now lies over the new one
     libc.umount2(b".", DETACH)
     os.chdir("/tmp")
+
+
+def _forbid_calls() -> None:
+    """Let the kernel refuse system calls that only who breaks out needs; `seccomp(2)`, `bpf` as in linux/filter.h."""
+    audit, column = MACHINES[os.uname().machine]
+    load, equals, is_at_least, has_bits, done = 0x20, 0x15, 0x35, 0x45, 0x06
+    refuse, allow, unknown = 0x00050000 | errno.EPERM, 0x7FFF0000, 0x00050000 | errno.ENOSYS
+    program = [(load, 0, 0, 4), (equals, 1, 0, audit), (done, 0, 0, refuse), (load, 0, 0, 0)]
+    program += [(is_at_least, 0, 1, 0x40000000), (done, 0, 0, refuse)]  # x32, a second table of the same calls
+    for numbers in FORBIDDEN.values():
+        program += [(equals, 0, 1, numbers[column]), (done, 0, 0, refuse)]
+    program += [(equals, 0, 1, CLONE3), (done, 0, 0, unknown)]  # its flags lie in memory; glibc then takes `clone`
+    program += [(equals, 0, 3, CLONE[column]), (load, 0, 0, 16), (has_bits, 0, 1, NEW_NAMESPACES), (done, 0, 0, refuse)]
+    program += [(done, 0, 0, allow)]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
+    given = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program), ctypes.addressof(code)))
+    libc.prctl(SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    libc.prctl(SET_SECCOMP, FILTER, ctypes.c_void_p(ctypes.addressof(given)), 0, 0)
 
 
 def _exit_as(child: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from posttrain_plugins.record.figures import read_figures
 from posttrain_plugins.strategies.react import ReAct
 from posttrain_plugins.testing.scripted import ScriptedModel
 from posttrain_plugins.tools.calculator import calculator
-from posttrain_plugins.trainers.strategy_rollouts import ANSWER, hook, of_answers
+from posttrain_plugins.trainers.saved_rollouts import ANSWER
+from posttrain_plugins.trainers.strategy_rollouts import hook, of_answers
 from posttrain_plugins.trainers.trajectory import trajectory
 from posttrain_plugins.types import Completion, ResolvedReward, ResolvedStrategy, StageContext
 
@@ -190,4 +192,7 @@ def test_a_policy_is_trained_on_its_conversations(
     done = run(recipe, runs_dir=tmp_path / "runs")[stage]
     figures = next(read_figures(done.folder)).figures
     assert figures["rollouts/turns"] == 2.0, "a turn without an action, and the one that is asked for the answer"
-    assert ANSWER in (done.folder / "rollouts.jsonl").read_text(encoding="utf-8")
+    lines = (done.folder / "rollouts.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert ANSWER not in rows[0]
+    assert all("Observation: error: no action" in row["completion"][0]["content"] for row in rows), "as it was judged"

@@ -18,9 +18,11 @@ from posttrain_plugins.record.lines import json_line
 from posttrain_plugins.trainers import compat
 from posttrain_plugins.types import StageContext
 
-__all__ = ["ROLLOUTS", "save"]
+__all__ = ["ANSWER", "ROLLOUTS", "save"]
 
 ROLLOUTS = "rollouts.jsonl"
+ANSWER = "strategy_answer"
+"""The column in which a strategy's conversation brings its answer, which rewards judge in the conversation's place."""
 
 
 def save(context: StageContext, trainer: Any) -> None:
@@ -39,7 +41,7 @@ def save(context: StageContext, trainer: Any) -> None:
             return
         step = trainer.state.global_step
         made = zip(rows, prompts, completions, strict=True)
-        own = [{**row, "global_step": step, "prompt": prompt, "completion": text} for row, prompt, text in made]
+        own = [{"global_step": step, "prompt": prompt, **_judged(row, text)} for row, prompt, text in made]
         everyone = gather_object(own)  # in the order of the processes, as `rewards` (N, F) is; all have to take part
         if not trainer.accelerator.is_main_process:
             return
@@ -53,6 +55,12 @@ def save(context: StageContext, trainer: Any) -> None:
                 lines.write(json_line({**row, **judged}))
 
     compat.observe_rewards(trainer, write)
+
+
+def _judged(row: Mapping[str, Any], completion: Any) -> dict[str, Any]:
+    """Return the columns and the completion as the rewards were given it, so that the file can be scored again."""
+    others = {name: value for name, value in row.items() if name not in (ANSWER, "prompt", "completion", "global_step")}
+    return {**others, "completion": [{"role": "assistant", "content": row[ANSWER]}] if ANSWER in row else completion}
 
 
 def _forget_after(file: Path, checkpoint: Path | None) -> None:

@@ -41,13 +41,11 @@ from posttrain_plugins.engine.trace import unanswered
 from posttrain_plugins.errors import InputError, StageFailed
 from posttrain_plugins.text import is_conversational
 from posttrain_plugins.trainers.compat import add_metric
+from posttrain_plugins.trainers.saved_rollouts import ANSWER
 from posttrain_plugins.trainers.trajectory import trajectory
 from posttrain_plugins.types import Issue, Problem, Prompt, ResolvedStrategy, Result, SamplingParams, StageContext
 
 __all__ = ["StrategyRollouts", "hook", "issues"]
-
-ANSWER = "strategy_answer"
-"""The column of rewards and of `rollouts.jsonl` that holds what the strategy made of its conversation."""
 
 SAMPLERS = ("use_vllm", "use_transformers_continuous_batching")
 

@@ -175,7 +175,7 @@ datasets: {problems: {path: "{data}/problems.jsonl", limit: 16}}
 rewards: {brief: {use: length, max_chars: 4}}
 stages:
   {stage}: {use: {stage}, model: base, dataset: problems, rewards: [brief], args: {args},
-            strategy: {use: react, tools: [calculator], instructions: "$tools", max_steps: 1}}
+            strategy: {use: react, tools: [calculator], max_steps: 1, {texts}}}
 """
 
 
@@ -187,7 +187,8 @@ def test_a_policy_is_trained_on_its_conversations(
     """The row that the trainer learns from has masked tokens, and `rollouts.jsonl` what the rewards judged."""
     args = "{max_steps: 2, per_device_train_batch_size: 4, max_completion_length: 6, logging_steps: 1, "
     args += "gradient_checkpointing: false" + (", num_generations: 2}" if stage == "grpo" else "}")
-    recipe = write_recipe(RECIPE, model=tiny_model, data=tiny_data, stage=stage, args=args)
+    texts = 'instructions: "1", malformed: "2", out_of_steps: "3"'  # a tiny model has little room
+    recipe = write_recipe(RECIPE, model=tiny_model, data=tiny_data, stage=stage, args=args, texts=texts)
     assert [one.id for one in plan(recipe).stages][-1] == stage
     done = run(recipe, runs_dir=tmp_path / "runs")[stage]
     figures = next(read_figures(done.folder)).figures
@@ -195,4 +196,4 @@ def test_a_policy_is_trained_on_its_conversations(
     lines = (done.folder / "rollouts.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     assert ANSWER not in rows[0]
-    assert all("Observation: error: no action" in row["completion"][0]["content"] for row in rows), "as it was judged"
+    assert all("Observation: 2" in row["completion"][0]["content"] for row in rows), "as it was judged"

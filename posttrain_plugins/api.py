@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from posttrain_plugins.plugins import registry
 from posttrain_plugins.recipe.build import build
@@ -175,7 +175,7 @@ def backend(
     /,
     *,
     model: str | None = None,
-    engine: Literal["transformers", "vllm"] = "transformers",
+    engine: str = "transformers",
     api_key: str | None = None,
     options: Mapping[str, Any] | None = None,
     runs_dir: str | Path = "runs",
@@ -187,7 +187,7 @@ def backend(
         where: a folder, a PEFT adapter's folder, a Hub id, `RUN:STAGE`, or a server's URL (`http://host:8000/v1`, with
             the model's name as `model` or behind a `#`).
         model: the name under which the server knows the model.
-        engine: what runs it in this process.
+        engine: what runs it: `transformers` or `vllm` in this process, or the URL of a server that has it.
         api_key: for the server.
         options: what else the server's backend (`OpenAIBackend`) or vLLM's `LLM` takes.
         runs_dir: where `RUN:STAGE` is looked up.
@@ -201,9 +201,14 @@ def backend(
     server = server_of(str(where))
     if server is not None:
         target = f"{server[0]}#{model or server[1]}"
-        return open_backend(target, api_key=api_key, options=options)
+        return open_backend(target, api_key=api_key, options=options, engine=engine)
     found = NameResolver(Path(runs_dir).resolve()).model(str(where))
-    return open_backend(found.path, {**found.loading, **loading}, engine=engine, options=options)
+    # a server knows it by the name that it is asked for here, or by the one that its URL or `model` gives
+    is_served = server_of(engine) is not None
+    engine, identity = f"{engine}#{model}" if is_served and model else engine, found.name if is_served else None
+    return open_backend(
+        found.path, {**found.loading, **loading}, engine=engine, identity=identity, api_key=api_key, options=options
+    )
 
 
 @contextmanager

@@ -46,6 +46,7 @@ class FakeServer:
     counts: bool = True
     counts_all: bool = True
     models_there: tuple[str, ...] = ("fake", "other")
+    answers_to: tuple[str, ...] = ("fake",)
     is_strict: bool = False
     limit_field: str = "max_tokens"
     seed_field: str = "seed"
@@ -83,7 +84,7 @@ class FakeServer:
     async def answer(self, path: str, body: dict[str, Any], key: str | None) -> web.Response:
         if self.api_key and key != f"Bearer {self.api_key}":
             return _error(401, "Incorrect API key provided")
-        if body["model"] != "fake":
+        if body["model"] not in self.answers_to:
             return _error(404, f"The model `{body['model']}` does not exist.")
         if not (self.has_chat if path.endswith("chat/completions") else self.has_text):
             return web.json_response({"detail": "Not Found"}, status=404)

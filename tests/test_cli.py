@@ -218,6 +218,7 @@ MAY_IMPORT = {
         *("recipe.lineage", "recipe.plugin_schema", "recipe.source_hash", "checkpoints"),
         # what stages say of their settings, and the choices that their fields have
         *("trainers.compat", "trainers.ppo.rules", "trainers.stage_rules", "trainers.tool_rules", "training_data."),
+        *("backends.engines", "trainers.vllm_rules"),
         *("engine.trace", "evaluation.missing"),
     ),
 }

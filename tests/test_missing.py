@@ -41,7 +41,7 @@ def backends(monkeypatch: pytest.MonkeyPatch) -> dict[str, Scripted]:
     models = {"sft": Flaky("sft", FLAKY), "base": Flaky("base", script("0000", "2222", "2222", "4444"))}
 
     @contextmanager
-    def opened(artifact: ModelArtifact) -> Iterator[Scripted]:
+    def opened(artifact: ModelArtifact, *_: Any) -> Iterator[Scripted]:
         yield models[artifact.name]
 
     monkeypatch.setattr("posttrain_plugins.backends.open.opened", opened)

@@ -95,7 +95,7 @@ def backends(monkeypatch: pytest.MonkeyPatch) -> dict[str, Scripted]:
     models = {name: Scripted(name, script) for name, script in SCRIPTS.items()}
 
     @contextmanager
-    def opened(artifact: ModelArtifact) -> Iterator[Scripted]:
+    def opened(artifact: ModelArtifact, *_: Any) -> Iterator[Scripted]:
         models[artifact.name].opened += 1
         yield models[artifact.name]
 

@@ -60,7 +60,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
 
     @contextmanager
-    def open_model(artifact: ModelArtifact) -> Iterator[Any]:
+    def open_model(artifact: ModelArtifact, *_: Any) -> Iterator[Any]:
         names.append(artifact.name)
         yield MODELS[artifact.name]
 

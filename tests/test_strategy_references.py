@@ -542,8 +542,8 @@ def test_backends_of_servers_and_engines() -> None:
     with pytest.raises(InputError, match=r"cannot reach the endpoint http://127\.0\.0\.1:9/v1") as caught:
         api.backend("http://127.0.0.1:9/v1")  # it would have been asked which models it has
     assert caught.value.hint
-    with pytest.raises(InputError, match="engine is 'vlm', expected 'transformers' or 'vllm'"):
-        api.backend("/nowhere", engine="vlm")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="engine is 'vlm', expected 'transformers', 'vllm' or the URL"):
+        api.backend("/nowhere", engine="vlm")
 
 
 def test_an_evaluation_from_the_command_line_knows_runs_too(folder: Path, artifacts: dict[str, Artifact]) -> None:

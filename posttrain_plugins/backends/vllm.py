@@ -20,6 +20,7 @@ from typing import Any
 
 from posttrain_plugins.backends.protocol import Capabilities
 from posttrain_plugins.backends.transformers.backend import load_tokenizer, render, sampling_defaults
+from posttrain_plugins.backends.transformers.chat import parse_tool_calls, show_tools, takes_tools
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.folder import adapter_config, adapters_in, base_of
 from posttrain_plugins.text.readers import template_opens_thought
@@ -40,6 +41,7 @@ class VLLMBackend:
             attention.
         options: `vllm.LLM`'s own, such as `gpu_memory_utilization`, `tensor_parallel_size`, `max_model_len`.
         identity: which weights these are, for request keys; by default the path.
+        chat_template: in place of the one that lies beside the model.
 
     Raises:
         InputError: where vLLM is not installed, or an adapter is not a LoRA that it can serve.
@@ -50,8 +52,6 @@ class VLLMBackend:
         >>> solve(SelfConsistency(n=8), problems, backend=backend)                          # doctest: +SKIP
     """
 
-    capabilities = Capabilities()
-
     def __init__(
         self,
         model: Any,
@@ -59,6 +59,7 @@ class VLLMBackend:
         loading: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
         identity: str | None = None,
+        chat_template: str | None = None,
     ) -> None:
         self._vllm = _import_vllm()
         is_path = isinstance(model, str | Path)
@@ -68,7 +69,9 @@ class VLLMBackend:
         self._path = model if is_path else config.model
         self._revision = (loading or {}).get("model_revision")
         self.identity = identity or str(self._path)
-        self.tokenizer = load_tokenizer(model, loading) if is_path else model.get_tokenizer()
+        self.tokenizer = load_tokenizer(model, loading, chat_template) if is_path else model.get_tokenizer()
+        show_tools(self.tokenizer)
+        self.capabilities = Capabilities(tools=takes_tools(self.tokenizer))
         self.max_model_len = int(config.max_model_len)
 
     def generate(
@@ -77,10 +80,14 @@ class VLLMBackend:
         """See `Backend.generate`."""
         names, prompts, params = [], [], []
         for i, (request, of_request) in enumerate(zip(batch, seeds, strict=True)):
-            ids = render(self.tokenizer, request.prompt)
+            try:
+                ids, error = render(self.tokenizer, request.prompt, request.tools), ""
+            except InputError as refusal:  # one prompt that the template refuses fails its own samples, not the wave
+                ids, error = [], str(refusal)
+            if len(ids) >= self.max_model_len:  # vLLM refuses the whole wave for one such prompt
+                error = f"no room for a completion after {len(ids)} prompt tokens"
             for j, seed in enumerate(of_request):
-                if len(ids) >= self.max_model_len:  # vLLM refuses the whole wave for one such prompt
-                    error = f"no room for a completion after {len(ids)} prompt tokens"
+                if error:
                     yield i, j, Completion(text="", finish_reason="error", error=error)
                     continue
                 names.append((i, j))
@@ -90,7 +97,7 @@ class VLLMBackend:
             return
         outputs = self.llm.generate(prompts, params, use_tqdm=False, lora_request=self._lora)
         for (i, j), output in zip(names, outputs, strict=True):
-            yield i, j, _completion(output, batch[i].params, is_first=j == 0)
+            yield i, j, self._completion(output, batch[i], is_first=j == 0)
 
     @cached_property
     def opens_thought(self) -> bool:
@@ -122,6 +129,34 @@ class VLLMBackend:
             stop=list(params.stop),
             seed=seed,
             logprobs=params.top_logprobs if params.logprobs or params.top_logprobs else None,
+        )
+
+    def _completion(self, output: Any, request: Generate, is_first: bool) -> Completion:
+        """Return the completion of a row; the prompt was read once for all of its request, and counts on the first."""
+        (drawn,) = output.outputs
+        params, ids, text = request.params, list(drawn.token_ids), drawn.text
+        usage = Usage(prompt_tokens=len(output.prompt_token_ids) if is_first else 0, completion_tokens=len(ids))
+        if drawn.finish_reason not in ("stop", "length"):
+            return Completion(text, "error", usage, error=f"vLLM ended the completion: {drawn.finish_reason}")
+        places = drawn.logprobs or []
+        confidences = None
+        if params.top_logprobs:
+            confidences = []
+            for place in places:  # the drawn token stands there too: one more than asked for where it is not among them
+                top = sorted((float(entry.logprob) for entry in place.values()), reverse=True)[: params.top_logprobs]
+                confidences.append(-sum(top) / len(top))
+        calls: list[dict[str, Any]] = []
+        if request.tools:
+            text, calls = parse_tool_calls(self.tokenizer, output.prompt_token_ids, ids, text, request.tools)
+        return Completion(
+            text=text,
+            finish_reason="tool_calls" if calls else drawn.finish_reason,
+            usage=usage,
+            token_ids=ids if params.logprobs else None,
+            logprobs=[place[i].logprob for i, place in zip(ids, places, strict=True)] if params.logprobs else None,
+            stop_reason=drawn.stop_reason if isinstance(drawn.stop_reason, str) else None,
+            confidences=confidences,
+            tool_calls=calls or None,
         )
 
 
@@ -170,28 +205,3 @@ def _rank(adapter: Mapping[str, Any]) -> int:
         if rank >= widest:
             return rank
     raise InputError(f"the adapter's rank is {widest}, expected {RANKS[-1]} at most", hint="merge it into its base")
-
-
-def _completion(output: Any, params: SamplingParams, is_first: bool) -> Completion:
-    """Return the one completion of a row; the prompt was read once for all of its request, and counts on the first."""
-    (drawn,) = output.outputs
-    ids = list(drawn.token_ids)
-    usage = Usage(prompt_tokens=len(output.prompt_token_ids) if is_first else 0, completion_tokens=len(ids))
-    if drawn.finish_reason not in ("stop", "length"):
-        return Completion(drawn.text, "error", usage, error=f"vLLM ended the completion: {drawn.finish_reason}")
-    places = drawn.logprobs or []
-    confidences = None
-    if params.top_logprobs:
-        confidences = []
-        for place in places:  # the drawn token stands there too, so one more than asked for where it is not among them
-            top = sorted((float(entry.logprob) for entry in place.values()), reverse=True)[: params.top_logprobs]
-            confidences.append(-sum(top) / len(top))
-    return Completion(
-        text=drawn.text,
-        finish_reason=drawn.finish_reason,
-        usage=usage,
-        token_ids=ids if params.logprobs else None,
-        logprobs=[place[i].logprob for i, place in zip(ids, places, strict=True)] if params.logprobs else None,
-        stop_reason=drawn.stop_reason if isinstance(drawn.stop_reason, str) else None,
-        confidences=confidences,
-    )

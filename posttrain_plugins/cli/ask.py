@@ -13,6 +13,7 @@ import typer
 
 from posttrain_plugins.cli.options import (
     RUNS,
+    EngineOption,
     JsonOption,
     MaxTokensOption,
     ModelArgument,
@@ -23,7 +24,9 @@ from posttrain_plugins.cli.options import (
     TemperatureOption,
     TopKOption,
     TopPOption,
+    VLLMOption,
     read_budget,
+    read_options,
 )
 from posttrain_plugins.cli.output import err, quiet
 from posttrain_plugins.errors import InputError, StageFailed
@@ -63,6 +66,8 @@ def ask(
     served_model: Annotated[
         str | None, typer.Option(help="The model's name on the server, where MODEL is a URL.")
     ] = None,
+    engine: EngineOption = "transformers",
+    vllm: VLLMOption = None,
     reader: ReaderOption = "auto",
     trace: Annotated[bool, typer.Option("--trace", help="Show the tree of all that was asked, on stderr.")] = False,
     trace_html: Annotated[
@@ -79,6 +84,7 @@ def ask(
     `posttrain ask http://localhost:8000/v1 "2+2=?" --served-model Qwen/Qwen3-0.6B`.
     """
     from posttrain_plugins import api
+    from posttrain_plugins.backends.engines import check_engine
     from posttrain_plugins.backends.markers import unknown_markers
     from posttrain_plugins.cli.progress_bar import progress_bar
     from posttrain_plugins.engine.scoring import check_columns
@@ -90,6 +96,7 @@ def ask(
     from posttrain_plugins.types import Problem, SamplingParams
 
     check_reader(reader)
+    check_engine(engine, for_vllm := read_options(vllm, "vllm"))
     # all that can be wrong in the user's words is found before a model is loaded, which may take minutes
     prompts, columns = _questions(question or [], file, system)
     options: dict[str, Any] = {"tools": toolbox(registry.import_object(target) for target in tool)} if tool else {}
@@ -105,7 +112,7 @@ def ask(
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
     with progress_bar(console) as progress:
         try:
-            policy = api.backend(model, model=served_model, runs_dir=runs_dir)
+            policy = api.backend(model, model=served_model, engine=engine, options=for_vllm or None, runs_dir=runs_dir)
         except (OSError, ValueError) as cause:  # what transformers raises for a model that is not there
             raise InputError(f"model {model!r} cannot be loaded: {str(cause).partition(chr(10))[0]}") from cause
         drawn = getattr(policy, "sampling_defaults", {}) | {k: v for k, v in given.items() if v is not None}

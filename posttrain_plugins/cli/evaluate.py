@@ -10,12 +10,15 @@ import typer
 from posttrain_plugins.cli.options import (
     RUNS,
     BudgetOption,
+    EngineOption,
     JsonOption,
     MaxTokensOption,
     ModelArgument,
     RunsOption,
     SeedOption,
+    VLLMOption,
     read_budget,
+    read_options,
 )
 from posttrain_plugins.cli.runs import run_and_show
 
@@ -43,6 +46,8 @@ def evaluate(
     max_missing: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of answers that may be missing; they widen the intervals.")
     ] = 0.01,
+    engine: EngineOption = "transformers",
+    vllm: VLLMOption = None,
     seed: SeedOption = 0,
     runs_dir: RunsOption = RUNS,
     as_json: JsonOption = False,
@@ -63,6 +68,9 @@ def evaluate(
         "temperature": temperature,
         "max_missing": max_missing,
     }
+    # only what was given: the stage's own defaults hold otherwise
+    settings |= {"engine": engine} if engine != "transformers" else {}
+    settings |= {"vllm": read_options(vllm, "vllm")} if vllm else {}
     if budget:
         # as a recipe writes them: a limit that is not set is not named
         limits = [asdict(read_budget(text)) for text in budget]

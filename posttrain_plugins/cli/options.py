@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "RUNS",
     "BudgetOption",
+    "EngineOption",
     "JsonOption",
     "LaunchOption",
     "MaxTokensOption",
@@ -33,7 +34,9 @@ __all__ = [
     "TemperatureOption",
     "TopKOption",
     "TopPOption",
+    "VLLMOption",
     "read_budget",
+    "read_options",
     "read_pairs",
     "run_folder",
     "with_launch",
@@ -95,6 +98,14 @@ ReaderOption = Annotated[
         metavar="READER",
         help="How answers are read: auto, marked, boxed, tag, last_number, whole, regex:PATTERN.",
     ),
+]
+EngineOption = Annotated[
+    str,
+    typer.Option(metavar="ENGINE", help="What runs the model: transformers, vllm, or the URL of a server that has it."),
+]
+VLLMOption = Annotated[
+    list[str] | None,
+    typer.Option("--vllm", metavar="KEY=VALUE", help="Of vLLM's engine: `max_model_len=4096` (repeatable)."),
 ]
 SeedOption = Annotated[int, typer.Option(help="The same seed gives the same answers.")]
 
@@ -162,6 +173,23 @@ def with_launch(overrides: Sequence[str], launch: str | None, num_processes: int
     given = [] if launch is None else [f"config: {json.dumps(launch)}"]
     given += [] if num_processes is None else [f"num_processes: {num_processes}"]
     return [*overrides, f"launch={{{', '.join(given)}}}"]
+
+
+def read_options(texts: Sequence[str] | None, what: str) -> dict[str, Any]:
+    """Read `KEY=VALUE` options whose values are YAML, as in a recipe.
+
+    Raises:
+        InputError: one without a name, or a value that is no YAML.
+    """
+    from posttrain_plugins.recipe.read.document import parse_value
+
+    options: dict[str, Any] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not (equals and name.isidentifier() and value):
+            raise InputError(f"{what} {text!r} cannot be read", hint="write KEY=VALUE, for instance max_model_len=4096")
+        options[name] = parse_value(value)
+    return options
 
 
 def run_folder(name: str, runs_dir: Path) -> Path:

@@ -8,7 +8,17 @@ from typing import Annotated
 
 import typer
 
-from posttrain_plugins.cli.options import RUNS, ReaderOption, RunsOption, ScorerOption, read_budget, read_pairs
+from posttrain_plugins.cli.options import (
+    RUNS,
+    EngineOption,
+    ReaderOption,
+    RunsOption,
+    ScorerOption,
+    VLLMOption,
+    read_budget,
+    read_options,
+    read_pairs,
+)
 from posttrain_plugins.cli.output import err, quiet
 
 __all__ = ["serve"]
@@ -44,6 +54,8 @@ def serve(
     grace_s: Annotated[
         float, typer.Option(min=0.0, help="How long requests may go on after Ctrl-C or SIGTERM.")
     ] = 30.0,
+    engine: EngineOption = "transformers",
+    vllm: VLLMOption = None,
     reader: ReaderOption = "auto",
     dtype: Annotated[str | None, typer.Option(help="Of the weights, such as bfloat16.")] = None,
     load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="Quantize with bitsandbytes.")] = False,
@@ -74,6 +86,8 @@ def serve(
         api_key=api_key or None,
         allowed_hosts=allowed_host or (),
         limits=RequestLimits(max_tokens, max_n, max_body_bytes=max_body_kib * 1024, budget=read_budget(budget)),
+        engine=engine,
+        vllm=read_options(vllm, "vllm"),
         reader=check_reader(reader),
         threads=max_concurrent,
         grace_s=grace_s,

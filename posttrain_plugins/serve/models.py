@@ -15,9 +15,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from posttrain_plugins import api
+from posttrain_plugins.backends.engines import TRANSFORMERS
 from posttrain_plugins.backends.protocol import AnyBackend
 from posttrain_plugins.backends.transformers.backend import TransformersBackend, load_tokenizer
 from posttrain_plugins.errors import InputError
@@ -30,6 +32,7 @@ from posttrain_plugins.types import Completion, Generate, server_of
 
 __all__ = ["Served", "open_models", "parse_models"]
 
+NONE: Mapping[str, Any] = MappingProxyType({})
 NAME = re.compile(r"[A-Za-z0-9][\w.:/+-]*")
 
 
@@ -85,7 +88,13 @@ def parse_models(texts: Sequence[str]) -> dict[str, str]:
     return named
 
 
-def open_models(models: Mapping[str, str], runs_dir: Path, loading: Mapping[str, Any]) -> dict[str, Served]:
+def open_models(
+    models: Mapping[str, str],
+    runs_dir: Path,
+    loading: Mapping[str, Any],
+    engine: str = TRANSFORMERS,
+    vllm: Mapping[str, Any] = NONE,
+) -> dict[str, Served]:
     """Load every model, or lay an adapter over a base that is there already.
 
     A model that holds several adapters is served as `NAME+ADAPTER`, each.
@@ -94,10 +103,12 @@ def open_models(models: Mapping[str, str], runs_dir: Path, loading: Mapping[str,
         models: name -> model, as `parse_models` gives them.
         runs_dir: where `RUN:STAGE` is looked up.
         loading: TRL `ModelConfig` fields for all of them; a stage's model is loaded as in its recipe otherwise.
+        engine: what runs those that are no servers; only transformers shares a base.
+        vllm: options for vLLM.
     """
     outside = NameResolver(runs_dir.resolve())
     models = {n: one for name, model in models.items() for n, one in outside.each(name, model).items()}
-    sources = [_UnloadedModel(name, model, runs_dir, loading) for name, model in models.items()]
+    sources = [_UnloadedModel(name, model, runs_dir, loading, engine, vllm) for name, model in models.items()]
     shared: dict[Hashable, _SharedBase] = {}
     opened: dict[str, Served] = {}
     # Adapters first: the base that comes with them is then served too, and not loaded a second time.
@@ -116,11 +127,21 @@ def open_models(models: Mapping[str, str], runs_dir: Path, loading: Mapping[str,
 class _UnloadedModel:
     """A model before it is loaded: where it lies, how it is loaded, and with what it can share a base."""
 
-    def __init__(self, name: str, model: str, runs_dir: Path, loading: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: str,
+        runs_dir: Path,
+        loading: Mapping[str, Any],
+        engine: str = TRANSFORMERS,
+        vllm: Mapping[str, Any] = NONE,
+    ) -> None:
         self.name = name
         self.model = model
         self.runs_dir = runs_dir
         self.given = loading
+        is_elsewhere = server_of(model) is not None
+        self.engine, self.options = (TRANSFORMERS, None) if is_elsewhere else (engine, dict(vllm) or None)
         found = NameResolver(runs_dir.resolve()).model(model)
         self.path = found.path
         self.loading = {**found.loading, **loading}
@@ -136,6 +157,8 @@ class _UnloadedModel:
             self.config.get("peft_type") == "LORA" and self.config.get("bias") == "none" and not moves_base(self.config)
         )
         # A critic or a second adapter is a part of what is served, and switching the first would leave it behind.
+        if self.engine != TRANSFORMERS:
+            return None
         if server_of(self.model) or shared_critic_in(self.path) is not None or len(adapters_in(self.path)) > 1:
             return None
         if self.is_adapter and (not is_plain or any(self.config.get(name) for name in more)):
@@ -148,7 +171,7 @@ class _UnloadedModel:
     def load(self) -> Any:
         given = {} if server_of(self.model) else self.given
         try:
-            return api.backend(self.model, runs_dir=self.runs_dir, **given)
+            return api.backend(self.model, runs_dir=self.runs_dir, engine=self.engine, options=self.options, **given)
         except (OSError, ValueError) as cause:  # what transformers raises for a model that is not there
             raise InputError(f"model {self.model!r} cannot be loaded: {str(cause).partition(chr(10))[0]}") from cause
 
@@ -189,9 +212,13 @@ class _OnSharedBase:
         self._backend = backend
         self._switch = switch
 
+    def switched(self) -> AbstractContextManager[None]:
+        """Return the context within which the shared model is this one."""
+        return self._switch() or nullcontext()  # `set_adapter` gives nothing, `disable_adapter` a context
+
     def generate(
         self, batch: Sequence[Generate], seeds: Sequence[Sequence[int]]
     ) -> Iterator[tuple[int, int, Completion]]:
         """See `Backend.generate`."""
-        with self._switch() or nullcontext():  # `set_adapter` gives nothing, `disable_adapter` a context
+        with self.switched():
             yield from self._backend.generate(batch, seeds)

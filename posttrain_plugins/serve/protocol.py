@@ -4,7 +4,8 @@ Reference: https://platform.openai.com/docs/api-reference/chat.
 
 1. A last message of role `assistant` is gone on from (a prefill), and the answer holds only what is new.
 2. `max_tokens` is 1024 unless told, for text completions too, where OpenAI has 16.
-3. Two more fields: `trace` (the answer brings every request that a strategy made), `budget` (`{"tokens": 500}`).
+3. Text completions take prompts of token ids, `echo` and `logprobs` up to 5, as programs that measure likelihoods ask.
+4. Two more fields: `trace` (the answer brings every request that a strategy made), `budget` (`{"tokens": 500}`).
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from posttrain_plugins.types import Budget, Prompt, SamplingParams
 __all__ = ["ApiRequest", "RequestLimits", "capped", "read_body", "read_chat", "read_completion"]
 
 MAX_STOPS = 16
+MAX_LOGPROBS = 5
 
 COMMON = {
     "model", "stream", "stream_options", "n", "temperature", "top_p", "max_tokens", "stop", "seed", "logprobs",
     "trace", "budget",
 }  # fmt: skip
 CHAT = COMMON | {"messages", "max_completion_tokens", "tools", "tool_choice", "top_logprobs"}
-COMPLETION = COMMON | {"prompt"}
+COMPLETION = COMMON | {"prompt", "echo"}
 
 IGNORED = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
@@ -38,7 +40,6 @@ IGNORED = {
 NEUTRAL: dict[str, list[Any]] = {
     "audio": [],
     "best_of": [1],
-    "echo": [False],
     "frequency_penalty": [0],
     "function_call": ["none"],
     "functions": [[]],
@@ -94,11 +95,14 @@ class ApiRequest:
         model: as the client names it, `NAME` or `NAME@STRATEGY`.
         params: how completions are drawn.
         prompts: one for a chat; one or more for text completions.
+        prompt_ids: token ids of the prompts, where the client sent these; `prompts` are then made of them.
         n: completions of each prompt.
         tools: JSON schemas of functions that the model may call.
         seed: the same seed gives the same answer; None draws one.
         budget: the server's and the request's, the lower of each.
         is_chat: a chat, or a text completion.
+        is_echoed: the prompt stands before the completion, with its log-probabilities where these are asked for.
+        likeliest: how many of the likeliest tokens are told at each place.
         is_streamed: answered as server-sent events.
         with_usage: these end with the usage.
         with_trace: the answer brings the trace.
@@ -107,11 +111,14 @@ class ApiRequest:
     model: str
     params: SamplingParams
     prompts: tuple[Prompt, ...] = ()
+    prompt_ids: tuple[tuple[int, ...], ...] = ()
     n: int = 1
     tools: tuple[Mapping[str, Any], ...] = ()
     seed: int | None = None
     budget: Budget = NO_BUDGET
     is_chat: bool = True
+    is_echoed: bool = False
+    likeliest: int = 0
     is_streamed: bool = False
     with_usage: bool = False
     with_trace: bool = False
@@ -158,13 +165,14 @@ def read_completion(body: Mapping[str, Any], limits: RequestLimits) -> ApiReques
         ApiError: 400, with the field's name as `param`.
     """
     request = _request(body, COMPLETION, ("max_tokens",), limits)
-    if integer(body, "logprobs", 0, 0, 5):  # a number here, where a chat has true or false
-        raise refused("logprobs", f"{body['logprobs']}, only 0 is supported: the drawn tokens' own")
-    prompts = strings(body.get("prompt"), "prompt", limits.max_prompts, "; token ids are not supported")
-    if not prompts:
+    likeliest = integer(body, "logprobs", 0, 0, MAX_LOGPROBS)  # a number here, where a chat has true or false
+    ids = _token_ids(body.get("prompt"), limits.max_prompts)
+    prompts = () if ids else strings(body.get("prompt"), "prompt", limits.max_prompts, " or of token ids")
+    if not (prompts or ids):
         raise refused("prompt", "[], expected at least one string")
     params = replace(request.params, logprobs=body.get("logprobs") is not None)  # 0 asks for the drawn tokens' own
-    return replace(request, params=params, prompts=prompts, is_chat=False)
+    asked = {"is_echoed": flag(body, "echo"), "likeliest": likeliest}
+    return replace(request, params=params, prompts=prompts, prompt_ids=ids, is_chat=False, **asked)
 
 
 def capped(asked: Budget, limit: Budget) -> Budget:
@@ -217,6 +225,22 @@ def _request(
         with_usage=flag(options or {}, "include_usage"),
         with_trace=flag(body, "trace"),
     )
+
+
+def _token_ids(value: Any, at_most: int) -> tuple[tuple[int, ...], ...]:
+    """Read one prompt of token ids or several; none where the value is something else."""
+
+    def is_prompt(one: Any) -> bool:
+        return (
+            isinstance(one, list) and bool(one) and all(type(i) is int and i >= 0 for i in one)
+        )  # True is an int, too
+
+    found = [value] if is_prompt(value) else value
+    if not isinstance(found, list) or not found or not all(map(is_prompt, found)):
+        return ()
+    if len(found) > at_most:
+        raise refused("prompt", f"{len(found)} prompts, expected at most {at_most}")
+    return tuple(map(tuple, found))
 
 
 def _budget(value: Any) -> Budget:

@@ -3,7 +3,9 @@
 1. `usage` counts every role, a judge and a reward model too; `usage.roles` has each of them.
 2. A text is known when it is finished, so a stream is the finished text in pieces.
 3. `stop_reason` is the stop string that ended a completion, as vLLM tells it.
-4. `posttrain` holds what OpenAI's protocol has no place for: the extracted answer, the budget that ended a strategy,
+4. Log-probabilities of echoed prompts, and those of the likeliest tokens, are the model's own, at temperature 1; the
+   first token of a prompt has none.
+5. `posttrain` holds what OpenAI's protocol has no place for: the extracted answer, the budget that ended a strategy,
    and the trace, where the request asks for it.
 """
 
@@ -16,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from posttrain_plugins.backends.transformers.likelihood import TokenScore
 from posttrain_plugins.serve.protocol import ApiRequest
 from posttrain_plugins.types import Completion, Result, Usage
 
@@ -26,10 +29,19 @@ PIECE_CHARS = 32  # about a line of a chat at a time
 
 @dataclass(frozen=True)
 class Choice:
-    """One text that the client is given; `tokens` are its tokens as text, where log-probabilities were asked for."""
+    """One text that the client is given.
+
+    Args:
+        completion: what was drawn.
+        tokens: its tokens as text, where log-probabilities were asked for; those of an echoed prompt before them.
+        scores: what the model says of each of these tokens, where more was asked for than a draw tells.
+        prompt: the text of an echoed prompt.
+    """
 
     completion: Completion
     tokens: Sequence[str] = ()
+    scores: Sequence[TokenScore] | None = None
+    prompt: str = ""
 
     def to_json(self, index: int, is_chat: bool) -> dict[str, Any]:
         """Return the choice as it stands in a whole answer."""
@@ -37,9 +49,14 @@ class Choice:
         ended = {"finish_reason": completion.finish_reason, "stop_reason": completion.stop_reason}
         logprobs: dict[str, Any] | None = None
         if not is_chat:
+            if self.scores is not None:
+                told: list[Any] = [score.logprob for score in self.scores]
+                top: list[Any] | None = [score.likeliest or None for score in self.scores]
+            else:
+                told, top = completion.logprobs or [], None
             if completion.logprobs is not None:
-                logprobs = {"tokens": list(self.tokens), "token_logprobs": completion.logprobs, "top_logprobs": None}
-            return {"index": index, "text": completion.text, "logprobs": logprobs, **ended}
+                logprobs = {"tokens": list(self.tokens), "token_logprobs": told, "top_logprobs": top}
+            return {"index": index, "text": self.prompt + completion.text, "logprobs": logprobs, **ended}
         if completion.logprobs is not None:
             pairs = zip(self.tokens, completion.logprobs, strict=True)
             content = [
@@ -65,7 +82,7 @@ class Choice:
     def chunks(self, index: int, is_chat: bool) -> Iterator[dict[str, Any]]:
         """Yield the choice in pieces, the last of which says how it ended."""
         whole = self.to_json(index, is_chat)
-        text = self.completion.text
+        text = self.prompt + self.completion.text
         pieces = [text[start : start + PIECE_CHARS] for start in range(0, len(text), PIECE_CHARS)]
         unfinished = {"index": index, "logprobs": None, "finish_reason": None}
         if not is_chat:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from posttrain_plugins.backends.engines import check_engine
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.recipe.run.ad_hoc import NameResolver
 from posttrain_plugins.serve.model_thread import ModelThread
@@ -39,6 +40,8 @@ def serve(
     threads: int = 64,
     grace_s: float = 30.0,
     reader: str = "auto",
+    engine: str = "transformers",
+    vllm: Mapping[str, Any] | None = None,
     runs_dir: Path = Path("runs"),
     loading: Mapping[str, Any] | None = None,
     tell: Callable[[str], None] = print,
@@ -57,6 +60,8 @@ def serve(
         threads: calls at work at once.
         grace_s: how long calls may go on after the signal; what is not done by then is answered with 503.
         reader: how strategies read answers (`text/readers.py`).
+        engine: what runs the models that are no servers: `transformers`, `vllm`, or the URL of a server that has them.
+        vllm: options for vLLM, in each of its engines.
         runs_dir: where `RUN:STAGE` is looked up.
         loading: TRL `ModelConfig` fields for every model.
         tell: is given the lines that a person reads.
@@ -71,12 +76,15 @@ def serve(
     if missing:
         hint = "pip install 'posttrain-plugins[serve]'"
         raise InputError(f"the server needs {' and '.join(missing)}, which are not installed", hint=hint)
+    check_engine(engine, vllm or {})
     named = parse_models(models)  # names first, the port next, models last: what fails soonest costs least
     outside = NameResolver.with_scorers(runs_dir.resolve(), scorers or {})
     with listening(host, port) as listener:
         model_thread = ModelThread()
         known = Strategies(list(named), model_thread, dict(outside.scorers), strategies or {}, runs_dir)
-        service = Service(open_models(named, runs_dir, loading or {}), known, model_thread, limits, reader)
+        service = Service(
+            open_models(named, runs_dir, loading or {}, engine, vllm or {}), known, model_thread, limits, reader
+        )
         if api_key is None and host not in LOOPBACK:
             tell(f"warning: whoever reaches {host} can use this server; --api-key KEY asks for a key")
         # Behind a key and open to the network it is called by names that nobody can list; foreign pages stay out.

@@ -9,17 +9,19 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from posttrain_plugins.backends.protocol import Backend
 from posttrain_plugins.backends.transformers.backend import render
+from posttrain_plugins.backends.transformers.likelihood import token_scores
 from posttrain_plugins.engine.solve import solve
 from posttrain_plugins.engine.trace import failures_of
 from posttrain_plugins.errors import InputError, Interrupted, PosttrainError
 from posttrain_plugins.plugins import registry
-from posttrain_plugins.serve.fields import ApiError
+from posttrain_plugins.serve.fields import ApiError, shown
 from posttrain_plugins.serve.model_thread import ModelThread
 from posttrain_plugins.serve.models import Served
 from posttrain_plugins.serve.protocol import ApiRequest, RequestLimits
@@ -89,8 +91,16 @@ class Service:
         if at and asked.n > 1:
             message = f"n: {asked.n}, expected 1: a strategy gives one answer"
             raise ApiError(400, message, code="invalid_value", param="n")
-        for field_name, is_given in (("tools", asked.tools), ("logprobs", asked.params.logprobs)):
-            if is_given and (at or not getattr(served.backend.capabilities, field_name)):
+        # what a forward pass over given tokens tells, beside what a draw tells
+        needs_scores = asked.is_echoed or asked.likeliest > 0
+        can_score = hasattr(served.backend, "model") and hasattr(served.backend, "tokenizer")
+        for field_name, is_given, can in (
+            ("tools", asked.tools, served.backend.capabilities.tools),
+            ("logprobs", asked.params.logprobs, served.backend.capabilities.logprobs),
+            ("echo" if asked.is_echoed else "logprobs", needs_scores, can_score),
+            ("prompt", asked.prompt_ids, hasattr(served.backend, "tokenizer")),
+        ):
+            if is_given and (at or not can):
                 who = f"model {served.name!r} does not support this"
                 why = "not supported together with a strategy" if at else who
                 raise ApiError(
@@ -102,6 +112,9 @@ class Service:
             raise ApiError(400, f"model: {error}", code="invalid_strategy", param="model") from error
         except PosttrainError as error:
             raise ApiError(500, str(error), code="failed") from error
+        if asked.prompt_ids:
+            texts = self.model_thread.call(partial(_texts_of, served.backend, asked.prompt_ids))
+            asked = replace(asked, prompts=texts)
         if hasattr(served.backend, "tokenizer"):
             for prompt in asked.prompts:  # there: a fast tokenizer that two threads use raises "Already borrowed"
                 self.model_thread.call(partial(_check_prompt, served.backend, prompt, asked.tools))
@@ -139,7 +152,9 @@ class Service:
             raise ApiError(400, str(error), code="invalid_value", param="model") from error
         except PosttrainError as error:
             raise ApiError(500, str(error), code="failed") from error
-        choices = [self._choices(active, plain.drawn.get(str(i)), result) for i, result in enumerate(results)]
+        choices = [
+            self._choices(active, asked.prompts[i], plain.drawn.get(str(i)), result) for i, result in enumerate(results)
+        ]
         return ApiReply(asked, [choice for of_prompt in choices for choice in of_prompt], results)
 
     def listing(self) -> list[dict[str, Any]]:
@@ -158,7 +173,9 @@ class Service:
         hint = registry.suggest(name, known) or f"known: {', '.join(known)}"
         return ApiError(404, f"no model {name!r} is served; {hint}", code="model_not_found", param="model")
 
-    def _choices(self, active: ActiveRequest, drawn: list[Completion] | None, result: Result) -> list[Choice]:
+    def _choices(
+        self, active: ActiveRequest, prompt: Prompt, drawn: list[Completion] | None, result: Result
+    ) -> list[Choice]:
         """Return what the client is given for one prompt; `drawn` is what was sampled without a strategy."""
         if result.error is not None:
             raise ApiError(500, f"the strategy failed: {result.error}", code="strategy_failed")
@@ -173,6 +190,11 @@ class Service:
             texts = [(one.text, one.finish_reason) for one in result.candidates] or [("", "length")]
             return [Choice(Completion(text, "length" if why == "length" else "stop")) for text, why in texts]
         tokenizer: Any = getattr(active.served.backend, "tokenizer", None)
+        asked = active.asked
+        if asked.is_echoed or asked.likeliest:
+            score = partial(_scored, active.served.backend, str(prompt), drawn, asked)
+            scored: list[Choice] = self.model_thread.call(score)
+            return scored
         choices = []
         for completion in drawn:
             tokens: list[str] = [""] * len(completion.logprobs or ())  # a server tells probabilities without tokens
@@ -183,6 +205,45 @@ class Service:
         return choices
 
 
+def _texts_of(backend: Any, prompts: Sequence[Sequence[int]]) -> tuple[str, ...]:
+    """Return token ids as text, whose own tokens they must be: a completion is drawn from text.
+
+    Raises:
+        ApiError: 400 for others, such as a word in two halves, or ids that the tokenizer does not know.
+    """
+    found = []
+    for ids in prompts:
+        try:
+            text = str(
+                backend.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            )
+            own = render(backend.tokenizer, text)
+        except Exception as error:  # the boundary of tokenizers
+            message = f"prompt: the model's tokenizer refuses the token ids: {type(error).__name__}: {error}"
+            raise ApiError(400, message, code="invalid_value", param="prompt") from error
+        if own != list(ids):
+            message = f"prompt: {shown(list(ids))} are not the tokens of their own text, {shown(own)}; send the text"
+            raise ApiError(400, message, code="invalid_value", param="prompt")
+        found.append(text)
+    return tuple(found)
+
+
+def _scored(backend: Any, prompt: str, drawn: Sequence[Completion], asked: ApiRequest) -> list[Choice]:
+    """Return choices with what the model says of their tokens, echoed prompt and all."""
+    before = render(backend.tokenizer, prompt)
+    with getattr(backend, "switched", nullcontext)():
+        choices = []
+        for completion in drawn:
+            ids = [*before, *(completion.token_ids or ())]
+            start = 0 if asked.is_echoed else len(before)
+            scores = tokens = None
+            if asked.params.logprobs:
+                scores = token_scores(backend.model, backend.tokenizer, ids, asked.likeliest)[start:]
+                tokens = [backend.tokenizer.decode([token]) for token in ids[start:]]
+            choices.append(Choice(completion, tokens or (), scores, prompt if asked.is_echoed else ""))
+    return choices
+
+
 def _check_prompt(backend: Any, prompt: Prompt, tools: Sequence[Mapping[str, Any]]) -> None:
     """Refuse a prompt that the template does not take, or that leaves no room, before it is drawn with others."""
     field = "prompt" if isinstance(prompt, str) else "messages"
@@ -191,7 +252,9 @@ def _check_prompt(backend: Any, prompt: Prompt, tools: Sequence[Mapping[str, Any
     except Exception as error:  # the boundary of tokenizers and templates
         message = f"{field}: the model's tokenizer or chat template refuses them: {type(error).__name__}: {error}"
         raise ApiError(400, message, code="invalid_value", param=field) from error
-    context = getattr(backend.model.config.get_text_config(), "max_position_embeddings", None)
+    context = getattr(backend, "max_model_len", None)  # vLLM's
+    if context is None:
+        context = getattr(backend.model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None and count >= context:
         message = f"{field}: {count} tokens, expected fewer than the model's context of {context}"
         raise ApiError(400, message, code="context_length_exceeded", param=field)

@@ -45,6 +45,7 @@ from posttrain_plugins.types import (
     StageResult,
     StrategyRef,
     ToolRef,
+    server_of,
 )
 
 if TYPE_CHECKING:  # `validate` and `plan` import this module, and what it runs with takes them longer than the check
@@ -98,6 +99,10 @@ class Evaluate:
         retain: data sets of what should not be forgotten: with a column `text` its perplexity is measured, with
             `prompt` the accuracy of greedy completions by the first reward. Each model is compared with the nearest and
             the first measured model that it was made from, paired by row.
+        engine: what answers for the measured models: `transformers` or `vllm` in this process, or the URL of a server
+            that has them, by the name that each has here or behind a `#`; nothing can tell whether these are the same
+            weights. Models that strategies name are asked as ever.
+        vllm: options of vLLM's own engine, `{tensor_parallel_size: 2, max_model_len: 4096}`.
         require: figure -> what it must be, such as `accuracy: ">=0.8"` or `sft/retain/english/over/base: "<=1.05"`;
             what is missed stands in `details["unmet"]`.
 
@@ -129,6 +134,8 @@ class Evaluate:
     max_trajectory_s: float | None = None
     plot: bool = True
     retain: list[DataRef] = field(default_factory=list)
+    engine: str = "transformers"
+    vllm: dict[str, Any] = field(default_factory=dict)
     require: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -146,9 +153,11 @@ class Evaluate:
             _check_budget(budget)
 
     def issues(self, facts: StageFacts) -> Iterator[Issue]:
-        """Yield why the models cannot be asked with tools."""
+        """Yield why the models cannot be asked with tools, or not by this engine."""
+        from posttrain_plugins.backends.engines import engine_issues
         from posttrain_plugins.trainers import tool_rules
 
+        yield from engine_issues(self.engine, self.vllm, len(self.models))
         yield from tool_rules.draw_concerns(self, facts)
 
     def __call__(self, context: StageContext) -> StageResult:
@@ -185,7 +194,9 @@ class Evaluate:
             for number, artifact in enumerate(models):
                 with ExitStack() as own:
                     # a model may be measured by a strategy that names it as judge: then they are one
-                    policy = backends.get(artifact.name) or own.enter_context(opened(artifact))
+                    policy = backends.get(artifact.name) or own.enter_context(
+                        opened(artifact, self._engine_of(artifact), self.vllm)
+                    )
                     roles = {**backends, "policy": policy}
                     rewards = context.inputs["rewards"]
                     options = (context.seed, context.should_stop, verifiers)
@@ -201,6 +212,11 @@ class Evaluate:
                 for one in measured[artifact.name]:
                     traces.writelines(trace_lines(one.traced, model=artifact.name, measure=one.name))
         return self._report(context, models, problems, measured, kept_known)
+
+    def _engine_of(self, artifact: ModelArtifact) -> str:
+        """Return the engine; of a server that has several models, with the name of this one."""
+        is_shared = len(self.models) > 1 and server_of(self.engine) is not None
+        return f"{self.engine}#{artifact.name}" if is_shared else self.engine
 
     def _measure(self, bench: Bench, context: StageContext, number: int) -> Iterator[Measure]:
         from posttrain_plugins.backends.markers import unknown_markers
@@ -230,8 +246,8 @@ class Evaluate:
             from posttrain_plugins.backends.transformers.likelihood import likelihoods
 
             if not hasattr(policy, "model"):
-                message = f"the perplexity of '{name}' cannot be asked of {policy.identity}: it is a server"
-                raise InputError(message, hint="name a folder or Hub id, or retain prompts in place of text")
+                message = f"the perplexity of '{name}' can only be asked of transformers in this process"
+                raise InputError(message, hint="leave engine out, or retain prompts in place of text")
 
             def tell(done: int, total: int) -> None:
                 context.reporter.progress(done, total, f"windows of {name}", {})

@@ -45,6 +45,8 @@ class GRPO:
         environment_factory: a class with `reset` and a method for each tool, an object of it for each trajectory; or a
             mapping of such classes, by what the rows' column `environment` says.
         max_trajectory_s: seconds after which a rollout's trajectories call no tool any more; None sets no limit.
+        vllm_server: start `vllm serve` for the rollouts, wait for it and stop it with the stage: its options, such as
+            `{devices: "6,7", tensor_parallel_size: 2}`; beside `args: {use_vllm: true, vllm_mode: server}`.
         eval_dataset: measured once at the end, or as `args.eval_strategy` says.
         process_rewards: names of rewards that judge by their `step_scores`, in place of the whole completion.
         separator: what ends a step (`posttrain_plugins.text.steps`).
@@ -68,6 +70,7 @@ class GRPO:
     tools: list[ToolRef] = field(default_factory=list)
     environment_factory: ObjectRef | None = None
     max_trajectory_s: float | None = None
+    vllm_server: dict[str, Any] | None = None
     eval_dataset: DataRef | None = None
     process_rewards: list[str] = field(default_factory=list)
     separator: str = SEPARATOR
@@ -93,6 +96,9 @@ class GRPO:
         limits = {"max_trajectory_s": self.max_trajectory_s}
         others = {"strategy": self.strategy, "process_rewards": by_steps, **limits}
         yield from tool_rules.rollout_concerns(self.tools, self.environment_factory, self.rewards, facts, **others)
+        from posttrain_plugins.trainers.vllm_rules import server_concerns
+
+        yield from server_concerns(self.vllm_server, facts)
         if self.strategy is not None:
             from posttrain_plugins.trainers import strategy_rollouts
 
@@ -105,7 +111,7 @@ class GRPO:
     def __call__(self, context: StageContext) -> StageResult:
         from trl import GRPOConfig, GRPOTrainer
 
-        from posttrain_plugins.trainers import strategy_rollouts, tool_use, training
+        from posttrain_plugins.trainers import strategy_rollouts, tool_use, training, vllm_server
         from posttrain_plugins.trainers.one_base import on_one_base
 
         made_by = strategy_rollouts.hook(context) | tool_use.given_tools(context)
@@ -113,11 +119,15 @@ class GRPO:
         made_by["max_trajectory_s"] = self.max_trajectory_s
         if not self.process_rewards:  # TRL's own class, so that the numbers are those of a plain script
             trainer_class = on_one_base(GRPOTrainer, context.inputs["rewards"])
-            return training.train_with_rewards(context, trainer_class, GRPOConfig, self.args, **made_by)
+            with vllm_server.started(self.vllm_server, context) as told:
+                args = {**self.args, **told}
+                return training.train_with_rewards(context, trainer_class, GRPOConfig, args, **made_by)
         from posttrain_plugins.trainers.ppo import process_rewards
         from posttrain_plugins.trainers.process_grpo import ProcessGRPOTrainer
 
         # the plan has asked the classes; the objects are asked before a model is loaded
         process_rewards.check_names({r.name: r.func for r in context.inputs["rewards"]}, self.process_rewards)
         by_steps = {"process_rewards": self.process_rewards, "step_separator": self.separator}
-        return training.train_with_rewards(context, ProcessGRPOTrainer, GRPOConfig, self.args, **by_steps, **made_by)
+        with vllm_server.started(self.vllm_server, context) as told:
+            args = {**self.args, **told}
+            return training.train_with_rewards(context, ProcessGRPOTrainer, GRPOConfig, args, **by_steps, **made_by)

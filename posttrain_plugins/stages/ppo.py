@@ -47,6 +47,8 @@ class PPO:
         environment_factory: a class with `reset` and a method for each tool, an object of it for each trajectory; or a
             mapping of such classes, by what the rows' column `environment` says.
         max_trajectory_s: seconds after which a rollout's trajectories call no tool any more; None sets no limit.
+        vllm_server: start `vllm serve` for the rollouts, wait for it and stop it with the stage: its options, such as
+            `{devices: "6,7", tensor_parallel_size: 2}`; beside `args: {use_vllm: true, vllm_mode: server}`.
         eval_dataset: measured once at the end, or as `args.eval_strategy` says.
         share_prompts: a prompt is computed once for all of its completions, by the critic too
             (`trainers/shared_prompts.py`): the same numbers up to rounding, and less time the longer prompts are.
@@ -69,6 +71,7 @@ class PPO:
     tools: list[ToolRef] = field(default_factory=list)
     environment_factory: ObjectRef | None = None
     max_trajectory_s: float | None = None
+    vllm_server: dict[str, Any] | None = None
     eval_dataset: DataRef | None = None
     share_prompts: bool = False
     rollouts: Literal["trainer", "engine"] = "trainer"
@@ -94,6 +97,9 @@ class PPO:
         limits = {"max_trajectory_s": self.max_trajectory_s}
         others = {"strategy": self.strategy, "process_rewards": by_steps, **limits}
         yield from tool_rules.rollout_concerns(self.tools, self.environment_factory, self.rewards, facts, **others)
+        from posttrain_plugins.trainers.vllm_rules import server_concerns
+
+        yield from server_concerns(self.vllm_server, facts)
         if self.strategy is not None:
             from posttrain_plugins.trainers import strategy_rollouts
 
@@ -104,7 +110,7 @@ class PPO:
         yield from stage_rules.speed_concerns(facts.args, self.share_prompts, self.rollouts, has_strategy)
 
     def __call__(self, context: StageContext) -> StageResult:
-        from posttrain_plugins.trainers import strategy_rollouts, tool_use, training
+        from posttrain_plugins.trainers import strategy_rollouts, tool_use, training, vllm_server
         from posttrain_plugins.trainers.ppo import process_rewards, rules
         from posttrain_plugins.trainers.ppo.trainer import PPOConfig, PPOTrainer
 
@@ -115,16 +121,17 @@ class PPO:
         rules.check_critic(context.stage, critic)
         # `critic: {use: full}` names an adapter that is none: a critic that trains all of its own copy
         args = {"critic": "separate", **self.args} if critic and critic.config is None else self.args
-        return training.train_with_rewards(
-            context,
-            PPOTrainer,
-            PPOConfig,
-            args,
-            critic_config=critic.config if critic else None,
-            max_trajectory_s=self.max_trajectory_s,
-            share_prompts=self.share_prompts,
-            rollouts=self.rollouts,
-            # a reward model as its plugin: any tokenizer, and adapters
-            **{"reward_funcs": [r.func for r in rewards], **strategy_rollouts.hook(context)},
-            **tool_use.given_tools(context),
-        )
+        with vllm_server.started(self.vllm_server, context) as told:
+            return training.train_with_rewards(
+                context,
+                PPOTrainer,
+                PPOConfig,
+                {**args, **told},
+                critic_config=critic.config if critic else None,
+                max_trajectory_s=self.max_trajectory_s,
+                share_prompts=self.share_prompts,
+                rollouts=self.rollouts,
+                # a reward model as its plugin: any tokenizer, and adapters
+                **{"reward_funcs": [r.func for r in rewards], **strategy_rollouts.hook(context)},
+                **tool_use.given_tools(context),
+            )

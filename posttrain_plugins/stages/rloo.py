@@ -34,6 +34,8 @@ class RLOO:
         rewards: rewards and reward-model stages by name; their `weight` becomes TRL's `reward_weights`. A reward model
             that is an adapter on the policy's base is loaded beside the policy's.
         adapter: what is trainable; everything where it is left out.
+        vllm_server: start `vllm serve` for the rollouts, wait for it and stop it with the stage: its options, such as
+            `{devices: "6,7", tensor_parallel_size: 2}`; beside `args: {use_vllm: true, vllm_mode: server}`.
         eval_dataset: measured once at the end, or as `args.eval_strategy` says.
         share_prompts: a prompt is computed once for all of its completions (`trainers/shared_prompts.py`): the same
             numbers up to rounding, and less time the longer prompts are.
@@ -50,6 +52,7 @@ class RLOO:
     dataset: DataRef
     rewards: list[RewardRef]
     adapter: AdapterRef | None = None
+    vllm_server: dict[str, Any] | None = None
     eval_dataset: DataRef | None = None
     share_prompts: bool = False
     rollouts: Literal["trainer", "engine"] = "trainer"
@@ -61,17 +64,20 @@ class RLOO:
     requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(("dataset", "eval_dataset"), (("prompt",),))
 
     def issues(self, facts: StageFacts) -> Iterator[Issue]:
-        """Yield batches in which there is no prompt to share, and what the engine cannot draw with."""
+        """Yield batches without a prompt to share, what the engine cannot draw with, and a server that cannot start."""
         from posttrain_plugins.trainers import stage_rules
+        from posttrain_plugins.trainers.vllm_rules import server_concerns
 
+        yield from server_concerns(self.vllm_server, facts)
         yield from stage_rules.speed_concerns(facts.args, self.share_prompts, self.rollouts)
 
     def __call__(self, context: StageContext) -> StageResult:
         from trl import RLOOConfig, RLOOTrainer
 
-        from posttrain_plugins.trainers import training
+        from posttrain_plugins.trainers import training, vllm_server
         from posttrain_plugins.trainers.one_base import on_one_base
 
         trainer_class = on_one_base(RLOOTrainer, context.inputs["rewards"])
         faster = {"share_prompts": self.share_prompts, "rollouts": self.rollouts}
-        return training.train_with_rewards(context, trainer_class, RLOOConfig, self.args, **faster)
+        with vllm_server.started(self.vllm_server, context) as told:
+            return training.train_with_rewards(context, trainer_class, RLOOConfig, {**self.args, **told}, **faster)

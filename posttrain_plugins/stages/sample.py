@@ -93,6 +93,10 @@ class Sample:
             `max_tokens` is of what the model writes in it; strategies with tools of their own call these too.
         max_tool_calling_iterations: rounds of calls in a conversation; None sets no limit.
         max_trajectory_s: seconds after which a conversation calls no tool any more.
+        engine: what answers for the model: `transformers` or `vllm` in this process, or the URL of a server
+            that has it, by the name that it has here or behind a `#`; nothing can tell whether these are the same
+            weights. Models that strategies name are asked as ever.
+        vllm: options of vLLM's own engine, `{tensor_parallel_size: 2, max_model_len: 4096}`.
 
     Raises:
         InputError: for fields that do not go together.
@@ -124,6 +128,8 @@ class Sample:
     tools: list[ToolRef] = field(default_factory=list)
     max_tool_calling_iterations: int | None = None
     max_trajectory_s: float | None = None
+    engine: str = "transformers"
+    vllm: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # what no run could make sense of is refused when the recipe is checked, before a model is loaded
@@ -170,9 +176,11 @@ class Sample:
         return {"dataset": tuple(("prompt", text, *verdict) for text in texts for verdict in verdicts)}
 
     def issues(self, facts: StageFacts) -> Iterator[Issue]:
-        """Yield that the first reward cannot label steps, or that the model cannot be shown tools."""
+        """Yield that the first reward cannot label steps, or that the model cannot be shown tools, or asked so."""
+        from posttrain_plugins.backends.engines import engine_issues
         from posttrain_plugins.trainers import tool_rules
 
+        yield from engine_issues(self.engine, self.vllm)
         yield from tool_rules.draw_concerns(self, facts)
         first = next(iter(facts.judges_steps.items()), None)
         if self.keep == "steps" and self.labels == "rules" and first is not None and not first[1]:
@@ -348,7 +356,7 @@ class Sample:
         with ExitStack() as stack:
             backends: dict[str, AnyBackend] = {}
             if policy is not None and needs_model:
-                backends["policy"] = stack.enter_context(opened(policy))
+                backends["policy"] = stack.enter_context(opened(policy, self.engine, self.vllm))
             strategy = context.inputs.get("strategy")
             for role, artifact in strategy.models.items() if strategy else ():
                 # a strategy may name the sampling model itself, as judge of its own drafts: it is loaded once

@@ -21,6 +21,7 @@ they touch below TRL's, PEFT's and transformers' public names stands in `compat`
 | `tool_use.py`, `tool_rules.py`                | tools in training: limits, templates; what is refused of them   |
 | `saved_rollouts.py`, `strategy_rollouts.py`   | what an RL stage sampled, as a data set; rollouts by a strategy |
 | `trajectory.py`                               | a strategy's conversation as tokens, and which of them it wrote |
+| `vllm_server.py`, `vllm_rules.py`             | a vLLM server for the rollouts of one stage; its options        |
 | `ppo/`                                        | PPO, REINFORCE, REINFORCE++ and ReMax on `GRPOTrainer`          |
 | `shared_prompts.py`, `prompt_layout.py`       | a prompt computed once for its completions; the ways to do so   |
 | `engine_rollouts.py`                          | completions drawn by our own decoding                           |

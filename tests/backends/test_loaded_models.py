@@ -14,7 +14,8 @@ import torch
 from tiny_models import CHATS, generate, params, save_head
 from transformers import AutoModelForCausalLM
 
-from posttrain_plugins.backends.transformers.backend import TransformersBackend, opened, render
+from posttrain_plugins.backends.open import opened
+from posttrain_plugins.backends.transformers.backend import TransformersBackend, render
 from posttrain_plugins.backends.transformers.chat import takes_tools
 from posttrain_plugins.models.folder import copy_below
 from posttrain_plugins.models.training_templates import CHATML

@@ -28,7 +28,7 @@ from posttrain_plugins.errors import InputError
 from posttrain_plugins.nested_rewards import wait_for
 from posttrain_plugins.types import Completion, Generate, Usage
 
-__all__ = ["OpenAIBackend", "only_model"]
+__all__ = ["OpenAIBackend", "listed_model"]
 
 CHAT, TEXT = "chat/completions", "completions"
 NOTED = (
@@ -195,8 +195,8 @@ class OpenAIBackend:
         return [completion for answer in await asyncio.gather(*map(ask, parts)) for completion in answer]
 
 
-def only_model(base_url: str, api_key: str | None = None) -> str:
-    """Return the name of the one model that a server lists.
+def listed_model(base_url: str, api_key: str | None = None, wanted: str = "") -> str:
+    """Return the name by which a server knows a model: the wanted one where it lists that, else the only one it lists.
 
     Raises:
         InputError: it lists none, or several, of which one has to be named; or it cannot be reached.
@@ -213,6 +213,8 @@ def only_model(base_url: str, api_key: str | None = None) -> str:
             await endpoint.aclose()
 
     listed = wait_for(ask())
+    if wanted in listed:
+        return wanted
     if len(listed) != 1:
         found = f"it lists {', '.join(listed)}" if listed else "it lists none"
         raise InputError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +15,12 @@ from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.critic import load_value_head, shared_critic_in
 from posttrain_plugins.models.load import load_model, load_tokenizer, sampling_defaults
 from posttrain_plugins.text.readers import template_opens_thought
-from posttrain_plugins.types import Completion, Generate, ModelArtifact, Usage
+from posttrain_plugins.types import Completion, Generate, Usage
 
 if TYPE_CHECKING:
     from posttrain_plugins.backends.transformers.decode import Drawn, Row
 
-__all__ = ["TransformersBackend", "load_model", "load_tokenizer", "opened", "render", "sampling_defaults"]
+__all__ = ["TransformersBackend", "load_model", "load_tokenizer", "render", "sampling_defaults"]
 
 CPU_BATCH_TOKENS = 2**17  # larger batches are no faster on a CPU
 CPU_MEMORY = 2**34  # bytes of the free memory that are counted on: a container may be given less than there is
@@ -175,24 +174,6 @@ class TransformersBackend:
             value=drawn.value,
             tool_calls=calls or None,
         )
-
-
-@contextmanager
-def opened(artifact: ModelArtifact) -> Iterator[TransformersBackend]:
-    """Open the backend of a stage's model, and free it at the end.
-
-    Its identity is the model's name, so that the same recipe draws the same completions wherever its folders lie.
-    """
-    backend = TransformersBackend(
-        load_model(artifact.path, artifact.loading),
-        load_tokenizer(artifact.path, artifact.loading, artifact.chat_template),
-        identity=artifact.name,
-        value_head=shared_critic_in(artifact.path),
-    )
-    try:
-        yield backend
-    finally:
-        backend.close()
 
 
 def _packs(rows: Sequence[Row], max_batch_tokens: int, max_rows: int) -> Iterator[list[Row]]:

@@ -6,13 +6,14 @@ not count: https://huggingface.co/docs/transformers/perplexity has what windows 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Likelihood", "likelihoods"]
+__all__ = ["Likelihood", "TokenScore", "likelihoods", "token_scores"]
 
 WINDOW = 1024  # tokens, or as many as the model has places for
+BLOCK = 64  # tokens whose log-probabilities over the vocabulary are in memory at once
 BATCH_TOKENS = 2**11  # whose logits over the vocabulary are in memory at once
 
 
@@ -27,6 +28,48 @@ class Likelihood:
 
     nats: float
     tokens: int
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """What a model says of one token.
+
+    Args:
+        logprob: its log-probability; None of the first, which nothing precedes.
+        likeliest: log-probabilities of the likeliest tokens at its place and of itself, by their texts.
+    """
+
+    logprob: float | None
+    likeliest: Mapping[str, float] = field(default_factory=dict)
+
+
+def token_scores(model: Any, tokenizer: Any, ids: Sequence[int], count: int) -> list[TokenScore]:
+    """Return what a causal language model says of each of T tokens.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: gives tokens as text.
+        ids: T of them.
+        count: how many of the likeliest tokens are told at each place; 0 tells none.
+    """
+    import torch
+
+    found = [TokenScore(None)]
+    with torch.inference_mode():
+        rows = torch.tensor([list(ids)], device=model.device)
+        logits = model(input_ids=rows, use_cache=False).logits[0, :-1]  # (T-1, V)
+        for at in range(0, len(ids) - 1, BLOCK):  # in float32 all of them may be more than memory holds
+            logprobs = logits[at : at + BLOCK].float().log_softmax(-1)
+            own = logprobs.gather(1, rows[0, 1:][at : at + BLOCK, None])[:, 0].tolist()
+            values, tokens = (part.tolist() for part in logprobs.topk(count))
+            for place, (value, likeliest) in enumerate(zip(own, zip(values, tokens, strict=True), strict=True), at + 1):
+                told = [(value, ids[place]), *zip(*likeliest, strict=True)] if count else []
+                texts: dict[str, float] = {}
+                for logprob, token in told:  # parts of a character all read the same: the likelier one counts
+                    text = tokenizer.decode([token])
+                    texts[text] = max(logprob, texts.get(text, logprob))
+                found.append(TokenScore(value, texts))
+    return found
 
 
 def likelihoods(

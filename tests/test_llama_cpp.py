@@ -36,7 +36,7 @@ pytestmark = [
 SERVER = """
 import time, xllamacpp
 p = xllamacpp.CommonParams()
-p.model.path, p.n_parallel, p.n_ctx, p.hostname, p.port = {path!r}, 4, 2048, "127.0.0.1", {port}
+p.model.path, p.n_parallel, p.n_ctx, p.hostnames, p.port = {path!r}, 4, 2048, ["127.0.0.1"], {port}
 p.cpuparams.n_threads = p.cpuparams_batch.n_threads = 1
 server = xllamacpp.Server(p)
 time.sleep(900)

@@ -63,6 +63,8 @@ def _wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> N
 @pytest.mark.slow
 def test_transformers_serve(transformers_serve: tuple[str, Path]) -> None:
     """It ignores `n`, decodes greedily unless a `generation_config` says otherwise, and keeps one global seed."""
+    from transformers import AutoTokenizer
+
     url, folder = transformers_serve
     backend = OpenAIBackend(str(folder), url)
     found, lines = backend.capabilities, "\n".join(backend.describe())
@@ -74,6 +76,10 @@ def test_transformers_serve(transformers_serve: tuple[str, Path]) -> None:
 
     ((*completions,),) = ask(backend, draws(8, max_tokens=24))
     assert len(set(texts(completions))) == 8
+    words = AutoTokenizer.from_pretrained(str(folder))
+    for one in completions:  # what it tells is what was drawn; tokens that no text shows are among them
+        written = len(words(one.text)["input_ids"])
+        assert max(written, 24 if one.finish_reason == "length" else 1) <= one.usage.completion_tokens <= 24
     tokens = {name: _true_tokens(url, str(folder), seed) for seed, name in ((1, "first"), (1, "again"), (2, "other"))}
     assert tokens["first"] == tokens["again"]  # one after another, its seed works
     assert tokens["first"] != tokens["other"]

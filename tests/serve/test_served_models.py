@@ -92,6 +92,59 @@ def test_a_real_model_prompts_that_are_too_long_and_logprobs(
         here.chat(tools=[{"type": "function", "function": {"name": "add", "parameters": {}}}])
 
 
+def test_echoed_prompts_and_what_the_model_says_of_each_token(
+    open_server: Callable[..., LocalServer], tiny_model: Path, lora_folders: list[Path], tmp_path: Path
+) -> None:
+    """As programs that measure likelihoods ask, of a base and of an adapter on the same weights."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    paths = {"base": str(tiny_model), "one": str(lora_folders[0])}
+    here = open_server({name: one.backend for name, one in open_models(paths, tmp_path, {}).items()})
+    plain = AutoModelForCausalLM.from_pretrained(paths["base"])
+    models = {
+        "base": plain,
+        "one": PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(paths["base"]), paths["one"]),
+    }
+    text = "3|7>2<9 is 4"
+    tokenizer = here.backends["base"].tokenizer
+    ids = tokenizer(text)["input_ids"]
+    found = {}
+    for name, model in models.items():
+        for prompt in (text, ids, [ids]):
+            asked = {"echo": True, "logprobs": 2, "max_tokens": 1, "temperature": 0.0}
+            (choice,) = here.client.completions.create(model=name, prompt=prompt, **asked).choices  # type: ignore[call-overload]
+            assert choice.text.startswith(text)
+            told = choice.logprobs
+            assert len(told.tokens) == len(told.token_logprobs) == len(told.top_logprobs) == len(ids) + 1
+            assert (told.token_logprobs[0], told.top_logprobs[0]) == (None, None)
+            with torch.inference_mode():
+                every = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+            own = every.gather(1, torch.tensor(ids)[1:, None])[:, 0].tolist()
+            assert told.token_logprobs[1:-1] == pytest.approx(own, abs=1e-4)
+            assert [max(top.values()) for top in told.top_logprobs[1:-1]] == pytest.approx(
+                every.max(-1).values.tolist(), abs=1e-4
+            )
+            assert max(told.top_logprobs[-1].values()) == told.token_logprobs[-1]  # greedy
+            found.setdefault(name, told.token_logprobs[1:])
+    assert found["base"] != pytest.approx(found["one"], abs=1e-3)
+    drawn = here.client.completions.create(model="base", prompt=text, max_tokens=3, logprobs=1, seed=1).choices[0]
+    assert not drawn.text.startswith(text)
+    assert len(drawn.logprobs.top_logprobs) == len(drawn.logprobs.tokens) <= 3  # type: ignore[union-attr, arg-type]
+
+
+@pytest.mark.parametrize("prompt", [[10**6], [[1], [10**6]]])
+def test_token_ids_that_are_not_those_of_a_text_are_refused(
+    open_server: Callable[..., LocalServer], tiny_model: Path, prompt: object
+) -> None:
+    from posttrain_plugins import api
+
+    here = open_server({"m": api.backend(str(tiny_model))})
+    reply = here.http.post("/v1/completions", json={"model": "m", "prompt": prompt, "max_tokens": 2})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "prompt")
+
+
 def test_a_reward_model_of_a_run_is_a_scorer_and_loaded_once(
     open_server: Callable[..., LocalServer], tmp_path: Path
 ) -> None:

@@ -155,7 +155,10 @@ def pooled(recipe: str, seeds: Mapping[str, Mapping[str, Any]]) -> list[dict[str
 
 
 def ways(seeds: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each way of asking each model, over the seeds that have it: accuracy with its interval, and tokens a problem."""
+    """Each way of asking each model, over the seeds that have it: accuracy with its interval, and tokens a problem.
+
+    The interval is of the problems alone, Wilson's, which has a width where none or all are right too.
+    """
     found: dict[tuple[str, str], tuple[list[list[float]], list[float]]] = {}
     for seed in seeds.values():
         for model, measures in seed["values"].items():
@@ -167,7 +170,7 @@ def ways(seeds: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
         {
             "model": model,
             "measure": measure,
-            **interval(np.array(rows)),
+            **wilson(float(np.mean(rows)), len(rows[0])),
             "tokens": float(np.mean(tokens)),
             "seeds": len(rows),
         }
@@ -200,6 +203,19 @@ def interval(differences: np.ndarray, seed: int = 0) -> dict[str, float]:
     ]
     low, high = np.percentile(means, [2.5, 97.5])
     return {"mean": float(differences.mean()), "low": float(low), "high": float(high)}
+
+
+def wilson(mean: float, problems: int) -> dict[str, float]:
+    """The 95 % interval of a share of so many problems (Wilson, 1927).
+
+    Example:
+        >>> {name: round(value, 3) for name, value in wilson(0.0, 100).items()}
+        {'mean': 0.0, 'low': 0.0, 'high': 0.037}
+    """
+    z = 1.96
+    middle, scale = (mean + z * z / (2 * problems)), 1 + z * z / problems
+    half = z * (mean * (1 - mean) / problems + z * z / (4 * problems * problems)) ** 0.5
+    return {"mean": mean, "low": max(0.0, (middle - half) / scale), "high": min(1.0, (middle + half) / scale)}
 
 
 def _options() -> argparse.Namespace:

@@ -428,15 +428,22 @@ def forgetting_table(results: Json) -> str:
     for name in models:
         perplexity = [one["models"][name] for one in kept]
         accuracy = gains[name]["mean_of_model"] if name in gains else gains[trained]["mean_of_other"]
-        cells = [f"`{name}`", f"{accuracy:.2f}", _over_seeds(perplexity)]
+        changes = [one["over"][first] for one in perplexity if first in one.get("over", {})]
+        cells = [
+            f"`{name}`",
+            f"{accuracy:.2f}",
+            _over_seeds(perplexity),
+            f"x {_over_seeds(changes)}" if changes else "",
+        ]
         is_remedy = name not in (first, trained)
         lost = (nats[trained] - nats[name]) / (nats[trained] - nats[first])
         rows.append([*cells, *([f"{gain_of[name] / gain_of[trained]:.0%}", f"{lost:.0%}"] if is_remedy else ["", ""])])
-    head = ["model", "accuracy, greedy", "perplexity of English [95 %]", "of the gain", "of the loss given back"]
+    head = ["model", "accuracy, greedy", "perplexity of English [95 %]", f"paired, over `{first}`"]
+    head += ["of the gain", "of the loss given back"]
     problems = len(next(iter(next(iter(next(iter(seeds.values()))["values"].values())).values())))
     note = (
         f"{problems} problems and {kept[0]['rows']} paragraphs of an exam that was opened when all settings stood; "
-        f"{_seeds(seeds)}. The loss is counted in nats per token.{_minutes(results)}"
+        f"{_seeds(seeds)}. The loss is counted in nats per token, the change paired by paragraph.{_minutes(results)}"
     )
     return f"{_table(head, rows)}\n\n{note}"
 

@@ -296,6 +296,7 @@ def results_folder(folder: Path, seeds: Any, record: Any) -> Path:
     record.write("real_strategies", {"threads": 1, "recipes": real}, folder)
     values = {"base": {"greedy": [0.0, 0.0]}, "sft": {"greedy": [1.0, 1.0]}, "half": {"greedy": [0.0, 1.0]}}
     read = {name: interval(mean) for name, mean in {"base": 10.0, "sft": 1000.0, "half": 100.0}.items()}
+    read["half"] |= {"over": {"base": interval(10.0)}}  # type: ignore[dict-item]
     seeds_of = {"0": {"values": values, "seconds": {"sft": 60.0}, "retain": {"english": {"rows": 7, "models": read}}}}
     gains = importlib.import_module("real").pooled("forgetting", seeds_of)
     forgets = {"forgetting": {"seeds": seeds_of, "gains": gains}}
@@ -338,7 +339,7 @@ def test_render_fills_every_table_and_check_tells_a_stale_one(benchmark: Any, tm
         "| 64, 64 | 1 | 1.010 [1.000, 1.020] | 1.30 (1.15) | 1.010 [1.000, 1.020] | 40% -> 40% | 9.0 s -> 8.0 s |"
         in text
     )
-    assert "| `half` | 0.50 | 100.00 [99.90, 100.10] | 50% | 50% |" in text
+    assert "| `half` | 0.50 | 100.00 [99.90, 100.10] | x 10.00 [9.90, 10.10] | 50% | 50% |" in text
     assert "| `sft` | step 2, 4 of 9 s | checkpoint-1 | 1 of 1 | 1 of 1 | 0 of 1 |" in text
     assert "| peak memory in training, GiB | 1.01 | 1.01 | 1.010 [1.000, 1.020] |" in text
     assert "equal to the last bit (losses 0.2500)" in text

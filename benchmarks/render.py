@@ -29,6 +29,7 @@ __all__ = [
     "gradient_checkpointing_table",
     "grpo_real_table",
     "kills_table",
+    "memory_plan_table",
     "methods_table",
     "overhead_table",
     "ppo_memory_table",
@@ -173,6 +174,25 @@ def overhead_table(results: Json) -> str:
         rows.append([method.upper(), _ratio(train), _ratio(whole), f"{extra['median']:.2f} s"])
     head = ["method", "training, recipe / plain TRL", "whole stage, recipe / plain TRL", "whole stage, added"]
     note = f"Medians of {results['pairs']} interleaved pairs of {results['steps']} steps with 95 % intervals."
+    return f"{_table(head, rows)}\n\n{note}"
+
+
+def memory_plan_table(results: Json) -> str:
+    """One row per case: the parts, which are equal or not, and the peak, planned and measured."""
+    rows = []
+    for row in results["cases"]:
+        planned, measured = row["planned"], row["measured"]
+        parts = [f"{planned[name] / 1e6:.1f}" for name in ("parameters", "gradients", "optimizer")]
+        exact = "equal" if row["is_exact"] else "NOT equal"
+        off = f"{row['off']:+.1%}" + ("" if row["is_within"] else ", outside")
+        peaks = [f"{one['peak'] / 1e6:.0f}" for one in (planned, measured)]
+        rows.append([f"`{row['case']}`", *parts, exact, *peaks, off])
+    head = ["case", "parameters", "gradients", "optimizer", "measured", "peak planned", "measured", "off"]
+    note = (
+        f"MB (10^6). {results['steps']} steps of {results['rows']} rows of {results['length']} tokens, pairs twice as "
+        f"many; where one samples, {results['prompt']} of them are the prompt's. Bound: 10 %, with gradient "
+        "checkpointing 15 %."
+    )
     return f"{_table(head, rows)}\n\n{note}"
 
 
@@ -582,6 +602,7 @@ TABLES: dict[str, Callable[[Json], str]] = {
     "gradient_checkpointing": gradient_checkpointing_table,
     "grpo_real": grpo_real_table,
     "overhead": overhead_table,
+    "memory_plan": memory_plan_table,
     "ppo_memory": ppo_memory_table,
     "share_prompts": share_prompts_table,
     "gpu_qwen3_0.6b": gpu_table,

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.models.training_memory import SHAPES, Training, largest_that_fits, training_bytes
+from posttrain_plugins.models.training_memory import SHAPES, SHARE, Training, largest_that_fits, training_bytes
 from posttrain_plugins.recipe.describe import catalogue
 from posttrain_plugins.sandbox import run as sandbox
 
@@ -31,8 +31,6 @@ ENOUGH_DISK_GIB = 20.0  # a 7B model, its optimizer's checkpoint apart
 GIB = 2**30
 TOKENS = 512
 """Of the rows in one forward pass, for which sizes are told."""
-SHARE = 0.9
-"""Of the free memory: the libraries and other programs take some of it."""
 EXTRAS = {
     "quant": "load_in_4bit and load_in_8bit",
     "vllm": "generation with vLLM in this process",

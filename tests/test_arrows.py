@@ -50,12 +50,15 @@ ALLOWED = {
     "recipe.check": NOUNS | PLUGINS | {"checkpoints", "guard", "models", "rows", "recipe", "recipe.read"},
     "recipe.plan": NOUNS | PLUGINS | {"models", "checkpoints", "record", "recipe"},
     "recipe.describe": NOUNS | PLUGINS | {"recipe", "recipe.check"},
-    "recipe.run": NOUNS | PLUGINS | {"launch", "guard", "models", "rows", "checkpoints", "record", "recipe", *PIPELINE},
+    "recipe.run": NOUNS
+    | PLUGINS
+    | {"launch", "guard", "models", "rows", "checkpoints", "record", "recipe", "memory_plan", *PIPELINE},
     "engine": NOUNS | PLUGINS | {"backends"},
     "backends": NOUNS | PLUGINS | {"models"},
     "evaluation": NOUNS | PLUGINS | {"engine", "backends", "models", "decisions"},
     "training_data": NOUNS | PLUGINS | {"engine", "backends", "models"},
     "trainers": NOUNS | PLUGINS | {"launch", "checkpoints", "record", "guard", "models", "engine", "backends"},
+    "memory_plan": NOUNS | PLUGINS | {"models", "recipe", "recipe.check", "recipe.plan", "trainers"},
     "publish": NOUNS | {"record", "models", "report"},
     "sandbox": {"errors"},
     "rewards": NOUNS | {"tiny_world", "engine", "backends", "models", "sandbox"},  # a judge asks a backend
@@ -76,7 +79,7 @@ ALLOWED = {
     "cli": NOUNS
     | CORE
     | INFERENCE
-    | {*FACES, "testing", "doctor", "report", "record", "publish", "decisions", "models", "cli", ""},
+    | {*FACES, "testing", "doctor", "memory_plan", "report", "record", "publish", "decisions", "models", "cli", ""},
     "__main__": {"cli"},
     "": {"api"},  # the package itself, lazily
 }

@@ -23,6 +23,7 @@ SCRIPTS = (
     "endpoint.py",
     "engine.py",
     "faults.py",
+    "gpu/memory_plan.py",
     "gpu/recipes.py",
     "gpu/run.py",
     "gradient_checkpointing.py",
@@ -32,6 +33,7 @@ SCRIPTS = (
     "in_process.py",
     "launch.py",
     "math_reward.py",
+    "memory_plan.py",
     "methods.py",
     "overhead.py",
     "ppo_memory.py",
@@ -170,6 +172,17 @@ def test_ppo_memory_counts_the_copies_of_the_base(tiny_model: Path, tmp_path: Pa
     # on disk, where an adapter of so small a base is nearly a base; in memory it is lost in what libraries take
     more = [found[roles, "merge"][1] - found[roles, "stack"][1] for roles in ("and reward model", "and PRM")]
     assert 0.1 < more[0] < more[1], found
+
+
+@pytest.mark.slow
+def test_memory_plan_is_exact_on_a_tiny_model(tmp_path: Path) -> None:
+    """What of a training no allocator decides; a full model, an adapter, 4 bits, and PPO's critic."""
+    cases = ["sft_full", "sft_lora", "sft_qlora", "reward_lora", "ppo_full", "ppo_lora"]
+    done = call("memory_plan.py", "--tiny", "--cases", *cases, "--folder", tmp_path / "runs", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "memory_plan.json").read_text(encoding="utf-8"))["results"]["cases"]
+    assert [row["case"] for row in rows] == cases
+    assert all(row["is_exact"] for row in rows)
 
 
 def test_overhead_writes_ratios_and_where_they_come_from(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ to answer at once.
 | `watch.py`, `watch_view.py`                         | a run from another terminal                              |
 | `stage_table.py`, `sparkline.py`                    | the stages in as many lines as there are; a curve in one |
 | `tables.py`, `loss_masks.py`                        | results, plans and plugins; which tokens carry loss      |
+| `memory_tables.py`                                  | a plan's steps, time and memory                          |
 """
 
 __all__ = ["main"]

@@ -98,6 +98,11 @@ def plan(
     rows: Annotated[int, typer.Option(min=2, help="How many rows of each stage `--masks` shows.")] = 2,
     launch: LaunchOption = None,
     num_processes: ProcessesOption = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Also show the memory that training takes: of a GPU of 80GB, or `here`."),
+    ] = None,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Of a prompt, for `--memory` where one samples.")] = 512,
     runs_dir: RunsOption = RUNS,
     as_json: JsonOption = False,
 ) -> None:
@@ -105,23 +110,48 @@ def plan(
 
     With `--masks` also what each training stage learns from, as TRL prepares it, and where EOS is never learned.
 
+    With `--memory` also what each training stage takes, from the configs alone: weights, adapters, gradients,
+    optimizer, activations, logits, KV cache, reference, critic, reward models; whether it fits, and the one change that
+    makes it fit.
+
     `posttrain plan quickstart -o stages.sft.args.learning_rate=1e-3`
+
+    `posttrain plan lora --memory 24GB`
     """
     from posttrain_plugins import api
+    from posttrain_plugins.memory_plan.work import work_of
 
+    if memory is not None:
+        quiet()
+    there = None if memory is None else _machine(memory)  # before anything is read: it may be no size
     chosen = api.plan(recipe, with_launch(override or [], launch, num_processes), runs_dir=runs_dir)
     if masks:
         quiet()
     shown = api.masks(chosen, rows) if masks else {}  # before anything is printed: it may refuse, and it takes seconds
+    work = work_of(chosen, prompt_tokens=prompt_tokens)
+    taken, advice = ({}, {}) if there is None else _memory(chosen, there, prompt_tokens)
     if as_json:
+        from posttrain_plugins.cli.memory_tables import memory_json
+
         found = [stage.to_json() | ({"masks": shown[stage.id]} if stage.id in shown else {}) for stage in chosen.stages]
+        for one in found:
+            id = one["stage"]
+            one |= {"work": vars(work[id]) | {"tokens": work[id].tokens}} if id in work else {}
+            one |= {"memory": memory_json(taken[id], advice.get(id), there)} if id in taken else {}
         print(json.dumps(found, indent=1))
         return
+    from posttrain_plugins.cli.memory_tables import memory_lines, memory_tables, work_table
     from posttrain_plugins.cli.tables import code_of, copies_of, footing_table, plan_table, pushes_of, warnings_of
 
     out().print(plan_table(chosen))
     if any(stage.starting_point for stage in chosen.stages):
         out().print(footing_table(chosen))
+    if work:
+        out().print(work_table(work))
+    for table in memory_tables(taken, there) if there is not None else ():
+        out().print(table)
+    for line in memory_lines(taken, advice, there) if there is not None else ():
+        out().print(line, highlight=False, soft_wrap=True)
     for line in (*code_of(chosen), *copies_of(chosen), *pushes_of(chosen)):
         out().print(line, highlight=False, soft_wrap=True)
     if shown:
@@ -130,3 +160,20 @@ def plan(
         print_masks(out(), shown)
     for warning in warnings_of(chosen):
         out().print(warning, style="yellow", highlight=False, soft_wrap=True)
+
+
+def _machine(memory: str) -> Any:
+    from posttrain_plugins.memory_plan.sizes import machine
+
+    return machine(memory)
+
+
+def _memory(chosen: Any, there: Any, prompt_tokens: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Estimate all stages, and for those that do not fit the change that makes them."""
+    from posttrain_plugins.memory_plan.advice import advise, fits
+    from posttrain_plugins.memory_plan.estimate import Estimator
+
+    estimator = Estimator(there, prompt_tokens)
+    taken = estimator.all(chosen)
+    large = [id for id, one in taken.items() if not isinstance(one, str) and not fits(one, there.memory)]
+    return taken, {id: advise(chosen, chosen[id].spec, estimator) for id in large}

@@ -67,7 +67,7 @@ def _make(job: Job) -> None:
     checkpoint = Path(job.checkpoint) if job.checkpoint else None
     reporter, stop = _Reporter(job.folder), job.folder / "stop"
     context = context_of(plan, planned, known, Path(job.partial), checkpoint, reporter, stop.exists, job.engine)
-    result = call_stage(planned, context)
+    result = call_stage(plan, planned, context)
     from posttrain_plugins.guard.guarded import figures_of
 
     result.metrics |= rank.summed(figures_of(context.inputs))  # each process has scored its own completions

@@ -1,10 +1,15 @@
-"""How much memory training a decoder takes, by formula: weights, gradients, optimizer, activations, logits.
+"""How much memory training takes: what stays, and what is alive beside it at the moments at which that is most.
 
-Of a step with N tokens (rows times their length), in a model of H hidden units, I of the MLP, Q of all query heads:
-the weights P; of what learns its gradients and AdamW's two moments; N (6H + 5Q + 4I) numbers of activations for every
-layer, or with gradient checkpointing for one layer, and N H for each. TRL's SFT and GRPO hold a tile of the logits,
-and N H. The peak is the larger of the loss's moment and the end of the backward pass. Measured on SmolLM2, with the
-logits of a plain loss, the whole took 1 to 3 % more, and small cases with checkpointing 14 %. No paper.
+    peak = weights + adapters + optimizer + copies (reference, critic, reward model)
+           + max(activations + head [the loss], gradients + one layer [the end of the way back])
+
+`peak_of` is this sum, for `posttrain plan`, which traces a step of the very model (`memory_plan`), and for the sizes of
+well-known models (`training_bytes`, which `doctor` and `docs/real_models.md` show), where the moments are by formula.
+
+By formula, a step with N tokens (rows times their length), in a model of H hidden units, I of the MLP, Q of all query
+heads, V tokens: N (6H + 5Q + 4I) numbers of activations for every layer, or with gradient checkpointing for one layer,
+and N H for each. TRL's fused head holds a tile of the logits, N H, and the gradient of its own weights, H V, while all
+activations are still there. No paper.
 """
 
 from __future__ import annotations
@@ -13,7 +18,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-__all__ = ["SHAPES", "Shape", "Training", "largest_that_fits", "training_bytes"]
+__all__ = [
+    "SHAPES",
+    "SHARE",
+    "Moments",
+    "Shape",
+    "Sharding",
+    "Training",
+    "largest_that_fits",
+    "packed_bytes",
+    "peak_of",
+    "training_bytes",
+]
 
 Training: TypeAlias = Literal["all parameters", "LoRA", "LoRA in 4 bits"]
 
@@ -21,6 +37,88 @@ TILE = 4096
 """Tokens of which TRL's fused head holds logits at once, over a piece of the vocabulary as wide as that."""
 FOUR_BITS = 0.5 + 4 / 64
 """Bytes of a weight in 4 bits, with the constants of its block."""
+SHARE = 0.9
+"""Of the memory that is there: the libraries and other programs take some of it."""
+BLOCK, NESTED = 64, 256
+"""Weights in 4 bits with one constant, and constants with one of their own where they are nested."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Bytes that a step has alive beside what stays, when they may be most.
+
+    Args:
+        activations: when the layers are through.
+        loss: from there until the gradient of the last layer's output is there: logits or a tile of them, and the
+            gradient of the head's weights.
+        last: while the last layer is gone back through: all activations, with gradient checkpointing this layer's anew.
+        end: from there on, most while the first layer is gone back through: all gradients.
+    """
+
+    activations: int
+    loss: int
+    last: int
+    end: int
+
+    @property
+    def head(self) -> int:
+        """What the loss takes beside the activations."""
+        return max(0, self.loss - self.activations)
+
+    def extended(self, other: Moments, layers: int) -> Moments:
+        """Return the moments of a model with so many more layers, each of which adds what `other`'s one more adds."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Moments(*(few + layers * (more - few) for few, more in pairs))
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """In how many parts several processes have what stays.
+
+    Args:
+        weights: of all models.
+        gradients: of what learns.
+        optimizer: its state.
+    """
+
+    weights: int = 1
+    gradients: int = 1
+    optimizer: int = 1
+
+    @classmethod
+    def of(cls, engine: str | None, processes: int) -> Sharding:
+        """Return what an engine shards: `zero1`, `zero2`, `zero3`, `fsdp1` or `fsdp2`; any other, as `ddp`, nothing."""
+        number = {"zero1": 1, "zero2": 2, "zero3": 3, "fsdp1": 3, "fsdp2": 3}.get(engine or "", 0)
+        return cls(*(processes if number >= least else 1 for least in (3, 2, 1)))
+
+
+def peak_of(stays: int, moments: Moments, *, gradients: int, accumulates: bool = False) -> int:
+    """Return the bytes of an update at its peak.
+
+    Args:
+        stays: weights, adapters, optimizer, and further models.
+        moments: of a step.
+        gradients: of all that learns.
+        accumulates: does a step have several passes? Then the gradients of the first are there in the next.
+    """
+    held = max(moments.loss, moments.last) + (gradients if accumulates else 0)
+    return stays + max(held, moments.end, gradients)
+
+
+def packed_bytes(weights: int, bits: Literal[4, 8], *, rows: int = 0, is_nested: bool = False) -> int:
+    """Return the bytes of a matrix that bitsandbytes has packed, with its constants.
+
+    Args:
+        weights: numbers in it.
+        bits: of each.
+        rows: outputs; each has a constant where there are 8 bits.
+        is_nested: are the constants of 4 bits packed too (`use_bnb_nested_quant`)?
+    """
+    if bits == 8:
+        return weights + 4 * rows
+    blocks = -(-weights // BLOCK)
+    constants = blocks + 4 * -(-blocks // NESTED) if is_nested else 4 * blocks
+    return -(-weights // 2) + constants
 
 
 @dataclass(frozen=True)
@@ -107,10 +205,12 @@ def training_bytes(
         weights = 4 * learns  # TRL trains all parameters in float32, computing in bfloat16
     of_layer = tokens * dtype_bytes * (6 * shape.hidden + 5 * shape.queries + 4 * shape.mlp)
     kept = shape.layers * (tokens * shape.hidden * dtype_bytes if is_checkpointed else of_layer)
-    activations = kept + (of_layer if is_checkpointed else 0)
     head = tokens * shape.hidden * dtype_bytes + min(tokens, TILE) * min(shape.vocabulary, TILE) * 4
-    gradients, moments = 4 * learns, 8 * learns
-    return int(weights + moments + max(activations + head, gradients + of_layer))
+    own = 4 * shape.vocabulary * shape.hidden if training == "all parameters" else 0
+    gradients, optimizer = 4 * learns, 8 * learns
+    again = of_layer if is_checkpointed else 0
+    moments = Moments(kept, kept + head + own, kept + again + own, gradients + of_layer)
+    return peak_of(int(weights + optimizer), moments, gradients=gradients)
 
 
 def largest_that_fits(training: Training, memory: int, **how: Any) -> str:

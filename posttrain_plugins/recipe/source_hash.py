@@ -22,7 +22,7 @@ __all__ = ["CORE", "own_sources", "plugin_hash", "rows_hash", "sha256_of", "sour
 CORE = frozenset(
     (
         *("__init__.py", "api.py", "checkpoints.py", "errors.py", "launch"),
-        *("plugins", "recipe", "record", "report", "rows", "types"),
+        *("memory_plan", "plugins", "recipe", "record", "report", "rows", "types"),
     )
 )
 """Rooms of this package that built-in plugins reach by imports and that change no stage's result.

@@ -43,6 +43,7 @@ from posttrain_plugins.recipe.run.full_disk import REQUEST_LOG, full_disk, stage
 from posttrain_plugins.recipe.run.inputs import Resolver
 from posttrain_plugins.recipe.run.launched import call_launched
 from posttrain_plugins.recipe.run.observer import Observer, Recorded
+from posttrain_plugins.recipe.run.out_of_memory import stage_out_of_memory
 from posttrain_plugins.recipe.spec import option_path
 from posttrain_plugins.record.artifact import Artifact
 from posttrain_plugins.record.figures import FIGURES
@@ -238,7 +239,7 @@ def _run_stage(
             reporter = _StageReporter(stage, observer, lambda: store.check_held(stage.id, stage.key, BEAT_S))
             if stage.spec.launch is None:
                 context = context_of(chosen, stage, artifacts, partial, checkpoint, reporter, should_stop)
-                result, inputs = call_stage(stage, context), context.inputs
+                result, inputs = call_stage(chosen, stage, context), context.inputs
                 # `plan` and `validate` do without the guard, so it is imported where something runs
                 from posttrain_plugins.guard.guarded import figures_of
 
@@ -305,7 +306,7 @@ def _parent(chosen: Plan, stage: PlannedStage, artifacts: Mapping[str, Artifact]
     return found
 
 
-def call_stage(stage: PlannedStage, context: StageContext) -> StageResult:
+def call_stage(chosen: Plan, stage: PlannedStage, context: StageContext) -> StageResult:
     """Builds the stage and calls it; whatever a plugin raises comes out with the stage's name on it."""
     spec = stage.spec
     try:
@@ -314,8 +315,8 @@ def call_stage(stage: PlannedStage, context: StageContext) -> StageResult:
     except (PosttrainError, KeyboardInterrupt):
         raise
     except PLUGIN_FAILURES as cause:  # the plugin boundary
-        if _is_out_of_memory(cause):
-            raise StageFailed(f"stage '{stage.id}' ran out of memory: {cause}", hint=_memory_hint(stage)) from cause
+        if (failed := stage_out_of_memory(cause, chosen, stage)) is not None:
+            raise failed from cause
         # of an asynchronous reward, the trainer has only seen that there was one
         origin = cause.__cause__ if isinstance(cause.__cause__, SystemExit) else cause
         reward = _reward_that_raised(origin, context.inputs)
@@ -444,24 +445,6 @@ def _keep_curve(partial: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         elif path != figures:
             path.unlink(missing_ok=True)
-
-
-def _is_out_of_memory(cause: BaseException) -> bool:
-    return (
-        type(cause).__name__ == "OutOfMemoryError"
-        or isinstance(cause, MemoryError)
-        or "can't allocate memory" in str(cause)
-    )
-
-
-def _memory_hint(stage: PlannedStage) -> str:
-    if not stage.spec.configs:
-        return "lower num_generations or max_tokens, or load the model with load_in_4bit: true"
-    args = f"-o {option_path(stage.id)}.args"
-    return (
-        f"lower {args}.per_device_train_batch_size and raise {args}.gradient_accumulation_steps by the same factor, "
-        "shorten max_length or max_completion_length, use an adapter, or load the model with load_in_4bit: true"
-    )
 
 
 def _free() -> None:

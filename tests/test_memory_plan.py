@@ -166,6 +166,43 @@ def test_few_layers_tell_what_all_take(llama: Any, is_checkpointed: bool, has_ad
     assert few == pytest.approx(whole, rel=0.02)
 
 
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+@pytest.mark.parametrize("has_adapter", [False, True])
+def test_a_traced_step_is_a_real_one(llama: Any, is_checkpointed: bool, has_adapter: bool) -> None:
+    """The same counts on tensors that hold numbers: torch's own attention, a mask of padding, TRL's fused head."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+    from trl.trainer.utils import add_fused_lm_head
+
+    from posttrain_plugins.memory_plan.model import Subject, on_meta
+    from posttrain_plugins.memory_plan.trace import Pass, count_step, trace
+
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if has_adapter else None
+
+    def ready(model: Any) -> Any:
+        if is_checkpointed:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.enable_input_require_grads()
+        return model
+
+    def build(layers: int | None) -> Any:
+        subject = Subject(llama, "CAUSAL_LM", "float32", adapter=lora)
+        return ready(on_meta(subject, "CausalLM", layers_kept=layers, prepare_base=add_fused_lm_head))
+
+    def call(model: Any, ids: Any, mask: Any) -> Any:
+        return model(input_ids=ids, attention_mask=mask, labels=ids, fused_lm_head=True).log_probs.sum()
+
+    real = AutoModelForCausalLM.from_config(llama, attn_implementation="sdpa")
+    add_fused_lm_head(real)
+    real = ready(get_peft_model(real, lora) if lora is not None else real)
+    mask = torch.ones(3, 96, dtype=torch.long)
+    mask[0, -10:] = 0
+    found = trace(build(None), build, Pass(3, 96, call))
+    counted = count_step(real, call, torch.zeros(3, 96, dtype=torch.long), mask)
+    assert vars(found) == pytest.approx(vars(counted), rel=0.05)
+
+
 def test_parameters_gradients_and_optimizer_are_those_of_a_real_step(recipe: Path, tiny_model: Path) -> None:
     import torch
     from peft import get_peft_model

@@ -28,7 +28,7 @@ from transformers import AttentionInterface
 
 from posttrain_plugins.models.training_memory import Moments
 
-__all__ = ["ATTENTION", "Pass", "decoder_layers", "parameter_bytes", "trace"]
+__all__ = ["ATTENTION", "Pass", "count_step", "decoder_layers", "trace"]
 
 ATTENTION = "posttrain_fused"
 """Under this name transformers finds the attention that stands for a fused kernel."""
@@ -162,28 +162,43 @@ def trace(whole: Any, build: Callable[[int], Any] | None, given: Pass) -> Moment
 
 
 def _traced(model: Any, given: Pass) -> Moments:
-    layers = decoder_layers(model)
     with warnings.catch_warnings(), FakeTensorMode():
         warnings.simplefilter("ignore")  # of options that transformers is about to rename
         _without_storage(model)
-        marks = _Marks(_Alive())
-        if layers is not None:
-            marks.watch(layers[-1])
-        _step(model, given, marks.alive)
-        rest = marks.alive.take_peak()
+        ids = torch.zeros(given.rows, given.length, dtype=torch.long)
+        shape = (given.rows, 1, given.length, given.length)
+        mask = torch.ones(shape, dtype=torch.bool) if given.has_mask else None
+        return count_step(model, given.call, ids, mask, given.compute_dtype)
+
+
+def count_step(model: Any, call: Any, ids: Tensor, mask: Tensor | None, dtype: torch.dtype | None = None) -> Moments:
+    """Go forward and back once, and return what was alive over the weights.
+
+    Args:
+        model: with storage or without.
+        call: takes model, ids and mask, and returns the loss.
+        ids: (B, T).
+        mask: as the model takes it.
+        dtype: that autocast computes in.
+    """
+    layers, marks = decoder_layers(model), _Marks(_Alive())
+    if layers is not None:
+        marks.watch(layers[-1])
+    model.train()
+    with marks.alive, _autocast(dtype):
+        loss = call(model, ids, mask)
+    with marks.alive:  # autocast ends with the forward pass, and its copies of weights with the graph
+        loss.backward()
+    rest = marks.alive.take_peak()
     # where nothing below the head learns, no gradient comes to the layers, and the rest is all
     return Moments(marks.activations, marks.loss or rest, marks.last, rest)
 
 
 def decoder_layers(model: Any) -> nn.ModuleList | None:
-    """Return the longest list of modules in a model; None where there is none of more than one."""
+    """Return the list of modules with most parameters; None where there is none of more than one module."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
-    return max(lists, key=len, default=None)
-
-
-def parameter_bytes(parameters: Any) -> int:
-    """Return the bytes of parameters, those that stand in two places once."""
-    return sum(one.numel() * one.element_size() for one in {id(p): p for p in parameters}.values())
+    # not the longest: a layer may have more experts than there are layers
+    return max(lists, key=lambda one: sum(p.numel() for p in one.parameters()), default=None)
 
 
 def _alike(layers: nn.ModuleList) -> bool:
@@ -205,19 +220,6 @@ def _without_storage(model: Any) -> None:
     for module in model.modules():
         for held in (module._parameters, module._buffers):
             held.update({name: twin(one) for name, one in held.items() if one is not None})
-
-
-def _step(model: Any, given: Pass, alive: _Alive) -> None:
-    ids = torch.zeros(given.rows, given.length, dtype=torch.long)
-    shape = (given.rows, 1, given.length, given.length)
-    mask = torch.ones(shape, dtype=torch.bool) if given.has_mask else None
-    model.train()
-    dtype = given.compute_dtype
-    # The model was made outside of the count: what stays is no part of the moments.
-    with alive, _autocast(dtype):
-        loss = given.call(model, ids, mask)
-    with alive:  # autocast ends with the forward pass, and its copies of weights with the graph
-        loss.backward()
 
 
 @contextlib.contextmanager

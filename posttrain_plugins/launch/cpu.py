@@ -63,6 +63,7 @@ def _compile_once(home: Path, environment: dict[str, str], note: Callable[[str],
     home.mkdir(parents=True, exist_ok=True)
     with (home / ".posttrain.lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
+        # Under our lock nobody else compiles in this folder: this one was left by a process that was killed.
         (home / OPERATOR / "lock").unlink(missing_ok=True)
         if built.is_file():
             return

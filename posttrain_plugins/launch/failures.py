@@ -32,11 +32,13 @@ def failure(stage: str, folder: Path, code: int) -> PosttrainError:
         code: the launcher's exit code.
     """
     raised = read_failures(folder)
+    # By what they say and not by their times: who loses a peer may tell it before the peer's own error is written.
     causes = [one for one in raised if not CONSEQUENCES.search(one.message) and not LATE.search(one.message)]
     if causes:
         return causes[0].error()
     log = _text(folder / "launcher.log")
     ended = [(int(found["rank"]), int(found["code"])) for found in EXIT.finditer(log)]
+    # Negative is a signal; the launcher's own report has it, since a process that is killed can write nothing.
     killed = next(((rank, -code) for rank, code in ended if code < 0), None)
     if killed is not None:
         rank, number = killed

@@ -106,6 +106,7 @@ def give(of: Nodes, folder: Path, order: Order) -> None:
         return
     home = _home(of, folder)
     home.mkdir(parents=True, exist_ok=True)
+    # numbered by those that stand, so that nobody has to carry a count through the run
     write_json(home / f"{len([*home.glob('*.json')])}.json", asdict(order))
 
 

@@ -57,6 +57,7 @@ def environment(world_size: int, has_accelerator: bool, more: Mapping[str, str])
     kept = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
     # a folder here that is called like an optional package (`vllm`) would be taken for it
     kept["PYTHONSAFEPATH"] = "1"
+    # torchrun would give each process one thread on a GPU's host, too, where that is enough
     kept.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world_size) if not has_accelerator else 1))
     if not has_accelerator:
         kept["ACCELERATE_USE_CPU"] = "true"  # without it each process would train alone
@@ -96,12 +97,14 @@ def die_with_parent() -> None:
 
 
 def _end(launcher: subprocess.Popen[bytes], folder: Path) -> None:
+    # Asked first: torchrun passes it on to workers on systems where the kernel ends nobody with its parent.
     if launcher.poll() is None:
         launcher.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             launcher.wait(PATIENCE_S)
     launcher.kill()
     launcher.wait()
+    # Those that are left all the same have sessions of their own, so each is ended by its number.
     for file in folder.glob("rank-*.json"):
         found = json.loads(file.read_text(encoding="utf-8"))
         # by its own command line: a number may be another program's by now

@@ -83,6 +83,7 @@ def check_engine(engine: str, trainer: Any) -> None:
 
 def _engine_of(trainer: Any) -> str:
     """Return the engine in force, by what the model is and not by what was configured."""
+    # The wrapped model, and not the plugins of accelerate's state: those say what was asked for.
     wrapped, state = trainer.model_wrapped, trainer.accelerator.state
     kind = type(wrapped).__name__
     if kind == "DeepSpeedEngine":
@@ -90,6 +91,7 @@ def _engine_of(trainer: Any) -> str:
     if str(state.distributed_type).endswith("FSDP"):
         from torch.distributed.tensor import DTensor
 
+        # accelerate calls it FSDP2 also where no module was wrapped, and each process then holds all of the model
         is_sharded = any(isinstance(parameter, DTensor) for parameter in wrapped.parameters())
         if trainer.accelerator.is_fsdp2:
             return "fsdp2" if is_sharded else "fsdp2 without a sharded parameter"

@@ -24,14 +24,17 @@ __all__ = ["main"]
 
 def main(file: Path) -> None:
     """Make the stage of a job, as one of its processes."""
+    # Before anything that takes time: a launcher that is killed while torch is imported must not leave this behind.
     die_with_parent()
     job = Job.read(file)
     number = rank.rank()
     log = os.open(job.folder / f"rank-{number}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    # The descriptors and not `sys.stdout`: libraries in C print past it, and the launcher's own log is for its report.
     for stream in (1, 2):
         os.dup2(log, stream)
     jobs.write_presence(job.folder, number)
     os.environ.pop("PYTHONSAFEPATH", None)  # for what this process starts in turn, as the run would
+    # A recipe may name modules that only the run's path leads to, such as those of the folder that it was started in.
     sys.path[:] = job.path
     try:
         _make(job)
@@ -53,15 +56,18 @@ def _make(job: Job) -> None:
     from posttrain_plugins.recipe.run.run import call_stage, context_of
     from posttrain_plugins.recipe.source_hash import sha256_of
 
+    # Here and not at the top: what is wrong with an import is then told by `error-R.json` like anything else.
     if rank.world() != job.world_size:
         raise StageFailed(f"{job.world_size} processes were asked for, {rank.world()} were started")
     recipe = check(load(job.folder / "recipe.yaml"))
     spec = recipe.stage(job.stage)
     artifacts = {id: read_artifact(Path(folder)) for id, folder in job.artifacts.items()}
     known = {id: artifact for id, artifact in artifacts.items() if artifact is not None}
+    # Keys of what stands, not of what a plan of this process would come to: decisions of people may have changed since.
     stage_keys = {id: str(artifact.manifest["key"]) for id, artifact in known.items()}
     parts = keys.parts_of(spec, recipe.seed, stage_keys, keys.HashCache(Path(job.runs_dir) / HASHES))
     _refuse_another(job, parts)
+    # A plan of this stage alone: nothing else is made here, so nothing else is planned, hashed or looked up.
     planned = PlannedStage(spec, sha256_of(parts), parts, None, (), True, False)
     plan = Plan(recipe, Store(Path(job.runs_dir), recipe.name), (planned,))
     checkpoint = Path(job.checkpoint) if job.checkpoint else None

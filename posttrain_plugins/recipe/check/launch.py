@@ -51,6 +51,7 @@ def read_launch(checker: Checker, value: Any, path: Keys) -> Launch | None:
         path: where it stands.
     """
     default = checker.document.get(("launch",))
+    # Key by key: `--num-processes` of a run has to reach a stage that names its own engine.
     asked = {**_keys(default), **_read(checker, value, path)}
     config = asked.get("config")
     if not isinstance(config, str) or config == NONE:
@@ -116,7 +117,7 @@ def _check_config(checker: Checker, config: str, place: Keys) -> None:
 def _file(checker: Checker, config: str) -> Path | None:
     """Return accelerate's file of a name or path; None where there is none."""
     if config in NAMED:
-        trl = importlib.util.find_spec("trl")
+        trl = importlib.util.find_spec("trl")  # a top-level package is found without being imported
         folder = Path(next(iter(trl.submodule_search_locations or ()), "")) if trl is not None else Path()
         file = folder / "accelerate_configs" / f"{NAMED[config]}.yaml"
     else:

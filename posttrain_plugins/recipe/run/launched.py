@@ -65,6 +65,7 @@ def call_launched(
     )
     on_gpu = _has_accelerator()
     is_zero = launch.engine.startswith("zero")
+    # Before the launch and in one process: two that compile the same operator wait for each other's lock.
     more = deepspeed_environment(on_gpu, reporter.note) if is_zero else {}
     job.write(document.dump(chosen.recipe.data))
     machines = nodes.nodes()
@@ -76,12 +77,15 @@ def call_launched(
     around = environment(launch.num_processes // machines.count, on_gpu, more)
     with started(job, command(job, order, machines), around) as launcher:
         while launcher.poll() is None:
+            # A file and no signal: the first worker asks for it between steps, and all stop at the same one.
             if should_stop():
                 (job.folder / "stop").touch()
             events.tell()
             time.sleep(POLL_S)
+    # Once more: what was told between the last look and the end is the last step's figures.
     events.tell()
     result = read_result(job.folder)
+    # A launcher that ended well without a result has workers that stopped as they were asked to.
     if launcher.returncode != 0 or result is None:
         raise failure(stage.id, job.folder, launcher.returncode)
     clear(partial)

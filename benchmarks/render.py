@@ -396,7 +396,7 @@ def _ways_table(results: Json) -> str:
     """Accuracy against tokens of each way of asking; nothing where the recipes measure models and not ways."""
     rows = []
     for recipe, found in results["recipes"].items():
-        told = [way for way in found.get("ways", ()) if recipe in WAYS_OF]
+        told = [way for way in found.get("ways", ()) if recipe.partition(",")[0] in WAYS_OF]
         for way in sorted(told, key=lambda one: (one["model"], one["tokens"])):
             mean, low, high = (f"{way[name]:.2f}" for name in ("mean", "low", "high"))
             name = _short(way["measure"])

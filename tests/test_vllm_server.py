@@ -11,6 +11,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -311,6 +312,8 @@ def test_a_stage_trains_beside_its_server(
             with urllib.request.urlopen(f"{options['server_base_url']}/health", timeout=5) as answer:
                 seen.append(answer.status)
             self.temperature = 1.0
+            info = {"model_config": {"logprobs_mode": "processed_logprobs"}}
+            self.vllm_client = SimpleNamespace(get_server_info=lambda: info)
 
         def sync_weights(self) -> None:
             pass

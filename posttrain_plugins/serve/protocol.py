@@ -171,8 +171,8 @@ def read_completion(body: Mapping[str, Any], limits: RequestLimits) -> ApiReques
     if not (prompts or ids):
         raise refused("prompt", "[], expected at least one string")
     params = replace(request.params, logprobs=body.get("logprobs") is not None)  # 0 asks for the drawn tokens' own
-    asked = {"is_echoed": flag(body, "echo"), "likeliest": likeliest}
-    return replace(request, params=params, prompts=prompts, prompt_ids=ids, is_chat=False, **asked)
+    request = replace(request, is_echoed=flag(body, "echo"), likeliest=likeliest)
+    return replace(request, params=params, prompts=prompts, prompt_ids=ids, is_chat=False)
 
 
 def capped(asked: Budget, limit: Budget) -> Budget:

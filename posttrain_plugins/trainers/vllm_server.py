@@ -81,7 +81,7 @@ def _command(artifact: ModelArtifact, url: str, options: Mapping[str, Any]) -> l
     if program is None:
         raise InputError("there is no command `vllm` to start a server with", hint="pip install vllm")
     model, revision = base_of(artifact.path, artifact.loading.get("model_revision"))
-    given = {"revision": revision} if revision else {}
+    given: dict[str, Any] = {"revision": revision} if revision else {}
     given |= {"trust_remote_code": True} if artifact.loading.get("trust_remote_code") else {}
     given |= {name: value for name, value in options.items() if name not in OURS}
     host, _, port = url.removeprefix("http://").partition(":")

@@ -206,6 +206,44 @@ def test_the_reference_pass_freezes_the_critic_and_unfreeze_mends_it(tiny_model:
     assert any(critic.owns(name) for name in gradients(model))
 
 
+def test_unfreeze_reaches_parameters_that_stand_in_the_place_of_the_first_ones(tiny_model: Path) -> None:
+    """FSDP2 replaces each by its shard: the critic once let the old objects learn, and its adapter stayed at zero."""
+    model, critic = with_critic(tiny_model)
+    for module in list(model.modules()):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, torch.nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
+    with model.disable_adapter(), torch.no_grad():
+        loss_of(model, "policy")
+    critic.unfreeze()
+    own = {name: p for name, p in model.named_parameters() if critic.owns(name)}
+    assert len(own) > 20
+    assert [name for name, p in own.items() if not p.requires_grad] == []
+    assert {*map(id, critic.parameters)} == {*map(id, own.values())}
+
+
+@pytest.mark.parametrize("kind", ["adapter", "shared", "separate"])
+def test_a_critic_in_shards_reads_what_a_whole_one_has_saved(
+    tiny_model: Path, tmp_path: Path, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from posttrain_plugins.trainers import compat
+
+    if kind == "adapter":
+        model, critic = with_critic(tiny_model)
+        model.save_pretrained(tmp_path)
+    else:
+        model = causal_lm(tiny_model)
+        critic = Critic(model, kind)
+    critic.save(tmp_path / "critic", model.state_dict())
+    saved = [p.detach().clone() for p in critic.parameters]
+    with torch.no_grad():
+        for parameter in critic.parameters:
+            parameter.add_(1.0)
+    monkeypatch.setattr(compat, "is_sharded", lambda model: True)
+    critic.load(tmp_path / "critic")
+    assert len(saved) > (1 if kind == "shared" else 20)
+    assert all(torch.equal(own, value) for own, value in zip(critic.parameters, saved, strict=True))
+
+
 @pytest.mark.parametrize("kind", ["adapter", "shared", "separate"])
 def test_a_value_is_of_the_state_before_its_token(tiny_model: Path, kind: str) -> None:
     """Other tokens from the sixth on change no value up to the sixth, and those behind."""

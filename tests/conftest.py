@@ -7,6 +7,8 @@ import os
 # Before anything imports torch or a Hugging Face library; subprocesses inherit it.
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads; pytest-xdist has one worker per core already
+if not os.access("/dev/nvidiactl", os.F_OK):
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, where it is installed, prints which it has chosen
 
 import importlib.util
 import json

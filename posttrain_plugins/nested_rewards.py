@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from statistics import fmean, pvariance
+from statistics import fmean, pstdev, pvariance
 from typing import Any, Literal
 
 from posttrain_plugins.errors import PluginBroken
@@ -50,6 +50,7 @@ def combine_rewards(
     *,
     weights: Sequence[float] = (),
     penalty: float = 0.0,
+    deviations: float = 0.0,
     skips_none: bool = False,
 ) -> list[float | None]:
     """Return one score for each completion from those of several rewards.
@@ -62,6 +63,7 @@ def combine_rewards(
         columns: further arguments of the calls.
         weights: R factors; without them each is 1.
         penalty: how much of the scores' variance is taken off.
+        deviations: how many of their standard deviations are.
         skips_none: combine the scores of those that can judge; else all have to.
 
     Returns:
@@ -76,7 +78,10 @@ def combine_rewards(
         if not known or (len(known) < len(of_one) and not skips_none):
             combined.append(None)
         else:
-            combined.append(float(reductions[how](known) - (penalty * pvariance(known) if penalty else 0.0)))
+            apart = (penalty * pvariance(known) if penalty else 0.0) + (
+                deviations * pstdev(known) if deviations else 0.0
+            )
+            combined.append(float(reductions[how](known) - apart))
     return combined
 
 

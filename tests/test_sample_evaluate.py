@@ -173,6 +173,43 @@ def test_a_strategys_candidates_count(tmp_path: Path, backends: dict[str, Script
     assert [row["level"] for row in rows] == [0, 2]
 
 
+def test_rows_of_several_models_say_whose_they_are(tmp_path: Path, backends: dict[str, Scripted]) -> None:
+    """Each model draws as if it were alone, and the right one of one may stand over the wrong one of another."""
+
+    def of_both(keep: str) -> list[dict[str, Any]]:
+        stage = Sample(dataset="d", rewards=["r"], models=["base", "sft"], num_generations=4, keep=keep)  # type: ignore[arg-type]
+        result = stage(context(tmp_path / keep, models=[artifact("base"), artifact("sft")]))
+        assert result.metrics["completions"] == 32
+        assert set(stage.columns) <= set(json.loads((tmp_path / keep / "data.jsonl").read_text().splitlines()[0]))
+        return [json.loads(line) for line in (tmp_path / keep / "data.jsonl").read_text().splitlines()]
+
+    for keep in ("all", "pairs", "ranked"):
+        (tmp_path / keep).mkdir()
+    rows = of_both("all")
+    assert {row["model"] for row in rows} == {"base", "sft"}
+    of_third = {row["completion"][0]["content"]: row["model"] for row in rows if row["level"] == 2}
+    assert of_third == {"<answer>3</answer>": "base", "<answer>2</answer>": "sft"}, "both wrote 2, the last keeps it"
+    pairs = of_both("pairs")
+    assert (pairs[2]["chosen_model"], pairs[2]["rejected_model"]) == ("sft", "base")
+    ranked = of_both("ranked")
+    assert ranked[2]["models"] == ["sft", "base"]
+    assert (backends["base"].opened, backends["sft"].opened) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "sft", "models": ["base"]}, "sample has models, and a model beside them"),
+        ({"models": ["base", "base"]}, "sample names a model twice"),
+        ({"models": ["base"], "keep": "steps", "labels": "rollouts"}, "labels: rollouts, but several models"),
+        ({"models": ["base"], "num_generations": 0}, "and num_generations: 0 beside them"),
+    ],
+)
+def test_models_that_do_not_go_together(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Sample("d", ["r"], **options)
+
+
 def test_nothing_to_keep_is_a_failed_stage(tmp_path: Path, backends: dict[str, Scripted]) -> None:
     with pytest.raises(StageFailed, match="kept nothing of 16") as caught:
         run_sample(tmp_path, threshold=1.5)

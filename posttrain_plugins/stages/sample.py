@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -21,6 +21,7 @@ from posttrain_plugins.text.readers import check_reader, read, reading
 from posttrain_plugins.text.steps import SEPARATOR
 from posttrain_plugins.training_data.selection import (
     COLUMNS,
+    WRITERS,
     Judged,
     Keep,
     Selection,
@@ -66,6 +67,9 @@ class Sample:
         rewards: the first decides what is right; their weighted sum ranks. Saved completions may do without, where a
             column `reward`, `rewards` or `scores` tells.
         model: who writes.
+        models: several who write, in place of `model`, each `num_generations` completions: a column `model` says who
+            (of pairs `chosen_model` and `rejected_model`, of rankings `models`). A reward model that follows a policy,
+            or a value model, learns from such rows.
         strategy: how completions are made; by default `num_generations` plain draws. All finished candidates count.
         num_generations: completions per problem.
         keep: of the right completions the `best`, the best `top_k`, or all (`all_correct`), as prompt and completion;
@@ -108,6 +112,7 @@ class Sample:
     dataset: DataRef
     rewards: list[RewardRef] = field(default_factory=list)
     model: ModelRef | None = None
+    models: list[ModelRef] = field(default_factory=list)
     strategy: StrategyRef | None = None
     num_generations: int = 8
     keep: Keep = "best"
@@ -138,7 +143,12 @@ class Sample:
         for name in ("top_k", "max_pairs_per_prompt", "num_rollouts"):
             if getattr(self, name) < 1:
                 raise InputError(f"sample cannot use {name}: {getattr(self, name)}, expected 1 or more")
-        if self.model is None and self.strategy is not None:
+        if self.models and (self.model is not None or self.num_generations == 0):
+            what = "a model" if self.model is not None else "num_generations: 0"
+            raise InputError(f"sample has models, and {what} beside them", hint="models: [...], who write")
+        if len(set(self.models)) < len(self.models):
+            raise InputError(f"sample names a model twice: {', '.join(map(str, self.models))}", hint="name it once")
+        if not self.writes and self.strategy is not None:
             raise InputError("sample has a strategy, but no model", hint="model: who writes")
         if self.keep == "unjudged" and (self.is_offline or self.rewards):
             what = (
@@ -148,7 +158,8 @@ class Sample:
         if not self.rewards and self.keep != "unjudged" and not (self.is_offline and self.keep != "steps"):
             raise InputError("sample has no rewards", hint="rewards: [...], the first decides what is right")
         if self.keep == "steps" and self.labels == "rollouts" and self.model is None:
-            raise InputError("sample has labels: rollouts, but no model", hint="model: who goes on from each step")
+            found = "several models" if self.models else "no model"
+            raise InputError(f"sample has labels: rollouts, but {found}", hint="model: who goes on from each step")
         if self.tools and (self.is_offline or self.keep == "steps"):
             raise InputError("sample has tools, which need a model that draws whole completions", hint="remove tools")
         if self.keep in ("steps", "labelled") and self.threshold is None:
@@ -159,12 +170,17 @@ class Sample:
     @property
     def is_offline(self) -> bool:
         """Are the data set's own completions taken?"""
-        return self.model is None or (self.num_generations == 0 and self.strategy is None)
+        return not self.writes or (self.num_generations == 0 and self.strategy is None)
+
+    @property
+    def writes(self) -> bool:
+        """Is there a model?"""
+        return self.model is not None or bool(self.models)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns of the data set that it makes, before those that it hands through."""
-        return COLUMNS[self.keep]
+        return COLUMNS[self.keep] + (WRITERS.get(self.keep, ("model",)) if self.models else ())
 
     @property
     def requires_columns(self) -> dict[str, tuple[tuple[str, ...], ...]]:
@@ -189,7 +205,6 @@ class Sample:
     def __call__(self, context: StageContext) -> StageResult:
         from posttrain_plugins.engine.log import RequestLog
         from posttrain_plugins.engine.solve import is_thinking
-        from posttrain_plugins.engine.tool_loop import tool_loop
         from posttrain_plugins.evaluation.bench import problems_of
 
         rows = [dict(row) for row in context.inputs["dataset"]]
@@ -202,31 +217,68 @@ class Sample:
         if self.keep == "steps" and self.labels == "rules" and not hasattr(rewards[0].func, "step_scores"):
             issue = _no_steps(rewards[0].name)  # before anything is drawn
             raise InputError(issue.message, hint=issue.hint)
-        missing: dict[str, float] = {}
-        with (
-            RequestLog(context.folder / "log.jsonl") as log,
-            self._backends(context) as backends,
-            reading(self.reader, is_thinking(backends)),
-        ):
-            options = {"log": log, "seed": context.seed, "should_stop": context.should_stop, "backend": backends}
-            options |= {"progress": context.reporter.progress, "tool_loop": tool_loop(context, self)}
-            if saved is not None and not rewards:
-                judged = [one.judged() for one in saved]  # by the verdicts that were saved with them
-            else:
-                made: list[list[Any]] = [one.completions for one in saved or ()]
-                if saved is None:
-                    made, missing = self._drawn(context, problems, columns, options)
-                if self.keep == "unjudged":
-                    judged = [
-                        [Judged(text, in_format_of(problem.prompt, text), None, None) for text in texts]
-                        for problem, texts in zip(problems, made, strict=True)
-                    ]
+        with RequestLog(context.folder / "log.jsonl") as log:
+            if self.models:
+                judged, missing = self._of_several(context, problems, columns, log)
+                # labels by rollouts would need one of the models: they are refused
+                kept = self._kept(context, problems, columns, judged, {"log": log})
+                return self._write(context, rows, judged, kept, missing)
+            with self._backends(context) as backends, reading(self.reader, is_thinking(backends)):
+                options = self._options(context, log, backends)
+                if saved is not None and not rewards:
+                    judged, missing = [one.judged() for one in saved], {}  # by the verdicts that were saved with them
+                elif saved is not None:
+                    judged, missing = self._judged(context, problems, columns, [one.completions for one in saved], log)
                 else:
-                    judged, unrated = self._judged(context, problems, columns, made, log)
-                    missing = {**missing, **unrated}
-            # still within: labels by rollouts draw from the same backends, into the same log
-            kept = self._kept(context, problems, columns, judged, options)
+                    judged, missing = self._new(context, problems, columns, options)
+                # still within: labels by rollouts draw from the same backends, into the same log
+                kept = self._kept(context, problems, columns, judged, options)
         return self._write(context, rows, judged, kept, missing)
+
+    def _options(self, context: StageContext, log: RequestLog, backends: Mapping[str, AnyBackend]) -> dict[str, Any]:
+        """Return the options of `engine.solve`."""
+        from posttrain_plugins.engine.tool_loop import tool_loop
+
+        options = {"log": log, "seed": context.seed, "should_stop": context.should_stop, "backend": backends}
+        return options | {"progress": context.reporter.progress, "tool_loop": tool_loop(context, self)}
+
+    def _of_several(
+        self,
+        context: StageContext,
+        problems: list[Problem],
+        columns: Mapping[str, Sequence[Any]],
+        log: RequestLog,
+    ) -> tuple[list[list[Judged]], dict[str, float]]:
+        """Return each problem's completions of all models, one model after another, and how much is missing."""
+        from posttrain_plugins.engine.saved_traces import TRACES
+        from posttrain_plugins.engine.solve import is_thinking
+
+        judged: list[list[Judged]] = [[] for _ in problems]
+        missing: dict[str, float] = {}
+        (context.folder / TRACES).unlink(missing_ok=True)  # of a run before that was stopped
+        for artifact in context.inputs["models"]:
+            own = replace(context, inputs={**context.inputs, "model": artifact})
+            with self._backends(own) as backends, reading(self.reader, is_thinking(backends)):
+                made, lost = self._new(own, problems, columns, self._options(own, log, backends))
+            for of_problem, more in zip(judged, made, strict=True):
+                of_problem += [replace(item, model=artifact.name) for item in more]
+            missing |= {name: missing.get(name, 0.0) + count for name, count in lost.items()}
+        return judged, missing
+
+    def _new(
+        self,
+        context: StageContext,
+        problems: list[Problem],
+        columns: Mapping[str, Sequence[Any]],
+        options: Mapping[str, Any],
+    ) -> tuple[list[list[Judged]], dict[str, float]]:
+        """Draw each problem's completions and judge them; return how much is missing, too."""
+        made, missing = self._drawn(context, problems, columns, options)
+        if self.keep == "unjudged":
+            texts = zip(problems, made, strict=True)
+            return [[Judged(t, in_format_of(p.prompt, t), None, None) for t in of_one] for p, of_one in texts], missing
+        judged, unrated = self._judged(context, problems, columns, made, options["log"])
+        return judged, {**missing, **unrated}
 
     def _drawn(
         self,
@@ -249,7 +301,8 @@ class Sample:
             for warning in unknown_markers(strategy.strategy, options["backend"]["policy"]):
                 context.reporter.note(f"{strategy.label}: {warning}")
             results = solve(strategy.strategy, problems, scorers=strategy.scorers, columns=columns, **options)
-            with (context.folder / TRACES).open("w", encoding="utf-8", errors="replace") as traces:
+            how = "a" if self.models else "w"  # `_of_several` has begun the file anew
+            with (context.folder / TRACES).open(how, encoding="utf-8", errors="replace") as traces:
                 traces.writelines(trace_lines(results, model=context.inputs["model"].name, measure=strategy.label))
             reasons = [why for result in results if (why := unanswered(result)) is not None]
             asked = len(results)

@@ -14,7 +14,7 @@ Papers: STaR (https://huggingface.co/papers/2203.14465) and rejection sampling a
 (https://huggingface.co/papers/2307.09288), section 3.2.3, for SFT data; iterative DPO
 (https://huggingface.co/papers/2312.11456) for pairs.
 
-1. Equal completions of one problem are kept once.
+1. Equal completions of one problem are kept once, of several models by the last that wrote it.
 2. The first reward says what is right (`threshold`), the weighted sum of all rewards says what is better.
 """
 
@@ -30,7 +30,19 @@ from posttrain_plugins.errors import InputError
 from posttrain_plugins.text import in_format_of, to_text
 from posttrain_plugins.types import Prompt, ResolvedReward
 
-__all__ = ["COLUMNS", "Judged", "Keep", "Saved", "Selection", "distinct", "judge", "read_saved", "without_texts"]
+__all__ = [
+    "COLUMNS",
+    "WRITERS",
+    "Judged",
+    "Keep",
+    "Saved",
+    "Selection",
+    "distinct",
+    "judge",
+    "read_saved",
+    "without_texts",
+    "writer",
+]
 
 Keep: TypeAlias = Literal["best", "top_k", "all_correct", "all", "pairs", "labelled", "ranked", "unjudged", "steps"]
 
@@ -45,6 +57,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "unjudged": ("prompt", "completions"),
     "steps": ("prompt", "completions", "labels"),
 }
+WRITERS = {"pairs": ("chosen_model", "rejected_model"), "ranked": ("models",), "unjudged": ("models",)}
+"""The columns that say who wrote a completion, where there are several models and it is not `model`."""
 TEXTS = ("completion", "completions", "chosen", "rejected")
 VERDICTS = ("reward", "rewards", "scores", "label", "labels")
 
@@ -61,12 +75,14 @@ class Judged:
         completion: as it is handed out, in its prompt's format.
         reward: the weighted sum.
         verdict: the first reward.
+        model: who wrote it, where there are several.
     """
 
     text: str
     completion: Any
     reward: float | None
     verdict: float | None
+    model: str = ""
 
     @property
     def total(self) -> float:
@@ -121,26 +137,27 @@ class Selection:
     def rows(self, judged: Iterable[Judged], number: int) -> list[dict[str, Any]]:
         """Return the new columns of what is kept of problem `number`, a row each."""
         if self.keep == "unjudged":
-            texts = {item.text: item.completion for item in judged}
-            return [{"completions": list(texts.values())}] if texts else []
+            items = list({item.text: item for item in judged}.values())
+            return [{"completions": [i.completion for i in items], **_writers(items)}] if items else []
         ranked = sorted(distinct(judged), key=lambda item: -item.total)
         if self.keep == "pairs":
             # seeded by the problem's number: a problem's pairs stay the same when others are added or fail
             pairs = self._pairs(ranked, random.Random(f"{self.seed}:{number}"))
             return [
                 {"chosen": chosen.completion, "rejected": rejected.completion}
+                | ({"chosen_model": chosen.model, "rejected_model": rejected.model} if chosen.model else {})
                 for chosen, rejected in pairs[: self.max_pairs_per_prompt]
             ]
         if self.keep == "labelled":
-            return [{"completion": item.completion, "label": self.is_right(item)} for item in ranked]
+            return [{"completion": i.completion, "label": self.is_right(i), **writer(i)} for i in ranked]
         if self.keep == "ranked":
             is_order = len({item.total for item in ranked}) > 1  # all equal: nothing to learn
             columns = {"completions": [i.completion for i in ranked], "scores": [i.reward for i in ranked]}
-            return [columns] if is_order else []
+            return [{**columns, **_writers(ranked)}] if is_order else []
         # the verdict says who is right before the sum says who is best: a fluent wrong answer is no SFT data
         right = [item for item in ranked if self.keep == "all" or self.is_right(item)]
         count = {"best": 1, "top_k": self.top_k}.get(self.keep, len(right))
-        return [{"completion": item.completion, "reward": item.reward} for item in right[:count]]
+        return [{"completion": item.completion, "reward": item.reward, **writer(item)} for item in right[:count]]
 
     def is_right(self, item: Judged) -> bool:
         """Tell whether the first reward passes the threshold; one that could not judge is no pass."""
@@ -156,6 +173,15 @@ class Selection:
         rng.shuffle(right)
         rng.shuffle(wrong)
         return list(zip(right, wrong, strict=False))
+
+
+def writer(item: Judged) -> dict[str, str]:
+    """Return the column that says who wrote a completion; none where there is one model alone."""
+    return {"model": item.model} if item.model else {}
+
+
+def _writers(items: Sequence[Judged]) -> dict[str, list[str]]:
+    return {"models": [item.model for item in items]} if any(item.model for item in items) else {}
 
 
 def without_texts(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from posttrain_plugins.text import prefill
 from posttrain_plugins.text.steps import SEPARATOR, split_steps
-from posttrain_plugins.training_data.selection import Judged
+from posttrain_plugins.training_data.selection import Judged, writer
 from posttrain_plugins.types import Generate, Problem, Request, ResolvedReward, Result
 
 if TYPE_CHECKING:
@@ -137,7 +137,8 @@ class StepLabels:
         # right (Lightman et al. stop there too); the wrong step itself is kept, since it is what the model learns from.
         wrong = [i for i, label in enumerate(labels) if label < self.share_threshold]
         count = wrong[0] + 1 if self.stop_at_first_error and wrong else len(labels)
-        return {"completions": split_steps(item.text, self.separator)[:count], "labels": list(labels)[:count]}
+        steps = split_steps(item.text, self.separator)[:count]
+        return {"completions": steps, "labels": list(labels)[:count], **writer(item)}
 
     def _prefixes(self, item: Judged) -> list[str]:
         """Return every beginning that ends with a step and is not the whole."""

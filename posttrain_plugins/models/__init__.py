@@ -10,6 +10,7 @@
 | `merge.py`                 | a plain model without adapters and quantization, and what that changed      |
 | `interpolate.py`           | the weighted mean of several whole models                                   |
 | `critic.py`                | a saved critic: its value head and the layers that it reads                 |
+| `value_form.py`            | how the logits of a value head become values                                |
 | `training_templates.py`    | chat templates with the assistant's turns marked, as training needs them    |
 | `training_memory.py`       | how many bytes training takes, by formula                                   |
 | `adapter_types.py`         | what each of PEFT's adapter types can, read without importing PEFT          |

@@ -1,7 +1,8 @@
 """A critic as PPO and OREO save it beside the policy: what its kind says, its value head, and the body that it reads.
 
-The folder `critic/` holds `critic.json` (`kind`, and the `chat_template_kwargs` that its prompts were rendered with),
-`value_head.safetensors` (`weight` (1, H), `bias` (1,)), and what is the critic's own:
+The folder `critic/` holds `critic.json` (`kind`, the `chat_template_kwargs` that its prompts were rendered with, and
+the `form` of a head whose logits are no values, `value_form.py`), `value_head.safetensors` (`weight` (K, H), `bias`
+(K,)), and what is the critic's own:
 
 | kind       | reads the hidden states of                  | `critic/` also holds                  |
 |------------|---------------------------------------------|---------------------------------------|
@@ -21,14 +22,22 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.adapter_types import ensure_registered
-from posttrain_plugins.models.folder import adapter_config, adapters_in, base_of
+from posttrain_plugins.models.folder import adapter_config, adapters_in, base_of, template_options
 from posttrain_plugins.models.load import load_full, make_room_for_tokens
 from posttrain_plugins.models.stack import attach_frozen
+from posttrain_plugins.models.value_form import ValueForm
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["load_critic_body", "load_value_head", "shared_critic_in", "template_kwargs_in", "value_head_in"]
+__all__ = [
+    "critic_form_in",
+    "load_critic_body",
+    "load_value_head",
+    "shared_critic_in",
+    "template_kwargs_in",
+    "value_head_in",
+]
 
 FILE = "value_head.safetensors"
 
@@ -40,18 +49,37 @@ def shared_critic_in(model: str | Path) -> Path | None:
 
 
 def value_head_in(model: str | Path) -> dict[str, torch.Tensor] | None:
-    """Return the value head saved with a model, `weight` (1, H) and `bias` (1,); None where there is no critic."""
-    from safetensors.torch import load_file
-
+    """Return the value head saved with a model, `weight` (K, H) and `bias` (K,); None where there is no critic."""
     folder = Path(model) / "critic"
-    return load_file(folder / FILE) if (folder / "critic.json").is_file() else None
+    return _head_in(folder / FILE) if (folder / "critic.json").is_file() else None
 
 
 def template_kwargs_in(model: str | Path) -> dict[str, Any]:
     """Return the options of the chat template that the critic's prompts were rendered with; empty where none are."""
+    return dict(_said(model).get("chat_template_kwargs") or template_options(model))
+
+
+def critic_form_in(model: str | Path) -> ValueForm | None:
+    """Return how the logits of a critic's head are read; None where they are the values themselves."""
+    form = _said(model).get("form")
+    return ValueForm(**form) if form else None
+
+
+def _head_in(file: Path) -> dict[str, torch.Tensor]:
+    """Read a head; of one that learned in other units, what gives the values themselves."""
+    from safetensors.torch import load_file
+
+    head = load_file(file)
+    scale, shift = head.pop("scale", None), head.pop("shift", None)
+    if scale is not None and shift is not None:
+        head = {"weight": head["weight"] * scale, "bias": head["bias"] * scale + shift}
+    return head
+
+
+def _said(model: str | Path) -> dict[str, Any]:
+    """Read `critic.json`; empty where there is none."""
     file = Path(model) / "critic" / "critic.json"
-    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return dict(known.get("chat_template_kwargs") or {})
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
 def load_critic_body(model: str | Path, *, dequantize: bool = False, **options: Any) -> Any:
@@ -107,7 +135,6 @@ def load_value_head(folder: str | Path, model: Any) -> Callable[[torch.Tensor], 
         InputError: no such head, one of another kind, or one of another size.
     """
     import torch
-    from safetensors.torch import load_file
 
     file = Path(folder) / FILE
     if not file.is_file():
@@ -118,7 +145,7 @@ def load_value_head(folder: str | Path, model: Any) -> Callable[[torch.Tensor], 
             f"the value head in {folder} is of kind {kind!r}, expected 'shared': it reads a body of its own",
             hint="let the reward plugin value_model judge: scorer={use: value_model, ...}",
         )
-    head = load_file(file)
+    head = _head_in(file)
     # checked here, since a head of another model of the same size would judge without a word, and one of another size
     # would fail deep inside decoding
     size = model.config.get_text_config().hidden_size

@@ -3,7 +3,7 @@
 Papers: Schulman et al., 2017 (https://huggingface.co/papers/1707.06347), for the critic; Liu et al., 2023
 (https://huggingface.co/papers/2309.15028), for keeping it as a guide at test time; OREO, Wang et al., 2024
 (https://huggingface.co/papers/2412.16145), section 4.4, for one that was learned offline. It loads what the stages
-`ppo` and `oreo` saved, whatever the critic's kind.
+`ppo` and `oreo` saved beside the policy, whatever the critic's kind, and the models of the stage `value`.
 
 1. The completion is scored before EOS, the last state that the critic was trained on.
 2. Prompt and completion are tokenised apart, as in the rollout.
@@ -19,8 +19,9 @@ from typing import Any, ClassVar
 
 from posttrain_plugins.backends.transformers.classifier import Classifier
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.models.critic import load_critic_body, template_kwargs_in, value_head_in
+from posttrain_plugins.models.critic import critic_form_in, load_critic_body, template_kwargs_in, value_head_in
 from posttrain_plugins.models.load import inference_options
+from posttrain_plugins.models.value_form import ValueForm, form_in
 from posttrain_plugins.text import is_conversational, render, to_text
 from posttrain_plugins.text.steps import SEPARATOR, last_tokens, split_steps
 from posttrain_plugins.types import ModelArtifact, ModelRef, Prompt
@@ -30,13 +31,13 @@ __all__ = ["ValueModel"]
 
 @dataclass
 class ValueModel:
-    """Score whole or partial completions with the critic that PPO or OREO trained.
+    """Score whole or partial completions with a value model, or with the critic that PPO or OREO trained.
 
     The model is loaded at the first call; until then the reward can be pickled, and a pickle never holds the model.
 
     Args:
-        model_name_or_path: the policy that the critic was trained with: a `ppo` or `oreo` stage of the recipe, or its
-            folder, with `critic/` in it.
+        model_name_or_path: a `value` stage of the recipe, or the policy that a critic was trained with, a `ppo` or
+            `oreo` stage; or the folder of one.
         separator: what ends a step; the rule of `posttrain_plugins.text.steps`.
         batch_size: completions per forward.
         dtype: of the weights; this and the rest as in TRL's `ModelConfig`.
@@ -49,7 +50,7 @@ class ValueModel:
         device: by default `cuda` where there is one.
 
     Raises:
-        InputError: at the first call, where the folder has no critic.
+        InputError: at the first call, where the folder has neither critic nor value head.
     """
 
     __name__ = "value_model"  # what TRL logs it under
@@ -89,7 +90,7 @@ class ValueModel:
             completions: B completions, whole or not; an empty one has the prompt's value.
 
         Returns:
-            B values: the return that the critic expects, in the units of PPO's reward.
+            B values: the return that is expected, in the units of the reward.
         """
         values: list[float | None] = [None] * len(completions)
         for i, _, _, of_tokens in self._values(prompts, completions):
@@ -143,35 +144,61 @@ class ValueModel:
 
 
 class _Critic(Classifier):
-    """A critic as a token classifier of one label, the value of the state after each token."""
+    """A critic, or a value model, as a token classifier of one label, the value of the state after each token."""
 
     def _load(self) -> Any:
-        from torch.nn.functional import linear
-
+        if (form := form_in(self.path)) is not None:
+            return self._load_value_model(form)
         if (saved := value_head_in(self.path)) is None:
             raise InputError(
                 f"value_model finds no critic in {self.path}",
-                hint="give the model of an oreo stage, or of a ppo stage with gae",
+                hint="give a value stage, or the model of an oreo stage or of a ppo stage with gae",
             )
         body = load_critic_body(self.path, **inference_options(self.loading, self.task, self.device)).eval()
         # `clone`: read from the file a tensor lies at any address, and a copy is aligned, which gives the last bit that
         # the trainer's own head gives
         head = {name: tensor.to(body.device).float().clone() for name, tensor in saved.items()}
+        critic_form = critic_form_in(self.path)
 
         def forward(**inputs: Any) -> Any:
-            hidden = body(**inputs).last_hidden_state.float()  # (B, T, H)
-            return SimpleNamespace(logits=linear(hidden, head["weight"], head["bias"]))
+            hidden = body(**inputs).last_hidden_state  # (B, T, H)
+            return SimpleNamespace(logits=_values(hidden, head["weight"], head["bias"], critic_form))
 
         return _Valuer(forward, body)
 
+    def _load_value_model(self, form: ValueForm) -> Any:
+        """Load a token classifier whose head is asked in float32, whatever the model computes in."""
+        self.num_labels = form.num_labels
+        model = super()._load()
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        copies = getattr(base.score, "modules_to_save", None)  # PEFT's, of which one was trained
+        score = base.score if copies is None else copies["default"]
+        weight, bias = (None if t is None else t.detach().float() for t in (score.weight, score.bias))
+        seen: list[Any] = []
+        base.score.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+
+        def forward(**inputs: Any) -> Any:
+            model(**inputs)
+            return SimpleNamespace(logits=_values(seen.pop(), weight, bias, form))
+
+        return _Valuer(forward, model)
+
+
+def _values(hidden: Any, weight: Any, bias: Any, form: ValueForm | None) -> Any:
+    """Map hidden states (B, T, H) to values (B, T, 1); of a plain head they are its logits."""
+    from torch.nn.functional import linear
+
+    logits = linear(hidden.float(), weight, bias)
+    return logits if form is None else form.values(logits).unsqueeze(-1)
+
 
 class _Valuer:
-    """What `Classifier` calls: the body's config and device, and values as logits."""
+    """What `Classifier` calls: the config and device of a model, and values as logits."""
 
-    def __init__(self, forward: Any, body: Any) -> None:
+    def __init__(self, forward: Any, model: Any) -> None:
         self._forward = forward
-        self.config = body.config
-        self.device = body.device
+        self.config = model.config
+        self.device = model.device
 
     def __call__(self, **inputs: Any) -> Any:
         return self._forward(**inputs)

@@ -10,6 +10,7 @@ name: a model, a reward, a data set, or figures. In the order in which a recipe 
 | `sample.py`                                           | a data set of a model's completions that rewards judge |
 | `annotate.py`                                         | a data set of what people decide                       |
 | `reward.py`, `ranking.py`, `prm.py`                   | a reward: on pairs, on rankings, on steps              |
+| `value.py`                                            | a value model: what a begun completion is worth        |
 | `dpo.py`, `kto.py`, `cpo.py`, `orpo.py`               | a model from pairs, or from good and bad completions   |
 | `listwise_dpo.py`, `online_dpo.py`                    | a model from rankings, and from pairs that it draws    |
 | `oreo.py`                                             | a model and a critic from saved completions            |

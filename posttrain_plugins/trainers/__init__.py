@@ -30,8 +30,9 @@ they touch below TRL's, PEFT's and transformers' public names stands in `compat`
 | `held_sft.py`                                 | SFT with a KL penalty to the model that it starts from          |
 | `oreo.py`                                     | policy and value function from saved trajectories               |
 | `prm.py`                                      | process reward models                                           |
+| `value.py`, `value_figures.py`                | value models from saved trajectories; calibration, what is told |
 | `ranking.py`, `listwise_dpo.py`               | reward models and DPO on rankings                               |
-| `encoded_rows.py`                             | what the four before share: rows as tokens, padding             |
+| `encoded_rows.py`                             | what those on own columns share: rows as tokens, padding             |
 | `multi_adapter.py`                            | several adapters on one base, each on its task's rows           |
 | `random_model.py`                             | a new model with random weights                                 |
 """

@@ -19,6 +19,7 @@ __all__ = ["masks", "preview_args", "save_stand_in"]
 MAX_COMPLETION_TOKENS = 8
 OFF = {  # what a look at a few rows does without
     "bf16": False,
+    "critic_iterations": None,
     "deepspeed": None,
     "eval_strategy": "no",
     "fsdp": None,
@@ -132,7 +133,7 @@ def _padded_rows(batch: Mapping[str, Any]) -> Iterator[MaskedRow]:
             continue
         learned, attended = _learned(batch, prefix), batch.get(f"{prefix}attention_mask")
         # a batch of pairs without other marks has all chosen ones first, then all rejected ones, as TRL's collators do
-        is_paired = not {"label", "labels", "step_labels", "sizes"} & set(batch) and not prefix
+        is_paired = not {"label", "labels", "step_labels", "sizes", "rewards"} & set(batch) and not prefix
         for i in range(len(ids)):
             kept = attended[i].bool() if attended is not None else ids[i] == ids[i]
             part = prefix.removesuffix("_")

@@ -209,7 +209,9 @@ class TrajectoryCollator:
         }
 
 
-def encode(tokenizer: Any, row: Mapping[str, Any], number: int, level: str, separator: str) -> dict[str, Any]:
+def encode(
+    tokenizer: Any, row: Mapping[str, Any], number: int, level: str, separator: str, **options: Any
+) -> dict[str, Any]:
     """Return one trajectory as tokens.
 
     Args:
@@ -218,6 +220,7 @@ def encode(tokenizer: Any, row: Mapping[str, Any], number: int, level: str, sepa
         number: which row this is, for errors.
         level: see `OREOConfig`.
         separator: see `OREOConfig`.
+        **options: of the chat template.
 
     Returns:
         `input_ids` (L,), `prompt_length`, `starts` (the index of the first token of each action), `reward`.
@@ -226,7 +229,8 @@ def encode(tokenizer: Any, row: Mapping[str, Any], number: int, level: str, sepa
     if issue := stage_rules.trajectory_concern(row, number):
         rules.refuse([issue])
     # apart, as a rollout does: what is drawn are tokens behind the prompt's, and no token spans the two
-    head = tokenizer(render(tokenizer, prompt), add_special_tokens=not is_conversational(prompt))["input_ids"]
+    text = render(tokenizer, prompt, **options)
+    head = tokenizer(text, add_special_tokens=not is_conversational(prompt))["input_ids"]
     if not head:
         raise InputError(f"row {number + 1} has an empty prompt, so there is no state before its first token")
     text = to_text(completion).removesuffix(tokenizer.eos_token)

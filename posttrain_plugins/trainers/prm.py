@@ -28,7 +28,7 @@ from posttrain_plugins.text.steps import SEPARATOR, last_tokens
 from posttrain_plugins.trainers import compat
 from posttrain_plugins.trainers.encoded_rows import EncodedRows, pad_right
 
-__all__ = ["PRMConfig", "PRMTrainer", "StepCollator", "encode"]
+__all__ = ["PRMConfig", "PRMTrainer", "StepCollator", "encode", "load_token_classifier"]
 
 IGNORED = -100.0  # the label of a token at which no step ends
 
@@ -75,7 +75,7 @@ class PRMTrainer(EncodedRows, RewardTrainer):  # type: ignore[misc]
             if kwargs.get("processing_class") is None:
                 revision = (args.model_init_kwargs or {}).get("revision")
                 kwargs["processing_class"] = load_tokenizer(model, {"model_revision": revision})
-            model = _load(model, args, kwargs.pop("quantization_config", None))
+            model = load_token_classifier(model, args, kwargs.pop("quantization_config", None))
             args.model_init_kwargs = None
         if kwargs.get("data_collator") is None:
             tokenizer = kwargs["processing_class"]
@@ -169,9 +169,19 @@ def encode(tokenizer: Any, row: Mapping[str, Any], number: int, separator: str) 
     return {"input_ids": list(encoded["input_ids"]), "step_labels": step_labels}
 
 
-def _load(path: str, args: PRMConfig, quantization_config: Any) -> Any:
-    """Load a token classifier as TRL loads a reward model: float32 unless told, and seeded before the new head."""
-    options: dict[str, Any] = {"dtype": "float32", **(args.model_init_kwargs or {}), "num_labels": 1}
+def load_token_classifier(path: str, args: RewardConfig, quantization_config: Any, num_labels: int = 1) -> Any:
+    """Load a token classifier as TRL loads a reward model: float32 unless told, and seeded before the new head.
+
+    Args:
+        path: a folder or Hub id of a causal language model.
+        args: with the seed, the device and options of `from_pretrained`.
+        quantization_config: of the weights, or None.
+        num_labels: logits of a token.
+
+    Raises:
+        InputError: the folder lacks weights.
+    """
+    options: dict[str, Any] = {"dtype": "float32", **(args.model_init_kwargs or {}), "num_labels": num_labels}
     if quantization_config is not None:
         options |= {"quantization_config": quantization_config}
         options.setdefault("device_map", {"": args.device})

@@ -6,7 +6,7 @@ takes some forms and options. No paper.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from posttrain_plugins.models.training_templates import marked_twin
@@ -14,6 +14,7 @@ from posttrain_plugins.text import is_conversational
 from posttrain_plugins.types import Issue, StageFacts
 
 __all__ = [
+    "equal_reward_concerns",
     "first_concern",
     "mask_concerns",
     "oreo_concerns",
@@ -21,6 +22,7 @@ __all__ = [
     "ranking_concern",
     "speed_concerns",
     "trajectory_concern",
+    "value_concerns",
 ]
 
 CURE = "args: {assistant_only_loss: true}"
@@ -130,6 +132,29 @@ def _engine_concerns(args: Any, has_strategy: bool) -> Iterator[Issue]:
         if value not in values:
             found = f"rollouts: engine draws with temperature, top_k and top_p, but args has {name}={value!r}"
             yield Issue(found, f"remove {name}, or rollouts: engine", f"args.{name}")
+def equal_reward_concerns(rows: Iterable[Mapping[str, Any]]) -> Iterator[Issue]:
+    """Yield that all trajectories have one reward, so that no value could tell them apart."""
+    rewards = {row.get("reward") if row.get("reward") is not None else row.get("label") for row in rows}
+    if len(rewards) == 1:
+        found = f"there is nothing to tell apart: every trajectory has reward {rewards.pop()}"
+        yield Issue(found, "draw more, from an earlier policy too, or at a higher temperature", "dataset")
+
+
+def value_concerns(args: Any) -> Iterator[Issue]:
+    """Yield what a value model cannot be trained with; `args` is a `ValueConfig`, or has its fields."""
+    for name, most in (("gamma", 1.0), ("lam", 1.0), ("balance", 0.5), ("held_out", 0.5)):
+        value = getattr(args, name)
+        if not 0.0 <= value <= most:
+            yield Issue(f"{name} is {value}, expected 0 to {most:g}", field=f"args.{name}")
+    if args.num_classes < 2:
+        yield Issue(f"num_classes is {args.num_classes}, expected 2 or more", field="args.num_classes")
+    limits = args.value_range
+    if limits is not None and (len(limits) != 2 or not limits[0] < limits[1]):
+        hint = "value_range: [0, 1], the least and the largest return"
+        yield Issue(f"value_range is {limits}, expected two numbers, the lesser first", hint, "args.value_range")
+    if args.center_rewards_coefficient is not None:
+        found = "center_rewards_coefficient moves scores to a mean of 0, and a value is the return itself"
+        yield Issue(found, "remove it", "args.center_rewards_coefficient")
 
 
 def ranking_concern(row: Mapping[str, Any], number: int) -> Issue | None:

@@ -61,6 +61,11 @@ TELLING = (  # the figures of a log that say how a stage ended
     "eval_accuracy",
     "eval_margin",
     "eval_wrong_found",
+    "eval_explained_variance",
+    "eval_explained_variance_start",
+    "eval_explained_variance_end",
+    "eval_calibration_error",
+    "eval_ranked",
 )
 
 

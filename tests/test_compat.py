@@ -89,6 +89,7 @@ TAKES: dict[str, tuple[str, ...]] = {
     "trl:RewardTrainer._prepare_dataset": DATASET,
     "trl:RewardTrainer._set_signature_columns_if_needed": (),
     "trl:RewardTrainer.compute_loss": LOSS,
+    "trl:RewardTrainer.evaluate": ("eval_dataset", "ignore_keys", "metric_key_prefix"),
     "trl:SFTTrainer.compute_loss": LOSS,
     "trl:SFTTrainer.prediction_step": ("model", "inputs", "prediction_loss_only", "ignore_keys"),
     "trl:SFTTrainer.training_step": ("args", "kwargs"),
@@ -96,9 +97,13 @@ TAKES: dict[str, tuple[str, ...]] = {
     "transformers:Trainer._load_from_checkpoint": ("resume_from_checkpoint", "model"),
     "transformers:Trainer._save": ("output_dir", "state_dict"),
     "transformers:Trainer.create_optimizer": ("model",),
+    "transformers:Trainer.evaluation_loop": (
+        *("dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"),
+    ),
     "transformers:Trainer.get_batch_samples": ("epoch_iterator", "num_batches", "device"),
     "transformers:Trainer.get_eval_dataloader": ("eval_dataset",),
     "transformers:Trainer.get_train_dataloader": (),
+    "transformers:Trainer.save_model": ("output_dir", "_internal_call"),
     "transformers:Trainer.train": ("resume_from_checkpoint", "trial", "ignore_keys_for_eval"),
 }
 """Method that ours override -> its arguments, `self` aside."""
@@ -143,6 +148,7 @@ READ: dict[str, str] = {
     "trl:RewardTrainer._prepare_dataset": "d753a196b9cf",
     "trl:RewardTrainer._set_signature_columns_if_needed": "1e6682d036a6",
     "trl:RewardTrainer.compute_loss": "ec4fad890ecf",
+    "trl:RewardTrainer.evaluate": "24bf1ee05995",
     "trl:SFTTrainer.compute_loss": "ca448211ff65",
     "trl:SFTTrainer.prediction_step": "2db888fb0567",
     "trl:SFTTrainer.training_step": "bba41f264647",

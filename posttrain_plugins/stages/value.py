@@ -1,7 +1,7 @@
 """A value model from saved trajectories, by our `ValueTrainer` (Wang et al., 2025).
 
 Paper: https://huggingface.co/papers/2505.17373, section 3. It judges begun completions: for a search that it guides,
-for best of n, and for PPO's critic to start from.
+and for best of n.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ __all__ = ["Value"]
 class Value:
     """Learns from saved completions and their rewards what a begun completion is worth, at each of its tokens.
 
-    The stage's name can stand wherever a reward can, such as the `scorer` of `value_guided_search` or `best_of_n`, and
-    PPO's critic may start from it. Explained variance and calibration on held-out prompts are its figures.
+    The stage's name can stand wherever a reward can, such as the `scorer` of `value_guided_search` or `best_of_n`.
+    Explained variance and calibration on held-out prompts are its figures.
 
     Args:
         model: what to start from, best the policy that wrote the completions; the head is new.

@@ -100,11 +100,11 @@ OVERRIDDEN: Mapping[str, tuple[str, ...]] = {
         "_save_checkpoint",
     ),
     "trl:DPOTrainer": ("_prepare_dataset", "_set_signature_columns_if_needed", "compute_loss"),
-    "trl:RewardTrainer": ("_prepare_dataset", "_set_signature_columns_if_needed", "compute_loss"),
+    "trl:RewardTrainer": ("_prepare_dataset", "_set_signature_columns_if_needed", "compute_loss", "evaluate"),
     "trl:SFTTrainer": ("compute_loss", "prediction_step", "training_step"),
     "transformers:Trainer": (
-        *("_load_best_model", "_load_from_checkpoint", "_save", "create_optimizer"),
-        *("get_batch_samples", "get_eval_dataloader", "get_train_dataloader", "train"),
+        *("_load_best_model", "_load_from_checkpoint", "_save", "create_optimizer", "evaluation_loop"),
+        *("get_batch_samples", "get_eval_dataloader", "get_train_dataloader", "save_model", "train"),
     ),
 }
 """Class of theirs -> the methods of it that classes of ours override."""

@@ -19,7 +19,6 @@ __all__ = ["masks", "preview_args", "save_stand_in"]
 MAX_COMPLETION_TOKENS = 8
 OFF = {  # what a look at a few rows does without
     "bf16": False,
-    "critic_iterations": None,
     "deepspeed": None,
     "eval_strategy": "no",
     "fsdp": None,

@@ -132,6 +132,8 @@ def _engine_concerns(args: Any, has_strategy: bool) -> Iterator[Issue]:
         if value not in values:
             found = f"rollouts: engine draws with temperature, top_k and top_p, but args has {name}={value!r}"
             yield Issue(found, f"remove {name}, or rollouts: engine", f"args.{name}")
+
+
 def equal_reward_concerns(rows: Iterable[Mapping[str, Any]]) -> Iterator[Issue]:
     """Yield that all trajectories have one reward, so that no value could tell them apart."""
     rewards = {row.get("reward") if row.get("reward") is not None else row.get("label") for row in rows}

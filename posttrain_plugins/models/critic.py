@@ -69,7 +69,7 @@ def _head_in(file: Path) -> dict[str, torch.Tensor]:
     """Read a head; of one that learned in other units, what gives the values themselves."""
     from safetensors.torch import load_file
 
-    head = load_file(file)
+    head: dict[str, torch.Tensor] = load_file(file)
     scale, shift = head.pop("scale", None), head.pop("shift", None)
     if scale is not None and shift is not None:
         head = {"weight": head["weight"] * scale, "bias": head["bias"] * scale + shift}

@@ -133,7 +133,7 @@ def pairs_per_token(backbone: Any) -> float:
         of_a_token = 12 * config.hidden_size**2 * config.num_hidden_layers
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     of_a_pair = 2 * config.num_attention_heads * head_size * config.num_hidden_layers
-    return max(1.0, of_a_token / (ATTENTION_OVERHEAD * of_a_pair))
+    return max(1.0, float(of_a_token / (ATTENTION_OVERHEAD * of_a_pair)))
 
 
 def cached_states(read: Read, batch: Batch) -> Tensor:

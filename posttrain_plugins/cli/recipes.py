@@ -137,7 +137,9 @@ def plan(
         for one in found:
             id = one["stage"]
             one |= {"work": vars(work[id]) | {"tokens": work[id].tokens}} if id in work else {}
-            one |= {"memory": memory_json(taken[id], advice.get(id), there)} if there is not None and id in taken else {}
+            one |= (
+                {"memory": memory_json(taken[id], advice.get(id), there)} if there is not None and id in taken else {}
+            )
         print(json.dumps(found, indent=1))
         return
     from posttrain_plugins.cli.memory_tables import memory_lines, memory_tables, work_table

@@ -88,7 +88,7 @@ stages:
 
 
 def main() -> int:
-    options = _options()
+    options = read_options()
     if options.one:
         print(json.dumps(_measure(options.one, options.folder, options.gpu)))
         return 0
@@ -321,7 +321,7 @@ def _peak(is_gpu: bool) -> int:
     return _status("VmHWM") - _status("RssFile") - _status("RssShmem")
 
 
-def _options() -> argparse.Namespace:
+def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--model", help="the folder of another model")

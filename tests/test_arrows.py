@@ -45,11 +45,11 @@ ALLOWED = {
     "search": NOUNS,
     "tiny_world": NOUNS,
     "guard": NOUNS | PLUGINS | {"processes"},
-    "recipe": NOUNS | PLUGINS | {"models", "rows"},
+    "recipe": NOUNS | PLUGINS | {"models", "record", "rows"},
     "recipe.read": NOUNS | PLUGINS | {"recipe"},
     "recipe.check": NOUNS | PLUGINS | {"checkpoints", "guard", "models", "rows", "recipe", "recipe.read"},
     "recipe.plan": NOUNS | PLUGINS | {"models", "checkpoints", "record", "recipe"},
-    "recipe.describe": NOUNS | PLUGINS | {"recipe", "recipe.check"},
+    "recipe.describe": NOUNS | PLUGINS | {"models", "recipe", "recipe.check"},
     "recipe.run": NOUNS
     | PLUGINS
     | {"launch", "guard", "models", "rows", "checkpoints", "record", "recipe", "memory_plan", *PIPELINE},

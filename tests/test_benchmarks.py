@@ -290,6 +290,9 @@ def results_folder(folder: Path, seeds: Any, record: Any) -> Path:
     case["peak_mib"] = dict.fromkeys(("with", "without"), saved)
     record.write("gradient_checkpointing", {"pairs": 3, "steps": 2, "cases": {"SmolLM2-135M, LoRA": case}}, folder)
     record.write("ppo_memory", {"runs": 3, "rows": [row]}, folder)
+    parts = {"parameters": 5.5e6, "gradients": 5.5e6, "optimizer": 11e6, "peak": 30e6}
+    case = {"case": "sft_full", "planned": parts, "measured": parts, "is_exact": True, "off": 0.012, "is_within": True}
+    record.write("memory_plan", {"steps": 2, "rows": 2, "length": 64, "prompt": 32, "cases": [case]}, folder)
     shared = {
         "speedup": ratio,
         "passes_speedup": ratio,
@@ -358,6 +361,7 @@ def test_render_fills_every_table_and_check_tells_a_stale_one(benchmark: Any, tm
     assert "| peak memory in training, GiB | 1.01 | 1.01 | 1.010 [1.000, 1.020] |" in text
     assert "equal to the last bit (losses 0.2500)" in text
     assert "| SmolLM2-135M, LoRA | 4 x 128 | 1.010 [1.000, 1.020] | 310 MiB | 310 -> 310 MiB |" in text
+    assert "| `sft_full` | 5.5 | 5.5 | 11.0 | equal | 30 | 30 | +1.2% |" in text
     assert "| and PRM | `stack` | 1.13 | 1.25 | +70 MiB |" in text
     assert "| SFT, recipe | 1,234 | 0.500 | 3.21 |" in text
     assert "| GRPO | +0.30 | +0.30 [+0.20, +0.40] | +0.30 [+0.20, +0.40] | 50 |" in text

@@ -15,6 +15,8 @@ import memory_plan
 
 
 def main() -> int:
+    sys.argv += ["--gpu", "--name", "gpu_memory_plan"]
+    memory_plan.read_options()  # --help asks for no GPU
     import torch
 
     if not torch.cuda.is_available():
@@ -24,7 +26,6 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    sys.argv += ["--gpu", "--name", "gpu_memory_plan"]
     return memory_plan.main()
 
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from posttrain_plugins.errors import HandoffError
 from posttrain_plugins.models.folder import (
@@ -23,8 +23,9 @@ from posttrain_plugins.models.folder import (
     template_options,
 )
 from posttrain_plugins.models.training_templates import chat_template_in
-from posttrain_plugins.record.artifact import Artifact
-from posttrain_plugins.record.storage import changes_of
+
+if TYPE_CHECKING:
+    from posttrain_plugins.record.artifact import Artifact
 
 __all__ = ["check_kept", "check_unchanged", "check_whole", "record", "short_hash"]
 
@@ -133,6 +134,8 @@ def check_whole(name: str, artifact: Artifact, path: Path) -> None:
     Raises:
         HandoffError: names the file.
     """
+    from posttrain_plugins.record.storage import changes_of
+
     folder, path = artifact.folder.resolve(), path.resolve()
     if not path.is_relative_to(folder):  # an export stands elsewhere
         return

@@ -53,7 +53,13 @@ def deepspeed_environment(has_accelerator: bool, note: Callable[[str], None]) ->
     home = base / "-".join(["posttrain-deepspeed", *versions, python])  # of our own, also below the user's
     # the same programs for building and for running: another ninja would compile all of it again, in every process
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    environment = {"DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(home), "PATH": path}
+    # accelerate trains by DDP where it is told of the CPU so; the trainers' `use_cpu` says it to ZeRO
+    environment = {
+        "ACCELERATE_USE_CPU": "false",
+        "DS_ACCELERATOR": "cpu",
+        "TORCH_EXTENSIONS_DIR": str(home),
+        "PATH": path,
+    }
     _compile_once(home, environment, note)
     return environment
 

@@ -194,7 +194,7 @@ def test_td_lambda_learns_from_later_values(tiny_model: Path, tmp_path: Path) ->
     """With lam 0 and gamma 1 the target of a state is the model's own value of the next, and the reward at the end."""
     data = Dataset.from_list(rows(4))
     trainer = ValueTrainer(str(tiny_model), args(tmp_path, value_loss="regression", lam=0.0), train_dataset=data)
-    batch = trainer.data_collator([trainer.train_dataset[0]])
+    batch = trainer.data_collator([trainer.train_dataset[1]])  # a right one
     trainer.model.train()
     logits = trainer.model(input_ids=batch["input_ids"]).logits[0, :, 0].detach()
     start = int(batch["completion_mask"][0].long().argmax())

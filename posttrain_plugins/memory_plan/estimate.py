@@ -178,6 +178,8 @@ class Estimator:
         work = _Work(plan, spec, self.machine, subject, method, options_of_stage(spec), self.prompt_tokens)
         if not method.is_known:
             work.notes.append("a trainer that the plan does not know: all logits are counted")
+        if spec.params.get("share_prompts"):
+            work.notes.append("share_prompts takes less than this: each row is counted with its own prompt")
         bare = on_meta(replace(subject, adapter=None), TASKS[method.task])
         weights, parameters = weight_bytes(bare, subject), sum(p.numel() for p in bare.parameters())
         whole = _learner(work, None)
@@ -440,6 +442,8 @@ def _rollout(work: _Work) -> tuple[int, int]:
     whole = work.options.get("generation_batch_size")  # of all processes together
     rows = -(-int(whole) // processes_of(work.spec)) if whole else work.rows * steps
     number = 4 if work.subject.dtype == "float32" else 2
+    if work.spec.params.get("vllm_server"):  # on devices of its own
+        return 0, 0
     if work.options.get("use_vllm"):
         if work.options.get("vllm_mode") != "colocate":
             return 0, 0

@@ -106,7 +106,8 @@ def test_the_peak_is_the_larger_moment_over_what_stays() -> None:
     assert peak_of(100, moments, gradients=30, accumulates=True) == 200
     assert peak_of(100, replace(moments, end=90), gradients=30) == 190
     assert moments.head == 20
-    assert moments.extended(Moments(60, 80, 70, 45), 3) == Moments(80, 100, 90, 55)
+    few, more = replace(moments, kept=52, left=31), replace(moments, activations=60, kept=64, left=36)
+    assert few.extended(more, 3) == Moments(80, 106, 96, 55, 88, 46)
 
 
 def test_what_an_engine_shards() -> None:
@@ -143,6 +144,11 @@ def llama() -> Any:
     )  # fmt: skip
 
 
+def in_force(moments: Moments) -> dict[str, int]:
+    """The moments but the end's, which counts only where it is most: it begins with nearly all activations."""
+    return {**vars(moments), "end": max(moments.loss, moments.last, moments.end)}
+
+
 @pytest.mark.parametrize("is_checkpointed", [False, True])
 @pytest.mark.parametrize("has_adapter", [False, True])
 def test_few_layers_tell_what_all_take(llama: Any, is_checkpointed: bool, has_adapter: bool) -> None:
@@ -161,9 +167,9 @@ def test_few_layers_tell_what_all_take(llama: Any, is_checkpointed: bool, has_ad
         return model
 
     given = Pass(2, 48, lambda model, ids, mask: model(input_ids=ids, attention_mask=mask, labels=ids).loss)
-    few, whole = (vars(trace(build(None), cut, given)) for cut in (build, None))
+    few, whole = (trace(build(None), cut, given) for cut in (build, None))
     # when Python lets go of the last temporary number is not the same in each layer
-    assert few == pytest.approx(whole, rel=0.02)
+    assert in_force(few) == pytest.approx(in_force(whole), rel=0.02)
 
 
 @pytest.mark.parametrize("is_checkpointed", [False, True])
@@ -200,7 +206,7 @@ def test_a_traced_step_is_a_real_one(llama: Any, is_checkpointed: bool, has_adap
     mask[0, -10:] = 0
     found = trace(build(None), build, Pass(3, 96, call))
     counted = count_step(real, call, torch.zeros(3, 96, dtype=torch.long), mask)
-    assert vars(found) == pytest.approx(vars(counted), rel=0.05)
+    assert in_force(found) == pytest.approx(in_force(counted), rel=0.05)
 
 
 def test_parameters_gradients_and_optimizer_are_those_of_a_real_step(recipe: Path, tiny_model: Path) -> None:

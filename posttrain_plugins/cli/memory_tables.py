@@ -64,6 +64,7 @@ def memory_tables(found: Mapping[str, StageMemory | str], machine: Machine) -> I
             table.add_column(Text(id), justify="right", overflow="fold")
         for name, words in PARTS.items():
             values = [getattr(known[id], name) for id in some]
+            # a part that no stage has takes no line
             if any(values):
                 table.add_row(words, *(shown(value) if value else "" for value in values))
             if name in ("rewards", "sampling"):

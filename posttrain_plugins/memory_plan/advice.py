@@ -74,6 +74,7 @@ def advise(plan: Plan, spec: StageSpec, estimator: Estimator, *, least: int | No
         if change.processes > 1:
             sharding = Sharding.of(change.engine, change.processes)
             other = replace(estimator, machine=replace(machine, sharding=sharding))
+        # a change that asks for a model which is not here is no advice
         try:
             peak = other.stage(plan, change.spec).peak
         except Unknown:
@@ -103,6 +104,7 @@ def changes(plan: Plan, spec: StageSpec, *, is_gpu: bool) -> Iterator[Change]:
     if is_gpu and "8bit" not in str(options.get("optim")):
         yield _with_args(spec, {"optim": "adamw_bnb_8bit"})
     if _trains_all(spec):
+        # with its own defaults, as the line has it
         lora = Use("adapter", "lora", registry.find("adapter", "lora"))
         line = f"-o '{option_path(spec.id)}.adapter={{use: lora}}'"
         yield Change(line, replace(spec, inputs={**spec.inputs, "adapter": lora}))

@@ -223,6 +223,7 @@ class Estimator:
         config = work.subject.config.to_json_string()
         options = [work.options.get(name) for name in ("gradient_checkpointing", "critic", "advantage_estimator")]
         described = replace(work.subject, config=config)
+        # what else a stage says changes no step: seeds, rates, how often it saves
         key = repr((described, step.rows, step.length, step.has_mask, step.compute_dtype, work.method.head, options))
         key += repr(work.spec.inputs.get("critic"))
         if key not in self.traced:
@@ -249,6 +250,7 @@ def asking(plan: Plan, spec: StageSpec) -> StageMemory:
     Raises:
         Unknown: a model has no config yet.
     """
+    # one after the other: `evaluate` closes a model before it opens the next
     sizes = []
     for source in _asked_of(spec):
         config = config_of(plan, source)
@@ -278,6 +280,7 @@ def _learner(work: _Work, layers: int | None) -> Any:
         if work.method.head == "fused":
             from trl.trainer.utils import add_fused_lm_head
 
+            # before the adapter, as TRL does: PEFT wraps the forward that it finds
             add_fused_lm_head(model, outputs=("log_probs", "entropy"))
 
     subject, options = work.subject, work.options
@@ -308,6 +311,7 @@ def _add_critic(work: _Work, model: Any) -> None:
     given = work.spec.inputs.get("critic")
     config = peft_config_of(given, "CAUSAL_LM") if isinstance(given, Use) and not is_full(given) else None
     asked = work.options.get("critic") or ("separate" if isinstance(given, Use) and is_full(given) else None)
+    # the trainer's own choice, so that a critic that it refuses is no plan either
     kind = choose_kind(asked, work.subject.adapter, config, work.subject.bits < 16)
     with torch.device("meta"):
         model.critic_of_plan = None  # a place that `named_parameters` does not go to
@@ -389,6 +393,7 @@ def _optimizer_bytes(work: _Work, learning: list[Any]) -> int:
     if states is None:
         states = 2.0
         work.notes.append(f"optimizer {name} is counted as AdamW")
+    # a byte a number; the constants of their blocks are less than a hundredth of that
     if any(word in name for word in SMALL_STATES):
         return int(sum(states * p.numel() for p in learning))
     return int(states * _bytes(learning))
@@ -400,6 +405,7 @@ def _reference_bytes(work: _Work, weights: int, own: int) -> int:
     wanted = bool(option) and (option == "model" or bool(work.options.get(option)))
     if not wanted or work.options.get("precompute_ref_log_probs"):
         return 0
+    # with the adapter off, the policy is its reference
     if work.subject.adapter is not None:
         return own if work.subject.continues else 0
     return weights
@@ -454,6 +460,7 @@ def _rollout(work: _Work) -> tuple[int, int]:
     # one more token makes a copy of a layer's keys and values, beside those that it is made from
     cache = of_layer * config.num_hidden_layers + of_layer
     work.notes.append(f"prompts of {work.prompt_tokens} tokens are assumed")
+    # no gradient is kept: one layer's widest tensors, of all prompts at once
     prefill = rows * work.prompt_tokens * number * (2 * config.hidden_size + 3 * config.intermediate_size)
     drawn = COPIES_OF_LOGITS * 4 * rows * config.vocab_size
     return cache, max(prefill, drawn)

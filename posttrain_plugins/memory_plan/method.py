@@ -76,6 +76,7 @@ def processes_of(spec: StageSpec) -> int:
 
 def method_of(spec: StageSpec) -> Method:
     """Return how a stage's trainer goes over its rows, by the config class that it names."""
+    # by the class's name, not by the stage's: a stranger's stage that wraps the same trainer is the same
     target = next(iter(spec.configs.values()))
     return METHODS.get(target.partition(":")[2], Method(is_known=False))
 

@@ -73,6 +73,7 @@ def subject_of(plan: Plan, spec: StageSpec, task: str) -> Subject:
     Raises:
         Unknown: nobody has its config before a stage has run, or it is not here.
     """
+    # by the recipe's own words, as `starting_point` has it: a run decides by files that are not there yet
     stages = {stage.id: stage.spec for stage in plan.stages}
     source, mode = spec.inputs.get("model"), mode_of(stages, spec)
     config = config_of(plan, source) if source is not None else _new_config(spec)
@@ -241,6 +242,7 @@ def weight_bytes(model: Any, subject: Subject) -> int:
     """
     from torch import nn
 
+    # bitsandbytes leaves the head, and what is tied to it, as it is; a classifier's `score` too, `quantization_config`
     head = model.get_output_embeddings()
     outside = {id(head.weight)} if head is not None else set()
     packed: dict[int, int] = {}
@@ -252,5 +254,6 @@ def weight_bytes(model: Any, subject: Subject) -> int:
                 packed[id(weight)] = packed_bytes(
                     weight.numel(), bits, rows=weight.shape[0], is_nested=subject.is_nested
                 )
+    # once, where a head is the embedding
     kept = {id(one): one for one in (*model.parameters(), *model.buffers())}
     return sum(packed.get(key, one.numel() * one.element_size()) for key, one in kept.items())

@@ -13,6 +13,7 @@ autograd would keep of this very model, adapter, loss and precision; nothing is 
 from __future__ import annotations
 
 import contextlib
+import gc
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -72,6 +73,7 @@ class _FusedAttention(torch.autograd.Function):  # type: ignore[misc]
 
 def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **_: Any) -> Any:
     groups = query.shape[1] // key.shape[1]
+    # as transformers' own `sdpa_attention_forward`: without a mask torch's kernel takes grouped heads as they are
     if mask is not None and groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     return _FusedAttention.apply(query, key, value, mask).transpose(1, 2).contiguous(), None
@@ -93,12 +95,13 @@ class _Alive(TorchDispatchMode):  # type: ignore[misc]
         for one in tree_leaves(made):
             if isinstance(one, Tensor):
                 self._count(one.untyped_storage())
+        # after each op and not at the end of a layer: the largest temporaries live for one op
         self.peak = max(self.peak, self.now)
         return made
 
     def _count(self, storage: Any) -> None:
-        # by the C++ object: Python's own wrapper of a storage is made anew each time that it is asked for
-        key = storage._cdata
+        # torch keeps the Python object of a storage as long as the storage, so this names it
+        key = id(storage)
         if key not in self.bytes:  # a view has its base's storage
             self.bytes[key] = storage.nbytes()
             self.now += self.bytes[key]
@@ -106,6 +109,12 @@ class _Alive(TorchDispatchMode):  # type: ignore[misc]
 
     def _forget(self, key: int) -> None:
         self.now -= self.bytes.pop(key)
+
+    def collected(self) -> int:
+        """Return what is alive once Python has let go of what nobody can reach."""
+        # a checkpointed layer and its frame hold each other
+        gc.collect()
+        return self.now
 
     def take_peak(self) -> int:
         """Return the peak since the last call, and begin anew from what is alive."""
@@ -143,7 +152,7 @@ class _Marks:
         hidden = output[0] if isinstance(output, tuple) else output
         if not self.activations and hidden.requires_grad:
             hidden.register_hook(lambda grad: setattr(self, "loss", self.alive.take_peak()))
-        self.activations = self.activations or self.alive.now
+        self.activations = self.activations or self.alive.collected()
 
 
 def trace(whole: Any, build: Callable[[int], Any] | None, given: Pass) -> Moments:
@@ -157,6 +166,7 @@ def trace(whole: Any, build: Callable[[int], Any] | None, given: Pass) -> Moment
     layers = decoder_layers(whole)
     if build is None or layers is None or len(layers) <= MORE_LAYERS or not _alike(layers):
         return _traced(whole, given)
+    # twice as long as one trace, and still a hundred times shorter than all layers of a large model
     few, more = (_traced(build(count), given) for count in (FEW_LAYERS, MORE_LAYERS))
     return few.extended(more, len(layers) - FEW_LAYERS)
 
@@ -187,11 +197,12 @@ def count_step(model: Any, call: Any, ids: Tensor, mask: Tensor | None, dtype: t
     model.train()
     with marks.alive, _autocast(dtype):
         loss = call(model, ids, mask)
+        kept = marks.alive.collected()
     with marks.alive:  # autocast ends with the forward pass, and its copies of weights with the graph
         loss.backward()
-    rest = marks.alive.take_peak()
+    rest, left = marks.alive.take_peak(), marks.alive.collected()
     # where nothing below the head learns, no gradient comes to the layers, and the rest is all
-    return Moments(marks.activations, marks.loss or rest, marks.last, rest)
+    return Moments(marks.activations, marks.loss or rest, marks.last, rest, kept, left)
 
 
 def decoder_layers(model: Any) -> nn.ModuleList | None:
@@ -218,8 +229,9 @@ def _without_storage(model: Any) -> None:
         return moved[id(one)]
 
     for module in model.modules():
-        for held in (module._parameters, module._buffers):
-            held.update({name: twin(one) for name, one in held.items() if one is not None})
+        held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        for name, one in held:
+            setattr(module, name, twin(one))
 
 
 @contextlib.contextmanager

@@ -53,12 +53,16 @@ class Moments:
             gradient of the head's weights.
         last: while the last layer is gone back through: all activations, with gradient checkpointing this layer's anew.
         end: from there on, most while the first layer is gone back through: all gradients.
+        kept: when the whole pass forward is through, a critic's too.
+        left: when all is done: gradients.
     """
 
     activations: int
     loss: int
     last: int
     end: int
+    kept: int = 0
+    left: int = 0
 
     @property
     def head(self) -> int:
@@ -66,9 +70,18 @@ class Moments:
         return max(0, self.loss - self.activations)
 
     def extended(self, other: Moments, layers: int) -> Moments:
-        """Return the moments of a model with so many more layers, each of which adds what `other`'s one more adds."""
-        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        return Moments(*(few + layers * (more - few) for few, more in pairs))
+        """Return the moments of a model with so many more layers than this one's.
+
+        Args:
+            other: of the model with one layer more.
+            layers: how many more.
+        """
+        # By what each layer leaves, which is exact: a peak also has what nobody needs and Python has not let go of yet,
+        # and the difference of two peaks would be multiplied.
+        activations = self.activations + layers * (other.activations - self.activations)
+        more, grads = layers * (other.kept - self.kept), layers * (other.left - self.left)
+        kept, left = self.kept + more, self.left + grads
+        return Moments(activations, self.loss + more, self.last + more, self.end + grads, kept, left)
 
 
 @dataclass(frozen=True)

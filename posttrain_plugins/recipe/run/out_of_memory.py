@@ -22,6 +22,7 @@ def stage_out_of_memory(cause: BaseException, plan: Plan, stage: PlannedStage) -
     is_told = any(words in str(cause) for words in TOLD_AS)
     if not (isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError" or is_told):
         return None
+    # torch's own message goes on with statistics and settings of its allocator
     told = str(cause).partition("\n")[0] or type(cause).__name__
     return StageFailed(f"stage '{stage.id}' ran out of memory: {told}", hint=_advice(plan, stage) or _usual(stage))
 

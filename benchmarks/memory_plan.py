@@ -131,10 +131,13 @@ def write_rows(folder: Path, tokenizer: str) -> None:
         raise SystemExit("error: no prompt of that many tokens")
 
     numbers = range(4 * ROWS)
+    sizes = {"prompt": PROMPT, "chosen": LENGTH - PROMPT - 4, "rejected": LENGTH - PROMPT - 4}
     sets = {
         "texts": [{"text": text(2 * LENGTH, i)} for i in numbers],
         "pairs": [
-            {"prompt": text(PROMPT, i), "chosen": text(LENGTH, i + 1), "rejected": text(LENGTH, i + 2)} for i in numbers
+            # a little shorter than `max_length`: a reward model leaves out what is longer
+            {name: text(size, i + n) for n, (name, size) in enumerate(sizes.items())}
+            for i in numbers
         ],
         "prompts": [{"prompt": prompt(i)} for i in numbers],
     }
@@ -236,6 +239,7 @@ def _trained(recipe: Path, case: str, folder: Path, is_gpu: bool) -> dict[str, A
     from transformers import Trainer
 
     import posttrain_plugins as pp
+    from posttrain_plugins.errors import StageFailed
 
     seen: dict[str, Any] = {}
     inner = Trainer.train
@@ -243,9 +247,9 @@ def _trained(recipe: Path, case: str, folder: Path, is_gpu: bool) -> dict[str, A
     def train(self: Any, *args: Any, **kwargs: Any) -> Any:
         self.add_callback(_counting(seen))
         _forget_peak(is_gpu)
-        done = inner(self, *args, **kwargs)
+        inner(self, *args, **kwargs)
         seen["peak"] = _peak(is_gpu) - before
-        return done
+        raise _MeasuredError  # what was trained is not worth a file
 
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
@@ -253,9 +257,16 @@ def _trained(recipe: Path, case: str, folder: Path, is_gpu: bool) -> dict[str, A
     Trainer.train = train
     try:
         pp.run(recipe, runs_dir=folder / "runs", force=[case])
+    except StageFailed:
+        if "peak" not in seen:
+            raise
     finally:
         Trainer.train = inner
     return seen
+
+
+class _MeasuredError(Exception):
+    """Ends a stage whose training was measured."""
 
 
 def _counting(seen: dict[str, Any]) -> Any:

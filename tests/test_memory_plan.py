@@ -207,6 +207,11 @@ def test_a_traced_step_is_a_real_one(llama: Any, is_checkpointed: bool, has_adap
     found = trace(build(None), build, Pass(3, 96, call))
     counted = count_step(real, call, torch.zeros(3, 96, dtype=torch.long), mask)
     assert in_force(found) == pytest.approx(in_force(counted), rel=0.05)
+    learns = sum(p.nbytes for p in real.parameters() if p.requires_grad)
+    assert counted.left == pytest.approx(learns, rel=0.01)
+    if is_checkpointed:  # a layer leaves what goes into it; its weights, of which it takes views, are no part of that
+        few, more = (trace(build(count), None, Pass(3, 96, call)).activations for count in (2, 3))
+        assert more - few == pytest.approx(3 * 96 * 64 * 4, rel=0.1)  # and the state of the random numbers
 
 
 def test_parameters_gradients_and_optimizer_are_those_of_a_real_step(recipe: Path, tiny_model: Path) -> None:

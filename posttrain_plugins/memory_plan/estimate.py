@@ -224,7 +224,18 @@ class Estimator:
         options = [work.options.get(name) for name in ("gradient_checkpointing", "critic", "advantage_estimator")]
         described = replace(work.subject, config=config)
         # what else a stage says changes no step: seeds, rates, how often it saves
-        key = repr((described, step.rows, step.length, step.has_mask, step.compute_dtype, work.method.head, options))
+        key = repr(
+            (
+                described,
+                step.rows,
+                step.length,
+                step.has_mask,
+                step.compute_dtype,
+                step.is_on_gpu,
+                work.method.head,
+                options,
+            )
+        )
         key += repr(work.spec.inputs.get("critic"))
         if key not in self.traced:
             # layers that are frozen by their number have to be there
@@ -350,6 +361,7 @@ def _pass_of(work: _Work) -> Any:
         call=_CALLS[work.method.head](_has_critic(work)),
         has_mask=rows > 1 and not one,
         compute_dtype=torch.bfloat16 if work.computes_in_half else None,
+        is_on_gpu=work.machine.is_gpu,
     )
 
 

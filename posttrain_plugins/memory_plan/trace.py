@@ -16,7 +16,7 @@ import contextlib
 import gc
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface
 
+from posttrain_plugins.models.fused_head import folding_in_place
 from posttrain_plugins.models.training_memory import Moments
 
 __all__ = ["ATTENTION", "Pass", "count_step", "decoder_layers", "trace"]
@@ -46,6 +47,7 @@ class Pass:
         call: takes the model, the token ids (B, T) and the mask (B, 1, T, T), and returns the loss.
         has_mask: are rows padded? Packed ones are not.
         compute_dtype: what autocast computes in; None computes in the dtype of the weights.
+        is_on_gpu: does TRL's fused head fold its tiles in place?
     """
 
     rows: int
@@ -53,6 +55,7 @@ class Pass:
     call: Callable[[Any, Tensor, Tensor | None], Tensor]
     has_mask: bool = True
     compute_dtype: torch.dtype | None = None
+    is_on_gpu: bool = False
 
 
 class _FusedAttention(torch.autograd.Function):  # type: ignore[misc]
@@ -83,11 +86,16 @@ AttentionInterface.register(ATTENTION, _attention)
 
 
 class _Alive(TorchDispatchMode):  # type: ignore[misc]
-    """Counts the bytes of the storages that ops have made and that somebody still holds."""
+    """Counts the bytes of the storages that ops have made and that somebody still holds.
 
-    def __init__(self) -> None:
+    Args:
+        there: tensors that were there before: an op that returns a view of one has made nothing.
+    """
+
+    def __init__(self, there: Iterable[Tensor]) -> None:
         super().__init__()
-        self.bytes: dict[int, int] = {}
+        self.there = [one.untyped_storage() for one in there]
+        self.bytes: dict[int, int] = {id(storage): 0 for storage in self.there}
         self.now = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -172,7 +180,11 @@ def trace(whole: Any, build: Callable[[int], Any] | None, given: Pass) -> Moment
 
 
 def _traced(model: Any, given: Pass) -> Moments:
-    with warnings.catch_warnings(), FakeTensorMode():
+    with (
+        warnings.catch_warnings(),
+        FakeTensorMode(),
+        folding_in_place() if given.is_on_gpu else contextlib.nullcontext(),
+    ):
         warnings.simplefilter("ignore")  # of options that transformers is about to rename
         _without_storage(model)
         ids = torch.zeros(given.rows, given.length, dtype=torch.long)
@@ -191,7 +203,8 @@ def count_step(model: Any, call: Any, ids: Tensor, mask: Tensor | None, dtype: t
         mask: as the model takes it.
         dtype: that autocast computes in.
     """
-    layers, marks = decoder_layers(model), _Marks(_Alive())
+    given = [ids] if mask is None else [ids, mask]
+    layers, marks = decoder_layers(model), _Marks(_Alive((*model.parameters(), *model.buffers(), *given)))
     if layers is not None:
         marks.watch(layers[-1])
     model.train()

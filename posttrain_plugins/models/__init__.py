@@ -12,6 +12,7 @@
 | `critic.py`                | a saved critic: its value head and the layers that it reads                 |
 | `value_form.py`            | how the logits of a value head become values                                |
 | `training_templates.py`    | chat templates with the assistant's turns marked, as training needs them    |
+| `fused_head.py`            | TRL's fused head with a GPU's memory, where there is none                   |
 | `training_memory.py`       | how many bytes training takes, by formula                                   |
 | `adapter_types.py`         | what each of PEFT's adapter types can, read without importing PEFT          |
 | `adapter_compatibility.py` | which adapter does not fit which stage, why, and what to change             |

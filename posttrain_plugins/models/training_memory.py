@@ -8,8 +8,8 @@ well-known models (`training_bytes`, which `doctor` and `docs/real_models.md` sh
 
 By formula, a step with N tokens (rows times their length), in a model of H hidden units, I of the MLP, Q of all query
 heads, V tokens: N (6H + 5Q + 4I) numbers of activations for every layer, or with gradient checkpointing for one layer,
-and N H for each. TRL's fused head holds a tile of the logits, N H, and the gradient of its own weights, H V, while all
-activations are still there. No paper.
+and N H for each. TRL's fused head holds a tile of the logits (on a CPU eight of them), N H, and the gradient of its own
+weights, H V, while all activations are still there. No paper.
 """
 
 from __future__ import annotations
@@ -33,8 +33,13 @@ __all__ = [
 
 Training: TypeAlias = Literal["all parameters", "LoRA", "LoRA in 4 bits"]
 
-TILE = 4096
-"""Tokens of which TRL's fused head holds logits at once, over a piece of the vocabulary as wide as that."""
+TILE, WIDTH = 4096, 32768
+"""Tokens of which TRL's fused head holds logits at once, and how much of the vocabulary: its buffer is as wide."""
+TILES = 8.25
+"""Such tiles at once where torch's own ops fold them: the buffer, scaled, over the temperature, log-probabilities,
+probabilities, the gradient and what is added to it twice over, and a byte for each truth value. On a GPU there is the
+buffer alone (`models.fused_head`)."""
+FLOAT32 = 4
 FOUR_BITS = 0.5 + 4 / 64
 """Bytes of a weight in 4 bits, with the constants of its block."""
 SHARE = 0.9
@@ -204,7 +209,7 @@ def training_bytes(
         shape: of the model.
         training: what learns.
         tokens: of the rows that are in one forward pass.
-        dtype_bytes: of a weight and an activation: 4, or 2 for bfloat16. What learns is in float32.
+        dtype_bytes: of a weight and an activation: 4 on a CPU, 2 for bfloat16 on a GPU. What learns is in float32.
         is_checkpointed: gradient checkpointing.
         rank: of LoRA.
     """
@@ -218,7 +223,8 @@ def training_bytes(
         weights = 4 * learns  # TRL trains all parameters in float32, computing in bfloat16
     of_layer = tokens * dtype_bytes * (6 * shape.hidden + 5 * shape.queries + 4 * shape.mlp)
     kept = shape.layers * (tokens * shape.hidden * dtype_bytes if is_checkpointed else of_layer)
-    head = tokens * shape.hidden * dtype_bytes + min(tokens, TILE) * min(shape.vocabulary, TILE) * 4
+    tile = min(tokens, TILE) * WIDTH * dtype_bytes
+    head = int(tokens * shape.hidden * dtype_bytes + tile * (TILES if dtype_bytes == FLOAT32 else 1))
     own = 4 * shape.vocabulary * shape.hidden if training == "all parameters" else 0
     gradients, optimizer = 4 * learns, 8 * learns
     again = of_layer if is_checkpointed else 0

@@ -317,11 +317,13 @@ def _add_critic(work: _Work, model: Any) -> None:
     import torch
 
     from posttrain_plugins.trainers.ppo.critic import Critic
-    from posttrain_plugins.trainers.ppo.rules import choose_kind
+    from posttrain_plugins.trainers.ppo.rules import CriticKind, choose_kind
 
     given = work.spec.inputs.get("critic")
     config = peft_config_of(given, "CAUSAL_LM") if isinstance(given, Use) and not is_full(given) else None
-    asked = work.options.get("critic") or ("separate" if isinstance(given, Use) and is_full(given) else None)
+    asked: CriticKind | None = work.options.get("critic") or (
+        "separate" if isinstance(given, Use) and is_full(given) else None
+    )
     # the trainer's own choice, so that a critic that it refuses is no plan either
     kind = choose_kind(asked, work.subject.adapter, config, work.subject.bits < 16)
     with torch.device("meta"):
@@ -428,7 +430,8 @@ def _reward_models(work: _Work) -> int:
     stage = work.plan[work.spec.id]
     judges = stage.starting_point.judges if stage.starting_point is not None else {}
     total = 0
-    for reward in work.spec.inputs.get("rewards") or ():
+    rewards = work.spec.inputs.get("rewards")
+    for reward in rewards if isinstance(rewards, tuple) else ():
         if not isinstance(reward, FromStage) or reward.stage not in judges:
             continue
         made = work.plan[reward.stage].spec

@@ -69,6 +69,7 @@ def served(exam: Exam) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(60)
+        process.stderr.close()
 
 
 @pytest.fixture

@@ -73,6 +73,7 @@ class Job:
 
     def write(self, recipe: str) -> None:
         """Write the job and its recipe into a folder without anything of an earlier one."""
+        # an earlier try's result, or its error, would be taken for this one's
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
         (self.folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
@@ -104,6 +105,7 @@ class Failure:
 
     def error(self) -> PosttrainError:
         """Return it as the exception that it was, or as a failed stage where it was none of ours."""
+        # among our own classes alone: a file names it, and is to name no other class of Python's
         found = getattr(errors, self.kind, None)
         if isinstance(found, type) and issubclass(found, PosttrainError):
             try:
@@ -115,6 +117,7 @@ class Failure:
 
 def write_json(file: Path, value: Any) -> None:
     """Write a file by one rename: whoever finds it finds all of it."""
+    # beside the file: a rename between two file systems is a copy, which can be found half done
     scratch = file.with_name(f".{file.name}.{os.getpid()}")
     scratch.write_text(json.dumps(value, default=str), encoding="utf-8")
     scratch.replace(file)
@@ -132,6 +135,7 @@ def write_presence(folder: Path, rank: int) -> None:
 
 def write_failure(folder: Path, rank: int, error: BaseException) -> None:
     """Write what a worker raised."""
+    # of others nobody knows what their message leaves to the name of their class
     kind, message, hint = type(error).__name__, f"{type(error).__name__}: {error}", None
     if isinstance(error, PosttrainError):
         message, hint = error.message, error.hint
@@ -141,6 +145,7 @@ def write_failure(folder: Path, rank: int, error: BaseException) -> None:
 def read_failures(folder: Path) -> list[Failure]:
     """Return what workers raised, the earliest first."""
     found = [Failure(**json.loads(file.read_text(encoding="utf-8"))) for file in folder.glob("error-*.json")]
+    # the clocks of two machines differ: there the first of all is likely, and not certain
     return sorted(found, key=lambda failure: failure.at)
 
 
@@ -155,6 +160,7 @@ def read_result(folder: Path) -> StageResult | None:
     if not file.is_file():
         return None
     values = json.loads(file.read_text(encoding="utf-8"))
+    # JSON knows no paths
     for name in ("model_path", "data_path"):
         values[name] = values[name] and Path(values[name])
     return StageResult(**values)

@@ -76,11 +76,13 @@ class ValueForm:
 
         if self.loss != "two_hot":
             return logits.squeeze(-1)
+        # a line through shares could leave [0, 1], so it is laid through their log-odds
         points = torch.linspace(0.0, 1.0, self.num_labels, device=logits.device, dtype=logits.dtype)
         return torch.logit(logits.softmax(-1) @ points, eps=EDGE)
 
     def calibrated(self, raw: Tensor) -> Tensor:
         """Map what `raw` gives to shares of the way from `low` to `high`."""
+        # what regression gives has no bounds to keep
         moved = self.slope * raw + self.intercept
         return moved if self.loss == "regression" else moved.sigmoid()
 
@@ -100,6 +102,7 @@ def form_in(folder: str | Path) -> ValueForm | None:
         InputError: the file does not say it.
     """
     file = Path(folder) / FILE
+    # PPO's critic and a reward model have a head whose logit is the value
     if not file.is_file():
         return None
     try:

@@ -108,6 +108,7 @@ class Sharing:
         plain = base.forward
 
         def forward(*args: Any, **given: Any) -> Any:
+            # another's call, which wants logits or a cache
             if args or not given.get("fused_lm_head") or given.get("input_ids") is None:
                 return plain(*args, **given)
             batch = Batch.of(given["input_ids"], given["attention_mask"], width)
@@ -148,6 +149,7 @@ class Sharing:
             return forward
 
         labels = given["labels"][:, batch.width :][batch.is_label]  # (N,)
+        # the head is the plain pass's own, over the states of real labels alone
         bodies = [base.base_model, *_critic_copy(base)]  # a critic reads the same rows, if not with this body
         with contextlib.ExitStack() as stack:
             for body in bodies:
@@ -207,6 +209,7 @@ def _take(sharing: Sharing, way: str) -> tuple[Tensor, Tensor]:
     ids, mask = ids.to(device), mask.to(device)
     read: list[tuple[Tensor, Tensor]] = []
 
+    # by word, and not by place: the ways lay the same words out in other rows
     def watch(module: Any, args: Any, out: Tensor) -> Tensor:
         leaf = out.detach().requires_grad_()
         read.append((args[0], leaf))
@@ -245,6 +248,7 @@ def _whatever_it_costs(sharing: Sharing, width: int) -> Iterator[None]:
 
 def _rows(vocabulary: int) -> tuple[Tensor, Tensor, int]:
     """Return ids and mask (B, P + C) of two prompts with three completions each, of unequal lengths, and P."""
+    # rows of a prompt stand apart, one completion is a single token, and both sides have padding
     draw = torch.Generator().manual_seed(0)
     width, length = 12, 5
     prompts = torch.randint(vocabulary, (2, width), generator=draw)

@@ -51,6 +51,7 @@ def trajectory(tokenizer: Any, trace: Sequence[Mapping[str, Any]]) -> Trajectory
         InputError: a later prompt does not begin with an earlier one and what was written there.
     """
     drawn = [event for event in trace if event["kind"] == "generate"]
+    # a request that failed wrote nothing
     turns = [event for event in drawn if event["completions"][0]["finish_reason"] != "error"]
     start = len(render(tokenizer, turns[0]["prompt"]))
     ids: list[int] = []
@@ -59,7 +60,9 @@ def trajectory(tokenizer: Any, trace: Sequence[Mapping[str, Any]]) -> Trajectory
         asked = render(tokenizer, turn["prompt"])
         if asked[: len(ids)] != ids:
             raise InputError("the chat template changes what was written in earlier turns: no one row of tokens", HINT)
+        # what stands between two turns was heard: observations, and the marks of the template
         heard = [0] * (len(asked) - len(ids))
+        # the mark that ends a turn is the policy's where it wrote it, and the template's where it was cut
         if i and asked[len(ids)] == tokenizer.eos_token_id:
             heard[0] = int(_ends_turn(turns[i - 1], turn))
         mask += heard
@@ -77,6 +80,7 @@ def _written(turn: Mapping[str, Any], following: Mapping[str, Any] | None) -> st
     text: str = turn["completions"][0]["text"]
     if following is None:
         return text
+    # a strategy may keep less than was written: what follows an action, say, is invented
     told = following["prompt"][len(turn["prompt"]) :]
     kept = str(told[0]["content"]) if told and told[0]["role"] == "assistant" else None
     if kept is None or not text.startswith(kept):
@@ -90,5 +94,6 @@ def _ends_turn(turn: Mapping[str, Any], following: Mapping[str, Any]) -> bool:
 
 
 def _stopped(turn: Mapping[str, Any]) -> bool:
+    # with a stop reason it was a stop string, which is no token of the policy's
     drawn = turn["completions"][0]
     return drawn["finish_reason"] == "stop" and drawn.get("stop_reason") is None

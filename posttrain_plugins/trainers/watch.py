@@ -100,7 +100,9 @@ class _Watch:
         reset_peak(self.is_on_gpu)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        loss, self.loss = float(self.loss), None
+        # each process has the loss of its own rows
+        mean = self.loss if self.processes == 1 else self.trainer.accelerator.reduce(self.loss, reduction="mean")
+        loss, self.loss = float(mean), None
         self.own = {"loss": loss, **compat.new_metrics(self.trainer, self.seen), "peak_memory_gib": self._peak()}
         if self.samples:
             self.own["generation_s"], self.generation_s = self.generation_s, 0.0

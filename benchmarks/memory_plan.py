@@ -332,8 +332,8 @@ def _peak(is_gpu: bool) -> int:
     return _status("VmHWM") - _status("RssFile") - _status("RssShmem")
 
 
-def read_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def read_options(description: str | None = __doc__) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--model", help="the folder of another model")
     parser.add_argument("--tiny", action="store_true", help="a tiny model: its peak is the libraries', and not judged")

@@ -29,6 +29,7 @@ reached by name. Each folder's `__init__` has a table of its own.
 | `launch/`                                   | a stage in several processes; the one module that knows ranks     |
 | `guard/`, `sandbox/`                        | rewards that cannot hang; programs that nobody trusts             |
 | `recipe/`                                   | YAML -> checked recipe -> plan with content keys -> run -> store  |
+| `memory_plan/`                              | what each stage of a plan takes of memory, from configs alone     |
 | `backends/`, `engine/`                      | models that generate; strategies run on many problems at once     |
 | `evaluation/`, `training_data/`             | figures; what is kept of completions as training data             |
 | `search/`                                   | what the tree searches share                                      |

@@ -152,7 +152,6 @@ def test_some_rows_that_are_left_out_are_warned_of(
     [
         ("push_to_hub: true", "push_to_hub"),
         ("hub_model_id: me/x", "hub_model_id"),
-        ("hub_token: secret", "hub_token"),
         ("hub_strategy: end", "hub_strategy"),
         ("push_to_hub: false, hub_private_repo: true", None),
     ],

@@ -147,10 +147,11 @@ def pickled(tmp_path: Path) -> Path:
 def test_weights_in_pickle_are_refused_by_validate(
     pickled: Path, write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
-    text = "model: {model_name_or_path: {folder}, {trust}}\nstages: {it: {use: merge, model: base}}"
+    text = "model: {model_name_or_path: {folder}, {trust}}\nstages: {it: {use: export, model: base, path: {out}}}"
+    out = tmp_path / "out"
     with pytest.raises(RecipeErrors, match="has its weights in pickle files alone; allow_pickle: true beside"):
-        pp.plan(write_recipe(text, folder=pickled, trust="dtype: float32"), runs_dir=tmp_path / "runs")
-    pp.plan(write_recipe(text, folder=pickled, trust="allow_pickle: true"), runs_dir=tmp_path / "runs")
+        pp.plan(write_recipe(text, folder=pickled, out=out, trust="dtype: float32"), runs_dir=tmp_path / "runs")
+    pp.plan(write_recipe(text, folder=pickled, out=out, trust="allow_pickle: true"), runs_dir=tmp_path / "runs")
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "x"}')

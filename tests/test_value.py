@@ -258,7 +258,7 @@ def test_adapters_and_other_heads_are_read_as_they_were_trained(tiny_model: Path
         )
         trainer.train()
         trainer.save_model(str(folder / "model"))
-        batch = trainer.data_collator([trainer.train_dataset[0]])
+        batch = trainer.data_collator([trainer.train_dataset[1]])  # the right one of the first prompt
         trainer.model.eval()
         with torch.no_grad():
             logits = trainer.model(input_ids=batch["input_ids"]).logits

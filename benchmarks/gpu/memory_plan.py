@@ -16,7 +16,7 @@ import memory_plan
 
 def main() -> int:
     sys.argv += ["--gpu", "--name", "gpu_memory_plan"]
-    memory_plan.read_options()  # --help asks for no GPU
+    memory_plan.read_options(__doc__)  # --help asks for no GPU
     import torch
 
     if not torch.cuda.is_available():

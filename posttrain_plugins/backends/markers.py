@@ -35,7 +35,7 @@ def unknown_markers(strategy: Any, backend: Any) -> Iterator[str]:
     tokenizer = getattr(backend, "tokenizer", None)
     if tokenizer is None:
         return
-    inner = getattr(strategy, "strategy", None)
+    inner = vars(strategy).get("strategy")
     wanted = [*getattr(strategy, "markers", ()), *getattr(inner, "markers", ())]
     tags = [marker.strip() for marker in wanted if _TAG.fullmatch(marker.strip())]
     template, vocabulary = str(tokenizer.chat_template or ""), tokenizer.get_vocab() if tags else {}

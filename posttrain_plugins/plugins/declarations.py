@@ -104,6 +104,11 @@ _LISTED = (
                 "True if it remembers one problem for the next."),
     Declaration("tools", ("strategy",), ("kit", "core", "plugin"), "list[Callable] | dict[str, Callable]", None,
                 "The functions that its `CallTool` requests may name."),
+    Declaration("markers", ("strategy",), ("core",), "tuple[str, ...]", (),
+                "What it waits for in completions; a model is told that has no such tag in its template or vocabulary."),
+    Declaration("is_one_conversation", ("strategy",), ("core",), "bool", False,
+                "True if each of its requests goes on from the one before, so that what its tools answered can be "
+                "masked in training."),
     Declaration("begin_run", ("strategy",), ("plugin",), "method()", None,
                 "Forgets what it remembers of earlier problems."),
     # --- data sets

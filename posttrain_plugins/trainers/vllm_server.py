@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from posttrain_plugins.errors import InputError, Interrupted, StageFailed
+from posttrain_plugins.launch.rank import is_first
 from posttrain_plugins.models.folder import base_of
 from posttrain_plugins.trainers.vllm_rules import FOR_TRL, OURS, START_TIMEOUT_S
 from posttrain_plugins.types import ModelArtifact, StageContext
@@ -56,7 +57,7 @@ def started(options: Mapping[str, Any] | None, context: StageContext) -> Iterato
         StageFailed: the server ended, or did not answer in time.
         Interrupted: the user asked to stop while it started.
     """
-    if options is None or context.preview or os.environ.get("RANK", "0") != "0":
+    if options is None or context.preview or not is_first():
         yield {}
         return
     url = f"http://{HOST}:{_free_port()}"

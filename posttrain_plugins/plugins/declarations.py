@@ -105,7 +105,7 @@ _LISTED = (
     Declaration("tools", ("strategy",), ("kit", "core", "plugin"), "list[Callable] | dict[str, Callable]", None,
                 "The functions that its `CallTool` requests may name."),
     Declaration("markers", ("strategy",), ("core",), "tuple[str, ...]", (),
-                "What it waits for in completions; where a model's template and vocabulary have no such tag, that is told."),
+                "What it waits for in completions; a tag that a model's template and vocabulary lack is told."),
     Declaration("is_one_conversation", ("strategy",), ("core",), "bool", False,
                 "True if each of its requests goes on from the one before, so that what its tools answered can be "
                 "masked in training."),

@@ -147,7 +147,7 @@ def pickled(tmp_path: Path) -> Path:
 def test_weights_in_pickle_are_refused_by_validate(
     pickled: Path, write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
-    text = "model: {model_name_or_path: {folder}, {trust}}\nstages: {it: {use: export, model: base, path: {out}}}"
+    text = "model: {model_name_or_path: {folder}, {trust}}\nstages: {it: {use: export, model: base, to: {out}}}"
     out = tmp_path / "out"
     with pytest.raises(RecipeErrors, match="has its weights in pickle files alone; allow_pickle: true beside"):
         pp.plan(write_recipe(text, folder=pickled, out=out, trust="dtype: float32"), runs_dir=tmp_path / "runs")

@@ -135,6 +135,19 @@ def test_a_file_that_is_not_as_it_was_made_is_found(root: Path, harm: Any, told:
     assert "4 of 5 stages" in found.output
 
 
+def test_what_a_kill_while_publishing_leaves_is_no_file_of_the_stage(tmp_path: Path) -> None:
+    store, key = Store(tmp_path, "run"), KEYS["a"]
+    store.prepare()
+    with store.locked("sft", key) as partial:
+        (partial / "model").mkdir()
+        (partial / "manifest.new").write_text('{"stage": "sf')
+        (partial / "model/adapter_config.new").write_text("{")
+        (partial / "model/adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(partial)}))
+        manifest = {"stage": "sft", "key": key, "finished": "2026-01-01", "metrics": {}, "details": {}, "parts": {}}
+        made = store.publish("sft", key, manifest)
+    assert list(changes_of(made.folder, made.manifest)) == []
+
+
 def test_a_moved_runs_folder_is_as_it_was_made(root: Path, tmp_path: Path) -> None:
     """Paths in configs are rewritten when it is read there, which changes no hash that is kept."""
     from posttrain_plugins.recipe.plan.store import read_artifact

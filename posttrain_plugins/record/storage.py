@@ -22,6 +22,8 @@ __all__ = ["FILES", "Stored", "changes_of", "hashes_of", "stored"]
 
 FILES = "files"
 """The manifest's entry with the size and hash of each file that a stage made."""
+REWRITTEN = ("config.json", "manifest.json", "config.new", "manifest.new")
+"""How names of files end that publishing writes, and what they are called before they are whole."""
 
 Use: TypeAlias = Literal["latest", "needed", "unused", "begun", "left over"]
 
@@ -92,12 +94,11 @@ def stored(root: Path) -> list[Stored]:
 def hashes_of(folder: Path) -> dict[str, list[Any]]:
     """Return size and sha256 of each file of a stage by its name there, for its manifest.
 
-    Configs are left out, which publishing and moving rewrite: they hold paths.
+    Configs are left out, which publishing and moving rewrite: they hold paths. So is what they are written into before
+    they get their names, which a kill while publishing leaves.
     """
     files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
-    names = {
-        file.relative_to(folder): file for file in files if not file.name.endswith(("config.json", "manifest.json"))
-    }
+    names = {file.relative_to(folder): file for file in files if not file.name.endswith(REWRITTEN)}
     return {
         name.as_posix(): [file.stat().st_size, _sha256(file)]
         for name, file in names.items()

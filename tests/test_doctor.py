@@ -128,12 +128,12 @@ def test_the_largest_size_is_what_fits_into_the_free_memory(monkeypatch: pytest.
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(doctor, "free_memory", lambda: 23 * 2**30)
+    monkeypatch.setattr(doctor, "free_memory", lambda: 24 * 2**30)
     found = doctor._sizes()
     assert found.status == "ok"
-    assert re.search(r"23 GiB free: enough to train all parameters of Qwen3-0.6B \(8.9 GiB, \d+ s", found.found)
-    assert "LoRA of Qwen3-4B (20.5 GiB" in found.found
-    assert "LoRA in 4 bits of Qwen3-8B (15.2 GiB" in found.found
+    assert re.search(r"24 GiB free: enough to train all parameters of Qwen3-0.6B \(9.3 GiB, \d+ s", found.found)
+    assert "LoRA of Qwen3-4B (21.0 GiB" in found.found
+    assert "LoRA in 4 bits of Qwen3-8B (15.8 GiB" in found.found
     monkeypatch.setattr(doctor, "free_memory", lambda: 2**29)
     assert doctor._sizes().status == "note"
 

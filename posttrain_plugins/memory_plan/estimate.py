@@ -66,7 +66,7 @@ class StageMemory:
         critic: its weights; its gradients and optimizer are with the others'.
         rewards: reward models.
         gradients: of all that learns.
-        activations: when the layers are through.
+        activations: when the pass forward is through, a critic's too.
         logits: and the gradient of the head, beside the activations.
         cache: keys and values of a whole rollout, with the copy that one more token makes of a layer's.
         sampling: what a rollout holds beside, the last tokens' logits above all.
@@ -205,7 +205,7 @@ class Estimator:
         return StageMemory(
             **stays,
             gradients=kept,
-            activations=moments.activations,
+            activations=max(moments.activations, moments.kept),
             logits=moments.head,
             cache=cache,
             sampling=sampling,

@@ -71,8 +71,8 @@ class Moments:
 
     @property
     def head(self) -> int:
-        """What the loss takes beside the activations."""
-        return max(0, self.loss - self.activations)
+        """What the loss takes beside the activations, a critic's among these."""
+        return max(0, self.loss - max(self.activations, self.kept))
 
     def extended(self, other: Moments, layers: int) -> Moments:
         """Return the moments of a model with so many more layers than this one's.

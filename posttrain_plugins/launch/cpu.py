@@ -8,6 +8,7 @@ that the kernel frees, in a folder of our own, in which a lock file that stands 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import importlib.metadata
 import os
 import shutil
@@ -50,7 +51,9 @@ def deepspeed_environment(has_accelerator: bool, note: Callable[[str], None]) ->
         return {}
     python = f"py{sys.version_info.major}{sys.version_info.minor}"
     base = Path(os.environ.get("TORCH_EXTENSIONS_DIR", "~/.cache/posttrain-plugins")).expanduser()
-    home = base / "-".join(["posttrain-deepspeed", *versions, python])  # of our own, also below the user's
+    # another environment's DeepSpeed lies elsewhere, for which ninja would compile all of it again, in every process
+    place = hashlib.sha256(str(importlib.metadata.distribution("deepspeed").locate_file("")).encode()).hexdigest()[:8]
+    home = base / "-".join(["posttrain-deepspeed", *versions, python, place])  # of our own, also below the user's
     # the same programs for building and for running: another ninja would compile all of it again, in every process
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     # accelerate trains by DDP where it is told of the CPU so; the trainers' `use_cpu` says it to ZeRO

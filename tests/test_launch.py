@@ -211,6 +211,13 @@ def test_a_result_comes_back_with_its_paths(tmp_path: Path) -> None:
 
 PEER = "stage 'sft' failed at x.py: RuntimeError: [gloo/transport/tcp/pair.cc:547] Connection closed by peer"
 REPORT = """
+Failures:
+[1]:
+  time      : 2026-11-29_22:34:09
+  rank      : 0 (local_rank: 0)
+  exitcode  : -15 (pid: 11)  (SIGTERM)
+  traceback : Signal 15 (SIGTERM) received by PID 11
+-----------------------------------------------------
 Root Cause (first observed failure):
 [0]:
   time      : 2026-01-01_00:00:00

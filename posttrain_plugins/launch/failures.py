@@ -36,7 +36,8 @@ def failure(stage: str, folder: Path, code: int) -> PosttrainError:
     causes = [one for one in raised if not CONSEQUENCES.search(one.message) and not LATE.search(one.message)]
     if causes:
         return causes[0].error()
-    log = _text(folder / "launcher.log")
+    # What stands before it lists the others, which the launcher itself has ended.
+    log = _text(folder / "launcher.log").rpartition("Root Cause")[2]
     ended = [(int(found["rank"]), int(found["code"])) for found in EXIT.finditer(log)]
     # Negative is a signal; the launcher's own report has it, since a process that is killed can write nothing.
     killed = next(((rank, -code) for rank, code in ended if code < 0), None)

@@ -284,7 +284,7 @@ def _counting(seen: dict[str, Any]) -> Any:
         ) -> None:
             kept = getattr(optimizer, "optimizer", optimizer).state.values()
             # a number that counts the steps is no state of the parameters
-            tensors = [one for of in kept for one in of.values() if hasattr(one, "numel") and one.numel() > 1]
+            tensors = [one for of in kept for name, one in of.items() if name != "step" and hasattr(one, "numel")]
             seen.setdefault("optimizer", sum(map(_bytes_of, tensors)))
 
     return Counting()

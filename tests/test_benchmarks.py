@@ -177,8 +177,8 @@ def test_ppo_memory_counts_the_copies_of_the_base(tiny_model: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_memory_plan_is_exact_on_a_tiny_model(tmp_path: Path) -> None:
-    """What of a training no allocator decides; a full model, an adapter, 4 bits, and PPO's critic."""
-    cases = ["sft_full", "sft_lora", "sft_qlora", "reward_lora", "ppo_full", "ppo_lora"]
+    """What of a training no allocator decides; a full model, an adapter, and a head."""
+    cases = ["sft_full", "sft_lora", "reward_lora"]
     done = call("memory_plan.py", "--tiny", "--cases", *cases, "--folder", tmp_path / "runs", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "memory_plan.json").read_text(encoding="utf-8"))["results"]["cases"]

@@ -133,8 +133,8 @@ class Run:
     def __init__(self, recipe: Path) -> None:
         words = command(recipe, "--launch", "ddp", "--num-processes", "2", *LONG)
         self.log = recipe.parent / "run.log"
-        self.stream = self.log.open("w")
-        self.process = subprocess.Popen(words, stdout=self.stream, stderr=subprocess.STDOUT, start_new_session=True)
+        with self.log.open("w") as stream:
+            self.process = subprocess.Popen(words, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True)
         self.folder = recipe.parent / "runs/two"
 
     def workers(self) -> dict[int, int]:

@@ -117,7 +117,8 @@ def data(columns: Sequence[str]) -> Any:
 
     rng = random.Random(0)
     # both labels in turn: KTO learns from the two against each other
-    rows = [{**_row(make_expression(rng, 2, 2)), "label": i % 2 == 0} for i in range(ROWS)]
+    # both kinds, for a stage that learns what tells them apart
+    rows = [{**_row(make_expression(rng, 2, 2)), "label": i % 2 == 0, "reward": float(i % 2)} for i in range(ROWS)]
     if {"completions", "labels"} <= set(columns):  # stepwise supervision is plain text
         rows = [{**row, "prompt": row["text"], "completions": ["3|7=4;", "4>2=4"]} for row in rows]
     if "chosen" in columns and "prompt" not in columns:  # the prompt stands in both
@@ -146,6 +147,5 @@ def _row(expression: str) -> dict[str, Any]:
         "labels": [True, False],
         "completions": [right[0]["content"], wrong[0]["content"]],
         "scores": [1.0, 0.0],
-        "reward": 1.0,
         "rewards": [1.0],
     }

@@ -52,7 +52,13 @@ def deepspeed_environment(has_accelerator: bool, note: Callable[[str], None]) ->
     python = f"py{sys.version_info.major}{sys.version_info.minor}"
     base = Path(os.environ.get("TORCH_EXTENSIONS_DIR", "~/.cache/posttrain-plugins")).expanduser()
     # another environment's DeepSpeed lies elsewhere, for which ninja would compile all of it again, in every process
-    place = hashlib.sha256(str(importlib.metadata.distribution("deepspeed").locate_file("")).encode()).hexdigest()[:8]
+    folder = str(importlib.metadata.distribution("deepspeed").locate_file(""))
+    if " " in folder:  # torch does not quote the folder of its libraries for the linker
+        message = (
+            f"DeepSpeed compiles an operator on a CPU, which cannot be linked below a folder with a space: {folder}"
+        )
+        raise InputError(message, hint="make the environment in another folder, or take --launch ddp")
+    place = hashlib.sha256(folder.encode()).hexdigest()[:8]
     home = base / "-".join(["posttrain-deepspeed", *versions, python, place])  # of our own, also below the user's
     # the same programs for building and for running: another ninja would compile all of it again, in every process
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"

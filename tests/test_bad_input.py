@@ -390,7 +390,8 @@ def test_the_first_process_says_when_all_save_and_stop(
     )
     reporter = SimpleNamespace(progress=lambda *_: None)
     of_its_own = StageContext("it", tmp_path, 3, {}, None, reporter, lambda: not stops)  # type: ignore[arg-type]
-    watch = _Watch(of_its_own, SimpleNamespace(args=args, accelerator=SimpleNamespace(wait_for_everyone=None)))
+    accelerator = SimpleNamespace(wait_for_everyone=None, reduce=lambda loss, reduction: loss)
+    watch = _Watch(of_its_own, SimpleNamespace(args=args, accelerator=accelerator))
     watch.saved_at -= 0 if saves else 3600
     control = SimpleNamespace(should_save=False, should_training_stop=False, should_log=False)
     for step in (1, 2, 4):

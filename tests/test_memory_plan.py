@@ -238,17 +238,24 @@ def test_parameters_gradients_and_optimizer_are_those_of_a_real_step(recipe: Pat
 
 def test_the_closed_formula_is_near_a_traced_step(llama: Any) -> None:
     """For sizes that `doctor` shows; in a traced step each op's own temporary numbers count too."""
+    from trl.trainer.utils import add_fused_lm_head
+
     from posttrain_plugins.memory_plan.model import Subject, on_meta
     from posttrain_plugins.memory_plan.trace import Pass, trace
     from posttrain_plugins.models.training_memory import Shape
 
-    config = type(llama)(**{**llama.to_dict(), "num_hidden_layers": 24, "hidden_size": 256, "intermediate_size": 688})
-    shape = Shape(24, 256, 688, 256, 128, 320)
+    wide = {"num_hidden_layers": 24, "hidden_size": 256, "intermediate_size": 688, "vocab_size": 40960}
+    config = type(llama)(**{**llama.to_dict(), **wide})
+    shape = Shape(24, 256, 688, 256, 128, 40960)
 
     def build(layers: int | None) -> Any:
-        return on_meta(Subject(config, "CAUSAL_LM", "float32"), "CausalLM", layers_kept=layers)
+        subject = Subject(config, "CAUSAL_LM", "float32")
+        return on_meta(subject, "CausalLM", layers_kept=layers, prepare_base=add_fused_lm_head)
 
-    given = Pass(1, 512, lambda m, ids, mask: m(input_ids=ids, attention_mask=mask, labels=ids).loss, has_mask=False)
+    def call(model: Any, ids: Any, mask: Any) -> Any:
+        return model(input_ids=ids, attention_mask=mask, labels=ids, fused_lm_head=True).log_probs.sum()
+
+    given = Pass(1, 512, call, has_mask=False)
     stays = 12 * shape.parameters
     traced = peak_of(stays, trace(build(None), build, given), gradients=4 * shape.parameters)
     formula = training_bytes(shape, "all parameters", tokens=512)

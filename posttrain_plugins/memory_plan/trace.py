@@ -213,6 +213,7 @@ def count_step(model: Any, call: Any, ids: Tensor, mask: Tensor | None, dtype: t
         kept = marks.alive.collected()
     with marks.alive:  # autocast ends with the forward pass, and its copies of weights with the graph
         loss.backward()
+    del loss  # its graph holds what was put aside for checkpointing
     rest, left = marks.alive.take_peak(), marks.alive.collected()
     # where nothing below the head learns, no gradient comes to the layers, and the rest is all
     return Moments(marks.activations, marks.loss or rest, marks.last, rest, kept, left)

@@ -25,6 +25,7 @@ __all__ = [
     "Shape",
     "Sharding",
     "Training",
+    "head_bytes",
     "largest_that_fits",
     "packed_bytes",
     "peak_of",
@@ -223,13 +224,24 @@ def training_bytes(
         weights = 4 * learns  # TRL trains all parameters in float32, computing in bfloat16
     of_layer = tokens * dtype_bytes * (6 * shape.hidden + 5 * shape.queries + 4 * shape.mlp)
     kept = shape.layers * (tokens * shape.hidden * dtype_bytes if is_checkpointed else of_layer)
-    tile = min(tokens, TILE) * WIDTH * dtype_bytes
-    head = int(tokens * shape.hidden * dtype_bytes + tile * (TILES if dtype_bytes == FLOAT32 else 1))
+    head = head_bytes(shape.hidden, tokens, dtype_bytes)
     own = 4 * shape.vocabulary * shape.hidden if training == "all parameters" else 0
     gradients, optimizer = 4 * learns, 8 * learns
     again = of_layer if is_checkpointed else 0
     moments = Moments(kept, kept + head + own, kept + again + own, gradients + of_layer)
     return peak_of(int(weights + optimizer), moments, gradients=gradients)
+
+
+def head_bytes(hidden: int, tokens: int, dtype_bytes: int = 4) -> int:
+    """Return what TRL's fused head holds beside the activations, but for the gradient of its own weights.
+
+    Args:
+        hidden: H.
+        tokens: of the rows that are in one forward pass.
+        dtype_bytes: as `training_bytes` takes it.
+    """
+    tile = min(tokens, TILE) * WIDTH * dtype_bytes
+    return int(tokens * hidden * dtype_bytes + tile * (TILES if dtype_bytes == FLOAT32 else 1))
 
 
 def largest_that_fits(training: Training, memory: int, **how: Any) -> str:

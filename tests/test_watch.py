@@ -195,6 +195,13 @@ def test_what_is_left_is_by_the_last_steps(made: Callable[..., Made]) -> None:
     several = pace([(0, 0.0), (4, 2.0)], None, 2.0)
     assert several is not None
     assert (several.median_s, several.left_s) == (0.5, None)
+    # an evaluation says the same problem again with other figures; a resume begins further back
+    again = pace([(0, 0.0), (0, 40.0), (100, 50.0), (100, 60.0)], 400, 60.0)
+    resumed = pace([(7, 0.0), (8, 1.0), (5, 30.0), (6, 32.0)], 9, 32.0)
+    assert again is not None
+    assert resumed is not None
+    assert (again.median_s, again.left_s) == (0.5, 150.0)
+    assert (resumed.median_s, resumed.left_s) == (1.5, 4.5)
 
 
 def test_seconds_of_the_whole_run_where_all_has_run_before(made: Callable[..., Made]) -> None:

@@ -139,19 +139,21 @@ class _StageRow:
 
     def __init__(self, stage: PlannedStage) -> None:
         self.line = StageLine(stage.id, stage.spec.plugin.name, stage.spec.parents(), why="; ".join(stage.reasons[:1]))
-        self.began = self.printed = time.monotonic()
+        self.began = self.printed = self.told = time.monotonic()
         self.points: deque[tuple[int, float]] = deque(maxlen=LAST + 1)
 
     def advance(self, done: int, total: int | None, unit: str, figures: Mapping[str, float]) -> None:
         line = self.line
         line.done, line.total, line.unit, line.figures = done, total or 0, unit, dict(figures)
         # the pace counts from the first call: loading the model, and the steps before a resume, are no measure of it
-        self.points.append((done, time.monotonic()))
+        if not self.points or done != self.points[-1][0]:
+            self.points.append((done, time.monotonic()))
+        self.told = time.monotonic()
 
     def now(self) -> StageLine:
         line, now = self.line, time.monotonic()
         if line.state == "runs" and self.points:
-            line.pace = pace(list(self.points), line.total, self.points[-1][1])
+            line.pace = pace(list(self.points), line.total, self.told)
             line.quiet_s = line.pace.quiet_s(now) if line.pace else None
         if line.state == "runs":
             line.seconds = now - self.began

@@ -89,7 +89,7 @@ def _pace(stage: StageRecord, run: RunRecord, lines: Sequence[StepFigures]) -> P
     if last and last[-1].seconds is not None and last[-1].at is not None:
         return pace([(line.step, line.seconds or 0.0) for line in last], last[-1].total, last[-1].at)
     told = [event for event in run.events if event["event"] == "progress" and event["stage"] == stage.id]
-    points = [(event["done"], event["at"]) for event in told[-LAST - 1 :]]
+    points = [(event["done"], event["at"]) for event in told]
     return pace(points, stage.total, points[-1][1]) if points else None
 
 

@@ -45,7 +45,9 @@ def pace(points: Sequence[tuple[int, float]], total: int | None, last: float) ->
         total: how far it goes.
         last: the time of the last, on the clock that `Pace.quiet_s` is asked by.
     """
-    steps = [(b - a, d - c) for (a, c), (b, d) in pairwise(points[-LAST - 1 :]) if b > a]
+    # an evaluation tells its figures many times between two steps; a step's time is from the first word of where it was
+    firsts = [point for index, point in enumerate(points) if index == 0 or point[0] != points[index - 1][0]]
+    steps = [(b - a, d - c) for (a, c), (b, d) in pairwise(firsts[-LAST - 1 :]) if b > a]  # a resume goes back
     if not steps:
         return None
     each = median(seconds / count for count, seconds in steps)

@@ -44,7 +44,9 @@ def generation_period(args: Any) -> int:
     Args:
         args: a trainer's config, or what has its fields.
     """
-    micro_steps = (getattr(args, "steps_per_generation", None) or 1) * (getattr(args, "num_iterations", None) or 1)
+    # PPO's critic may have more passes over a rollout than its policy
+    passes = max(getattr(args, name, None) or 1 for name in ("num_iterations", "critic_iterations"))
+    micro_steps = (getattr(args, "steps_per_generation", None) or 1) * passes
     accumulation = args.gradient_accumulation_steps
     return next(n for n in range(1, micro_steps + 1) if n * accumulation % micro_steps == 0)
 

@@ -93,6 +93,7 @@ TAKES: dict[str, tuple[str, ...]] = {
     "trl:SFTTrainer.compute_loss": LOSS,
     "trl:SFTTrainer.prediction_step": ("model", "inputs", "prediction_loss_only", "ignore_keys"),
     "trl:SFTTrainer.training_step": ("args", "kwargs"),
+    "transformers:Trainer._clip_grad_norm": ("model",),
     "transformers:Trainer._load_best_model": (),
     "transformers:Trainer._load_from_checkpoint": ("resume_from_checkpoint", "model"),
     "transformers:Trainer._save": ("output_dir", "state_dict"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import re
@@ -536,13 +535,13 @@ def test_a_kl_without_a_reference_is_refused(tiny_model: Path, build: Callable[.
 )
 def test_warm_up_under_deepspeed(is_deepspeed: bool, decay: float, refused: bool) -> None:
     """There the step is taken before the policy's zero gradients can be taken out."""
-    from types import SimpleNamespace
-
     from posttrain_plugins.trainers.ppo import rules
 
-    args = SimpleNamespace(critic_warmup_steps=2, weight_decay=decay)
-    with pytest.raises(InputError, match=r"weight_decay is 0\.1") if refused else contextlib.nullcontext():
-        rules.check_warm_up(SimpleNamespace(is_deepspeed_enabled=is_deepspeed, args=args))
+    args = PPOConfig("ppo", bf16=False, critic_warmup_steps=2, weight_decay=decay)
+    found = list(rules.engine_concerns(args, is_deepspeed=is_deepspeed, is_fsdp=False))
+    assert [issue.message for issue in found] == [
+        "critic_warmup_steps under DeepSpeed: weight_decay is 0.1 and moves the policy"
+    ] * refused
 
 
 def test_no_kl_loads_no_reference(build: Callable[..., PPOTrainer]) -> None:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from posttrain_plugins.models.folder import base_of
 from posttrain_plugins.publish.push import files_to_push
-from posttrain_plugins.recipe.spec import External, FromStage, Object, Source, StageSpec, Use, flat
+from posttrain_plugins.recipe.spec import CriticStart, External, FromStage, Object, Source, StageSpec, Use, flat
 from posttrain_plugins.report.words import duration, figure, verdict
 
 if TYPE_CHECKING:
@@ -302,6 +302,8 @@ def _code_in(source: Source) -> Iterator[str]:
             yield source.plugin.target
         for _, inner in flat(source.refs):
             yield from _code_in(inner)
+    elif isinstance(source, CriticStart):
+        yield from _code_in(source.source)
     elif isinstance(source, Object) and ":" in source.target:
         yield source.target
     elif isinstance(source, External):

@@ -20,9 +20,9 @@ from posttrain_plugins.memory_plan.model import (
 from posttrain_plugins.memory_plan.unknown import Unknown
 from posttrain_plugins.models.folder import TASKS
 from posttrain_plugins.models.training_memory import Moments, Sharding, peak_of
-from posttrain_plugins.recipe.lineage import is_full
+from posttrain_plugins.recipe.lineage import critic_start, is_full
 from posttrain_plugins.recipe.plan.plan import Plan
-from posttrain_plugins.recipe.spec import External, FromStage, StageSpec, Use
+from posttrain_plugins.recipe.spec import CriticStart, External, FromStage, StageSpec, Use
 
 __all__ = ["PROMPT_TOKENS", "Estimator", "Machine", "StageMemory"]
 
@@ -324,8 +324,12 @@ def _add_critic(work: _Work, model: Any) -> None:
     asked: CriticKind | None = work.options.get("critic") or (
         "separate" if isinstance(given, Use) and is_full(given) else None
     )
-    # the trainer's own choice, so that a critic that it refuses is no plan either
-    kind = choose_kind(asked, work.subject.adapter, config, work.subject.bits < 16)
+    start = critic_start({stage.id: stage.spec for stage in work.plan.stages}, work.spec)
+    if isinstance(given, CriticStart):
+        asked = asked or given.kind
+    # the trainer's own choice, so that a critic that it refuses is no plan either; what it starts from has the
+    # policy's size, as far as anyone knows
+    kind = choose_kind(asked, work.subject.adapter, config, work.subject.bits < 16, start)
     with torch.device("meta"):
         model.critic_of_plan = None  # a place that `named_parameters` does not go to
         critic = Critic(model, kind, config)

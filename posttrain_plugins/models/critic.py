@@ -1,8 +1,9 @@
 """A critic as PPO and OREO save it beside the policy: what its kind says, its value head, and the body that it reads.
 
-The folder `critic/` holds `critic.json` (`kind`, the `chat_template_kwargs` that its prompts were rendered with, and
-the `form` of a head whose logits are no values, `value_form.py`), `value_head.safetensors` (`weight` (K, H), `bias`
-(K,)), and what is the critic's own:
+The folder `critic/` holds `critic.json` (`kind`, the `chat_template_kwargs` that its prompts were rendered with, the
+moments of the `returns` in whose units it learned, and the `form` of a head whose logits are no values,
+`value_form.py`), `value_head.safetensors` (`weight` (K, H), `bias` (K,), and `scale` and `shift` of one that learned in
+other units), and what is the critic's own:
 
 | kind       | reads the hidden states of                  | `critic/` also holds                  |
 |------------|---------------------------------------------|---------------------------------------|
@@ -26,12 +27,15 @@ from posttrain_plugins.models.folder import adapter_config, adapters_in, base_of
 from posttrain_plugins.models.load import load_full, make_room_for_tokens
 from posttrain_plugins.models.stack import attach_frozen
 from posttrain_plugins.models.value_form import ValueForm
+from posttrain_plugins.types import CriticKind
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
     "critic_form_in",
+    "critic_kind_in",
+    "critic_returns_in",
     "load_critic_body",
     "load_value_head",
     "shared_critic_in",
@@ -40,6 +44,8 @@ __all__ = [
 ]
 
 FILE = "value_head.safetensors"
+
+KINDS: dict[str, CriticKind] = {"adapter": "adapter", "shared": "shared", "separate": "separate"}
 
 
 def shared_critic_in(model: str | Path) -> Path | None:
@@ -63,6 +69,21 @@ def critic_form_in(model: str | Path) -> ValueForm | None:
     """Return how the logits of a critic's head are read; None where they are the values themselves."""
     form = _said(model).get("form")
     return ValueForm(**form) if form else None
+
+
+def critic_kind_in(model: str | Path) -> CriticKind:
+    """Return the kind of the critic that is saved with a model.
+
+    Raises:
+        InputError: `critic.json` does not say it.
+    """
+    return _kind(Path(model) / "critic")
+
+
+def critic_returns_in(model: str | Path) -> dict[str, float] | None:
+    """Return the moments of the returns in whose units a critic learned; None of one that did not."""
+    found = _said(model).get("returns")
+    return dict(found) if found else None
 
 
 def _head_in(file: Path) -> dict[str, torch.Tensor]:
@@ -111,7 +132,9 @@ def load_critic_body(model: str | Path, *, dequantize: bool = False, **options: 
         # with every adapter below the policy's own in force.
         if adapter_config(model):
             make_room_for_tokens(body, model)
-        body = attach_frozen(body, adapters_in(model)[:-1])  # what the policy's own adapter is on
+        # what the policy's own adapter is on, and what a critic's that started elsewhere is on besides
+        body = attach_frozen(body, adapters_in(model)[:-1])
+        body = attach_frozen(body, adapters_in(folder)[:-1]) if kind == "adapter" else body
     if adapter_config(newest):
         if dequantize:
             body = attach_frozen(body, [newest])
@@ -161,9 +184,10 @@ def load_value_head(folder: str | Path, model: Any) -> Callable[[torch.Tensor], 
     return values
 
 
-def _kind(folder: Path) -> str:
+def _kind(folder: Path) -> CriticKind:
     """Read what `critic.json` says; a folder of before it was written, or of another program, is refused."""
     try:
-        return str(json.loads((folder / "critic.json").read_text(encoding="utf-8"))["kind"])
+        said = json.loads((folder / "critic.json").read_text(encoding="utf-8"))["kind"]
+        return KINDS[said]
     except (OSError, ValueError, KeyError, TypeError) as cause:
         raise InputError(f"{folder / 'critic.json'} does not say the critic's kind: {cause}") from cause

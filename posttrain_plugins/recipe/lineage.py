@@ -7,6 +7,7 @@ whole, and it is said.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +18,23 @@ from posttrain_plugins.models.folder import adapter_config, adapters_in
 from posttrain_plugins.models.stack import choose_mode
 from posttrain_plugins.plugins.source import of_config
 from posttrain_plugins.recipe.source_hash import sha256_of
-from posttrain_plugins.recipe.spec import External, FromStage, Input, StageSpec, Use
-from posttrain_plugins.types import AdapterMode
+from posttrain_plugins.recipe.spec import CriticStart, External, FromStage, Input, StageSpec, Use
+from posttrain_plugins.types import AdapterMode, CriticBody, ValueSource
 
-__all__ = ["Layers", "Stages", "StartingPoint", "identity", "is_full", "layers", "mode_of", "starting_point"]
+__all__ = [
+    "Layers",
+    "Stages",
+    "StartingPoint",
+    "critic_start",
+    "identity",
+    "is_full",
+    "layers",
+    "mode_of",
+    "starting_point",
+]
+
+BODIES: Mapping[str, CriticBody] = {"adapter": "adapter", "shared": "shared", "separate": "whole"}
+"""A critic's kind -> what its head reads."""
 
 Stages: TypeAlias = Mapping[str, StageSpec]
 """Stages by their ids."""
@@ -169,17 +183,77 @@ def _judges(stages: Stages, spec: StageSpec, mode: AdapterMode | None) -> dict[s
 
 
 def _fits_beside(stages: Stages, spec: StageSpec, mode: AdapterMode | None, reward: FromStage) -> bool:
-    policy, judge = layers(stages, FromStage(spec.id, spec.produces)), layers(stages, reward)
-    if not policy.adapters or policy.base != judge.base or mode == "merge":
-        return False
+    policy = layers(stages, FromStage(spec.id, spec.produces))
+    return bool(policy.adapters) and not _misfit(policy, mode, layers(stages, reward))
+
+
+def _misfit(policy: Layers, mode: AdapterMode | None, judge: Layers) -> str:
+    """Say why a judge's adapters cannot stand on the base of a policy that is an adapter; empty where they can."""
+    if mode == "merge":
+        return f"the policy's base is {policy.base}, merged for it alone, and its own {judge.base}"
+    if policy.base != judge.base:
+        return f"its base is {judge.base or 'unknown'}, the policy's {policy.base}"
     below, own = policy.adapters[:-1], policy.made_of[-1]
     rest = judge.made_of[len(below) :]
     if not rest or judge.adapters[: len(below)] != below:
-        return False
+        return f"it is {judge}, the policy lies on {Layers(policy.base, below)}"
     type, params = _peft_type(own), [_params(one) for one in rest]
-    fits = all(_peft_type(one) == type for one in rest)
-    fits = fits and not any(moves_base(one) for one in (*params, _params(own)))
-    return fits and (len(rest) == 1 or all(adds_up(type, one) for one in params))
+    if other := [_peft_type(one) for one in rest if _peft_type(one) != type]:
+        return f"its adapter is {other[0]}, the policy's {type}"
+    if moved := next(filter(None, map(moves_base, (*params, _params(own)))), None):
+        return f"init_lora_weights {moved} has changed the base for one of both"
+    if len(rest) > 1 and not all(adds_up(type, one) for one in params):
+        return "it lies on an adapter that the policy's base has not, and does not only add to it"
+    return ""
+
+
+def critic_start(stages: Stages, spec: StageSpec) -> ValueSource | None:
+    """Return what a stage's critic starts from, as far as recipe and folders tell; None where it says nothing."""
+    given = spec.inputs.get("critic")
+    source = given.source if isinstance(given, CriticStart) else None
+    if source is None:
+        return None
+    name = source.model_name if isinstance(source, FromStage) else source.name
+    mode, policy = mode_of(stages, spec), layers(stages, FromStage(spec.id, spec.produces))
+    body, judge = _body_of(stages, source, (spec.id,)), layers(stages, source)
+    # a head on the policy's own body keeps its meaning only where that body is gone on with as it is
+    goes_on = mode == "continue" or (mode is None and is_full(spec.inputs.get("adapter")))
+    is_policy = goes_on and source == spec.inputs.get("model")
+    fits = body != "adapter" or not policy.adapters
+    if body == "adapter" and _is_beside_policy(stages, source):
+        # what a policy's adapter is on, its critic's is on too; of the critic's own the files tell
+        judge = Layers(judge.base, (*judge.adapters[:-1], f"{name}'s critic"), judge.made_of)
+    return ValueSource(name, body, is_policy, "" if fits else _misfit(policy, mode, judge))
+
+
+def _is_beside_policy(stages: Stages, source: FromStage | External) -> bool:
+    if isinstance(source, External):
+        return (Path(source.path) / "critic" / "critic.json").is_file()
+    return source.produces == "model"
+
+
+def _body_of(stages: Stages, source: FromStage | External, before: tuple[str, ...]) -> CriticBody:
+    """Return what the head of a value function reads: an adapter, a model of its own, or the policy beside it."""
+    if isinstance(source, External):
+        if _is_beside_policy(stages, source):
+            # a file of another program is told when it is read
+            with contextlib.suppress(OSError, ValueError):
+                said = json.loads((Path(source.path) / "critic" / "critic.json").read_text(encoding="utf-8"))
+                return BODIES.get(said.get("kind"), "whole")
+        return "adapter" if adapters_in(source.path) else "whole"
+    made = stages[source.stage]
+    critic, args = made.inputs.get("critic"), made.params.get("args") or {}
+    trains_all = mode_of(stages, made) != "continue" and is_full(made.inputs.get("adapter"))
+    if made.produces != "model":
+        return "whole" if trains_all else "adapter"
+    kind, earlier = args.get("critic"), None
+    if isinstance(critic, CriticStart):
+        kind, earlier = kind or critic.kind, critic.source
+    if kind is None and earlier is not None and source.stage not in before:  # a circle is told later, and ends here
+        body = _body_of(stages, earlier, (*before, source.stage))
+        kind = ValueSource(source.stage, body).kind_beside(not trains_all)
+    is_whole = trains_all or (isinstance(critic, Use) and is_full(critic))
+    return BODIES.get(str(kind), "whole" if is_whole else "adapter")
 
 
 def _peft_type(adapter: Use | Path) -> str:

@@ -9,9 +9,10 @@ from typing import Any, Literal, TypeAlias
 
 from posttrain_plugins.plugins.registry import Plugin
 from posttrain_plugins.plugins.schema import Schema
-from posttrain_plugins.types import AdapterMode, Issue, Kind
+from posttrain_plugins.types import AdapterMode, CriticKind, Issue, Kind
 
 __all__ = [
+    "CriticStart",
     "DataFile",
     "External",
     "FromStage",
@@ -107,6 +108,20 @@ class FromStage:
 
 
 @dataclass(frozen=True)
+class CriticStart:
+    """How a stage's critic begins: on which body, and from whose values; each None where the recipe leaves it open."""
+
+    kind: CriticKind | None = None
+    source: FromStage | External | None = None
+
+    @property
+    def name(self) -> dict[str, str]:
+        """What the stage's own field holds."""
+        source = self.source.model_name if isinstance(self.source, FromStage) else getattr(self.source, "name", None)
+        return {key: value for key, value in (("kind", self.kind), ("from", source)) if value is not None}
+
+
+@dataclass(frozen=True)
 class Object:
     """`package.module:attr`, `file.py:attr` or a path, absolute where it is a file."""
 
@@ -136,7 +151,7 @@ def option_path(id: str) -> str:
     return f"stages.{loop}.stages.{rest[-1]}" if rest else f"stages.{id}"
 
 
-Source: TypeAlias = Use | DataFile | External | FromStage | Object | Policy | Given | None
+Source: TypeAlias = Use | DataFile | External | FromStage | CriticStart | Object | Policy | Given | None
 Input: TypeAlias = Source | tuple[Source, ...]
 """What a reference field refers to; several for a field that is a list."""
 
@@ -236,6 +251,8 @@ def _sources(inputs: Mapping[str, Input]) -> Iterator[tuple[str, Source]]:
         yield name, source
         if isinstance(source, Use):
             yield from ((f"{name}.{inner}", ref) for inner, ref in _sources(source.refs))
+        elif isinstance(source, CriticStart) and source.source is not None:
+            yield f"{name}.from", source.source
 
 
 @dataclass(frozen=True)

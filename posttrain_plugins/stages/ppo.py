@@ -12,10 +12,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from posttrain_plugins.types import (
     AdapterRef,
     ConfigOf,
+    CriticRef,
     DataRef,
     Issue,
     ModelRef,
     ObjectRef,
+    ResolvedCritic,
     RewardRef,
     StageContext,
     StageFacts,
@@ -42,6 +44,8 @@ class PPO:
         adapter: what is trainable; everything where it is left out.
         critic: the critic's own adapter; by default the policy's, or all of a copy where the policy has none. One that
             sets up the trainer (`freeze`, `loraplus_lr_ratio`) is refused: `args.critic_learning_rate` is the critic's.
+            Or `{kind: adapter | shared | separate, from: STAGE}`: it starts with the values of a stage `value`, a
+            reward model or another policy's critic, a folder too; each of both may be left out.
         strategy: who makes the rollouts, in place of plain draws; `trainers/strategy_rollouts.py` says what it biases.
         tools: what the policy may call; its completions are then trajectories (`trainers/tool_use.py`).
         environment_factory: a class with `reset` and a method for each tool, an object of it for each trajectory; or a
@@ -66,7 +70,7 @@ class PPO:
     dataset: DataRef
     rewards: list[RewardRef]
     adapter: AdapterRef | None = None
-    critic: AdapterRef | None = None
+    critic: CriticRef | None = None
     strategy: StrategyRef | None = None
     tools: list[ToolRef] = field(default_factory=list)
     environment_factory: ObjectRef | None = None
@@ -89,7 +93,9 @@ class PPO:
         from posttrain_plugins.trainers.ppo import rules
 
         yield from rules.config_concerns(facts.args)
-        yield from rules.critic_concerns(facts, has_config=self.critic is not None)
+        started = self.critic if isinstance(self.critic, dict) else None
+        has_config = self.critic is not None and started is None
+        yield from rules.critic_concerns(facts, has_config=has_config, given=started)
         yield from rules.step_concerns(facts.args.process_rewards, facts.judges_steps, "args.process_rewards")
         from posttrain_plugins.trainers import tool_rules
 
@@ -120,14 +126,19 @@ class PPO:
         critic = context.inputs.get("critic")
         rules.check_critic(context.stage, critic)
         # `critic: {use: full}` names an adapter that is none: a critic that trains all of its own copy
-        args = {"critic": "separate", **self.args} if critic and critic.config is None else self.args
+        args, config, start = self.args, None, None
+        if isinstance(critic, ResolvedCritic):
+            args, start = {"critic": critic.kind, **args} if critic.kind else args, critic.start
+        elif critic is not None:
+            args, config = args if critic.config else {"critic": "separate", **args}, critic.config
         with vllm_server.started(self.vllm_server, context) as told:
             return training.train_with_rewards(
                 context,
                 PPOTrainer,
                 PPOConfig,
                 {**args, **told},
-                critic_config=critic.config if critic else None,
+                critic_config=config,
+                critic_from=start,
                 max_trajectory_s=self.max_trajectory_s,
                 share_prompts=self.share_prompts,
                 rollouts=self.rollouts,

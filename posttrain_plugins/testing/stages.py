@@ -349,7 +349,7 @@ def _input(made: Any, name: str, kind: str, value: Any) -> Any:
             return ResolvedReward("text_length", text_length)
         case "strategy":
             return ResolvedStrategy("greedy", OneAnswer())
-        case "adapter":
+        case "adapter" | "critic":
             from peft import LoraConfig
 
             return ResolvedAdapter("lora", LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))

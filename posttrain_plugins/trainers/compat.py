@@ -64,6 +64,7 @@ __all__ = [
     "reference_log_probs",
     "restore_averages",
     "rollout_greedily",
+    "rollout_pass",
     "routed",
     "running_averages",
     "set_reward_names",
@@ -103,7 +104,14 @@ OVERRIDDEN: Mapping[str, tuple[str, ...]] = {
     "trl:RewardTrainer": ("_prepare_dataset", "_set_signature_columns_if_needed", "compute_loss", "evaluate"),
     "trl:SFTTrainer": ("compute_loss", "prediction_step", "training_step"),
     "transformers:Trainer": (
-        *("_load_best_model", "_load_from_checkpoint", "_save", "create_optimizer", "evaluation_loop"),
+        *(
+            "_clip_grad_norm",
+            "_load_best_model",
+            "_load_from_checkpoint",
+            "_save",
+            "create_optimizer",
+            "evaluation_loop",
+        ),
         *("get_batch_samples", "get_eval_dataloader", "get_train_dataloader", "save_model", "train"),
     ),
 }
@@ -369,6 +377,12 @@ def rollout_greedily(trainer: Any, prompts: list[Any]) -> tuple[list[Any], list[
     with greedily:
         _, ids, _, completions, *_ = trainer._generate(prompts)
     return completions, ids
+
+
+def rollout_pass(trainer: Any) -> int:
+    """Return how many whole passes GRPO has made over the rollout that the next micro-step is of."""
+    steps = trainer.args.steps_per_generation
+    return int(trainer._step % (steps * trainer.num_iterations) // steps)
 
 
 def has_sharded_weights(trainer: Any) -> bool:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         AdapterMode,
         AdapterRef,
         ConfigOf,
+        CriticRef,
         DataRef,
         ModelRef,
         ObjectRef,
@@ -61,17 +62,21 @@ if TYPE_CHECKING:
     from posttrain_plugins.types.stage import (
         CHECKPOINT_MARKER,
         EXPORT_MARKER,
+        CriticBody,
+        CriticKind,
         Decisions,
         Issue,
         ModelArtifact,
         Reporter,
         ResolvedAdapter,
+        ResolvedCritic,
         ResolvedReward,
         ResolvedStrategy,
         Stage,
         StageContext,
         StageFacts,
         StageResult,
+        ValueSource,
     )
 
 __all__ = [
@@ -86,6 +91,9 @@ __all__ = [
     "Candidate",
     "Completion",
     "ConfigOf",
+    "CriticBody",
+    "CriticKind",
+    "CriticRef",
     "DataRef",
     "Dataset",
     "Decisions",
@@ -103,6 +111,7 @@ __all__ = [
     "Request",
     "RequestGenerator",
     "ResolvedAdapter",
+    "ResolvedCritic",
     "ResolvedReward",
     "ResolvedStrategy",
     "Response",
@@ -121,6 +130,7 @@ __all__ = [
     "Tool",
     "ToolRef",
     "Usage",
+    "ValueSource",
     "server_of",
 ]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 __all__ = [
     "AdapterMode",
     "AdapterRef",
     "ConfigOf",
+    "CriticRef",
     "DataRef",
     "ModelRef",
     "ObjectRef",
@@ -31,7 +32,7 @@ class Ref:
         kind: what the field names.
     """
 
-    kind: Literal["model", "dataset", "reward", "adapter", "strategy", "tool", "object"]
+    kind: Literal["model", "dataset", "reward", "adapter", "critic", "strategy", "tool", "object"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,9 @@ DataRef: TypeAlias = Annotated[str, Ref("dataset")]
 RewardRef: TypeAlias = Annotated[str, Ref("reward")]
 
 AdapterRef: TypeAlias = Annotated[str, Ref("adapter")]
+
+CriticRef: TypeAlias = Annotated[str | dict[str, Any], Ref("critic")]
+"""An adapter; or `{kind: ..., from: ...}`, where `from` is a stage or a folder whose values a critic starts with."""
 
 StrategyRef: TypeAlias = Annotated[str, Ref("strategy")]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from posttrain_plugins.types.plugins import Strategy
 from posttrain_plugins.types.references import AdapterMode
@@ -13,17 +13,21 @@ from posttrain_plugins.types.references import AdapterMode
 __all__ = [
     "CHECKPOINT_MARKER",
     "EXPORT_MARKER",
+    "CriticBody",
+    "CriticKind",
     "Decisions",
     "Issue",
     "ModelArtifact",
     "Reporter",
     "ResolvedAdapter",
+    "ResolvedCritic",
     "ResolvedReward",
     "ResolvedStrategy",
     "Stage",
     "StageContext",
     "StageFacts",
     "StageResult",
+    "ValueSource",
 ]
 
 CHECKPOINT_MARKER = "complete"
@@ -103,6 +107,25 @@ class ResolvedAdapter:
     prepare: Callable[[Any], Mapping[str, Any] | None] | None = None
     plugin: str = ""
     can_merge: bool = True
+
+
+CriticKind: TypeAlias = Literal["adapter", "shared", "separate"]
+"""On which body a critic's value head is: the table in `trainers/ppo/critic.py`."""
+CriticBody: TypeAlias = Literal["adapter", "whole", "shared"]
+"""What a saved value function reads: an adapter on a base, a model of its own, or the policy that it was trained in."""
+
+
+@dataclass(frozen=True)
+class ResolvedCritic:
+    """How a critic begins.
+
+    Args:
+        kind: `adapter`, `shared` or `separate`; None leaves it to the trainer.
+        start: what has the values that it starts with; None starts at 0.
+    """
+
+    kind: CriticKind | None = None
+    start: ModelArtifact | None = None
 
 
 @dataclass(frozen=True)
@@ -249,6 +272,33 @@ class Issue:
 
 
 @dataclass(frozen=True)
+class ValueSource:
+    """What a critic is to start from, as it stands to the policy of the stage.
+
+    Args:
+        name: as in the recipe.
+        body: what its head reads.
+        is_policy: is what it reads the very model that the stage goes on training?
+        misfit: why an adapter of it cannot stand on the policy's base; empty where it can, or nobody knows yet.
+    """
+
+    name: str
+    body: CriticBody
+    is_policy: bool = False
+    misfit: str = ""
+
+    def kind_beside(self, has_room: bool) -> CriticKind:
+        """Return the kind of a critic that starts from it, where nobody asks for one.
+
+        Args:
+            has_room: is the policy an adapter that allows a second on its base?
+        """
+        if self.body == "shared" and self.is_policy:
+            return "shared"
+        return "adapter" if self.body == "adapter" and has_room else "separate"
+
+
+@dataclass(frozen=True)
 class StageFacts:
     """What is known of a stage before anything is loaded.
 
@@ -265,6 +315,8 @@ class StageFacts:
         has_all_rows: are these all of it?
         is_adapter: is its `model` an adapter? None where that cannot be told.
         is_made_conversational: does the recipe put a system message before the prompts of its `dataset`?
+        critic_start: what its `critic` starts from; None where that says nothing.
+        engine: what trains in several processes, such as `ddp` or `zero3`; empty in one.
     """
 
     args: Any
@@ -279,3 +331,5 @@ class StageFacts:
     has_all_rows: bool = False
     is_adapter: bool | None = None
     is_made_conversational: bool = False
+    critic_start: ValueSource | None = None
+    engine: str = ""

@@ -32,6 +32,7 @@ from posttrain_plugins.recipe.check.model import Model
 from posttrain_plugins.recipe.plugin_schema import parse_call
 from posttrain_plugins.recipe.read.document import Keys
 from posttrain_plugins.recipe.spec import (
+    CriticStart,
     External,
     FromStage,
     Input,
@@ -41,7 +42,7 @@ from posttrain_plugins.recipe.spec import (
     Use,
     flat,
 )
-from posttrain_plugins.types import AdapterMode, Kind, server_of
+from posttrain_plugins.types import AdapterMode, CriticKind, Kind, server_of
 
 __all__ = ["MEANINGS", "RESERVED", "SECTIONS", "References", "check_names", "printed"]
 
@@ -91,6 +92,8 @@ MEANINGS: dict[str, dict[str, str]] = {
 }
 """What the words of `RESERVED`, of `FILE_OPTIONS` and of a loop mean; the guard's are `GuardSettings`'."""
 POLICY = Policy()
+VALUE_PLUGINS = ("reward_model", "value_model")
+"""Rewards through whose models a stage's name says what a text, or a begun one, is worth."""
 LookUp: TypeAlias = Callable[[str, Any], "Source | Mapping[str, Any]"]
 
 
@@ -128,6 +131,10 @@ class References:
         """Return what a reference field of a stage, or of another `asker`, refers to: a tuple if its type is a list."""
         assert field.ref is not None
         kind = field.ref.kind
+        if kind == "critic":
+            kind = "adapter"
+            if isinstance(value, Mapping) and "use" not in value:
+                return self._critic(value, path, scope)
         if not is_list(field.type):
             return self.source(kind, value, path, scope, asker)
         if not isinstance(value, list | tuple):
@@ -185,6 +192,49 @@ class References:
             return FromStage(name, made, "", adapter)
         used = registry.own_name("reward", str(schema.declares("reward_plugin")), plugin[0].distribution)
         return FromStage(name, made, used, adapter)
+
+    def _critic(self, value: Mapping[str, Any], path: Keys, scope: Mapping[str, str]) -> Source:
+        """Return how a critic begins, or None after telling what is wrong: `{kind: ..., from: ...}`."""
+        errors_before = len(self.checker.mistakes)
+        self.checker.unknown_keys(path, value, ("kind", "from", "use"))
+        kind, given = value.get("kind"), value.get("from")
+        if kind is not None:
+            self.checker.check_type((*path, "kind"), CriticKind, kind)
+        where, source = (*path, "from"), None
+        if isinstance(given, str) and given:
+            name = self.stages.meant(given, scope)
+            if name in self.stages.by_id:
+                source = self._value_function(name, where)
+            elif name == "base" or server_of(name) or ("/" not in name and not name.startswith(".")):
+                known = [id for id in self.stages.by_id if self._has_values(id)]
+                message = f"critic.from '{given}' is neither a stage with a value function nor a folder"
+                self.checker.error(where, message, suggest(given, known) or listed(known) or "from: STAGE")
+            else:
+                # a folder, or a reward model of the Hub: whether it has values its files tell when it is loaded
+                source = self._model(name, where, "stage")
+        elif given is not None:
+            self.checker.error(where, f"'from' is {given!r}, expected a stage, a folder or a Hub id", "from: STAGE")
+        is_told = len(self.checker.mistakes) > errors_before or (given is not None and source is None)
+        return None if is_told else CriticStart(kind, typing.cast(Any, source))
+
+    def _has_values(self, id: str) -> bool:
+        """Tell whether what a stage makes says what a state is worth: a reward of whole texts, a value, a critic."""
+        plugin = self.stages.by_id[id].plugin
+        if plugin is None:
+            return False
+        fields, made = plugin[1].fields, self.stages.produces.get(id)
+        if made == "reward":
+            return str(plugin[1].declares("reward_plugin")).rpartition(":")[2] in VALUE_PLUGINS
+        return made == "model" and "critic" in fields and fields["critic"].ref is not None
+
+    def _value_function(self, name: str, path: Keys) -> Source:
+        made, plugin = self.stages.produces.get(name), self.stages.by_id[name].plugin
+        if made is not None and plugin is not None and not self._has_values(name):
+            known = [id for id in self.stages.by_id if self._has_values(id)]
+            message = f"stage '{name}' ({plugin[0].name}) has no value function"
+            self.checker.error(path, message, listed(known) or "name a stage value, reward, ppo or oreo")
+            return None
+        return self._from_stage(made or "model", name, path)
 
     def _model(self, name: str, path: Keys, asker: Kind) -> Source:
         """Return a model that no stage makes: the recipe's own, a server's, a folder, a Hub id."""

@@ -30,7 +30,7 @@ from posttrain_plugins.recipe.check.columns import columns_of
 from posttrain_plugins.recipe.check.diagnostics import Checker
 from posttrain_plugins.recipe.check.loops import RawStages
 from posttrain_plugins.recipe.check.template import template_text
-from posttrain_plugins.recipe.lineage import is_full
+from posttrain_plugins.recipe.lineage import critic_start, is_full
 from posttrain_plugins.recipe.spec import DataFile, External, FromStage, Object, StageSpec, Use, flat
 from posttrain_plugins.types import StageFacts
 
@@ -99,6 +99,8 @@ def _facts_of(spec: StageSpec, specs: Mapping[str, StageSpec]) -> StageFacts:
         rows=(rows := _first_rows(spec.inputs.get("dataset"))),
         has_all_rows=0 < len(rows) < files.HEAD_ROWS,
         is_adapter=_is_adapter(spec.inputs.get("model"), specs),
+        critic_start=critic_start(specs, spec),
+        engine=spec.launch.engine if spec.launch is not None else "",
         is_made_conversational=_has_system_prompt(spec.inputs.get("dataset")),
     )
 

@@ -26,7 +26,7 @@ from posttrain_plugins.recipe.check.model import MODEL_CONFIG, PEFT_IN_MODEL
 from posttrain_plugins.recipe.check.references import MEANINGS, RESERVED
 from posttrain_plugins.recipe.check.stages import OURS_IN_ARGS, reserved_words
 from posttrain_plugins.recipe.plugin_schema import plugin_schema
-from posttrain_plugins.types import KINDS, Kind
+from posttrain_plugins.types import KINDS, CriticKind, Kind
 
 __all__ = ["argument_docs", "recipe_schema", "schema_of"]
 
@@ -170,6 +170,10 @@ def _reference(field: Field) -> Json:
     one: Json = {"type": "string"}
     if field.ref.kind in ("dataset", "reward", "adapter", "strategy", "tool"):
         one = {"anyOf": [one, _in_place(field.ref.kind)]}
+    if field.ref.kind == "critic":
+        kinds = {"enum": list(typing.get_args(CriticKind))}
+        started = _closed({"kind": kinds, "from": {"type": "string"}}, [])
+        one = {"anyOf": [one, _either("use", _in_place("adapter"), started)]}
     return {"type": "array", "items": one} if is_list(field.type) else one
 
 

@@ -20,6 +20,7 @@ from posttrain_plugins.plugins.registry import module_file
 from posttrain_plugins.recipe.build import construct
 from posttrain_plugins.recipe.source_hash import plugin_hash, rows_hash, sha256_of, source_hash
 from posttrain_plugins.recipe.spec import (
+    CriticStart,
     DataFile,
     External,
     FromStage,
@@ -213,6 +214,13 @@ def source_parts(
         parts |= {".rows": rows_hash()} if source.produces == "dataset" else {}
         reads = source.reward_plugin
         return parts | ({".source": plugin_hash(registry.find("reward", reads))} if reads else {})
+    if isinstance(source, CriticStart):
+        parts = {} if source.kind is None else {".kind": source.kind}
+        found = source_parts(source.source, loading, stage_keys, hashes)
+        if isinstance(source.source, External):  # a critic lies in a folder of its own beside the policy
+            critic = Path(source.source.path) / "critic"
+            found |= {".critic": hashes.of_folder(critic)} if critic.is_dir() else {}
+        return parts | {f".from{suffix}": value for suffix, value in found.items()}
     if isinstance(source, External):
         # How a model is loaded (dtype, bits, attention) changes what it computes as much as its weights do.
         revision = source.loading.get("model_revision")

@@ -23,6 +23,7 @@ from posttrain_plugins.recipe.run.data import check_dataset, dataset_of, read_js
 from posttrain_plugins.recipe.spec import (
     REWARD_LOADING,
     REWARD_PLUGIN,
+    CriticStart,
     DataFile,
     External,
     FromStage,
@@ -36,7 +37,7 @@ from posttrain_plugins.recipe.spec import (
     Use,
 )
 from posttrain_plugins.record.artifact import Artifact
-from posttrain_plugins.types import ModelArtifact, ResolvedAdapter, ResolvedReward
+from posttrain_plugins.types import ModelArtifact, ResolvedAdapter, ResolvedCritic, ResolvedReward
 
 if TYPE_CHECKING:
     pass
@@ -158,6 +159,8 @@ class Resolver:
             return source.name
         if isinstance(source, Object):
             return object_of(source.target)
+        if isinstance(source, CriticStart):
+            return ResolvedCritic(source.kind, self.model(source.source, loading) if source.source else None)
         if isinstance(source, DataFile):
             return dataset_of(source)
         if isinstance(source, External) or (isinstance(source, FromStage) and source.produces == "model"):

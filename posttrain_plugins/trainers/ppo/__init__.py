@@ -23,7 +23,9 @@ To read PPO: `trainer.py`, then `rollout.py`, then `advantages.py`; `critic.py` 
 | `rollout.py`         | from a rollout to its tokens' advantages: where the tensors come from, what is logged    |
 | `advantages.py`      | the formulas, as pure functions of tensors                                               |
 | `process_rewards.py` | scores of steps, put at the tokens where the steps end                                   |
+| `return_scale.py`    | running mean and deviation of returns, for a critic that learns in such units            |
 | `critic.py`          | value head, critic, and what a trainer with one optimizes and saves; OREO's too          |
+| `critic_start.py`    | value models, reward models and critics that a critic starts from                        |
 | `route.py`           | which adapter of a shared base a pass goes through                                       |
 | `shared_reward.py`   | a reward model that is an adapter on the policy's base                                   |
 | `critic_export.py`   | a saved critic as a token classifier, for the stage `export`                             |

@@ -232,7 +232,7 @@ def normalized_steps(
 
 
 def clipped_value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, cliprange: float
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, cliprange: float | None
 ) -> tuple[Tensor, Tensor]:
     """Return half the squared error, the larger of the plain and the clipped one, as PPO's first implementation does.
 
@@ -243,7 +243,7 @@ def clipped_value_loss(
         old_values: (B, T), at the rollout.
         returns: (B, T), the targets.
         mask: (B, T).
-        cliprange: how far a value may move from the old one before its gradient is cut.
+        cliprange: how far a value may move from the old one before its gradient is cut; None cuts none.
 
     Returns:
         The loss, and the share of tokens where the clipped error was the larger.
@@ -253,8 +253,11 @@ def clipped_value_loss(
         >>> clipped_value_loss(one, 0 * one, 2 * one, one, cliprange=0.5)
         (tensor(1.1250), tensor(1.))
     """
+    plain_error = torch.square(values - returns)
+    if cliprange is None:
+        return 0.5 * masked_mean(plain_error, mask), torch.zeros_like(plain_error.sum()).detach()
     clipped = torch.clamp(values, old_values - cliprange, old_values + cliprange)
-    plain_error, clipped_error = torch.square(values - returns), torch.square(clipped - returns)
+    clipped_error = torch.square(clipped - returns)
     loss = 0.5 * masked_mean(torch.max(plain_error, clipped_error), mask)
     return loss, masked_mean((clipped_error > plain_error).to(values.dtype), mask).detach()
 

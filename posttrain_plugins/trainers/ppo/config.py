@@ -42,11 +42,18 @@ class PPOConfig(GRPOConfig):  # type: ignore[misc]
         baseline: of `reinforce`: the mean return of the `batch`, or a `running` mean of the batches before.
         baseline_decay: of the running mean.
         vf_coef: weight of the value loss.
-        cliprange_value: how far a value may move before its gradient is cut.
+        cliprange_value: how far a value may move before its gradient is cut; None lets it move freely.
         critic: `adapter`, `shared` or `separate` (`critic.py`); None is `adapter` where the policy is one, else
             `separate`.
         critic_learning_rate: None is `learning_rate`.
         critic_warmup_steps: for so many optimizer steps only the critic learns.
+        critic_iterations: passes over each rollout in which the critic learns; None is `num_iterations`. More of them
+            come after the policy's and are optimizer steps too, which `max_steps` counts; a `shared` critic learns
+            by its head alone in these.
+        critic_max_grad_norm: the critic's gradient is clipped to it, and `max_grad_norm` is the policy's alone; None
+            clips both as one.
+        normalize_returns: the critic learns returns in units of their running deviation from their running mean
+            (PopArt, `return_scale.py`), and so does `cliprange_value` count.
         process_rewards: names of rewards that pay by their `step_scores` (`process_rewards.py`).
         step_separator: what ends a step.
     """
@@ -72,10 +79,13 @@ class PPOConfig(GRPOConfig):  # type: ignore[misc]
     baseline: Baseline = "batch"
     baseline_decay: float = 0.9
     vf_coef: float = 0.1
-    cliprange_value: float = 0.2
+    cliprange_value: float | None = 0.2
     critic: CriticKind | None = None
     critic_learning_rate: float | None = None
     critic_warmup_steps: int = 0
+    critic_iterations: int | None = None
+    critic_max_grad_norm: float | None = None
+    normalize_returns: bool = False
     process_rewards: list[str] = field(default_factory=list)
     step_separator: str = SEPARATOR
 
@@ -119,6 +129,7 @@ class PPOConfig(GRPOConfig):  # type: ignore[misc]
         self.beta = self.kl_coef  # makes GRPO keep a reference and compute its log-probabilities
         if self.num_generations != 1:
             super().__post_init__()
+            rules.refuse(rules.pass_concerns(self), "PPOConfig: ")
             return
         # One completion per prompt: GRPO's config refuses that, and nothing else of GRPO does. While the config checks
         # itself, it is shown a number that divides the generation batch on any number of processes.
@@ -133,6 +144,7 @@ class PPOConfig(GRPOConfig):  # type: ignore[misc]
         self.num_generations_eval = self.num_generations_eval or 1
         super().__post_init__()
         self.num_generations = 1
+        rules.refuse(rules.pass_concerns(self), "PPOConfig: ")  # again: what was left out is known only now
 
     @property
     def has_critic(self) -> bool:

@@ -9,7 +9,7 @@
 One base serves policy, critic and reference; the way to the critic's adapter is a `Route`. No paper has the kinds.
 
 1. The head starts at zero, so the first values are 0 and the first advantages are the returns; TRL 1.12 starts from a
-   classifier's random head.
+   classifier's random head. Or head and body start from what has learned values before (`critic_start.py`).
 2. The head computes in float32 whatever the model does.
 3. The copy reads the text alone: virtual tokens before it (prefix, prompt, p-tuning) are the policy's.
 """
@@ -19,10 +19,11 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import shutil
 import types
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,14 @@ from torch import Tensor, nn
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.adapter_types import moves_base
+from posttrain_plugins.models.folder import copy_below
+from posttrain_plugins.models.value_form import ValueForm
 from posttrain_plugins.trainers import compat
+from posttrain_plugins.trainers.ppo.critic_start import HEADS, SavedValues
+from posttrain_plugins.trainers.ppo.return_scale import RunningReturns
 from posttrain_plugins.trainers.ppo.route import Route
 from posttrain_plugins.trainers.ppo.rules import CriticKind
+from posttrain_plugins.trainers.ppo.shared_reward import adapters_below
 
 __all__ = ["Critic", "ValueHead", "WithCritic", "WithValues"]
 
@@ -54,19 +60,44 @@ NOT_FOR_THE_BODY = (
 
 
 class ValueHead(nn.Module):  # type: ignore[misc]
-    """Maps hidden states to values, in float32."""
+    """Maps hidden states to values, in float32, `shift` plus `scale` times what the weights give.
 
-    def __init__(self, hidden_size: int) -> None:
+    Args:
+        hidden_size: H.
+        form: how its K logits are read; None where the one is the value.
+    """
+
+    def __init__(self, hidden_size: int, form: ValueForm | None = None) -> None:
         super().__init__()
+        self.form = form
+        self.scale, self.shift = 1.0, 0.0
+        labels = 1 if form is None else form.num_labels
         # parameters of its own and no `nn.Linear`: `target_modules: all-linear` would put an adapter around that
-        self.weight = nn.Parameter(torch.zeros(1, hidden_size))
-        self.bias = nn.Parameter(torch.zeros(1))
+        self.weight = nn.Parameter(torch.zeros(labels, hidden_size))
+        self.bias = nn.Parameter(torch.zeros(labels))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map (B, L, H) to (B, L)."""
         hidden = hidden.to(self.weight.device)
         with torch.autocast(hidden.device.type, enabled=False):  # returns need more digits than bfloat16 has
-            return nn.functional.linear(hidden.float(), self.weight.float(), self.bias.float()).squeeze(-1)
+            logits = nn.functional.linear(hidden.float(), self.weight.float(), self.bias.float())
+            if self.form is not None:
+                return self.form.values(logits)
+            values = logits.squeeze(-1)
+        # not times 1: it would be one more node of the graph for each critic that is not normalised
+        return values if (self.scale, self.shift) == (1.0, 0.0) else values * self.scale + self.shift
+
+    def normalized(self, values: Tensor) -> Tensor:
+        """Map values or returns to the units in which the weights learn."""
+        return (values - self.shift) / self.scale
+
+    def rescale(self, scale: float, shift: float) -> None:
+        """Let the weights learn in other units; no value changes (1602.07714, proposition 1)."""
+        if self.form is None:  # a form has its range, and values that no unit moves
+            with torch.no_grad():
+                self.bias.mul_(self.scale).add_(self.shift - shift).div_(scale)
+                self.weight.mul_(self.scale / scale)
+        self.scale, self.shift = scale, shift
 
 
 class Critic:
@@ -76,22 +107,41 @@ class Critic:
         model: the policy, a causal LM with TRL's fused head, or a `PeftModel` of one; it is changed in place.
         kind: as `rules.choose_kind` gave it.
         config: the `peft.PeftConfig` of the critic; by default the policy's, without what it trains whole.
+        start: the values that it starts with; None starts at 0.
+        normalizes: learns returns in units of their running deviation from their running mean.
     """
 
-    def __init__(self, model: Any, kind: CriticKind, config: Any = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        kind: CriticKind,
+        config: Any = None,
+        *,
+        start: SavedValues | None = None,
+        normalizes: bool = False,
+    ) -> None:
+        self.returns = RunningReturns() if normalizes else None
         self.kind = kind
         self.model = model
         self.is_peft = compat.is_peft(model)
         self.base = model.get_base_model() if self.is_peft else model
         self.route: Route | None = None
+        self.below: list[Path] = []  # adapters that the critic's is on, and the policy's is not
+        self.adapters: tuple[str, ...] = (ADAPTER,)
         if kind == "adapter":
-            self._add_adapter(config)
+            self._add_adapter(config, start)
+        elif kind == "separate" and start is not None:
+            body = start.whole[0].to(device=model.device, dtype=model.dtype)
+            self.base.critic_model = body.requires_grad_(True)
         elif kind == "separate":
             self.base.critic_model = _copy_of_body(model, config)
         # Head and copy are submodules of the policy, so that one optimizer, one DDP wrapper and one DeepSpeed engine
         # hold all that learns. The head is where the hidden states end: with the layers on several devices, beside the
         # LM head and not beside the first layer.
-        self.head = ValueHead(self.base.config.get_text_config().hidden_size)
+        size = (self.base if start is None else self.body).config.get_text_config().hidden_size
+        self.head = ValueHead(size, None if start is None else start.form)
+        if start is not None:
+            self._start_head(start)
         self.head.to(self.base.get_output_embeddings().weight.device)
         self.base.value_head = self.head
         _patch_forward(self.base, self)
@@ -116,7 +166,7 @@ class Critic:
     def owns(self, name: str) -> bool:
         """Tell whether the parameter of that name in the policy's tree is the critic's."""
         parts = name.split(".")
-        is_adapter = self.kind == "adapter" and ADAPTER in parts
+        is_adapter = self.kind == "adapter" and not set(self.adapters).isdisjoint(parts)
         return is_adapter or "value_head" in parts or "critic_model" in parts
 
     def unfreeze(self) -> None:
@@ -126,6 +176,16 @@ class Critic:
         """
         for parameter in self.parameters:
             parameter.requires_grad_(True)
+
+    def count_returns(self, mean: float, square: float) -> None:
+        """Count the returns of one more rollout, by their mean and mean square; no value changes but a head's at 0."""
+        assert self.returns is not None
+        is_new = self.returns.weight == 0.0 and not bool(self.head.weight.any())
+        self.returns.add(mean, square)
+        if is_new:  # it has said nothing yet that is worth keeping, and begins with the mean
+            self.head.scale, self.head.shift = self.returns.deviation, self.returns.mean
+        else:
+            self.head.rescale(self.returns.deviation, self.returns.mean)
 
     def values(self, given: Mapping[str, Any], hidden: Tensor | None) -> Tensor:
         """Return V of the state before each token.
@@ -157,12 +217,18 @@ class Critic:
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        says = {"kind": self.kind} | ({"chat_template_kwargs": template_kwargs} if template_kwargs else {})
+        says: dict[str, Any] = {"kind": self.kind}
+        says |= {"chat_template_kwargs": template_kwargs} if template_kwargs else {}
+        says |= {"form": asdict(self.head.form)} if self.head.form is not None else {}
+        says |= {"returns": self.returns.as_dict()} if self.returns is not None else {}
         (folder / "critic.json").write_text(json.dumps(says) + "\n", encoding="utf-8")
         # out of the state, not out of the modules: under ZeRO-3 those hold but a shard
         ends = {f"value_head.{name}": name for name in ("weight", "bias")}
         head = {name: next(v for key, v in state.items() if key.endswith(end)) for end, name in ends.items()}
+        if self.returns is not None and self.head.form is None:
+            head |= {"scale": torch.tensor(self.head.scale), "shift": torch.tensor(self.head.shift)}
         save_file({k: v.detach().cpu().contiguous() for k, v in head.items()}, folder / "value_head.safetensors")
+        copy_below(self.below, folder)
         if self.kind == "separate":
             body = {k.partition("critic_model.")[2]: v for k, v in state.items() if "critic_model." in k}
             self.body.save_pretrained(str(folder), state_dict=body)
@@ -174,7 +240,13 @@ class Critic:
         if compat.is_sharded(self.model):
             self._load_into_shards(folder)
             return
-        self.head.load_state_dict(load_file(folder / "value_head.safetensors"))
+        saved = load_file(folder / "value_head.safetensors")
+        self.head.load_state_dict({name: saved[name] for name in ("weight", "bias")})
+        if self.returns is not None:
+            said = json.loads((folder / "critic.json").read_text(encoding="utf-8"))["returns"]
+            self.returns = RunningReturns(**said)
+            # out of the moments, which are float64, and not out of the file beside them, for whoever reads values
+            self.head.scale, self.head.shift = self.returns.deviation, self.returns.mean
         if self.kind == "adapter":
             self.model.load_adapter(str(folder), ADAPTER, is_trainable=True)
         elif self.kind == "separate" and compat.is_peft(self.body):
@@ -198,8 +270,22 @@ class Critic:
         if given.get("with_values"):
             self.given = given
 
-    def _add_adapter(self, config: Any) -> None:
-        """Add the critic's adapter beside the policy's."""
+    def _start_head(self, start: SavedValues) -> None:
+        saved = start.head
+        self.head.load_state_dict({"bias": torch.zeros(len(saved["weight"])), **saved})
+        if self.returns is not None and start.returns is not None:
+            self.returns = RunningReturns(**start.returns)
+            self.head.rescale(self.returns.deviation, self.returns.mean)
+
+    def _add_adapter(self, config: Any, start: SavedValues | None) -> None:
+        """Add the critic's adapter beside the policy's, or the one that it starts from, with what that one is on."""
+        if start is not None:
+            config = start.config
+            # frozen and by their own names: what the policy learns from here on is not what the values were learned on
+            self.below = start.adapters[len(adapters_below(self.model)) : -1]
+            self.adapters = (*(f"{ADAPTER}_below_{i}" for i in range(len(self.below))), ADAPTER)
+            for name, folder in zip(self.adapters, self.below, strict=False):
+                self.model.load_adapter(str(folder), name, is_trainable=False)
         if config is None:
             config = self.model.peft_config[self.model.active_adapter]
             # its own low-rank weights, but no copies of whole modules or tokens, which the policy has already
@@ -210,13 +296,15 @@ class Critic:
             config = replace(copy.deepcopy(config), **changes, inference_mode=False)
         self.model.add_adapter(ADAPTER, copy.deepcopy(config))
         self.model.set_requires_grad(ADAPTER, True)  # PEFT adds a second adapter frozen
+        if start is not None:
+            _load_weights(self.model, start.adapters[-1])
         if compat.is_quantized(self.base):
             # as TRL did with the policy's before this was there; the steps of DoRA's magnitudes may be smaller than
             # bfloat16 can hold, and would be lost (TRL #7268)
             for name, parameter in self.model.named_parameters():
                 if self.owns(name) and "magnitude" not in name:
                     parameter.data = parameter.data.to(torch.bfloat16)
-        self.route = Route(self.model, ADAPTER)
+        self.route = Route(self.model, *self.adapters)
 
 
 class WithCritic:
@@ -255,6 +343,8 @@ class WithCritic:
             # a full model's file would hold keys that no `from_pretrained` expects; PEFT picks its adapters' by itself
             policy = {k: v for k, v in state.items() if self.critic.is_peft or not self.critic.owns(k)}
             super()._save(output_dir, policy)  # type: ignore[misc]
+            for name in self.critic.adapters[:-1]:  # PEFT saves what is not ours to change; `critic/` has a copy
+                shutil.rmtree(Path(output_dir or self.args.output_dir) / name, ignore_errors=True)
             template_kwargs = getattr(self.args, "chat_template_kwargs", None)  # of a trainer that samples
             self.critic.save(Path(output_dir or self.args.output_dir) / "critic", state, template_kwargs)
 
@@ -280,6 +370,23 @@ class WithValues:
         output = self.model(**inputs, with_values=True)
         self.values.append(output.state_values)
         return output
+
+
+def _load_weights(model: Any, folder: Path) -> None:
+    """Give the critic's adapter the weights of a saved one.
+
+    Raises:
+        InputError: it has weights for what the policy's base has not.
+    """
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    saved = load_peft_weights(str(folder), device="cpu")
+    weights = {name: tensor for name, tensor in saved.items() if set(HEADS).isdisjoint(name.split("."))}
+    # what PEFT finds no place for it only lists
+    lost = set_peft_model_state_dict(model, weights, adapter_name=ADAPTER).unexpected_keys
+    if lost:
+        found = f"critic.from: {folder} has weights for what the policy's base has not: {sorted(lost)[0]}"
+        raise InputError(found, hint="train it from the policy's own base, or critic: {kind: separate, from: ...}")
 
 
 def _copy_of_body(model: Any, config: Any) -> Any:

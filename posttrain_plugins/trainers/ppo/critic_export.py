@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from posttrain_plugins.errors import InputError
-from posttrain_plugins.models.critic import load_critic_body, value_head_in
+from posttrain_plugins.models.critic import critic_form_in, load_critic_body, value_head_in
 from posttrain_plugins.models.merge import plain_options
 from posttrain_plugins.models.stack import is_wrapped
 from posttrain_plugins.types import ModelArtifact
@@ -30,6 +30,10 @@ def critic_as_classifier(artifact: ModelArtifact, dtype: str | None = None) -> A
         raise InputError(
             f"'{artifact.name}' has no critic in {artifact.path}/critic", hint="export a ppo stage's model"
         )
+    if (form := critic_form_in(artifact.path)) is not None:
+        # whoever loads a classifier reads logits, and these are none
+        hint = f"ask it as a reward: {{use: value_model, model_name_or_path: {artifact.name}}}"
+        raise InputError(f"the critic of '{artifact.name}' has logits of the loss {form.loss}, not values", hint=hint)
     body = load_critic_body(artifact.path, dequantize=True, **plain_options(artifact.path, artifact.loading))
     if is_wrapped(body):
         raise InputError(f"the critic of '{artifact.name}' has an adapter that cannot be merged", hint="use: lora")

@@ -74,6 +74,8 @@ def token_advantages(trainer: Any, inputs: Any, output: Mapping[str, Any]) -> di
         compat.add_metric(trainer, "value/mean", float(advantages.masked_mean(values, mask, total)))
         explained = advantages.explained_variance(values, returns, mask, total)
         compat.add_metric(trainer, "value/explained_variance", explained)
+        if trainer.critic.returns is not None and trainer.model.training:
+            _count_returns(trainer, returns, mask)
     else:
         returns = advantages.returns_to_go(rewards, mask, args.gamma)
         episode = scores if steps is None else scores + (steps * mask).sum(1)  # (B,), without the KL
@@ -83,6 +85,18 @@ def token_advantages(trainer: Any, inputs: Any, output: Mapping[str, Any]) -> di
     compat.add_metric(trainer, "advantages/std", float(advantages.variance(found, mask, total).sqrt()))
     # last, after the returns: the critic learns in the unit of the rewards, however the policy's gradient is scaled
     return {**targets, "advantages": advantages.whiten(found, mask, total) if args.whitens else found}
+
+
+def _count_returns(trainer: Any, returns: Tensor, mask: Tensor) -> None:
+    """Let the critic learn in the units of these returns too."""
+    total = _total(trainer)
+    if not float(total(mask.sum())):
+        return  # nobody could judge any of them
+    mean, square = (float(advantages.masked_mean(x, mask, total)) for x in (returns, returns.square()))
+    # after GAE, which had its values from the head as it was: what the head says of a state stays the same anyway
+    trainer.critic.count_returns(mean, square)
+    compat.add_metric(trainer, "returns/running_mean", trainer.critic.returns.mean)
+    compat.add_metric(trainer, "returns/running_std", trainer.critic.returns.deviation)
 
 
 def log_ratio(trainer: Any, logps: Tensor, inputs: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from posttrain_plugins.errors import InputError
 from posttrain_plugins.models import adapter_compatibility
 from posttrain_plugins.models.adapter_types import shares_base
 from posttrain_plugins.trainers import compat
-from posttrain_plugins.types import Issue, ResolvedAdapter, StageFacts
+from posttrain_plugins.types import CriticKind, Issue, ResolvedAdapter, ResolvedCritic, StageFacts, ValueSource
 
 __all__ = [
     "Baseline",
@@ -28,12 +28,14 @@ __all__ = [
     "check_critic",
     "check_reference_weights",
     "check_start",
-    "check_warm_up",
     "choice_concerns",
     "choose_kind",
     "config_concerns",
     "critic_concerns",
+    "engine_concerns",
+    "pass_concerns",
     "refuse",
+    "start_concerns",
     "step_concerns",
     "warn_within_generation",
 ]
@@ -42,8 +44,6 @@ Estimator: TypeAlias = Literal["gae", "reinforce", "reinforce_pp", "reinforce_pp
 """How advantages are estimated: the table in `advantages.py`. `gae` alone has a critic."""
 KLEstimator: TypeAlias = Literal["k1", "k3"]
 Baseline: TypeAlias = Literal["batch", "running"]
-CriticKind: TypeAlias = Literal["adapter", "shared", "separate"]
-"""On which body the value head is: the table in `critic.py`."""
 
 CHOICES: Mapping[str, tuple[Any, ...]] = {
     "advantage_estimator": get_args(Estimator),
@@ -69,10 +69,15 @@ UNUSED_OF_GRPO: Mapping[str, tuple[tuple[Any, ...], str, str]] = {
 RANGES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("0 to 1", ("gamma", "lam", "baseline_decay")),
     ("0 or more", ("kl_coef", "vf_coef", "missing_eos_penalty", "critic_learning_rate", "critic_warmup_steps")),
-    ("more than 0", ("kl_target", "cliprange_value", "score_clip", "kl_horizon")),
+    ("1 or more", ("critic_iterations",)),
+    ("more than 0", ("kl_target", "cliprange_value", "score_clip", "kl_horizon", "critic_max_grad_norm")),
 )
 """What a number has to be; None, where a field may be it, is fine."""
-OF_THE_CRITIC = ("critic", "critic_learning_rate", "critic_warmup_steps")
+LEAST: Mapping[str, float] = {"0 to 1": 0.0, "0 or more": 0.0, "1 or more": 1.0}
+OF_THE_CRITIC = (
+    *("critic", "critic_learning_rate", "critic_warmup_steps"),
+    *("critic_iterations", "critic_max_grad_norm", "normalize_returns"),
+)
 BYTES = {"bfloat16": 2, "float16": 2, "half": 2}
 COPIES_IN_TRAINING = 4  # weights, gradients, and the two moments of Adam
 
@@ -109,7 +114,7 @@ def config_concerns(args: Any) -> Iterator[Issue]:
     for expected, names in RANGES:
         for name in names:
             value = getattr(args, name)
-            is_above = value is None or (value > 0 if expected == "more than 0" else value >= 0)
+            is_above = value is None or (value > 0 if expected == "more than 0" else value >= LEAST[expected])
             if not is_above or (expected == "0 to 1" and value > 1):
                 yield Issue(f"{name} is {value}, expected {expected}", field=f"args.{name}")
     if args.step_separator == "":
@@ -120,10 +125,26 @@ def config_concerns(args: Any) -> Iterator[Issue]:
     if args.advantage_estimator == "reinforce_pp_baseline" and (args.num_generations or 0) < 2:
         found = "reinforce_pp_baseline compares the completions of a prompt, but num_generations is 1"
         yield Issue(found, "set num_generations to 2 or more", "args.advantage_estimator")
+    yield from pass_concerns(args)
     unused = [name for name in OF_THE_CRITIC if getattr(args, name)]
     if unused and args.advantage_estimator != "gae":
         found = f"{unused[0]} is set, but {args.advantage_estimator} has no critic"
         yield Issue(found, f"remove {unused[0]}", f"args.{unused[0]}")
+
+
+def pass_concerns(args: Any) -> Iterator[Issue]:
+    """Yield why the critic cannot have passes or a clipping of its own."""
+    steps, accumulation = args.steps_per_generation, args.gradient_accumulation_steps
+    has_own = args.critic_iterations not in (None, args.num_iterations)
+    # an optimizer step would hold batches of two passes, in one of which the policy learns and in the other not
+    if has_own and steps and accumulation and steps % accumulation:
+        found = f"critic_iterations is {args.critic_iterations}, but an optimizer step ends within a pass: "
+        found += f"steps_per_generation is {steps}, gradient_accumulation_steps {accumulation}"
+        hint = "set steps_per_generation to a multiple of gradient_accumulation_steps"
+        yield Issue(found, hint, "args.critic_iterations")
+    if args.critic_max_grad_norm and args.max_grad_norm == 0:
+        found = "critic_max_grad_norm is set, but max_grad_norm is 0, with which no gradient is clipped"
+        yield Issue(found, "max_grad_norm: 1.0e+9 clips the critic's alone", "args.critic_max_grad_norm")
 
 
 def aggregation_concerns(args: Any) -> Iterator[Issue]:
@@ -172,7 +193,34 @@ def kind_concerns(kind: CriticKind, trained: str | None, has_config: bool, is_qu
         yield Issue(found, "set critic to adapter", "args.critic")
 
 
-def choose_kind(kind: CriticKind | None, policy_config: Any, critic_config: Any, is_quantized: bool) -> CriticKind:
+def start_concerns(kind: CriticKind, start: ValueSource, is_quantized: bool) -> Iterator[Issue]:
+    """Yield why a critic of that kind cannot start from what `critic.from` names."""
+    if kind == "shared" and not (start.body == "shared" and start.is_policy):
+        found = f"critic 'shared' reads the policy's own body, but critic.from '{start.name}' has another"
+        yield Issue(
+            found, "critic: {kind: separate, from: ...}, or start policy and critic from one stage", "critic.from"
+        )
+    if kind == "adapter" and start.body != "adapter":
+        found = f"critic 'adapter' stands on the policy's base, but critic.from '{start.name}' is a whole model"
+        yield Issue(found, "critic: {kind: separate, from: ...}, or train it with an adapter", "critic.from")
+    if kind == "adapter" and start.body == "adapter" and start.misfit:
+        found = f"critic.from '{start.name}' does not fit on the policy's base: {start.misfit}"
+        hint = "train both from the same model (adapter_mode: stack), or critic: {kind: separate, from: ...}"
+        yield Issue(found, hint, "critic.from")
+    if kind == "separate" and is_quantized:
+        found = f"critic.from '{start.name}' would be a whole model beside a quantized one"
+        yield Issue(
+            found, "train it with an adapter of the policy's type, from what the policy starts from", "critic.from"
+        )
+
+
+def choose_kind(
+    kind: CriticKind | None,
+    policy_config: Any,
+    critic_config: Any,
+    is_quantized: bool,
+    start: ValueSource | None = None,
+) -> CriticKind:
     """Choose the critic's kind: `adapter` where the policy is one that allows a second, `separate` else.
 
     Args:
@@ -180,14 +228,18 @@ def choose_kind(kind: CriticKind | None, policy_config: Any, critic_config: Any,
         policy_config: the `peft.PeftConfig` of the policy, or None.
         critic_config: the critic's own, or None.
         is_quantized: are the base weights?
+        start: what the critic starts from, or None.
 
     Raises:
-        InputError: the kind cannot be had with this policy.
+        InputError: the kind cannot be had with this policy, or cannot start from that.
     """
     trained = "all parameters" if policy_config is None else policy_config.peft_type.value
     if policy_config is not None and shares_base(policy_config):
         trained = None
     chosen: CriticKind = kind or ("separate" if trained else "adapter")
+    if start is not None:
+        chosen = kind or start.kind_beside(trained is None)
+        refuse(start_concerns(chosen, start, is_quantized))
     refuse(kind_concerns(chosen, trained, critic_config is not None, is_quantized))
     if chosen == "separate" and policy_config is not None and critic_config is not None:
         found = "critic 'separate' copies the model, which an adapter on it does not need"
@@ -198,20 +250,33 @@ def choose_kind(kind: CriticKind | None, policy_config: Any, critic_config: Any,
     return chosen
 
 
-def critic_concerns(facts: StageFacts, has_config: bool) -> Iterator[Issue]:
+def critic_concerns(facts: StageFacts, has_config: bool, given: Mapping[str, Any] | None = None) -> Iterator[Issue]:
     """Yield why the policy cannot have its critic, and warn of one for which there is no memory.
 
     Args:
         facts: of a stage `ppo` or `oreo`.
         has_config: has the critic an adapter of its own?
+        given: the `kind` and `from` that the recipe says of it in place of one.
     """
-    args, loading = facts.args, facts.loading
+    args, loading, start = facts.args, facts.loading, facts.critic_start
     if getattr(args, "advantage_estimator", "gae") != "gae":
-        if has_config:
+        if has_config or given:
             yield Issue(f"critic is given, but {args.advantage_estimator} has no critic", "remove critic", "critic")
         return
-    kind: CriticKind = args.critic or ("separate" if facts.trains_all else "adapter")
+    if hasattr(args, "critic_iterations"):  # PPO's, and not OREO's
+        is_deepspeed, is_fsdp = facts.engine.startswith("zero"), facts.engine.startswith("fsdp")
+        yield from engine_concerns(args, is_deepspeed=is_deepspeed, is_fsdp=is_fsdp)
+    asked: CriticKind | None = args.critic or (given or {}).get("kind")
+    if given and args.critic and given.get("kind") not in (None, args.critic):
+        found = f"critic.kind is {given['kind']!r}, but args.critic is {args.critic!r}"
+        yield Issue(found, "remove args.critic", "critic.kind")
+    kind: CriticKind = asked or ("separate" if facts.trains_all else "adapter")
     is_quantized = bool(loading.get("load_in_4bit") or loading.get("load_in_8bit"))
+    if start is not None:
+        kind = asked or start.kind_beside(not facts.trains_all)
+        yield from start_concerns(kind, start, is_quantized)
+        if kind == "separate" and is_quantized:
+            return  # told
     yield from kind_concerns(kind, "all parameters" if facts.trains_all else None, has_config, is_quantized)
     if not (facts.trains_all and facts.parameters):
         return
@@ -231,13 +296,13 @@ def critic_concerns(facts: StageFacts, has_config: bool) -> Iterator[Issue]:
         yield Issue(message, hint, "adapter", is_warning=True)
 
 
-def check_critic(stage: str, critic: ResolvedAdapter | None) -> None:
+def check_critic(stage: str, critic: ResolvedAdapter | ResolvedCritic | None) -> None:
     """Refuse a critic's adapter whose `prepare` would never be called.
 
     Raises:
         InputError: it has one.
     """
-    if critic is not None and critic.prepare is not None:
+    if isinstance(critic, ResolvedAdapter) and critic.prepare is not None:
         raise InputError(
             f"stage '{stage}': {adapter_compatibility.no_set_up(critic.name)}", hint=adapter_compatibility.PLAIN_CRITIC
         )
@@ -247,7 +312,12 @@ def check_critic(stage: str, critic: ResolvedAdapter | None) -> None:
 
 
 def check_start(
-    args: Any, model: Any, policy_config: Any, critic_config: Any, options: Mapping[str, Any]
+    args: Any,
+    model: Any,
+    policy_config: Any,
+    critic_config: Any,
+    options: Mapping[str, Any],
+    start: ValueSource | None = None,
 ) -> CriticKind | None:
     """Refuse what `PPOTrainer` cannot do, best before anything is loaded.
 
@@ -257,6 +327,7 @@ def check_start(
         policy_config: the policy's `peft.PeftConfig`, or None.
         critic_config: the critic's, or None.
         options: the other arguments of `GRPOTrainer`.
+        start: what the critic starts from, or None.
 
     Returns:
         The kind of critic, None for an estimator without one.
@@ -275,10 +346,12 @@ def check_start(
         raise InputError("remax answers each prompt a second time, which an environment has no place for")
     if args.has_critic:
         is_quantized = compat.is_quantized(model) or options.get("quantization_config") is not None
-        return choose_kind(args.critic, policy_config, critic_config, is_quantized)
-    if critic_config is not None:
-        name = args.advantage_estimator
-        raise InputError(f"critic_config is given, but {name} has no critic", hint="remove it, or use gae")
+        if start is not None and critic_config is not None:
+            raise InputError("critic_config is given, but the critic starts from what has its own", hint="remove it")
+        return choose_kind(args.critic, policy_config, critic_config, is_quantized, start)
+    if critic_config is not None or start is not None:
+        name, given = args.advantage_estimator, "critic_config" if start is None else "critic_from"
+        raise InputError(f"{given} is given, but {name} has no critic", hint="remove it, or use gae")
     return None
 
 
@@ -302,19 +375,24 @@ def check_reference_weights(trainer: Any) -> None:
         )
 
 
-def check_warm_up(trainer: Any) -> None:
-    """Refuse weight decay beside a critic that warms up under DeepSpeed.
+def engine_concerns(args: Any, *, is_deepspeed: bool, is_fsdp: bool) -> Iterator[Issue]:
+    """Yield what DeepSpeed and FSDP cannot do with the critic.
 
-    It steps inside its own backward, where the policy's zero gradients cannot be taken out any more.
-
-    Raises:
-        InputError: weight decay would move the policy while only the critic should learn.
+    DeepSpeed clips and steps inside its own backward: the policy's zero gradients cannot be taken out there any more,
+    so that weight decay, and after the first step Adam's moments, would move what should stand still. Weights in
+    pieces are no head that can be rescaled.
     """
-    if trainer.is_deepspeed_enabled and trainer.args.critic_warmup_steps and trainer.args.weight_decay:
-        raise InputError(
-            f"critic_warmup_steps under DeepSpeed: weight_decay is {trainer.args.weight_decay} and moves the policy",
-            hint="set weight_decay=0, or critic_warmup_steps=0",
-        )
+    asked = {
+        "critic_iterations": is_deepspeed and args.critic_iterations not in (None, args.num_iterations),
+        "critic_max_grad_norm": is_deepspeed and args.critic_max_grad_norm is not None,
+        "normalize_returns": (is_deepspeed or is_fsdp) and args.normalize_returns,
+    }
+    for name in (name for name, is_set in asked.items() if is_set):
+        found = f"{name} cannot be had under {'DeepSpeed' if is_deepspeed else 'FSDP'}"
+        yield Issue(found, f"remove {name}, or launch: ddp", f"args.{name}")
+    if is_deepspeed and args.critic_warmup_steps and args.weight_decay:
+        found = f"critic_warmup_steps under DeepSpeed: weight_decay is {args.weight_decay} and moves the policy"
+        yield Issue(found, "set weight_decay=0, or critic_warmup_steps=0", "args.critic_warmup_steps")
 
 
 def warn_within_generation(trainer: Any, checkpoint: Path) -> None:

@@ -29,7 +29,16 @@ from posttrain_plugins.plugins import registry
 from posttrain_plugins.trainers import compat
 from posttrain_plugins.trainers.ppo.route import Route
 
-__all__ = ["SharedClassifier", "WithSharedRewards", "adapters_below", "base_path", "could_share", "shared"]
+__all__ = [
+    "SharedClassifier",
+    "WithSharedRewards",
+    "adapters_below",
+    "base_path",
+    "could_share",
+    "same_weights",
+    "score_head",
+    "shared",
+]
 
 
 def shared(reward: Any, base_path: str, policy_config: Any, below: tuple[str, ...] = ()) -> Any:
@@ -81,10 +90,10 @@ def _beside_the_policy(path: str, base: str, policy: Any, below: tuple[str, ...]
     fits = fits and (len(rest) == 1 or all(adds_up(one.peft_type.value, vars(one)) for one in configs))
     # the same Hub id is the same weights in the same revision alone
     fits = fits and (configs[-1].revision or "main") == (policy.revision or "main")
-    return rest if fits and _same_weights(base, str(configs[-1].base_model_name_or_path)) else None
+    return rest if fits and same_weights(base, str(configs[-1].base_model_name_or_path)) else None
 
 
-def _same_weights(one: str, other: str) -> bool:
+def same_weights(one: str, other: str) -> bool:
     """Tell the same Hub id or folder, or two folders with the same bytes: stages that merge do so each for itself."""
     if one == other:
         return True
@@ -110,7 +119,7 @@ class SharedClassifier(Classifier):
         super().__init__(path, task)
         self.folders = tuple(folders)
         self.adapters: tuple[str, ...] = ()
-        self._head = _score_head(Path(path))
+        self._head = score_head(Path(path))
 
     @property
     def model(self) -> Any:
@@ -161,8 +170,12 @@ class _OnTheBase:
         return SimpleNamespace(logits=torch.nn.functional.linear(hidden.float(), **head))  # (B, labels), (B, T, labels)
 
 
-def _score_head(folder: Path) -> dict[str, Tensor]:
-    """Return `weight` (labels, H), and `bias` (labels,) where the head has one."""
+def score_head(folder: Path) -> dict[str, Tensor]:
+    """Return the head of a classifier that is an adapter: `weight` (labels, H), and `bias` (labels,) if it has one.
+
+    Raises:
+        InputError: the adapter has none that was trained.
+    """
     from safetensors import safe_open
 
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:

@@ -10,7 +10,6 @@ rate and steps, were chosen on seed 7 with other held-out problems (`-o datasets
 reported.
 
     python benchmarks/human_feedback.py --seeds 0 1 2
-    python benchmarks/human_feedback.py --seeds 3 --add
 
 What must hold, else exit 1: the reward model orders at least 80 % of held-out pairs as the checker does, and DPO or PPO
 gains at least 0.10 over SFT in sampled accuracy.
@@ -19,19 +18,17 @@ gains at least 0.10 over SFT in sampled accuracy.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import sys
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
-
-import record
-from quickstart_seeds import run_seed
+import render
+import series
 
 from posttrain_plugins.decisions.item import Decision, Item
 from posttrain_plugins.decisions.ledger import Ledger
@@ -40,11 +37,10 @@ from posttrain_plugins.errors import WaitsForPerson
 from posttrain_plugins.text import to_text
 from posttrain_plugins.tiny_world.checker import check, find_expression
 from posttrain_plugins.tiny_world.task import Author, format_chat, solve
-from recipes import collect
 
-ROOT = Path(__file__).resolve().parent.parent
 RECIPE = "human_feedback"
 SLOPPY, SLIPS = 0.35, 0.03  # of the tiny world's demonstrations
+NOISE = 0.05
 LEAST_PAIRS, LEAST_GAIN = 0.80, 0.10
 
 
@@ -78,42 +74,33 @@ class Script:
         return Decision(str(uuid.uuid4()), choice=right[0], **about)
 
 
-def main() -> int:
-    options = _options()
-    before, commit = record.earlier(RECIPE, options.override, options.out) if options.add else ({}, {})
-    seeds = {seed: {**commit, **one} for seed, one in before.get("seeds", {}).items()}
-    for seed in options.seeds:
-        seeds[str(seed)] = one_seed(seed, options)
-        missed = [f"seed {seed}: {what}" for seed, one in seeds.items() for what in unmet(one)]
-        results = {"noise": options.noise, "overrides": options.override, "seeds": seeds, "missed": missed}
-        # after each seed: a machine that is taken away takes the next one only
-        print(record.write(RECIPE, results, options.out), file=sys.stderr)
-    for what in missed:
-        print(f"error: missed: {what}", file=sys.stderr)
-    return 1 if missed else 0
-
-
 def one_seed(seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Run the recipe until nobody is waited for any more, and collect its figures."""
     folder = options.runs_dir / f"seed-{seed}"
     ledger = folder / "decisions.jsonl"
     names = ("written", "picks", "new_picks")
     overrides = [f"stages.{name}.file={ledger}" for name in names] + options.override
-    script, waited, began = Script(options.noise, seed), [], time.monotonic()
+    script, told, waited, began = Script(options.noise, seed), series.Told(seed), [], time.monotonic()
     while True:
         try:
-            run = run_seed(seed, str(ROOT / "recipes" / f"{RECIPE}.yaml"), options.runs_dir, overrides)
+            run = series.run_seed(told, RECIPE, options.runs_dir, overrides)
             break
         except WaitsForPerson as wait:
             waited.append({"stage": wait.stage, "decided": wait.decided})
             print(f"seed {seed}: {wait.message}", file=sys.stderr, flush=True)
             answer(folder / RECIPE, wait.stage, ledger, script)
     manifests = {name: artifact.manifest for name, artifact in run.items()}
-    found = collect(run["eval"].details, manifests)
+    found = {**series.collect(run["eval"].details, manifests), **series.whole(run, told)}
     people = {name: manifests[name]["metrics"] for name in names}
     pairs = manifests["rm"]["metrics"]
-    took = {"waited": waited, "wall_s": round(time.monotonic() - began), "load_average": os.getloadavg()[0]}
-    return {"commit": record.commit(), **took, "people": people, "reward_model": pairs, **found}
+    took = {"noise": options.noise, "waited": waited, "wall_s": round(time.monotonic() - began)}
+    return {**took, "people": people, "reward_model": pairs, **found}
+
+
+def over_seeds(seeds: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The pooled gains, and what is missed of what must hold."""
+    missed = [f"seed {seed}: {what}" for seed, one in seeds.items() for what in unmet(one)]
+    return {"gains": series.gains_of(seeds), "missed": missed}
 
 
 def answer(run: Path, stage: str, ledger: Path, script: Script) -> None:
@@ -136,15 +123,15 @@ def unmet(one: dict[str, Any]) -> list[str]:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--noise", type=float, default=0.05)
-    parser.add_argument("--runs-dir", type=Path, default=ROOT / "runs" / "human_feedback")
-    parser.add_argument("--out", type=Path, default=record.RESULTS)
-    parser.add_argument("--add", action="store_true", help="keep the seeds that the results file holds")
-    parser.add_argument("-o", dest="override", action="append", default=[])
+    parser = series.parser(__doc__)
+    parser.add_argument(
+        "--noise", type=float, default=NOISE, help="share of questions that are answered without looking"
+    )
     return parser.parse_args()
 
 
+ALONE = series.Alone(RECIPE, one_seed, over_seeds, render.recipe_table)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(series.go({RECIPE: ALONE}, _options()))

@@ -1,7 +1,7 @@
 """Every training method on the tiny world in one table: what each gains over the SFT model, seed by seed, and its time.
 
-It runs the packaged recipes that hold the methods, each seed into its own folder, so that base and SFT model are made
-once and what `recipes.py` ran is taken from the store. What must hold, else exit 1:
+It runs nothing: the table is made of the results files of the recipes that hold the methods, `recipe_NAME.json`, which
+`recipes.py` writes; each figure keeps the commit and the load that it was measured at. What must hold, else exit 1:
 
 1. PPO, REINFORCE++ and GRPO: on every seed the whole 95 % interval of the gain is above 0;
 2. the mean gain of each is more than twice the standard deviation of its gains over the seeds.
@@ -9,14 +9,12 @@ once and what `recipes.py` ran is taken from the store. What must hold, else exi
 And a question that is answered, not demanded: do process rewards bring PPO to the level that the outcome alone reaches
 in fewer steps? Both learning curves stand in the results.
 
-    python benchmarks/methods.py --seeds 0 1 2
-    python benchmarks/methods.py grpo --seeds 3 --add
+    python benchmarks/methods.py
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import statistics
 import sys
@@ -24,16 +22,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
-
 import record
 import render
-from quickstart_seeds import run_seed
+import series
 
-import recipes
 from posttrain_plugins.record.figures import read_figures
 
-ROOT = Path(__file__).resolve().parent.parent
 METHODS: dict[str, dict[str, str]] = {
     "grpo": {"grpo": "GRPO"},
     "process_reward": {"outcome": "PPO", "process": "PPO, process rewards"},
@@ -54,37 +48,43 @@ WINDOW = 5  # steps that a point of a curve is the mean of
 
 def main() -> int:
     options = _options()
-    methods, curves = earlier(options.out, options.override) if options.add else ({}, {})
-    for recipe in options.recipes:
-        for seed in options.seeds:
-            run = run_seed(seed, str(ROOT / "recipes" / f"{recipe}.yaml"), options.runs_dir, options.override)
-            found = recipes.collect(run["eval"].details, {name: one.manifest for name, one in run.items()})
-            for model, method in METHODS[recipe].items():
-                methods.setdefault(method, {})[str(seed)] = {"commit": record.commit(), **of_model(found, model)}
-            if recipe == "process_reward":
-                curves[str(seed)] = compare(*(curve(run[name].folder) for name in CURVES))
-    methods = {method: dict(sorted(methods[method].items())) for method in methods}
-    results = {"overrides": options.override, "methods": methods, "process_rewards": dict(sorted(curves.items()))}
-    missed = list(unmet(methods))
-    print(record.write("methods", {**results, "missed": missed}, options.out), file=sys.stderr)
+    results = write(options.override, options.out)
     print(render.methods_table(results))
-    for what in missed:
+    for what in results["missed"]:
         print(f"error: missed: {what}", file=sys.stderr)
-    return 1 if missed else 0
+    return 1 if results["missed"] else 0
 
 
-def earlier(folder: Path, overrides: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """The methods and curves that the results file holds, each method on each seed with the commit that it ran on.
+def write(overrides: list[str], folder: Path) -> dict[str, Any]:
+    """Write `methods.json` of the recipes' files beside it, and return what it says."""
+    results = of_recipes(overrides, folder)
+    print(record.write("methods", results, folder), file=sys.stderr)
+    return results
+
+
+def of_recipes(overrides: list[str], folder: Path) -> dict[str, Any]:
+    """The methods and curves of what the recipes' files in a folder hold.
 
     Raises:
-        SystemExit: they were made with other overrides.
+        SystemExit: one of them was made with other overrides.
     """
-    results, commit = record.earlier("methods", overrides, folder)
-    methods = {
-        method: {seed: {**commit, **one} for seed, one in seeds.items()}
-        for method, seeds in results.get("methods", {}).items()
-    }
-    return methods, results.get("process_rewards", {})
+    methods: dict[str, dict[str, Any]] = {}
+    gains, settings, curves = {}, {}, {}
+    for recipe, models in METHODS.items():
+        found, made_on = record.earlier(f"recipe_{recipe}", overrides, folder)
+        seeds = {seed: {**made_on, **one} for seed, one in found.get("seeds", {}).items()}
+        for model, method in models.items() if seeds else ():
+            methods[method] = {seed: of_model(one, model) for seed, one in seeds.items()}
+            settings[method] = series.of_the_model(found.get("settings", {}), model)
+            if all("values" in one for one in seeds.values()):
+                values = {seed: one["values"] for seed, one in seeds.items()}
+                pairs = {seed: (of[model]["sampled"], of["sft"]["sampled"]) for seed, of in values.items()}
+                gains[method] = series.pooled(pairs)
+        curves |= {
+            seed: compare(*(one["curves"][name] for name in CURVES)) for seed, one in seeds.items() if "curves" in one
+        }
+    told = {"methods": methods, "gains": gains, "settings": settings, "process_rewards": curves}
+    return {"overrides": overrides, **told, "missed": list(unmet(methods))}
 
 
 def of_model(found: Mapping[str, Any], model: str) -> dict[str, Any]:
@@ -92,7 +92,9 @@ def of_model(found: Mapping[str, Any], model: str) -> dict[str, Any]:
     told = found["models"][model]
     turns = re.compile(re.sub(r"\\.\d+\\.", r"\\.\\d+\\.", re.escape(model)))  # `raft.3.tuned`: `raft.1.tuned` too
     stages = [name for name in found["metrics"] if turns.fullmatch(name)]
+    made_on = {name: found[name] for name in ("commit", "load_average") if name in found}
     return {
+        **made_on,
         "gain": told["gain"] if told["parent"] == "sft" else _difference(found["models"], model),
         "sampled": told["measures"]["sampled"],
         "greedy": told["measures"]["greedy"]["mean"],
@@ -148,18 +150,13 @@ def unmet(methods: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipes", nargs="*", default=list(METHODS), help=f"some of {', '.join(METHODS)} (all)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="which seeds (0 1 2)")
-    parser.add_argument("--runs-dir", type=Path, default=ROOT / "runs" / "seeds", help="one folder per seed goes here")
-    parser.add_argument("--out", type=Path, default=record.RESULTS, help="folder of methods.json")
-    parser.add_argument("--add", action="store_true", help="keep the methods and seeds that methods.json holds already")
     parser.add_argument(
-        "-o", "--override", action="append", default=[], metavar="KEY=VALUE", help="as `posttrain run -o`"
+        "--out", type=Path, default=record.RESULTS, help="folder of the recipes' files and methods.json"
     )
-    options = parser.parse_args()
-    if unknown := sorted(set(options.recipes) - METHODS.keys()):
-        parser.error(f"no methods are known of recipe {unknown[0]}, expected some of {', '.join(METHODS)}")
-    return options
+    parser.add_argument(
+        "-o", "--override", action="append", default=[], metavar="KEY=VALUE", help="what the recipes were run with"
+    )
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

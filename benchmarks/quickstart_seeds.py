@@ -1,6 +1,6 @@
 """Runs the quickstart for several seeds and holds its claims against the held-out problems.
 
-Each seed runs into its own folder, so a second call takes what is done from the store. What must hold, else exit 1:
+What stands in the results file is not run again (`series.py`). What must hold, else exit 1:
 
 1. the gains in sampled accuracy of sft (over base), dpo and grpo (over sft): the whole 95 % interval is above 0;
 2. the reward model orders at least 80 % of held-out pairs as the checker does;
@@ -13,18 +13,12 @@ Each seed runs into its own folder, so a second call takes what is done from the
 from __future__ import annotations
 
 import argparse
-import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
-
-import record
 import render
+import series
 
-ROOT = Path(__file__).resolve().parent.parent
 GAINS = ("sft", "dpo", "grpo")
 RM_ACCURACY = 0.8
 RM_LABEL = "best_of_n(n=8, scorer=rm)"
@@ -38,36 +32,18 @@ MEASURES = {
 }
 
 
-def main() -> int:
-    options = _options()
-    seeds = {str(seed): one_seed(seed, options.recipe, options.runs_dir, options.override) for seed in options.seeds}
-    missed = [f"seed {seed}: {what}" for seed, found in seeds.items() for what in unmet(found)]
-    results = {"recipe": Path(options.recipe).name, "overrides": options.override, "seeds": seeds, "missed": missed}
-    print(record.write("quickstart_seeds", results, options.out), file=sys.stderr)
-    print(render.quickstart_table(results))
-    for what in missed:
-        print(f"error: missed: {what}", file=sys.stderr)
-    return 1 if missed else 0
-
-
-def one_seed(seed: int, recipe: str, runs_dir: Path, overrides: list[str]) -> dict[str, Any]:
+def one_seed(seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Runs the recipe with a seed and collects its figures."""
-    run = run_seed(seed, recipe, runs_dir, overrides)
-    return collect(run["eval"].details, {name: artifact.manifest for name, artifact in run.items()})
+    told = series.Told(seed)
+    run = series.run_seed(told, "quickstart", options.runs_dir, options.override)
+    found = collect(run["eval"].details, {name: artifact.manifest for name, artifact in run.items()})
+    return {**found, **series.whole(run, told)}
 
 
-def run_seed(seed: int, recipe: str, runs_dir: Path, overrides: list[str], only: Sequence[str] = ()) -> Any:
-    """Runs a recipe, or some of its stages, with a seed in a folder of its own, and tells each stage as it ends."""
-    import posttrain_plugins as pp
-    from posttrain_plugins.recipe.run.observer import Observer
-
-    class Told(Observer):
-        def finished(self, stage: Any, artifact: Any, is_cached: bool) -> None:
-            took = "cached" if is_cached else f"{artifact.manifest['seconds']:.0f} s"
-            print(f"seed {seed}: {stage.id} ({took})", file=sys.stderr, flush=True)
-
-    folder = runs_dir / f"seed-{seed}"
-    return pp.run(recipe, [f"seed={seed}", *overrides], runs_dir=folder, only=only, observer=Told())
+def over_seeds(seeds: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The pooled gains, and what is missed of what must hold."""
+    missed = [f"seed {seed}: {what}" for seed, found in seeds.items() for what in unmet(found)]
+    return {"gains": series.gains_of(seeds), "missed": missed}
 
 
 def collect(details: Mapping[str, Any], manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -108,17 +84,8 @@ def unmet(found: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} was trained on {count} of the held-out problems, expected none"
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="which seeds (0 1 2)")
-    parser.add_argument("--recipe", default=str(ROOT / "recipes" / "quickstart.yaml"), help="with the same stages")
-    parser.add_argument("--runs-dir", type=Path, default=ROOT / "runs" / "seeds", help="one folder per seed goes here")
-    parser.add_argument("--out", type=Path, default=record.RESULTS, help="folder of quickstart_seeds.json")
-    parser.add_argument(
-        "-o", "--override", action="append", default=[], metavar="KEY=VALUE", help="as `posttrain run -o`"
-    )
-    return parser.parse_args()
+ALONE = series.Alone("quickstart_seeds", one_seed, over_seeds, render.quickstart_table)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(series.go({"quickstart": ALONE}, series.parser(__doc__).parse_args()))

@@ -1,91 +1,98 @@
 """The gains of the packaged recipes at their full size, for several seeds.
 
-Each seed runs into its own folder, which all recipes share, so that base and SFT model are made once. For every model
-that a recipe measures: sampled accuracy, its gain over the model that it was made from with its 95 % interval, greedy,
-and what else was measured; and what each stage took.
+For every model that a recipe measures: sampled accuracy, its gain over the model that it was made from, pooled over the
+seeds and seed by seed, greedy, and what else was measured; what each stage took, and which were in the store already.
+All recipes of a seed share one runs folder, so that base, SFT model and whatever else is equal are made once. A
+recipe's results file is written after each seed, and what stands in it is not run again: a series that was stopped goes
+on. `methods.json`, which is made of these files, is written too.
 
-    python benchmarks/recipes.py rlhf_ppo raft --seeds 0 1 2
-    python benchmarks/recipes.py rlhf_ppo raft --seeds 3 --add
+    python benchmarks/recipes.py                      # what lacks of seeds 0, 1, 2, fewest seeds first
+    python benchmarks/recipes.py --next               # one seed of the recipe that has the fewest, and no more
+    python benchmarks/recipes.py --after COMMIT       # and what was measured before that commit, or on a dirty tree
+    python benchmarks/recipes.py rlhf_ppo raft --seeds 3
+    python benchmarks/recipes.py offline --development -o stages.kto.args.learning_rate=1e-4
+
+Settings are chosen with `--development`: another seed and other held-out problems than those that are reported, into
+a folder of `runs/development`. Where each recipe's were chosen stands in `series.SETTINGS`, and in its results file.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
+import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
-
-import record
+import human_feedback
+import methods
+import quickstart_seeds
 import render
-from quickstart_seeds import run_seed
+import series
+import test_time
 
 ROOT = Path(__file__).resolve().parent.parent
+OTHERS = {
+    "quickstart": quickstart_seeds.ALONE,
+    "test_time": test_time.ALONE,
+    "human_feedback": human_feedback.ALONE,
+}
+"""Recipes of which a script of their own tells more."""
+NAMES = sorted(file.stem for file in (ROOT / "recipes").glob("[!_]*.yaml"))
+OVERRIDES = {"full_deepspeed": ("launch={num_processes: 2}",)}
+"""What a recipe needs on two cores."""
+DEVELOPMENT_SEEDS = [7]
 
 
 def main() -> int:
     options = _options()
-    for recipe in options.recipes:
-        seeds = earlier(recipe, options.out, options.override) if options.add else {}
-        for seed in options.seeds:
-            seeds[str(seed)] = one_seed(seed, recipe, options.runs_dir, options.override)
-        results = {"recipe": recipe, "overrides": options.override, "seeds": dict(sorted(seeds.items()))}
-        print(record.write(f"recipe_{recipe}", results, options.out), file=sys.stderr)
-        print(render.recipe_table(results))
-    return 0
+    alone = {name: OTHERS.get(name) or _alone(name) for name in options.recipes}
+
+    def table_of_methods(name: str) -> None:
+        if name in methods.METHODS:
+            methods.write(options.override, options.out)
+
+    return series.go(alone, options, table_of_methods)
 
 
-def earlier(recipe: str, folder: Path, overrides: list[str]) -> dict[str, Any]:
-    """The seeds that the results file holds, each with the commit that it ran on.
-
-    Raises:
-        SystemExit: they were made with other overrides.
-    """
-    results, commit = record.earlier(f"recipe_{recipe}", overrides, folder)
-    return {seed: {**commit, **one} for seed, one in results.get("seeds", {}).items()}
+def _alone(recipe: str) -> series.Alone:
+    return series.Alone(f"recipe_{recipe}", partial(one_seed, recipe), over_seeds, render.recipe_table)
 
 
-def one_seed(seed: int, recipe: str, runs_dir: Path, overrides: list[str]) -> dict[str, Any]:
+def one_seed(recipe: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Runs a recipe with a seed and collects its figures."""
-    run = run_seed(seed, str(ROOT / "recipes" / f"{recipe}.yaml"), runs_dir, overrides)
-    found = collect(run["eval"].details, {name: artifact.manifest for name, artifact in run.items()})
-    return {"commit": record.commit(), **found}
+    told = series.Told(seed)
+    needed = list(OVERRIDES.get(recipe, ()))
+    run = series.run_seed(told, recipe, options.runs_dir, [*needed, *options.override])
+    found = series.collect(run["eval"].details, {name: artifact.manifest for name, artifact in run.items()})
+    curves = {name: methods.curve(run[name].folder) for name in methods.CURVES if name in run}
+    more = {name: value for name, value in {"needed": needed, "curves": curves}.items() if value}
+    return {**found, **series.whole(run, told), **more}
 
 
-def collect(details: Mapping[str, Any], manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The figures of one seed, from the evaluation's details and every stage's manifest."""
-    metric = details["metric"]
-    models = {
-        name: {
-            "parent": found["gain"].get("over"),
-            "gain": found["gain"].get("measures", {}).get("sampled"),
-            "measures": {label: measure["rewards"][metric] for label, measure in found["measures"].items()},
-        }
-        for name, found in details["models"].items()
-    }
-    return {
-        "problems": details["problems"],
-        "overlap": details["overlap"],
-        "models": models,
-        "seconds": {name: manifest["seconds"] for name, manifest in manifests.items()},
-        "metrics": {name: manifest["metrics"] for name, manifest in manifests.items() if name != "eval"},
-    }
+def over_seeds(seeds: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The pooled gains."""
+    return {"gains": series.gains_of(seeds)}
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipes", nargs="+", help="names of packaged recipes with a stage `eval`")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="which seeds (0 1 2)")
-    parser.add_argument("--runs-dir", type=Path, default=ROOT / "runs" / "seeds", help="one folder per seed goes here")
-    parser.add_argument("--out", type=Path, default=record.RESULTS, help="folder of recipe_NAME.json")
-    parser.add_argument("--add", action="store_true", help="keep the seeds that recipe_NAME.json holds already")
-    parser.add_argument(
-        "-o", "--override", action="append", default=[], metavar="KEY=VALUE", help="as `posttrain run -o`"
-    )
-    return parser.parse_args()
+    parser = series.parser(__doc__)
+    parser.add_argument("recipes", nargs="*", default=NAMES, help="names of packaged recipes with a stage `eval` (all)")
+    parser.add_argument("--development", action="store_true", help="seed 7, problems that are not reported, no results")
+    parser.set_defaults(noise=human_feedback.NOISE)
+    options = parser.parse_args()
+    if unknown := sorted({*options.recipes} - {*NAMES}):
+        parser.error(f"no packaged recipe is called {unknown[0]}, expected some of {', '.join(NAMES)}")
+    if options.development:
+        if options.seeds == list(series.REPORTED):
+            options.seeds = DEVELOPMENT_SEEDS
+        if reported := {*options.seeds} & {*series.REPORTED}:
+            parser.error(f"seed {min(reported)} is reported: no setting is chosen on it")
+        options.override = [*series.DEVELOPMENT, *options.override]
+        tried = re.sub(r"[^\w.=-]+", "_", " ".join(options.override))
+        options.out = ROOT / "runs" / "development" / tried
+    return options
 
 
 if __name__ == "__main__":

@@ -6,21 +6,23 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["RESULTS", "commit", "earlier", "environment", "median_interval", "write"]
+__all__ = ["RESULTS", "commit", "cores", "earlier", "environment", "is_ancestor", "median_interval", "text_of", "write"]
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("posttrain-plugins", "torch", "trl", "transformers", "peft", "accelerate", "datasets", "bitsandbytes")
 DRAWS = 10_000
+NUMBERS = re.compile(r"\[\n\s+(-?\d[^\"\[\]{}]*?)\n\s+\]")
 
 
 def write(name: str, results: dict[str, Any], folder: Path = RESULTS) -> Path:
@@ -28,12 +30,18 @@ def write(name: str, results: dict[str, Any], folder: Path = RESULTS) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.json"
     content = {"name": name, "environment": environment(), "results": results}
-    file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    file.write_text(text_of(content), encoding="utf-8")
     return file
 
 
+def text_of(content: Mapping[str, Any]) -> str:
+    """A results file's text; a list of numbers is one line, since hundreds of problems have one each."""
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    return NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
+
+
 def earlier(name: str, overrides: list[str], folder: Path = RESULTS) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The results that the file holds, empty where there is none, and `{"commit": ...}`, what they were made on.
+    """The results that the file holds, empty where there is none, and what they were made on: commit and load.
 
     Raises:
         SystemExit: they were made with other overrides.
@@ -44,7 +52,8 @@ def earlier(name: str, overrides: list[str], folder: Path = RESULTS) -> tuple[di
     found = json.loads(file.read_text(encoding="utf-8"))
     if found["results"]["overrides"] != overrides:
         raise SystemExit(f"error: {file.name} has overrides {found['results']['overrides']}, not {overrides}")
-    return found["results"], {"commit": found["environment"]["commit"]}
+    made_on = {name: found["environment"][name] for name in ("commit", "load_average") if name in found["environment"]}
+    return found["results"], made_on
 
 
 def environment() -> dict[str, Any]:
@@ -54,7 +63,7 @@ def environment() -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": {
             "cpu": _cpu(),
-            "cores": _cores(),
+            "cores": cores(),
             "threads": _threads(),
             "memory_gib": _memory_gib(),
             "gpu": _gpu(),
@@ -93,6 +102,12 @@ def commit() -> str:
         return "unknown"
 
 
+def is_ancestor(earlier: str, later: str) -> bool:
+    """Tell whether a commit is another, or lies before it; False where this checkout lacks one."""
+    command = ["git", "merge-base", "--is-ancestor", earlier, later]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
 def _cpu() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -102,7 +117,8 @@ def _cpu() -> str:
     return names[0] if names else platform.machine()
 
 
-def _cores() -> int:
+def cores() -> int:
+    """The processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -15,8 +15,9 @@ import math
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 __all__ = [
@@ -47,6 +48,9 @@ __all__ = [
 ROOT = Path(__file__).resolve().parent.parent
 BUSY = 1.5
 """Load above which a figure is marked, for each core; the script itself makes 1."""
+SEEDS = 3
+"""Of fewer it is said how many."""
+TUNED = "tuned on what it reports"
 HEADER = re.compile(r"(# Results: benchmarks/results/(?P<name>\w+)\.json\n)(?P<body>(?:#   .*\n)*)")
 BLOCK = re.compile(r"(<!-- results:(?P<name>[\w.-]+) -->\n)(?P<body>.*?)(<!-- /results -->)", re.DOTALL)
 
@@ -98,7 +102,9 @@ def render(text: str, results: Path, up: str = "") -> str:
             return block[0]
         content = json.loads(file.read_text(encoding="utf-8"))
         table = _renderer(block["name"])(content["results"])
-        return f"{block[1]}\n{table}\n\n{_source(content['environment'], file.name, up)}\n\n{block[4]}"
+        return (
+            f"{block[1]}\n{table}\n\n{_source(content['environment'], content['results'], file.name, up)}\n\n{block[4]}"
+        )
 
     return BLOCK.sub(fill, text)
 
@@ -118,22 +124,71 @@ def render_recipe(text: str, results: Path) -> str:
 
 
 def recipe_header(results: Json, environment: Json) -> list[str]:
-    """Sampled accuracy of each model with its gain, means over the seeds; what a seed took; on what."""
+    """Sampled accuracy of each model with its gain, over the seeds; what a seed took; on what; what was tuned on it."""
     seeds = list(results["seeds"].values())
     told = []
     for model in seeds[0].get("models", {}):
-        found = [seed["models"][model] for seed in seeds]
-        sampled = [one.get("sampled") or one["measures"]["sampled"] for one in found]
-        gains = [one["gain"]["mean"] for one in found if one["gain"]]
-        gain = f" ({_mean_of(gains):+.2f} over {found[0]['parent']})" if gains else ""
+        sampled = [
+            one.get("sampled") or one["measures"]["sampled"] for one in (seed["models"][model] for seed in seeds)
+        ]
+        gain = f" ({_gain_by_seed(found)})" if (found := _gain_of(results, model)) else ""
         told.append(f"{model} {_mean_of([one['mean'] for one in sampled]):.2f}{gain}")
     minutes = _mean_of([sum(seed["seconds"].values()) / 60 for seed in seeds if "seconds" in seed] or [0.0])
     hardware = environment["hardware"]
     machine = hardware["gpu"] or f"{hardware['cpu']}, {hardware['cores']} cores"
     took = f"{minutes:.0f} minutes a seed with base and SFT, " if minutes else ""
     lines = textwrap.wrap(f"Sampled accuracy: {', '.join(told)}.", 112) if told else []
-    seed = "Seed" if len(seeds) == 1 else "Seeds"
-    return [*lines, f"{seed} {', '.join(results['seeds'])}; {took}on {machine}."]
+    of = _seeds(results["seeds"])
+    doubted = doubts(environment, results, is_marked_up=False)
+    lines += textwrap.wrap(f"{of[0].upper()}{of[1:]}; {took}on {machine}{doubted}.", 112)
+    if tuned := _tuned(results.get("settings", {})):
+        lines.append(f"Settings of {tuned}: {TUNED}.")
+    return lines
+
+
+def _gain_of(results: Json, model: str) -> dict[str, Any] | None:
+    """A model's gain: pooled over problems and seeds, else, of files without each problem's, the seeds' widest ends."""
+    for gain in results.get("gains", ()):
+        if gain["model"] == model:
+            return {"is_pooled": True, **gain}
+    found = {seed: one["models"][model] for seed, one in results["seeds"].items()}
+    gains = {seed: one["gain"] for seed, one in found.items() if one["gain"]}
+    if not gains:
+        return None
+    by_seed = {seed: gain["mean"] for seed, gain in gains.items()}
+    mean, over = _mean_of(list(by_seed.values())), next(iter(found.values()))["parent"]
+    low, high = min(gain["low"] for gain in gains.values()), max(gain["high"] for gain in gains.values())
+    return {"is_pooled": False, "over": over, "mean": mean, "low": low, "high": high, "by_seed": by_seed}
+
+
+def _gain_by_seed(gain: Json) -> str:
+    """A gain in a header, with each seed's where there are several."""
+    # of several seeds without each problem's figures only the widest ends are known, which is no interval
+    is_interval = gain["is_pooled"] or len(gain["by_seed"]) == 1
+    of_all = _gain(gain) if is_interval else f"{gain['mean']:+.2f}"
+    by_seed = f"; by seed {_by_seed(gain)}" if len(gain["by_seed"]) > 1 else ""
+    return f"{of_all} over {gain['over']}{by_seed}"
+
+
+def _by_seed(gain: Json) -> str:
+    return ", ".join(f"{value:+.2f}" for value in gain["by_seed"].values())
+
+
+def _tuned(settings: Mapping[str, str]) -> str:
+    """The models whose settings were chosen on what they report; empty where there are none."""
+    return ", ".join("all models" if model == "all" else model for model, where in settings.items() if where == TUNED)
+
+
+def _intervals(results: Json, models: Sequence[str]) -> str:
+    """What the brackets of a table of models are."""
+    gains = [gain for model in models if (gain := _gain_of(results, model))]
+    ends = "in brackets the widest ends of their 95 % intervals"
+    if gains and all(gain["is_pooled"] for gain in gains):
+        ends += ", of gains the 95 % interval of a bootstrap over problems, the same for all seeds, and over seeds"
+    tuned = _tuned(results.get("settings", {}))
+    said = f" Settings of {tuned}: **{TUNED}**." if tuned else ""
+    of = _seeds(results["seeds"])
+    return f"{of[0].upper()}{of[1:]}: means, and {ends}.{said}"
 
 
 def _mean_of(values: Sequence[float]) -> float:
@@ -146,23 +201,21 @@ def quickstart_table(results: Json) -> str:
     rows = []
     for model in next(iter(seeds.values()))["models"]:
         found = [seed["models"][model] for seed in seeds.values()]
-        gains = [one["gain"] for one in found if one["gain"]]
+        gain = _gain_of(results, model)
         rows.append(
             [
                 model,
                 _over_seeds([one["sampled"] for one in found]),
-                f"{_over_seeds(gains, sign='+')} over {found[0]['parent']}" if gains else "",
+                *([f"{_gain(gain)} over {gain['over']}", _by_seed(gain)] if gain else ["", ""]),
                 *(_mean([one[name]["mean"] for one in found]) for name in ("greedy", "majority")),
                 *(_mean([one[name]["mean"] for one in found]) for name in ("best_of_n_rm", "best_of_n_oracle")),
             ]
         )
-    head = ["model", "sampled accuracy", "gain", "greedy", "majority", "best of n, reward model", "best of n, oracle"]
+    head = ["model", "sampled accuracy", "gain", "by seed", "greedy", "majority"]
+    head += ["best of n, reward model", "best of n, oracle"]
     pairs = ", ".join(f"{seed['rm_eval_accuracy']:.2f}" for seed in seeds.values())
-    return (
-        f"{_table(head, rows)}\n\n"
-        f"Seeds {', '.join(seeds)}: means, and in brackets the widest ends of their 95 % intervals. "
-        f"Reward model on held-out pairs: {pairs}."
-    )
+    note = f"{_intervals(results, [row[0] for row in rows])} Reward model on held-out pairs: {pairs}."
+    return f"{_table(head, rows)}\n\n{note}"
 
 
 def overhead_table(results: Json) -> str:
@@ -279,7 +332,7 @@ def test_time_table(results: Json) -> str:
     problems = next(iter(results["seeds"].values()))["problems"]
     wide = max(found["high"] - found["low"] for found in results["strategies"].values())
     note = (
-        f"{problems} held-out problems; means over seeds {', '.join(results['seeds'])}, in brackets the lowest and "
+        f"{problems} held-out problems; means over {_seeds(results['seeds'])}, in brackets the lowest and "
         f"highest seed. 95 % intervals over problems are at most {wide:.2f} wide. Tokens: read and written, by reward "
         "models too."
     )
@@ -292,18 +345,18 @@ def recipe_table(results: Json) -> str:
     rows = []
     for model in seeds[0]["models"]:
         found = [seed["models"][model] for seed in seeds]
-        gains = [one["gain"] for one in found if one["gain"]]
+        gain = _gain_of(results, model)
         greedy = [one["measures"]["greedy"]["mean"] for one in found if "greedy" in one["measures"]]
         rows.append(
             [
                 model,
                 _over_seeds([one["measures"]["sampled"] for one in found]),
-                f"{_over_seeds(gains, sign='+')} over {found[0]['parent']}" if gains else "",
+                *([f"{_gain(gain)} over {gain['over']}", _by_seed(gain)] if gain else ["", ""]),
                 _mean(greedy) if greedy else "",
             ]
         )
-    note = f"Seeds {', '.join(results['seeds'])}: means, and in brackets the widest ends of their 95 % intervals."
-    return f"{_table(['model', 'sampled accuracy', 'gain', 'greedy'], rows)}\n\n{note}"
+    head = ["model", "sampled accuracy", "gain", "by seed", "greedy"]
+    return f"{_table(head, rows)}\n\n{_intervals(results, [row[0] for row in rows])}"
 
 
 def adapters_table(results: Json) -> str:
@@ -350,19 +403,23 @@ def _noted(reason: str, notes: dict[str, int]) -> int:
 
 
 def methods_table(results: Json) -> str:
-    """One row per method: its gain over the SFT model on each seed, and what training took; then process rewards."""
+    """One row per method: its gain over SFT, pooled and on each seed, and what training took; then process rewards."""
     seeds = list(dict.fromkeys(seed for found in results["methods"].values() for seed in found))
+    pooled, settings = results.get("gains", {}), results.get("settings", {})
     rows = []
     for method, found in results["methods"].items():
-        means = [one["gain"]["mean"] for one in found.values()]
+        gain = pooled.get(method) or {"mean": _mean_of([one["gain"]["mean"] for one in found.values()])}
         by_seed = [_gain(found[seed]["gain"]) if seed in found else "" for seed in seeds]
-        times = [one["train_s"] for one in found.values()]
-        rows.append([method, f"{sum(means) / len(means):+.2f}", *by_seed, f"{_mean(times, 0)}"])
-    head = ["method", "mean gain", *(f"seed {seed}" for seed in seeds), "train s"]
+        marks = [few] if (few := _few(found)) else []
+        marks += [f"**{TUNED}**"] if settings.get(method) == TUNED else []
+        name = f"{method} ({', '.join(marks)})" if marks else method
+        rows.append([name, _gain(gain), *by_seed, _mean([one["train_s"] for one in found.values()], 0)])
+    head = ["method", "gain", *(f"seed {seed}" for seed in seeds), "train s"]
+    of_all = " over all seeds of a bootstrap over problems, the same for all, and over seeds;" if pooled else ""
     note = (
-        "Gain in sampled accuracy over the SFT model, in brackets its 95 % interval over the held-out problems; loops "
-        "have none, since they are measured over their last turn. One seed where one stands. KTO's and STaR's settings "
-        "were chosen on the seed that is shown. `train s`: seconds of training, of ReST those of its last stages."
+        f"Gain in sampled accuracy over the SFT model, in brackets its 95 % interval,{of_all} of a seed over its held-"
+        "out problems; loops have none on a seed, since they are measured over their last turn. `train s`: seconds of "
+        "training, of ReST those of its last stages."
     )
     return f"{_table(head, rows)}\n\n{note}{_process_rewards(results['process_rewards'])}"
 
@@ -372,14 +429,13 @@ def real_table(results: Json) -> str:
     rows = []
     for recipe, found in results["recipes"].items():
         for gain in found["gains"]:
-            by_seed = ", ".join(f"{value:+.2f}" for value in gain["by_seed"].values())
             rows.append(
                 [
                     f"`real/{recipe}`",
                     f"{_way(gain['model'], gain['measure'])} {gain['mean_of_model']:.2f}",
                     f"{_way(gain['over'], gain['over_measure'])} {gain['mean_of_other']:.2f}",
                     _gain(gain),
-                    f"{by_seed} ({_seeds(gain['by_seed'])})",
+                    f"{_by_seed(gain)} ({_seeds(gain['by_seed'])})",
                 ]
             )
     head = ["recipe", "model, accuracy", "over", "gain [95 %]", "by seed"]
@@ -400,7 +456,10 @@ def _ways_table(results: Json) -> str:
         for way in sorted(told, key=lambda one: (one["model"], one["tokens"])):
             mean, low, high = (f"{way[name]:.2f}" for name in ("mean", "low", "high"))
             name = _short(way["measure"])
-            rows.append([f"`real/{recipe}`", way["model"], name, f"{mean} [{low}, {high}]", f"{way['tokens']:.0f}"])
+            few = f" ({_few(range(way['seeds']))})" if way["seeds"] < SEEDS else ""
+            rows.append(
+                [f"`real/{recipe}`{few}", way["model"], name, f"{mean} [{low}, {high}]", f"{way['tokens']:.0f}"]
+            )
     if not rows:
         return ""
     note = "Tokens: read and written. *checker*: told by the exam's own checker what is wrong, or picked by it."
@@ -516,8 +575,20 @@ def _way(model: str, measure: str) -> str:
     return f"{model}, {MEASURES.get(measure, measure.replace('_', ' '))}"
 
 
-def _seeds(seeds: Json) -> str:
-    return f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
+def _seeds(seeds: Collection[str]) -> str:
+    """Name the seeds, and count them where they are fewer than three.
+
+    Example:
+        >>> _seeds(["0", "1", "2"]), _seeds(["0"])
+        ('seeds 0, 1, 2', '1 seed: 0')
+    """
+    names = ", ".join(seeds)
+    return f"{few}: {names}" if (few := _few(seeds)) else f"seeds {names}"
+
+
+def _few(seeds: Collection[object]) -> str:
+    """Count the seeds where they are fewer than three."""
+    return f"{len(seeds)} seed{'s' * (len(seeds) != 1)}" if len(seeds) < SEEDS else ""
 
 
 def kills_table(results: Json) -> str:
@@ -619,26 +690,50 @@ def _renderer(name: str) -> Callable[[Json], str]:
     return recipe_table if name.startswith("recipe_") else TABLES[name]
 
 
-def _source(environment: Json, file: str, up: str) -> str:
+def _source(environment: Json, results: Json, file: str, up: str) -> str:
     hardware = environment["hardware"]
     machine = hardware["gpu"] or f"{hardware['cpu']}, {hardware['cores']} cores"
     versions = environment["versions"]
-    sha, dash, dirty = environment["commit"].partition("-")
-    commit = f"{sha[:12]}{dash}{dirty}"
+    made = dict.fromkeys(str(one["commit"]) for one in _measured(environment, results))
+    commits = ", ".join(f"{sha[:12]}{dash}{dirty}" for sha, dash, dirty in (commit.partition("-") for commit in made))
     return (
-        f"<sub>{machine}; torch {versions['torch']}, TRL {versions['trl']}; commit {commit}, "
+        f"<sub>{machine}; torch {versions['torch']}, TRL {versions['trl']}; commit{'s' * (len(made) > 1)} {commits}, "
         f"{environment['date'][:10]}; [benchmarks/results/{file}]({up}benchmarks/results/{file})"
-        f"{doubts(environment)}</sub>"
+        f"{doubts(environment, results)}</sub>"
     )
 
 
-def doubts(environment: Json) -> str:
+def _measured(environment: Json, results: Json) -> list[Json]:
+    """What was measured by itself, each with its commit and load: seeds, and where none tell, the file as a whole."""
+
+    def told(part: Any) -> Iterator[Json]:
+        if isinstance(part, Mapping):
+            if "commit" in part:
+                yield {**environment, **part}
+            else:
+                for one in part.values():
+                    yield from told(one)
+
+    return list(told(results)) or [environment]
+
+
+def doubts(environment: Json, results: Json = MappingProxyType({}), is_marked_up: bool = True) -> str:
     """Return what makes figures worth less: changes that no commit holds, or other work on the machine."""
-    load, cores = float(environment.get("load_average") or 0.0), int(environment["hardware"]["cores"] or 1)
-    dirty = ["changes that are in no commit"] if environment["commit"].endswith("-dirty") else []
+    measured = _measured(environment, results)
+    cores = int(environment["hardware"]["cores"] or 1)
+    load = max(_load(one.get("load_average")) for one in measured)
+    is_dirty = any(one["commit"].endswith("-dirty") for one in measured)
+    dirty = ["changes that are in no commit"] if is_dirty else []
     busy = [f"a busy machine, load {load:.1f} on {cores} cores"] if load > BUSY * cores else []
     found = " and ".join(dirty + busy)
-    return f". **Measured with {found}.**" if found else ""
+    if not found:
+        return ""
+    return f". **Measured with {found}.**" if is_marked_up else f", with {found}"
+
+
+def _load(told: float | Sequence[float] | None) -> float:
+    """The higher of the loads before and after, where both stand."""
+    return max(told) if isinstance(told, Sequence) else float(told or 0.0)
 
 
 def _over_seeds(intervals: Sequence[Json], sign: str = "") -> str:

@@ -1,9 +1,8 @@
 """Test-time strategies on the tiny world, for several seeds: accuracy, tokens, and who beats best of n at its price.
 
-Runs the recipe `test_time` (SFT model, reward model, process reward model; 300 held-out problems), each seed into its
-own folder, so that a second call takes what is done from the store. Best of n by the PRM for n = 1, 2, 4 ... 16 comes
-from one log; at the tokens that a search strategy spends, its accuracy is read off between two of these points. What
-must hold, else exit 1:
+Runs the recipe `test_time` (SFT model, reward model, process reward model; 300 held-out problems); what stands in the
+results file is not run again (`series.py`). Best of n by the PRM for n = 1, 2, 4 ... 16 comes from one log; at the
+tokens that a search strategy spends, its accuracy is read off between two of these points. What must hold, else exit 1:
 
 1. the majority of 8 and the best of 8 by either reward model are above sampled accuracy, on every seed;
 2. votes weighted by the PRM reach greedy, on the mean over seeds.
@@ -14,42 +13,31 @@ must hold, else exit 1:
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
-
-import record
 import render
-from quickstart_seeds import run_seed
+import series
 
-ROOT = Path(__file__).resolve().parent.parent
 BASELINE = "best/prm"
 ABOVE_SAMPLED = ("self_consistency(n=8)", "best_of_n(n=8, scorer=rm)", "best_of_n(n=8, scorer=prm)")
 WEIGHTED = "best_of_n(n=8, scorer=prm, weighted=True)"
 
 
-def main() -> int:
-    options = _options()
-    seeds = {str(seed): one_seed(seed, options.recipe, options.runs_dir, options.override) for seed in options.seeds}
-    results = {"overrides": options.override, "seeds": seeds, "strategies": summary(list(seeds.values()))}
-    results["missed"] = list(unmet(results))
-    print(record.write("test_time", results, options.out), file=sys.stderr)
-    print(render.test_time_table(results))
-    for what in results["missed"]:
-        print(f"error: missed: {what}", file=sys.stderr)
-    return 1 if results["missed"] else 0
-
-
-def one_seed(seed: int, recipe: str, runs_dir: Path, overrides: list[str]) -> dict[str, Any]:
+def one_seed(seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Runs the recipe with a seed and collects its figures."""
-    run = run_seed(seed, recipe, runs_dir, overrides)
-    return collect(run["eval"].details, {name: artifact.manifest for name, artifact in run.items()})
+    told = series.Told(seed)
+    run = series.run_seed(told, "test_time", options.runs_dir, options.override)
+    found = collect(run["eval"].details, {name: artifact.manifest for name, artifact in run.items()})
+    return {**found, "made": told.made}
+
+
+def over_seeds(seeds: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The strategies over the seeds, and what the figures miss of what must hold."""
+    strategies = summary(list(seeds.values()))
+    return {"strategies": strategies, "missed": list(unmet({"seeds": seeds, "strategies": strategies}))}
 
 
 def collect(details: Mapping[str, Any], manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -135,17 +123,8 @@ def unmet(results: Mapping[str, Any]) -> Iterator[str]:
         yield f"votes weighted by the PRM: {ways[WEIGHTED]['mean']:.3f}, below greedy {ways['greedy']['mean']:.3f}"
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="which seeds (0 1 2)")
-    parser.add_argument("--recipe", default=str(ROOT / "recipes" / "test_time.yaml"), help="with the same stages")
-    parser.add_argument("--runs-dir", type=Path, default=ROOT / "runs" / "seeds", help="one folder per seed goes here")
-    parser.add_argument("--out", type=Path, default=record.RESULTS, help="folder of test_time.json")
-    parser.add_argument(
-        "-o", "--override", action="append", default=[], metavar="KEY=VALUE", help="as `posttrain run -o`"
-    )
-    return parser.parse_args()
+ALONE = series.Alone("test_time", one_seed, over_seeds, render.test_time_table)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(series.go({"test_time": ALONE}, series.parser(__doc__).parse_args()))

@@ -50,7 +50,13 @@ SCRIPTS = (
     "store_kills.py",
     "test_time.py",
 )
-PARTS = {"record.py", "endpoint_peers.py", "endpoint_server.py", "ppo_tensors.py"}  # what the scripts are made of
+PARTS = {
+    "record.py",
+    "series.py",
+    "endpoint_peers.py",
+    "endpoint_server.py",
+    "ppo_tensors.py",
+}  # what the scripts are made of
 
 
 def call(script: str, *words: object) -> subprocess.CompletedProcess[str]:
@@ -346,7 +352,8 @@ def test_render_fills_every_table_and_check_tells_a_stale_one(benchmark: Any, tm
     assert "old" not in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    assert "| grpo | 0.70 [0.60, 0.80] | +0.20 [+0.10, +0.30] over sft |" in text
+    assert "| grpo | 0.70 [0.60, 0.80] | +0.20 [+0.10, +0.30] over sft | +0.20, +0.20 |" in text
+    assert "\n2 seeds: 0, 1: means, and in brackets the widest ends of their 95 % intervals. Reward" in text
     assert "| `lora` | 4 | (1) | 0 | 3e-07 |" in text
     assert "1. it cannot (hint: none)" in text
     assert "| `dpo`, lora | 9, 9 | optimizer.pt removed; optimizer.pt removed | 2 of 2 | 1 of 2 | 0 of 2 |" in text
@@ -364,11 +371,11 @@ def test_render_fills_every_table_and_check_tells_a_stale_one(benchmark: Any, tm
     assert "| `sft_full` | 5.5 | 5.5 | 11.0 | equal | 30 | 30 | +1.2% |" in text
     assert "| and PRM | `stack` | 1.13 | 1.25 | +70 MiB |" in text
     assert "| SFT, recipe | 1,234 | 0.500 | 3.21 |" in text
-    assert "| GRPO | +0.30 | +0.30 [+0.20, +0.40] | +0.30 [+0.20, +0.40] | 50 |" in text
-    assert "| RAFT | +0.20 | +0.20 |  | 50 |" in text
+    assert "| GRPO (2 seeds) | +0.30 | +0.30 [+0.20, +0.40] | +0.30 [+0.20, +0.40] | 50 |" in text
+    assert "| RAFT (1 seed) | +0.20 | +0.20 |  | 50 |" in text
     assert "process rewards against without: 2 against 4; fewer on 1 of 1 seeds." in text
     head = (tmp_path / "it.yaml").read_text(encoding="utf-8")
-    assert "#   Sampled accuracy: base 0.30, sft 0.50 (+0.20 over base), dpo 0.70 (+0.20 over sft)" in head
+    assert "#   Sampled accuracy: base 0.30, sft 0.50 (+0.20 over base; by seed +0.20, +0.20), dpo" in head
     assert head.startswith("# What it does.\n# Results: benchmarks/results/quickstart_seeds.json\n#   Sampled")
     assert head.endswith("\nname: it\n")
     assert "old" not in head
@@ -419,21 +426,6 @@ def test_what_the_methods_miss_is_told(benchmark: Any) -> None:
         "PPO, seed 1: the gain's interval [-0.050, 0.150] holds 0",
         "PPO: the mean gain is 0.223, but the seeds' standard deviation 0.150",
     ]
-
-
-def test_seeds_are_added_to_what_was_measured_before(benchmark: Any, tmp_path: Path) -> None:
-    record, recipes, methods = benchmark("record"), benchmark("recipes"), benchmark("methods")
-    assert recipes.earlier("grpo", tmp_path, []) == {}
-    assert methods.earlier(tmp_path, []) == ({}, {})
-    record.write("recipe_grpo", {"overrides": [], "seeds": {"0": {"problems": 3}}}, tmp_path)
-    entry = {"gain": interval(0.2)}
-    told = {"overrides": [], "methods": {"GRPO": {"0": entry}}, "process_rewards": {"0": {}}}
-    record.write("methods", told, tmp_path)
-    assert recipes.earlier("grpo", tmp_path, []) == {"0": {"commit": record.commit(), "problems": 3}}
-    assert methods.earlier(tmp_path, []) == ({"GRPO": {"0": {"commit": record.commit(), **entry}}}, {"0": {}})
-    for module, given in ((recipes, ("grpo", tmp_path, ["a=1"])), (methods, (tmp_path, ["a=1"]))):
-        with pytest.raises(SystemExit, match="overrides"):
-            module.earlier(*given)
 
 
 def test_a_loops_time_is_that_of_all_its_turns(benchmark: Any) -> None:

@@ -253,7 +253,7 @@ def test_values_are_the_mean_of_each_problem(benchmark: Any, tmp_path: Path) -> 
         for problem, score in rows
     ]
     (tmp_path / "samples.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    values = benchmark("real").values_of(tmp_path / "samples.jsonl", "right")
+    values = benchmark("series").values_of(tmp_path / "samples.jsonl", "right")
     assert values == {"sft": {"sampled": [0.0, 0.5, 1.0, 1.0]}}
 
 
@@ -264,7 +264,7 @@ def test_the_table_has_a_row_for_each_gain(benchmark: Any) -> None:
     head, _, row, *_, note = benchmark("render").real_table(results).splitlines()
     assert head == "| recipe | model, accuracy | over | gain [95 %] | by seed |"
     assert row == (
-        "| `real/ppo` | ppo, sampled 1.00 | sft, sampled 0.50 | +0.50 [+0.00, +1.00] | +0.50, +0.50 (seeds 0, 1) |"
+        "| `real/ppo` | ppo, sampled 1.00 | sft, sampled 0.50 | +0.50 [+0.00, +1.00] | +0.50, +0.50 (2 seeds: 0, 1) |"
     )
     assert note.startswith("2 problems of an exam")
     assert note.endswith("Minutes a seed on 1 thread: `real/ppo` 4.")

@@ -228,7 +228,8 @@ def pending(
         >>> list(pending(list(have), ["0", "1"], have.get))
         [('raft', '0'), ('star', '1'), ('raft', '1')]
     """
-    lacks = {name: [seed for seed in seeds if seed not in done(name)] for name in names}
+    stand = {name: done(name) for name in names}
+    lacks = {name: [seed for seed in seeds if seed not in stand[name]] for name in names}
     turns = [
         (len(seeds) - len(missing) + turn, name, seed)
         for name, missing in lacks.items()

@@ -31,6 +31,7 @@ import record
 from render import TUNED
 
 import posttrain_plugins as pp
+from posttrain_plugins.errors import Interrupted
 from posttrain_plugins.recipe.run.observer import Observer
 from posttrain_plugins.recipe.run.run import Run
 
@@ -296,7 +297,7 @@ def measure(series: Series, names: Sequence[str], options: argparse.Namespace) -
     One that fails stops none of the others; with `options.next` one is measured and no more.
 
     Raises:
-        SystemExit: the machine is too busy.
+        SystemExit: the machine is too busy, or the run was stopped by a signal.
     """
     failed = []
 
@@ -308,6 +309,9 @@ def measure(series: Series, names: Sequence[str], options: argparse.Namespace) -
         print(f"{name}, seed {seed}", file=sys.stderr, flush=True)
         try:
             figures = series.one(name, seed)
+        except Interrupted as stop:  # somebody wants it to end: not the next one either
+            print(stop.message, file=sys.stderr, flush=True)
+            raise SystemExit(stop.exit_code) from stop
         except Exception as error:  # of whatever a recipe runs: the night goes on without it
             failed.append(f"{name}, seed {seed}: {type(error).__name__}: {error}")
             print(f"error: {failed[-1]}", file=sys.stderr, flush=True)

@@ -276,8 +276,8 @@ def test_the_ways_of_asking_stand_by_tokens_with_the_checkers_part_named(benchma
     seeds = {"0": {"values": values, "tokens": tokens, "seconds": {"eval": 60.0}}}
     found = {"seeds": seeds, "gains": [], "ways": benchmark("real").ways(seeds)}
     table = benchmark("render").real_table({"threads": 1, "recipes": {"strategies": found}})
-    assert "| `real/strategies` | base | `greedy` | 0.50 [0.09, 0.91] | 20 |" in table
-    assert "| `real/strategies` | base | `best_of_n(n=2)`, *checker* | 1.00 [0.34, 1.00] | 31 |" in table
+    assert "| `real/strategies` (1 seed) | base | `greedy` | 0.50 [0.09, 0.91] | 20 |" in table
+    assert "| `real/strategies` (1 seed) | base | `best_of_n(n=2)`, *checker* | 1.00 [0.34, 1.00] | 31 |" in table
 
 
 def test_every_model_that_gains_are_told_of_is_measured_by_its_recipe(benchmark: Any) -> None:

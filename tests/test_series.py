@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from posttrain_plugins.errors import Interrupted
+
 ROOT = Path(__file__).resolve().parent.parent
 OWN_SFT = {"full_deepspeed", "human_feedback", "my_own_data", "qlora", "r1", "rlhf_ppo_qlora"}
 """Recipes whose SFT model is another by what they show: processes, people's answers, own data, 4 bits, a cold start."""
@@ -104,10 +106,11 @@ def test_each_seed_is_written_when_it_ends_and_a_stop_costs_the_rest_alone(serie
 
     def stops(name: str, seed: int) -> None:
         if (name, seed) == ("star", 1):
-            raise KeyboardInterrupt
+            raise Interrupted("stopped before stage 'sft'", signal_number=15)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as stop:
         series.go(fake(series, tried, stops), options(tmp_path))
+    assert stop.value.code == 143
     assert tried == [("grpo", 0), ("star", 0), ("grpo", 1), ("star", 1)]
     written = json.loads((tmp_path / "recipe_grpo.json").read_text(encoding="utf-8"))["results"]
     assert written["seeds"].keys() == {"0", "1"}

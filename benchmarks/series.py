@@ -80,7 +80,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "star": {"all": TUNED},
     "value_guided": {"all": TUNED},
     "real/chain": {"all": "development problems, seeds 10 and 11"},
-    "real/react": {"all": "development problems"},
+    "real/react": {"all": "100 development problems, seeds 10 and 11"},
     "real/forgetting": {"all": "nothing: the first that were measured"},
 }
 """Recipe -> model, `all` or `others` -> what its settings were chosen on. Whoever chooses anew on development problems

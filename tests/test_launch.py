@@ -64,6 +64,8 @@ def test_a_stage_goes_before_the_run_key_by_key(recipe: Path) -> None:
     assert (found.engine, found.num_processes) == ("zero3", 2)
     own = "stages.sft.launch={config: ddp, num_processes: 4}"
     assert launches(recipe, own, *two)["sft"].num_processes == 4
+    assert found.hang_after_s == 1800
+    assert launches(recipe, "launch={hang_after_s: 60}", "stages.sft.launch=ddp")["sft"].hang_after_s == 60
     assert launches(recipe, "stages.sft.launch=none", *with_launch([], "ddp", 2))["sft"] is None
 
 
@@ -75,6 +77,8 @@ def test_a_stage_goes_before_the_run_key_by_key(recipe: Path) -> None:
         ("stages.sft.launch={config: ddp, processes: 2}", "unknown key 'processes'"),
         ("stages.sft.launch={config: ddp, num_processes: 0}", "'num_processes' is 0"),
         ("stages.sft.launch={config: 3}", "'config' is 3"),
+        ("stages.sft.launch={config: ddp, hang_after_s: 0}", "'hang_after_s' is 0, expected seconds, more than 0"),
+        ("launch={hang_after_s: soon}", "'hang_after_s' is 'soon'"),
         ("stages.sft.launch=[ddp]", "'launch' is ['ddp']"),
         ("launch=zero2", "'launch' of a recipe is 'zero2', expected a mapping"),
         ("launch={config: zero}", "unknown launch 'zero'"),

@@ -10,12 +10,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import posttrain_plugins
+from posttrain_plugins.checkpoints import newest_checkpoint
+from posttrain_plugins.cli.options import with_launch
+from posttrain_plugins.errors import StageFailed
+from posttrain_plugins.launch import hang
+from posttrain_plugins.launch.hang import Silence
+from posttrain_plugins.launch.processes import workers_here
+from posttrain_plugins.recipe.run import launched
+from posttrain_plugins.recipe.run.observer import Observer
 from posttrain_plugins.record.figures import read_figures
 
 STEPS = 60
@@ -124,9 +133,42 @@ def test_the_recipe_for_deepspeed_trains_all_of_a_model_in_two_ways(tmp_path: Pa
     assert (latest / "eval/summary.json").is_file()
 
 
-# --- kills -----------------------------------------------------------------------------------------------------------
+# --- hangs and kills -------------------------------------------------------------------------------------------------
 
 LONG = ("--only", "sft", "-o", f"stages.sft.args={{max_steps: {STEPS}, save_steps: 2, save_total_limit: 2}}")
+
+
+@pytest.mark.launch
+def test_a_process_that_hangs_ends_the_stage_and_its_checkpoint_stands(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other waits for it in a collective of gloo's, which is C++."""
+    watching: list[Silence] = []
+
+    class Observed(Silence):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            watching.append(self)
+
+    class Stops(Observer):
+        def progress(self, stage: Any, done: int, total: int | None, unit: str, figures: Mapping[str, float]) -> None:
+            if done == 4:
+                os.kill(workers_here(watching[0].folder)[1], signal.SIGSTOP)
+                # only now, since to load takes longer than this on a machine that is busy
+                watching[0].hang_after_s, watching[0].every_s = 2.0, 0.2
+
+    monkeypatch.setattr(launched, "Silence", Observed)
+    overrides = [*with_launch([], "ddp", 2), LONG[-1]]
+    with pytest.raises(StageFailed) as told:
+        posttrain_plugins.run(recipe, overrides, runs_dir=recipe.parent / "runs", only=["sft"], observer=Stops())
+    assert told.value.message.startswith("process 1 of stage 'sft' hangs: nothing for 2 s, process 1: step ")
+    assert "next run goes on" in str(told.value.hint)
+    folder = watching[0].folder
+    assert hang.WAITING.search((folder / "stack-0.txt").read_text())
+    assert not workers_here(folder)
+    found = newest_checkpoint(folder.parent)
+    assert found is not None
+    assert int(found.name.rpartition("-")[2]) >= 2
 
 
 class Run:

@@ -10,6 +10,7 @@ too: progress, a wish to stop, the result, and what went wrong in which process.
 | `nodes.py`     | several machines: which this is, what the first one orders                         |
 | `processes.py` | the command, its environment, and its end: no process outlives a run               |
 | `failures.py`  | which of several errors is the cause                                               |
+| `hang.py`      | who says nothing any more: signs of life, where a process stands, who holds up whom |
 | `cpu.py`       | what DeepSpeed needs on a machine without a GPU                                    |
 | `rank.py`      | the one module that knows ranks: which process this is, sums, and the true engine  |
 | `worker.py`    | the program of one process                                                         |

@@ -5,8 +5,11 @@
 | `recipe.yaml`     | the run           | the recipe as it was resolved                                           |
 | `job.json`        | the run           | `Job`                                                                   |
 | `stop`            | the run           | nothing: that it is there is the wish to stop                           |
+| `over`            | the run           | nothing: that it is there says that other machines' workers have to end |
 | `rank-R.json`     | each worker       | its process id and host, so that none is left behind                    |
 | `rank-R.log`      | each worker       | what it and its libraries print                                         |
+| `beat-R.json`     | each worker       | its step, and when it last got on (`hang.py`)                           |
+| `stack-R.txt`     | a worker          | where its threads stand, when the run asks for it                       |
 | `events.jsonl`    | the first worker  | progress and notes                                                      |
 | `error-R.json`    | a worker          | what it raised                                                          |
 | `result.json`     | the first worker  | the stage's result, once every process has it                           |
@@ -70,6 +73,10 @@ class Job:
     @property
     def file(self) -> Path:
         return self.folder / "job.json"
+
+    @property
+    def over(self) -> Path:
+        return self.folder / "over"
 
     def write(self, recipe: str) -> None:
         """Write the job and its recipe into a folder without anything of an earlier one."""

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -21,11 +22,12 @@ from posttrain_plugins.launch.job import Job
 from posttrain_plugins.launch.nodes import ALONE, Nodes, Order
 from posttrain_plugins.launch.rank import LAUNCHED
 
-__all__ = ["command", "die_with_parent", "environment", "started"]
+__all__ = ["command", "die_with_parent", "environment", "started", "workers_here"]
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PATIENCE_S = 5.0
 """For a launcher that is asked to end: its workers leave at once, and it has nothing of its own to save."""
+POLL_S = 0.05
 
 
 def command(job: Job, order: Order, of: Nodes = ALONE) -> list[str]:
@@ -68,7 +70,10 @@ def environment(world_size: int, has_accelerator: bool, more: Mapping[str, str])
 def started(
     job: Job, command: list[str], environment: Mapping[str, str], of: Nodes = ALONE
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Within, the launcher runs; after it, no process of the job does."""
+    """Within, the launcher runs; after it, no process of the job does.
+
+    Where it ends badly on the first machine, `over` tells the others, whose part may wait for ever.
+    """
     name = "launcher.log" if of.index == 0 else f"launcher-{of.index}.log"
     with (job.folder / name).open("wb") as log:
         launcher = subprocess.Popen(
@@ -83,6 +88,8 @@ def started(
     try:
         yield launcher
     finally:
+        if of.index == 0 and launcher.poll() != 0:
+            job.over.touch()
         _end(launcher, job.folder)
 
 
@@ -96,6 +103,21 @@ def die_with_parent() -> None:
         os._exit(1)
 
 
+def workers_here(folder: Path) -> dict[int, int]:
+    """Return the workers of a job that run on this machine, rank -> process id.
+
+    Args:
+        folder: of the job.
+    """
+    found = {}
+    for file in folder.glob("rank-*.json"):
+        said = json.loads(file.read_text(encoding="utf-8"))
+        # by its own command line: a number may be another program's by now
+        if said["host"] == socket.gethostname() and str(folder) in _command_of(said["pid"]):
+            found[int(file.stem.rpartition("-")[2])] = int(said["pid"])
+    return found
+
+
 def _end(launcher: subprocess.Popen[bytes], folder: Path) -> None:
     # Asked first: torchrun passes it on to workers on systems where the kernel ends nobody with its parent.
     if launcher.poll() is None:
@@ -105,12 +127,12 @@ def _end(launcher: subprocess.Popen[bytes], folder: Path) -> None:
     launcher.kill()
     launcher.wait()
     # Those that are left all the same have sessions of their own, so each is ended by its number.
-    for file in folder.glob("rank-*.json"):
-        found = json.loads(file.read_text(encoding="utf-8"))
-        # by its own command line: a number may be another program's by now
-        if found["host"] == socket.gethostname() and str(folder) in _command_of(found["pid"]):
+    until = time.monotonic() + PATIENCE_S
+    while (left := workers_here(folder)) and time.monotonic() < until:
+        for pid in left.values():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(found["pid"], signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(POLL_S)  # none is our child, so there is nothing to wait on; a GPU is free once they are gone
 
 
 def _command_of(pid: int) -> str:

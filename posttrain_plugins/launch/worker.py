@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import HandoffError, Interrupted, StageFailed
 from posttrain_plugins.launch import job as jobs
 from posttrain_plugins.launch import rank
+from posttrain_plugins.launch.hang import Beat, tell_stacks
 from posttrain_plugins.launch.job import Job
 from posttrain_plugins.launch.processes import die_with_parent
 from posttrain_plugins.record.lines import json_line
@@ -32,12 +34,14 @@ def main(file: Path) -> None:
     # The descriptors and not `sys.stdout`: libraries in C print past it, and the launcher's own log is for its report.
     for stream in (1, 2):
         os.dup2(log, stream)
+    tell_stacks(job.folder, number)
+    beat = Beat(job.folder, number)
     jobs.write_presence(job.folder, number)
     os.environ.pop("PYTHONSAFEPATH", None)  # for what this process starts in turn, as the run would
     # A recipe may name modules that only the run's path leads to, such as those of the folder that it was started in.
     sys.path[:] = job.path
     try:
-        _make(job)
+        _make(job, beat)
     except Interrupted as stop:  # all processes come here together, and those that still save are waited for
         jobs.write_failure(job.folder, number, stop)
     except BaseException as error:
@@ -47,7 +51,7 @@ def main(file: Path) -> None:
     _leave()
 
 
-def _make(job: Job) -> None:
+def _make(job: Job, beat: Beat) -> None:
     from posttrain_plugins.recipe.check.check import check
     from posttrain_plugins.recipe.plan import keys
     from posttrain_plugins.recipe.plan.plan import HASHES, Plan, PlannedStage
@@ -73,7 +77,7 @@ def _make(job: Job) -> None:
     checkpoint = Path(job.checkpoint) if job.checkpoint else None
     reporter, stop = _Reporter(job.folder), job.folder / "stop"
     context = context_of(plan, planned, known, Path(job.partial), checkpoint, reporter, stop.exists, job.engine)
-    result = call_stage(plan, planned, context)
+    result = call_stage(plan, planned, replace(context, beat=beat))
     from posttrain_plugins.guard.guarded import figures_of
 
     result.metrics |= rank.summed(figures_of(context.inputs))  # each process has scored its own completions

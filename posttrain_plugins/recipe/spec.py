@@ -174,12 +174,14 @@ class Launch:
         file: of `accelerate launch`.
         num_processes: on all machines together.
         below: files that it names in turn, such as DeepSpeed's own.
+        hang_after_s: a process that has not got on for so long is taken to hang; no part of the key.
     """
 
     engine: str
     file: Path
     num_processes: int
     below: tuple[Path, ...] = ()
+    hang_after_s: float = 1800.0  # as long as torch lets a collective wait
 
 
 @dataclass(frozen=True)

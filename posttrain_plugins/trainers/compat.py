@@ -243,8 +243,13 @@ def new_metrics(trainer: Any, seen: dict[str, tuple[Any, int]]) -> dict[str, flo
     return found
 
 
-def observe_generation(trainer: Any, sink: Callable[[float], None]) -> bool:
+def observe_generation(trainer: Any, sink: Callable[[float], None], each: Callable[[], None] | None = None) -> bool:
     """Call `sink(seconds)` with what each generation of training took, tools' and environments' turns with it.
+
+    Args:
+        trainer: one that samples, or another.
+        sink: is told the seconds.
+        each: is called at each pass of a generation, where the trainer's own model draws.
 
     Returns:
         Whether it is a trainer that samples.
@@ -254,7 +259,8 @@ def observe_generation(trainer: Any, sink: Callable[[float], None]) -> bool:
     def timed(generate: Callable[..., Any]) -> Callable[..., Any]:
         def measured(*args: Any, **kwargs: Any) -> Any:
             began = time.perf_counter()
-            made = generate(*args, **kwargs)  # ends with token ids on the CPU, so that a GPU has ended too
+            with _at_each_pass(trainer, each) if each is not None else contextlib.nullcontext():
+                made = generate(*args, **kwargs)  # ends with token ids on the CPU, so that a GPU has ended too
             if trainer.model.training:
                 sink(time.perf_counter() - began)
             return made
@@ -264,6 +270,16 @@ def observe_generation(trainer: Any, sink: Callable[[float], None]) -> bool:
     for name in names:
         setattr(trainer, name, timed(getattr(trainer, name)))
     return bool(names)
+
+
+@contextlib.contextmanager
+def _at_each_pass(trainer: Any, each: Callable[[], None]) -> Iterator[None]:
+    # the embedding: of a model with adapters, generation enters below what wraps it
+    hook = trainer.model.get_input_embeddings().register_forward_pre_hook(lambda *given: each())
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def without_checkpointing(trainer: Any) -> Any:

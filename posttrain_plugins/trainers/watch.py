@@ -43,7 +43,9 @@ def follow(context: StageContext, trainer: Any) -> _Watch:
     trainer.add_callback(watch)
     trainer.remove_callback(PrinterCallback)
     compat.observe_losses(trainer, watch.observe)
-    watch.samples = compat.observe_generation(trainer, watch.observe_generation)
+    # a rollout may take longer than all else: that it gets on shows token by token, to who started several processes
+    each = watch.beat if watch.processes > 1 else None
+    watch.samples = compat.observe_generation(trainer, watch.observe_generation, each)
     return watch
 
 
@@ -76,9 +78,13 @@ class _Watch:
     def observe(self, loss: Any) -> None:
         # a tensor, added up where it lies: its value is asked for once a step, so that no micro-step waits for the GPU
         self.loss = loss if self.loss is None else self.loss + loss
+        self.beat()
 
     def observe_generation(self, seconds: float) -> None:
         self.generation_s += seconds
+
+    def beat(self) -> None:
+        self.context.beat(self.trainer.state.global_step)
 
     @property
     def seconds(self) -> float:
@@ -87,6 +93,7 @@ class _Watch:
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         check_engine(self.context.engine, self.trainer)
+        self.beat()
         checkpoint = self.context.resume_from
         if checkpoint is not None:
             seconds = restore_state(checkpoint, self.trainer, self.context.inputs)
@@ -103,6 +110,7 @@ class _Watch:
         # each process has the loss of its own rows
         mean = self.loss if self.processes == 1 else self.trainer.accelerator.reduce(self.loss, reduction="mean")
         loss, self.loss = float(mean), None
+        self.beat()
         self.own = {"loss": loss, **compat.new_metrics(self.trainer, self.seen), "peak_memory_gib": self._peak()}
         if self.samples:
             self.own["generation_s"], self.generation_s = self.generation_s, 0.0
@@ -128,6 +136,9 @@ class _Watch:
         self.save_began = time.monotonic()
         return control
 
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.beat()
+
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         is_before_end = state.global_step < state.max_steps
@@ -143,6 +154,7 @@ class _Watch:
             for other in folder.parent.glob("checkpoint-*") if self.by_time else ():
                 if other != folder:  # those that nobody asked for go, now that there is a newer one
                     shutil.rmtree(other, ignore_errors=True)
+        self.beat()
         self.saved_at = time.monotonic()
         self.save_cost_s = self.saved_at - self.save_began
         return control

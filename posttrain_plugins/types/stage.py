@@ -156,6 +156,10 @@ class Reporter(Protocol):
         """Show one line that the user should read."""
 
 
+def _not_followed(step: int) -> None:
+    """Do nothing: a stage in the run's own process is seen by who has started it."""
+
+
 @dataclass(frozen=True)
 class StageContext:
     """All that a stage may use.
@@ -178,6 +182,8 @@ class StageContext:
         preview: how many rows to show of what the trainer learns from; 0 trains.
         engine: what trains in the several processes of a launched stage: `ddp`, `fsdp2`, `zero3`; empty in the run's
             own process.
+        beat: to be called with the step, from the main thread, wherever a stage gets on; a process of a launched stage
+            that has not called it for `launch.hang_after_s` is taken to hang.
     """
 
     stage: str
@@ -192,6 +198,7 @@ class StageContext:
     adapter_mode: AdapterMode | None = None
     preview: int = 0
     engine: str = ""
+    beat: Callable[[int], None] = _not_followed
 
     @property
     def artifact_name(self) -> str:

@@ -26,7 +26,7 @@ __all__ = ["check_launch", "read_launch"]
 NAMED = {"ddp": "multi_gpu", "fsdp2": "fsdp2", "zero1": "zero1", "zero2": "zero2", "zero3": "zero3"}
 """What a recipe may call an engine -> TRL's file of it (`trl/accelerate_configs/`)."""
 NONE = "none"
-KEYS = {"config": str, "num_processes": int}
+KEYS = ("config", "num_processes", "hang_after_s")
 HINT = "ddp, fsdp2, zero1, zero2, zero3, none, or a file that `accelerate config` wrote"
 SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -67,7 +67,10 @@ def read_launch(checker: Checker, value: Any, path: Keys) -> Launch | None:
             checker.error(path, f"{file.name} does not say how many processes", "{config: ..., num_processes: 8}")
         return None
     own = _deepspeed_file(found)
-    return Launch(engine, file, count, () if own is None else (own,))
+    hang_after_s = asked.get("hang_after_s")
+    # one that is no number is told where it was read
+    patience = {"hang_after_s": float(hang_after_s)} if _is_seconds(hang_after_s) else {}
+    return Launch(engine, file, count, () if own is None else (own,), **patience)
 
 
 def _keys(value: Any) -> dict[str, Any]:
@@ -91,6 +94,9 @@ def _read(checker: Checker, value: Any, path: Keys) -> dict[str, Any]:
     config, count = asked.get("config"), asked.get("num_processes", 1)
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         checker.error((*path, "num_processes"), f"'num_processes' is {count!r}, expected a number of 1 or more")
+    if "hang_after_s" in asked and not _is_seconds(asked["hang_after_s"]):
+        message = f"'hang_after_s' is {asked['hang_after_s']!r}, expected seconds, more than 0"
+        checker.error((*path, "hang_after_s"), message)
     if "config" in asked and not isinstance(config, str):
         checker.error(place, f"'config' is {config!r}, expected a name or a file", HINT)
         return {key: asked[key] for key in asked if key != "config"}
@@ -101,6 +107,10 @@ def _read(checker: Checker, value: Any, path: Keys) -> dict[str, Any]:
             asked["config"] = str(file)
             checker.document.merge(place, str(file), checker.document.place(place))
     return asked
+
+
+def _is_seconds(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def _check_config(checker: Checker, config: str, place: Keys) -> None:

@@ -81,7 +81,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "adapter_mode": "a model that is an adapter: `continue` trains it, `stack` puts one on it, `merge` merges it.",
         "chat_template": "a Jinja file, `module:attr` or a template that TRL ships, for the model that is trained.",
         "launch": "`ddp`, `fsdp2`, `zero1`, `zero2`, `zero3`, or a file of accelerate's; `none` for the run's process; "
-        "or `{config: zero2, num_processes: 8}`.",
+        "or `{config: zero2, num_processes: 8, hang_after_s: 1800}`.",
     },
     "loop": {
         "repeat": "the number of turns.",

@@ -12,6 +12,7 @@ from typing import Any
 from posttrain_plugins.launch import nodes
 from posttrain_plugins.launch.cpu import deepspeed_environment
 from posttrain_plugins.launch.failures import failure
+from posttrain_plugins.launch.hang import Silence
 from posttrain_plugins.launch.job import Job, clear, read_result
 from posttrain_plugins.launch.processes import command, environment, started
 from posttrain_plugins.recipe.plan.plan import Plan, PlannedStage
@@ -46,6 +47,7 @@ def call_launched(
 
     Raises:
         PosttrainError: what was raised in the process that failed first; one error, however many processes there are.
+        StageFailed: a process hangs.
     """
     launch = stage.spec.launch
     assert launch is not None
@@ -75,12 +77,15 @@ def call_launched(
     nodes.give(machines, chosen.store.folder, order)
     events = _Events(job.folder / "events.jsonl", reporter)
     around = environment(launch.num_processes // machines.count, on_gpu, more)
+    silence = Silence(stage.id, job.folder, job.world_size, launch.hang_after_s)
     with started(job, command(job, order, machines), around) as launcher:
         while launcher.poll() is None:
             # A file and no signal: the first worker asks for it between steps, and all stop at the same one.
             if should_stop():
                 (job.folder / "stop").touch()
             events.tell()
+            if (hung := silence.look()) is not None:
+                raise hung
             time.sleep(POLL_S)
     # Once more: what was told between the last look and the end is the last step's figures.
     events.tell()
@@ -107,7 +112,9 @@ def lend(chosen: Plan) -> bool:
         more = deepspeed_environment(on_gpu, print) if job.engine.startswith("zero") else {}
         around = environment(job.world_size // machines.count, on_gpu, more)
         with started(job, command(job, order, machines), around, machines) as launcher:
-            launcher.wait()  # how it went, the first machine says
+            # how it went, the first machine says; and also that it is over, where a worker here would wait for ever
+            while launcher.poll() is None and not job.over.exists():
+                time.sleep(POLL_S)
 
     nodes.follow(machines, chosen.store.folder, start)
     return True

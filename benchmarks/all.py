@@ -160,8 +160,11 @@ def _extra(name: str, out: Path) -> list[str]:
 def _stands(file: Path) -> bool:
     """Tell whether a results file is of this very commit, of a clean tree."""
     try:
-        made: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))["environment"]
+        found: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        made, results = found["environment"], found["results"]
     except (OSError, ValueError, KeyError):
+        return False
+    if isinstance(results, Mapping) and not results.get("is_complete", True):  # the script goes on where it was stopped
         return False
     return "-dirty" not in made["commit"] and made["commit"] == record.commit()
 

@@ -6,7 +6,11 @@ far its weights are from DDP's. accelerate has FSDP2 on GPUs alone: on a CPU it 
 
     python benchmarks/launch.py                                  # all engines that are installed
     python benchmarks/launch.py --engines ddp --kinds sft ppo    # adds to what the results file has
+    python benchmarks/launch.py --next                           # the first cell that the file lacks, and no more
+    make bench-launch                                            # all, with DeepSpeed; NEXT=1 as `--next`
 
+The file is written after each cell, and a cell that this commit has measured stands: the same command goes on after a
+stop. Each cell says its commit.
 Losses of GRPO and PPO depend on the samples, which each process draws from its own seed: they are compared among the
 engines and not with one process.
 """
@@ -72,24 +76,37 @@ def digits(completions, **columns):
 
 def main() -> int:
     options = _options()
-    began = time.perf_counter()
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     results = _earlier(options.out)
     write_data(folder)
-    for engine in options.engines:
-        if engine.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
-            print(f"{engine}: not measured, deepspeed is not installed", file=sys.stderr)
-            continue
-        for kind in options.kinds:
-            results["cells"].setdefault(kind, {})[engine] = cell(folder, engine, kind)
-            results["seconds"] = round(results.get("seconds", 0.0) + time.perf_counter() - began, 1)
-            began = time.perf_counter()
-            record.write("launch", results, options.out)
+    asked = [(engine, kind) for engine in options.engines if _is_here(engine) for kind in options.kinds]
+    missing = [one for one in asked if options.again or not _stands(results, *one, of_any_commit=options.next)]
+    for engine, kind in missing[:1] if options.next else missing:
+        began = time.perf_counter()
+        made = {**cell(folder, engine, kind), "commit": record.commit()}
+        results["cells"].setdefault(kind, {})[engine] = made
+        results["seconds"] = round(results.get("seconds", 0.0) + time.perf_counter() - began, 1)
+        results["is_complete"] = all(_stands(results, *one, of_any_commit=options.next) for one in asked)
+        record.write("launch", results, options.out)
+    print(f"{len(missing[1:]) if options.next else 0} cells are left", file=sys.stderr)
     wrong = differences(results["cells"])
     for line in wrong:
         print(f"error: {line}", file=sys.stderr)
     return 1 if wrong else 0
+
+
+def _is_here(engine: str) -> bool:
+    found = not engine.startswith("zero") or importlib.util.find_spec("deepspeed") is not None
+    if not found:
+        print(f"{engine}: not measured, deepspeed is not installed: make bench-launch", file=sys.stderr)
+    return found
+
+
+def _stands(results: dict[str, Any], engine: str, kind: str, of_any_commit: bool) -> bool:
+    """Tell whether a cell was measured, by this commit where another's does not do."""
+    made = results["cells"].get(kind, {}).get(engine, {"error": "not measured"})
+    return not made.get("error") and (of_any_commit or made.get("commit") == record.commit())
 
 
 def differences(cells: dict[str, dict[str, Any]]) -> list[str]:
@@ -141,10 +158,6 @@ def _steps(i: int, count: int) -> dict[str, Any]:
     return {"prompt": f"{i}:", "completions": [f"{i % 10};"] * count, "labels": [bool(i % 3)] * count}
 
 
-def _scored(pair: dict[str, Any], reward: float) -> dict[str, Any]:
-    return {"prompt": pair["prompt"], "completion": pair["chosen"], "reward": reward}
-
-
 def cell(folder: Path, engine: str, kind: str) -> dict[str, Any]:
     """Run one kind under one engine, and return its losses and what its artifact is."""
     data, fields, args = KINDS[kind]
@@ -176,11 +189,12 @@ def compare(model: Path, ddp: Path) -> dict[str, Any]:
     """What does not load in one process, and the largest distance of a weight from DDP's."""
     from safetensors.torch import load_file
 
-    unexpected, far = loaded(model), 0.0
+    unexpected = loaded(model)
+    far = 0.0 if ddp.is_dir() else None  # DDP's was measured into another folder
     for file in sorted(ddp.rglob("*.safetensors")) if ddp.is_dir() else ():
         own, expected = load_file(model / file.relative_to(ddp)), load_file(file)
         unexpected += [f"{name} is missing" for name in expected.keys() - own.keys()]
-        far = max([far, *(float((own[n] - t).abs().max()) for n, t in expected.items() if n in own)])
+        far = max([far or 0.0, *(float((own[n] - t).abs().max()) for n, t in expected.items() if n in own)])
     critic = model / "critic/adapter_model.safetensors"
     if critic.is_file() and not any(t.any() for n, t in load_file(critic).items() if "lora_B" in n):
         unexpected.append("the critic's adapter was not trained")
@@ -220,6 +234,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--folder", type=Path, default=Path("runs/bench-launch"), help="of the runs; what is done stands"
     )
+    parser.add_argument("--next", action="store_true", help="the first cell that is missing, and no more")
+    parser.add_argument("--again", action="store_true", help="also cells that stand")
     parser.add_argument("--out", type=Path, default=record.RESULTS, help="folder of launch.json")
     return parser.parse_args()
 

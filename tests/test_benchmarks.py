@@ -593,3 +593,42 @@ def test_a_kill_that_lost_something_is_told(benchmark: Any) -> None:
         ("loading", 2.0),
         ("training", 1.0),
     ]
+
+
+def test_the_engines_figures_go_on_after_a_stop_a_cell_at_a_time(
+    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What failed is measured again, and so is what another commit has measured, but for `--next`."""
+    launch, measured = benchmark("launch"), []
+
+    def cell(folder: Path, engine: str, kind: str) -> dict[str, Any]:
+        measured.append((engine, kind))
+        if (engine, kind) == ("ddp", "dpo") and len(measured) > 1:
+            raise KeyboardInterrupt
+        return {"losses": [1.0], "unexpected": [], "from_ddp": 0.0, **({"error": "x"} if kind == "reward" else {})}
+
+    monkeypatch.setattr(launch, "cell", cell)
+    monkeypatch.setattr(launch, "write_data", lambda folder: None)
+    commit = ["a"]
+    monkeypatch.setattr(launch.record, "commit", lambda: commit[0])
+
+    def run(*words: str) -> list[tuple[str, str]]:
+        given = ["launch.py", "--engines", "ddp", "--kinds", "sft", "reward", "dpo", *words]
+        monkeypatch.setattr(sys, "argv", [*given, "--folder", str(tmp_path), "--out", str(tmp_path)])
+        measured.clear()
+        launch.main()
+        return [*measured]
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert measured == [("ddp", "sft"), ("ddp", "reward"), ("ddp", "dpo")]
+    assert {*json.loads((tmp_path / "launch.json").read_text())["results"]["cells"]} == {"sft", "reward"}
+    monkeypatch.setattr(launch, "cell", lambda *one: measured.append(one[1:]) or {"losses": [1.0], "unexpected": []})
+    assert run("--next") == [("ddp", "reward")]
+    commit[0] = "b"
+    assert run("--next") == [("ddp", "dpo")]
+    assert run("--next") == []
+    assert run() == [("ddp", "sft"), ("ddp", "reward")]
+    assert run() == []
+    assert json.loads((tmp_path / "launch.json").read_text())["results"]["is_complete"]
+    assert run("--again") == [("ddp", "sft"), ("ddp", "reward"), ("ddp", "dpo")]

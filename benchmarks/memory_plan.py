@@ -275,7 +275,8 @@ def _counting(seen: dict[str, Any]) -> Any:
     class Counting(TrainerCallback):  # type: ignore[misc]
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
             tensors = {id(one): one for one in (*model.parameters(), *model.buffers())}
-            seen.setdefault("parameters", sum(map(_bytes_of, tensors.values())))
+            with_constants = {id(part): part for one in tensors.values() for part in _parts_of(one)}
+            seen.setdefault("parameters", sum(map(_bytes_of, with_constants.values())))
             grads = [one.grad for one in model.parameters() if one.grad is not None]
             seen.setdefault("gradients", sum(map(_bytes_of, grads)))
 
@@ -290,15 +291,17 @@ def _counting(seen: dict[str, Any]) -> Any:
     return Counting()
 
 
-def _bytes_of(one: Any) -> int:
-    """Bytes of a tensor; of packed weights with their constants."""
-    size = one.numel() * one.element_size()
+def _parts_of(one: Any) -> list[Any]:
+    """A tensor; of packed weights with their constants and tables."""
     state = getattr(one, "quant_state", None)
-    if state is not None:
-        size += state.absmax.numel() * state.absmax.element_size()
-        if state.nested:
-            size += state.state2.absmax.numel() * state.state2.absmax.element_size()
-    return int(size)
+    if state is None:
+        return [one]
+    nested = [state.offset, state.state2.absmax, state.state2.code] if state.nested else []
+    return [one, state.absmax, state.code, *nested]
+
+
+def _bytes_of(one: Any) -> int:
+    return int(one.numel() * one.element_size())
 
 
 def _status(name: str) -> int:

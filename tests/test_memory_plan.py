@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from posttrain_plugins import api
-from posttrain_plugins.errors import InputError
+from posttrain_plugins.errors import InputError, StageFailed
 from posttrain_plugins.memory_plan.advice import advise, changes, fits
 from posttrain_plugins.memory_plan.estimate import Estimator, Machine, StageMemory
 from posttrain_plugins.memory_plan.sizes import parse_size, shown
@@ -126,7 +126,8 @@ def test_packed_weights_are_as_large_as_bitsandbytes_makes_them() -> None:
         packed, state = bitsandbytes.functional.quantize_4bit(
             weight, compress_statistics=is_nested, quant_type="nf4", blocksize=64
         )
-        size = packed.nbytes + state.absmax.nbytes + (state.state2.absmax.nbytes if is_nested else 0)
+        size = packed.nbytes + state.absmax.nbytes + state.code.nbytes
+        size += state.state2.absmax.nbytes + state.state2.code.nbytes + state.offset.nbytes if is_nested else 0
         assert packed_bytes(weight.numel(), 4, is_nested=is_nested) == size
     assert packed_bytes(weight.numel(), 8, rows=72) == weight.numel() + 4 * 72
 
@@ -234,6 +235,49 @@ def test_parameters_gradients_and_optimizer_are_those_of_a_real_step(recipe: Pat
         assert found.optimizer == sum(s.nbytes for s in states)
         assert found.weights + found.adapters == sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
         assert found.learns == sum(p.numel() for p in learning)
+
+
+IN_MEMORY = {  # of the model, of the stage
+    "qlora": ("load_in_4bit: true", "use: sft, dataset: demos, adapter: policy, args: {max_steps: 1, bf16: false}"),
+    "nested": (
+        "load_in_4bit: true, use_bnb_nested_quant: true",
+        "use: sft, dataset: demos, adapter: policy, args: {max_steps: 1, bf16: false}",
+    ),
+    "vera": ("", "use: sft, dataset: demos, adapter: {use: vera, r: 8}, args: {max_steps: 1}"),
+    "ppo": ("", "use: ppo, dataset: prompts, rewards: [short], args: {max_steps: 1, max_completion_length: 8}"),
+}
+
+
+@pytest.mark.parametrize("case", IN_MEMORY)
+def test_what_a_stage_holds_is_planned_to_the_byte(
+    case: str, tiny_model: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the trainer that the stage builds, just before it trains: packed weights, tables, buffers, a critic's body."""
+    if case in ("qlora", "nested"):
+        pytest.importorskip("bitsandbytes")
+    from transformers import Trainer
+
+    loading, stage = IN_MEMORY[case]
+    head, _, _ = RECIPE.partition("stages:")
+    model = f'model: {{model_name_or_path: "{tiny_model}", {loading}}}'
+    text = head.replace('model: {model_name_or_path: "MODEL"}', model)
+    recipe.write_text(f"{text}stages:\n  it: {{model: base, {stage}}}\n")
+    seen: list[int] = []
+
+    def count(trainer: Trainer, **given: Any) -> None:
+        tensors = [*trainer.model.parameters(), *trainer.model.buffers()]
+        states = [one.quant_state for one in tensors if getattr(one, "quant_state", None) is not None]
+        nested = [state for state in states if state.nested]
+        tensors += [part for state in states for part in (state.absmax, state.code)]
+        tensors += [part for one in nested for part in (one.offset, one.state2.absmax, one.state2.code)]
+        seen.append(sum(one.nbytes for one in {id(one): one for one in tensors}.values()))
+        raise MemoryError  # what there is to see has been seen
+
+    monkeypatch.setattr(Trainer, "train", count)
+    with pytest.raises(StageFailed):
+        api.run(recipe, runs_dir=recipe.parent / "runs")
+    found = of(recipe, "it")
+    assert found.weights + found.adapters + found.critic == seen[0]
 
 
 def test_the_closed_formula_is_near_a_traced_step(llama: Any) -> None:

@@ -183,7 +183,7 @@ class Estimator:
         bare = on_meta(replace(subject, adapter=None), TASKS[method.task])
         weights, parameters = weight_bytes(bare, subject), sum(p.numel() for p in bare.parameters())
         whole = _learner(work, None)
-        learning, own, critics = _sizes(whole)
+        learning, own, critics = _sizes(whole, bare)
         gradients = _bytes(learning)
         moments = self._moments(work, whole, bare)
         # what stays is there in both phases; what comes on top of it never meets
@@ -336,19 +336,20 @@ def _add_critic(work: _Work, model: Any) -> None:
     object.__setattr__(model, "critic_of_plan", critic)
 
 
-def _sizes(model: Any) -> tuple[list[Any], int, int]:
+def _sizes(model: Any, bare: Any) -> tuple[list[Any], int, int]:
     """Return what learns, and the bytes of the policy's adapter and of the critic, of a whole learner."""
     critic = getattr(model, "critic_of_plan", None)
-    named = list(model.named_parameters())
-    critics = {id(p) for name, p in named if critic is not None and critic.owns(name)}
-    learning = [p for _, p in named if p.requires_grad]
-    is_adapter = hasattr(model, "peft_config")
-    own = [p for p in learning if id(p) not in critics] if is_adapter else []
-    return learning, _bytes(own), sum(p.numel() * p.element_size() for _, p in named if id(p) in critics)
+    # buffers too: a critic's own body has those of the positions once more, and VeRA's matrices are none that learn
+    held = {id(one): (name, one) for name, one in (*model.named_parameters(), *model.named_buffers())}
+    critics = _bytes([one for name, one in held.values() if critic is not None and critic.owns(name)])
+    learning = [p for p in model.parameters() if p.requires_grad]
+    base = _bytes([*{id(one): one for one in (*bare.parameters(), *bare.buffers())}.values()])
+    own = _bytes([one for _, one in held.values()]) - critics - base if hasattr(model, "peft_config") else 0
+    return learning, own, critics
 
 
-def _bytes(parameters: list[Any]) -> int:
-    return sum(one.numel() * one.element_size() for one in parameters)
+def _bytes(tensors: list[Any]) -> int:
+    return sum(one.numel() * one.element_size() for one in tensors)
 
 
 def _pass_of(work: _Work) -> Any:

@@ -219,8 +219,8 @@ def on_meta(subject: Subject, task: Task, *, layers_kept: int | None = None, pre
             prepare_base(model)
         if subject.adapter is not None:
             model = get_peft_model(model, copy.deepcopy(subject.adapter))
-        if subject.bits < 16:
-            _as_trl_trains_packed(model)
+            if subject.bits < 16:  # of the base, what is not packed stays as it was loaded
+                _as_trl_trains_packed(model)
     return model
 
 

@@ -124,8 +124,14 @@ def peak_of(stays: int, moments: Moments, *, gradients: int, accumulates: bool =
     return stays + max(held, moments.end, gradients)
 
 
+TABLE = 4 * 16
+"""Bytes of what each value of 4 bits stands for; every matrix has a table of its own."""
+TABLE_OF_NESTED = 4 * 256
+"""Bytes of what each byte of a packed constant stands for; every matrix has a copy."""
+
+
 def packed_bytes(weights: int, bits: Literal[4, 8], *, rows: int = 0, is_nested: bool = False) -> int:
-    """Return the bytes of a matrix that bitsandbytes has packed, with its constants.
+    """Return the bytes of a matrix that bitsandbytes has packed, with its constants and its table.
 
     Args:
         weights: numbers in it.
@@ -136,8 +142,9 @@ def packed_bytes(weights: int, bits: Literal[4, 8], *, rows: int = 0, is_nested:
     if bits == 8:
         return weights + 4 * rows
     blocks = -(-weights // BLOCK)
-    constants = blocks + 4 * -(-blocks // NESTED) if is_nested else 4 * blocks
-    return -(-weights // 2) + constants
+    # with their own table, and their mean, which is taken off them before
+    constants = blocks + 4 * -(-blocks // NESTED) + TABLE_OF_NESTED + 4 if is_nested else 4 * blocks
+    return -(-weights // 2) + constants + TABLE
 
 
 @dataclass(frozen=True)

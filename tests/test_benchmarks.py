@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import re
 import subprocess
@@ -18,6 +19,7 @@ SCRIPTS = (
     "adapters.py",
     "all.py",
     "annotate_page.py",
+    "critic.py",
     "kills.py",
     "mutated_recipes.py",
     "endpoint.py",
@@ -229,6 +231,19 @@ def test_a_claim_that_fails_is_told(benchmark: Any, change: Any, told: str) -> N
     missed = list(seeds.unmet(seeds.collect(*given)))
     assert len(missed) == 1
     assert told in missed[0]
+
+
+def test_each_row_of_the_critics_ablation_keeps_the_ones_before(benchmark: Any) -> None:
+    critic, render = benchmark("critic"), benchmark("render")
+    changed = [critic.settings_of(name, rollouts=10) for name in critic.ROWS]
+    assert changed[0] == {"args.max_steps": 40}
+    assert all(len(more) > len(less) for less, more in itertools.pairwise(changed))
+    assert changed[-1]["args.max_steps"] == 160, "as many steps of the policy with four passes of the critic"
+    one = {"curves": {"explained": [0.0, 0.5], "reward": [0.1, 0.3]}, "held_out": 0.25, "train_s": 12.0}
+    results = {"rollouts": 2, "rows": {"zero": {"0": one, "1": {**one, "held_out": 0.75}}}}
+    assert "| zero | 0.50 (0.25, 0.75) | 0.50 | 0.30 | 12 |" in render.critic_table(results)
+    nothing = {**one, "held_out": None, "curves": {"explained": [], "reward": [0.0]}}
+    assert "| zero |  |  | 0.00 | 12 |" in render.critic_table({"rollouts": 2, "rows": {"zero": {"0": nothing}}})
 
 
 def way(mean: float = 0.5) -> dict[str, Any]:

@@ -112,11 +112,14 @@ def measured(row: str, seed: int, overrides: Sequence[str], options: argparse.Na
         key: [line.figures[figure] for line in figures if figure in line.figures]
         for key, figure in {"explained": "value/explained_variance", "reward": "rewards/steps/mean"}.items()
     }
-    texts = [json.loads(line) for line in run["judged"].data_path.read_text(encoding="utf-8").splitlines()]
+    model, data = run["ppo"].model_path, run["judged"].data_path
+    assert model is not None
+    assert data is not None
+    texts = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
     return {
         "made": told.made,
         "curves": curves,
-        "held_out": explained(run["ppo"].model_path, texts),
+        "held_out": explained(model, texts),
         "train_s": run["ppo"].metrics["train_s"],
     }
 

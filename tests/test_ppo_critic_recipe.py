@@ -145,3 +145,12 @@ def test_a_recipe_starts_its_critic(recipe: Any, tmp_path: Path) -> None:
     assert folder is not None
     said = json.loads((folder / "critic/critic.json").read_text(encoding="utf-8"))
     assert (said["kind"], said["form"]["loss"]) == ("adapter", "binary")
+
+
+def test_passes_of_the_critic_are_counted_where_checkpoints_may_stand(recipe: Any) -> None:
+    """And nothing is asked of a recipe that leaves to the run when to save."""
+    api.validate(recipe("{}", critic_iterations=3))
+    found = mistakes(recipe("{}", critic_iterations=3, save_steps=500))
+    assert "save_steps=500 is no generation boundary" in found
+    assert "a multiple of 3" in found
+    api.validate(recipe("{}", critic_iterations=3, save_steps=501))

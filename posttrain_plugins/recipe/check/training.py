@@ -50,6 +50,8 @@ def check_training(checker: Checker, stages: RawStages, specs: Mapping[str, Stag
         if not is_typed or any(getattr(args, name, None) is None for name in NEEDED):
             continue  # values of another type, which are told already, or no trainer's config
         path = stages.by_id[id].path
+        if {"save_strategy", "save_steps"}.isdisjoint(options.given):
+            args.save_strategy = "no"  # as the run has it, whatever transformers' default; checkpoints come by time
         found = [
             *(issue for issue in (check_push(options.given),) if issue),
             *_steps(args),

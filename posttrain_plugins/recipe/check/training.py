@@ -45,7 +45,7 @@ def check_training(checker: Checker, stages: RawStages, specs: Mapping[str, Stag
             options = Options(of_config(target).fields, given if isinstance(given, Mapping) else {})
         except LookupError:  # told by the check of the stage
             continue
-        args = Arguments(options)
+        args: Any = Arguments(options)  # read, and set where a run has another default
         is_typed = all(n in options.fields and accepts(options.fields[n].type, v) for n, v in options.given.items())
         if not is_typed or any(getattr(args, name, None) is None for name in NEEDED):
             continue  # values of another type, which are told already, or no trainer's config

@@ -87,7 +87,8 @@ def main() -> int:
         made = {**cell(folder, engine, kind), "commit": record.commit()}
         results["cells"].setdefault(kind, {})[engine] = made
         results["seconds"] = round(results.get("seconds", 0.0) + time.perf_counter() - began, 1)
-        results["is_complete"] = all(_stands(results, *one, of_any_commit=options.next) for one in asked)
+        every = ((engine, kind) for engine in ENGINES for kind in KINDS)
+        results["is_complete"] = all(_stands(results, *one, of_any_commit=options.next) for one in every)
         record.write("launch", results, options.out)
     print(f"{len(missing[1:]) if options.next else 0} cells are left", file=sys.stderr)
     wrong = differences(results["cells"])

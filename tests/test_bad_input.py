@@ -367,7 +367,7 @@ def test_only_a_checkpoint_that_can_be_gone_on_from_is_complete(
     (tmp_path / f"checkpoint-{step}").mkdir()
     state = SimpleNamespace(global_step=step, max_steps=8, is_world_process_zero=True)
     accelerator = SimpleNamespace(wait_for_everyone=None)  # of one process nobody waits
-    trainer = SimpleNamespace(args=args, accelerator=accelerator, _tr_loss=0.0)  # of nothing else does it keep a figure
+    trainer = SimpleNamespace(args=args, accelerator=accelerator, state=state, _tr_loss=0.0)  # of nothing else does it keep a figure
     _Watch(context(tmp_path), trainer).on_save(args, state, None)
     assert (tmp_path / f"checkpoint-{step}" / "complete").is_file() == is_complete
 
@@ -391,7 +391,8 @@ def test_the_first_process_says_when_all_save_and_stop(
     reporter = SimpleNamespace(progress=lambda *_: None)
     of_its_own = StageContext("it", tmp_path, 3, {}, None, reporter, lambda: not stops)  # type: ignore[arg-type]
     accelerator = SimpleNamespace(wait_for_everyone=None, reduce=lambda loss, reduction: loss)
-    watch = _Watch(of_its_own, SimpleNamespace(args=args, accelerator=accelerator))
+    state = SimpleNamespace(global_step=0)
+    watch = _Watch(of_its_own, SimpleNamespace(args=args, accelerator=accelerator, state=state))
     watch.saved_at -= 0 if saves else 3600
     control = SimpleNamespace(should_save=False, should_training_stop=False, should_log=False)
     for step in (1, 2, 4):
@@ -413,7 +414,8 @@ def test_a_step_is_shown_with_its_own_figures(tmp_path: Path, logging_steps: int
         save_strategy="no", save_only_model=False, gradient_accumulation_steps=1, num_iterations=1, world_size=1
     )
     of_its_own = StageContext("it", tmp_path, 3, {}, None, reporter, lambda: False)  # type: ignore[arg-type]
-    watch = _Watch(of_its_own, SimpleNamespace(args=args, accelerator=SimpleNamespace(wait_for_everyone=None)))
+    accelerator, trained = SimpleNamespace(wait_for_everyone=None), SimpleNamespace(global_step=0)
+    watch = _Watch(of_its_own, SimpleNamespace(args=args, accelerator=accelerator, state=trained))
     for step in (1, 2, 3, 4):
         state = SimpleNamespace(global_step=step, max_steps=4, log_history=[], is_world_process_zero=True)
         is_logged = step % logging_steps == 0

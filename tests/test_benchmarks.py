@@ -296,6 +296,8 @@ def results_folder(folder: Path, seeds: Any, record: Any) -> Path:
     lost = {**fault, "phase": "publishing", "from": "the start", "corrupt": ["it-1: no manifest"]}
     kills = [{**fault, "equal": True}, {**fault, "equal": False}, {**lost, "equal": True}]
     record.write("faults", {"kills": kills, "steps": 14}, folder)
+    critic = {"curves": {"explained": [0.0, 0.5], "reward": [0.1, 0.3]}, "held_out": 0.25, "train_s": 12.0}
+    record.write("critic", {"rollouts": 2, "rows": {"zero": {"0": critic}}}, folder)
     record.write("overhead", {"pairs": 5, "steps": 60, "methods": {"sft": method}}, folder)
     ways = dict.fromkeys(("sampled", "greedy", *tried()), way())
     record.write("test_time", {"seeds": {"0": {"problems": 4}}, "strategies": seeds_summary(ways)}, folder)
@@ -373,6 +375,7 @@ def test_render_fills_every_table_and_check_tells_a_stale_one(benchmark: Any, tm
     assert "1. it cannot (hint: none)" in text
     assert "| `dpo`, lora | 9, 9 | optimizer.pt removed; optimizer.pt removed | 2 of 2 | 1 of 2 | 0 of 2 |" in text
     assert "1 went on from the checkpoint before the damaged one, 1 had none and began anew" in text
+    assert "| zero | 0.25 (0.25) | 0.50 | 0.30 | 12 |" in text
     assert "| SFT | 1.010 [1.000, 1.020] |" in text
     assert (
         "| 64, 64 | 1 | 1.010 [1.000, 1.020] | 1.30 (1.15) | 1.010 [1.000, 1.020] | 40% -> 40% | 9.0 s -> 8.0 s |"

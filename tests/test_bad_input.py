@@ -367,7 +367,7 @@ def test_only_a_checkpoint_that_can_be_gone_on_from_is_complete(
     (tmp_path / f"checkpoint-{step}").mkdir()
     state = SimpleNamespace(global_step=step, max_steps=8, is_world_process_zero=True)
     accelerator = SimpleNamespace(wait_for_everyone=None)  # of one process nobody waits
-    trainer = SimpleNamespace(args=args, accelerator=accelerator, state=state, _tr_loss=0.0)  # of nothing else does it keep a figure
+    trainer = SimpleNamespace(args=args, accelerator=accelerator, state=state, _tr_loss=0.0)  # no other figures
     _Watch(context(tmp_path), trainer).on_save(args, state, None)
     assert (tmp_path / f"checkpoint-{step}" / "complete").is_file() == is_complete
 

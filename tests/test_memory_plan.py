@@ -329,6 +329,7 @@ def test_each_stage_has_what_its_method_holds(recipe: Path) -> None:
         assert one.peak == max(one.update, one.rollout)  # the phases are never summed
 
 
+@pytest.mark.slow
 def test_what_saves_memory_does(recipe: Path) -> None:
     peaks = [
         of(recipe, "full", more).update
@@ -373,6 +374,7 @@ def test_a_model_of_parameters_is_known_before_it_is_made(tiny_model: Path, reci
 # --- advice ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_first_change_that_fits_is_the_line_to_write(recipe: Path) -> None:
     plan = planned(recipe)
     spec = plan["full"].spec
@@ -462,6 +464,7 @@ def test_work_is_told_from_the_options_and_the_last_run(recipe: Path) -> None:
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_plan_shows_memory_in_eighty_columns(recipe: Path, capsys: Any) -> None:
     from rich.console import Console
 

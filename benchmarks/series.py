@@ -81,6 +81,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "value_guided": {"all": TUNED},
     "real/chain": {"all": "development problems, seeds 10 and 11"},
     "real/react": {"all": "100 development problems, seeds 10 and 11"},
+    "real/reflection": {"all": "nothing: the first that were measured"},
     "real/forgetting": {"all": "nothing: the first that were measured"},
 }
 """Recipe -> model, `all` or `others` -> what its settings were chosen on. Whoever chooses anew on development problems

@@ -291,7 +291,7 @@ def test_every_model_that_gains_are_told_of_is_measured_by_its_recipe(benchmark:
 
 # --- With the weights: `make test-real` ------------------------------------------------------------------------------
 
-ONE_STEP = {"max_steps": 1, "per_device_train_batch_size": 4}
+ONE_STEP = {"max_steps": 1, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
 REDUCED: dict[str, dict[str, Any]] = {
     "real/chain": {"problems.size": 4, "exam.size": 2},
     "real/ppo": {"problems.size": 4, "exam.size": 2},
@@ -345,7 +345,7 @@ def test_recipe_runs_on_the_real_model(name: str, runs_dir: Path) -> None:
         details = artifact.details
         if details.get("metric") is None:
             continue
-        assert details["metric"] == "right"
+        assert details["metric"] in {"right", "finished"}
         assert set(details["overlap"].values()) == {0}, stage
         for measures in (found["measures"] for found in details["models"].values()):
             assert all(one["missing"] == 0 and not one["errors"] for one in measures.values())

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from small_training import SMALL
 
 torch = pytest.importorskip("torch")
 
@@ -24,22 +25,11 @@ from posttrain_plugins.trainers.one_base import ON_ONE_BASE, on_one_base  # noqa
 from posttrain_plugins.trainers.ppo.shared_reward import SharedClassifier, WithSharedRewards  # noqa: E402
 from posttrain_plugins.types import ResolvedReward  # noqa: E402
 
-ARGS: dict[str, Any] = {
-    "max_steps": 2,
-    "per_device_train_batch_size": 8,
+ARGS: dict[str, Any] = SMALL | {
     "num_generations": 4,
-    "max_completion_length": 8,
     "learning_rate": 0.1,
     "optim": "sgd",  # Adam's first step is the sign of a gradient, also of one that is 0 but for rounding
     "beta": 0.05,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "gradient_checkpointing": False,
-    "bf16": False,
-    "dataloader_pin_memory": False,
-    "disable_tqdm": True,
-    "report_to": [],
-    "seed": 3,
 }
 CONFIGS: dict[Any, Any] = {GRPOTrainer: GRPOConfig, RLOOTrainer: RLOOConfig}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_training import SMALL, digits
 
 torch = pytest.importorskip("torch")
 
@@ -21,26 +22,8 @@ from posttrain_plugins.trainers.ppo.critic import ValueHead  # noqa: E402
 from posttrain_plugins.trainers.ppo.return_scale import DECAY, RunningReturns  # noqa: E402
 from posttrain_plugins.trainers.ppo.trainer import PPOConfig, PPOTrainer  # noqa: E402
 
-ARGS: dict[str, Any] = {
-    "max_steps": 2,
-    "per_device_train_batch_size": 8,
-    "max_completion_length": 8,
-    "num_iterations": 1,
-    "learning_rate": 1e-3,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "gradient_checkpointing": False,
-    "bf16": False,
-    "dataloader_pin_memory": False,
-    "disable_tqdm": True,
-    "report_to": [],
-    "seed": 3,
-}
+ARGS: dict[str, Any] = SMALL | {"num_iterations": 1}
 Make = Callable[..., PPOTrainer]
-
-
-def digits(completions: list[Any], **columns: Any) -> list[float]:
-    return [sum(x.isdigit() for x in c[0]["content"]) / 8 for c in completions]
 
 
 def hundreds(completions: list[Any], **columns: Any) -> list[float]:

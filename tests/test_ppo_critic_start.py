@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_training import SMALL
 
 torch = pytest.importorskip("torch")
 
@@ -19,21 +20,7 @@ from posttrain_plugins.trainers.ppo.critic import ValueHead  # noqa: E402
 from posttrain_plugins.trainers.ppo.critic_start import saved_values  # noqa: E402
 from posttrain_plugins.trainers.ppo.trainer import PPOConfig, PPOTrainer  # noqa: E402
 
-ARGS: dict[str, Any] = {
-    "max_steps": 1,
-    "per_device_train_batch_size": 8,
-    "max_completion_length": 8,
-    "num_iterations": 1,
-    "learning_rate": 1e-3,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "gradient_checkpointing": False,
-    "bf16": False,
-    "dataloader_pin_memory": False,
-    "disable_tqdm": True,
-    "report_to": [],
-    "seed": 3,
-}
+ARGS: dict[str, Any] = SMALL | {"max_steps": 1, "num_iterations": 1}
 IDS = [[3, 9, 12, 20, 31, 7, 40, 11], [5, 6, 7, 8, 9, 10, 11, 12]]
 FORMS = {
     "regression": ValueForm("regression", -1.0, 3.0),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_training import SMALL
 
 torch = pytest.importorskip("torch")
 
@@ -26,21 +27,7 @@ from posttrain_plugins.trainers.ppo import process_rewards  # noqa: E402
 from posttrain_plugins.trainers.ppo.shared_reward import SharedClassifier, shared  # noqa: E402
 from posttrain_plugins.trainers.ppo.trainer import PPOConfig, PPOTrainer  # noqa: E402
 
-ARGS: dict[str, Any] = {
-    "max_steps": 2,
-    "per_device_train_batch_size": 8,
-    "max_completion_length": 8,
-    "num_iterations": 2,
-    "learning_rate": 1e-3,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "gradient_checkpointing": False,
-    "bf16": False,
-    "dataloader_pin_memory": False,
-    "disable_tqdm": True,
-    "report_to": [],
-    "seed": 3,
-}
+ARGS: dict[str, Any] = SMALL | {"num_iterations": 2}
 
 
 def digits(completions: list[Any], **columns: Any) -> list[float]:

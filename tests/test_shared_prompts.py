@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_training import SMALL, digits
 
 torch = pytest.importorskip("torch")
 
@@ -18,26 +19,8 @@ from posttrain_plugins.trainers import compat, shared_prompts  # noqa: E402
 from posttrain_plugins.trainers.prompt_layout import Batch, cheapest, costs  # noqa: E402
 from posttrain_plugins.trainers.shared_prompts import Sharing, share  # noqa: E402
 
-ARGS: dict[str, Any] = {
-    "max_steps": 2,
-    "per_device_train_batch_size": 8,
-    "num_generations": 4,
-    "max_completion_length": 8,
-    "learning_rate": 1e-3,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "gradient_checkpointing": False,
-    "bf16": False,
-    "dataloader_pin_memory": False,
-    "disable_tqdm": True,
-    "report_to": [],
-    "seed": 3,
-}
+ARGS: dict[str, Any] = SMALL | {"num_generations": 4}
 WIDTH = 9
-
-
-def digits(completions: list[Any], **columns: Any) -> list[float]:
-    return [sum(x.isdigit() for x in c[0]["content"]) / 8 for c in completions]
 
 
 def lora(**options: Any) -> Any:

@@ -80,7 +80,7 @@ test-slow: $(STAMP)
 	$(OFFLINE) $(BIN)/pytest -n auto --dist worksteal -m "slow and not gpu and not browser and not real and not launch" --durations=10
 
 test-real: $(REAL)
-	$(OFFLINE) $(BIN)/pytest tests/test_real_recipes.py tests/test_llama_cpp.py -m real --durations=5
+	$(OFFLINE) $(BIN)/pytest tests/test_real_recipes.py tests/test_llama_cpp.py tests/test_shared_prompts.py -m real --durations=5
 
 # DeepSpeed is built against the torch that is installed, by the setuptools and the ninja that are; last of the tiers, since
 # transformers imports it wherever it is installed

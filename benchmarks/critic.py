@@ -22,19 +22,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import record
 import render
 import series
+import trained_rows as rows
 
-from posttrain_plugins.record.figures import read_figures
 from posttrain_plugins.text import to_text
 
-ROOT = Path(__file__).resolve().parent.parent
 ROLLOUTS, MINIBATCHES = 40, 4
 ROWS: dict[str, dict[str, Any]] = {
     "zero": {},
@@ -53,16 +50,10 @@ RECIPE = """\
 extends: {root}/recipes/_tiny_sft.yaml
 name: critic
 datasets:
-  learned: {use: digit_chain, size: 960, seed: 4}
+  learned: {learned}
   exam: {use: digit_chain, split: test, size: 300}
 stages:
-  seen: {use: sample, model: sft, dataset: learned, rewards: [steps], num_generations: 8, max_tokens: 48, keep: all}
-  value:
-    use: value
-    model: sft
-    dataset: seen
-    args: {max_steps: 400, per_device_train_batch_size: 32, learning_rate: 5e-4, max_length: 80,
-           lr_scheduler_type: cosine, gradient_checkpointing: false}
+{value}
   ppo:
     use: ppo
     model: sft
@@ -70,7 +61,7 @@ stages:
     rewards: [steps]
     args: {per_device_train_batch_size: 32, steps_per_generation: 4, num_iterations: 1, learning_rate: 5e-5,
            critic_learning_rate: 1e-3, lr_scheduler_type: constant, kl_coef: 0.0, max_completion_length: 48,
-           gradient_checkpointing: false}
+           gradient_checkpointing: false, logging_steps: 1}
   judged: {use: sample, model: ppo, dataset: exam, rewards: [steps], num_generations: 4, max_tokens: 48, keep: all}
 """
 
@@ -79,45 +70,33 @@ def main() -> int:
     options = _options()
     overrides = [*(QUICK if options.quick else []), *options.override]
 
-    def standing(row: str) -> dict[str, dict[str, Any]]:
-        results, made_on = record.earlier("critic", overrides, options.out)
-        return {seed: {**made_on, **one} for seed, one in results.get("rows", {}).get(row, {}).items()}
-
-    def keep(row: str, seed: str, figures: dict[str, Any]) -> None:
-        rows = {name: seeds for name in ROWS if (seeds := standing(name))}
-        rows[row] = dict(sorted({**rows.get(row, {}), seed: figures}.items()))
-        ordered = {name: rows[name] for name in ROWS if name in rows}
-        results = {"overrides": overrides, "rollouts": _rollouts(options), "rows": ordered}
-        print(record.write("critic", results, options.out), file=sys.stderr)
+    def shown(results: Mapping[str, Any]) -> None:
         print(render.critic_table(results), flush=True)
-        draw(results, options.out / "critic.svg")
+        labels = {"explained": "explained variance", "reward": "reward"}
+        rows.draw([rows.Panel(label, rows.lines(results, key), "rollout") for key, label in labels.items()], figure)
 
-    one = series.Series(standing, lambda row, seed: measured(row, int(seed), overrides, options), keep)
+    figure = options.out / "critic.svg"
+    table = rows.Rows("critic", tuple(ROWS), overrides, {"rollouts": _rollouts(options)}, shown)
+    one = rows.series_of(table, lambda row, seed: measured(row, seed, overrides, options), options.out)
     return 1 if series.measure(one, options.rows, options) else 0
 
 
 def measured(row: str, seed: int, overrides: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
     """Train one row on one seed, and return its curves and what its critic explains of held-out completions."""
-    folder = options.runs_dir.resolve() / f"seed-{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "critic.yaml").write_text(RECIPE.replace("{root}", str(ROOT)), encoding="utf-8")
-    settings = settings_of(row, _rollouts(options))
-    asked = [f"stages.ppo.{key}={json.dumps(value)}" for key, value in settings.items()]
+    settings = {f"stages.ppo.{key}": value for key, value in settings_of(row, _rollouts(options)).items()}
     # only what the row needs: a row without a value model would make one for nothing
-    stages = ["base", "sft", *(["seen", "value"] if "critic" in settings else []), "ppo", "judged"]
-    told = series.Told(seed)
-    run = series.run_seed(told, str(folder / "critic"), options.runs_dir, [*asked, *overrides], only=stages)
-    figures = list(read_figures(run["ppo"].folder))
-    curves = {
-        key: [line.figures[figure] for line in figures if figure in line.figures]
-        for key, figure in {"explained": "value/explained_variance", "reward": "rewards/steps/mean"}.items()
-    }
+    stages = ["base", "sft", *(["seen", "value"] if "stages.ppo.critic" in settings else []), "ppo", "judged"]
+    run, made = rows.run(rows.Recipe("critic", RECIPE), seed, settings, stages, overrides, options.runs_dir)
+    figures = {"explained": "value/explained_variance", "reward": "rewards/steps/mean"}
+    curves = rows.curves(run["ppo"].folder, figures)
+    if len(curves["reward"]) != _rollouts(options):
+        raise ValueError(f"{len(curves['reward'])} rewards were logged of {_rollouts(options)} rollouts")
     model, data = run["ppo"].model_path, run["judged"].data_path
     assert model is not None
     assert data is not None
     texts = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
     return {
-        "made": told.made,
+        "made": made,
         "curves": curves,
         "held_out": explained(model, texts),
         "train_s": run["ppo"].metrics["train_s"],
@@ -140,12 +119,12 @@ def settings_of(name: str, rollouts: int) -> dict[str, Any]:
     return {**found, "args.max_steps": rollouts * MINIBATCHES * passes}
 
 
-def explained(model: Path, rows: Sequence[Mapping[str, Any]]) -> float | None:
+def explained(model: Path, judged: Sequence[Mapping[str, Any]]) -> float | None:
     """Return the share of the returns' variance that a critic explains, over the states behind each character.
 
     Args:
         model: the policy's folder, with its critic.
-        rows: `prompt`, `completion` and `reward`.
+        judged: `prompt`, `completion` and `reward`.
 
     Returns:
         None where all returns are equal.
@@ -155,7 +134,7 @@ def explained(model: Path, rows: Sequence[Mapping[str, Any]]) -> float | None:
     from posttrain_plugins.rewards.value_model import ValueModel
 
     critic = ValueModel(str(model))
-    kept = [row for row in rows if to_text(row["completion"])]
+    kept = [row for row in judged if to_text(row["completion"])]
     completions = [row["completion"] for row in kept]
     # every character a step: a token ends with one, and its value is that of the state behind it
     steps = [list(to_text(completion)) for completion in completions]
@@ -163,31 +142,8 @@ def explained(model: Path, rows: Sequence[Mapping[str, Any]]) -> float | None:
     critic.close()
     returns = np.concatenate([np.full(len(of), float(row["reward"])) for of, row in zip(values, kept, strict=True)])
     spread = float(np.var(returns))
-    return 1.0 - float(np.var(returns - np.concatenate(values))) / spread if spread > 0 else None
-
-
-def draw(results: Mapping[str, Any], file: Path) -> Path | None:
-    """Draw both curves over the rollouts, a line for each row, the mean of its seeds; None without matplotlib."""
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
-    with mpl.rc_context({"svg.hashsalt": "posttrain", "svg.fonttype": "none", "font.size": 9}):
-        figure = Figure(figsize=(9.0, 3.6), layout="constrained")
-        panels = figure.subplots(1, 2)
-        for panel, (key, label) in zip(
-            panels, {"explained": "explained variance", "reward": "reward"}.items(), strict=True
-        ):
-            for name, seeds in results["rows"].items():
-                curves = [one["curves"][key] for one in seeds.values()]
-                length = min(map(len, curves))
-                panel.plot([sum(c[i] for c in curves) / len(curves) for i in range(length)], label=name)
-            panel.set_xlabel("rollout")
-            panel.set_ylabel(label)
-        panels[0].legend(frameon=False)
-        figure.savefig(file, metadata={"Date": None})
-    return file
+    # of the squared error, as in `value.py`: one that is too high everywhere explains nothing
+    return 1.0 - float(np.mean((returns - np.concatenate(values)) ** 2)) / spread if spread > 0 else None
 
 
 def _rollouts(options: argparse.Namespace) -> int:

@@ -48,7 +48,8 @@ ARGS = {
     "gradient_checkpointing": False,
     "report_to": "none",
 }
-SAMPLING = {"max_completion_length": 8, "num_generations": 4, "num_iterations": 2}
+SAMPLING = {"max_completion_length": 8, "num_generations": 2, "num_iterations": 2}
+PROBLEMS = 8  # so few that what samples is killed in its second epoch and later, too
 LORA = {"adapter": {"use": "lora", "r": 4}}
 REWARDED = {"rewards": ["digits", "size"]}
 STAGES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -311,6 +312,7 @@ def _write_data(folder: Path) -> None:
     rows = {name: table.to_list() for name, table in datasets(folder, size=32).items()}
     rows["texts"] = [{"text": str(row["prompt"])} for row in rows["demos"]]
     rows["tasks"] = [{"task": ("a", "b")[i % 2], **row} for i, row in enumerate(rows["demos"])]
+    rows["problems"] = rows["problems"][:PROBLEMS]
     rows["scored"] = [
         {"prompt": row["prompt"], "completion": row["completion"], "reward": float(row["label"])}
         for row in rows["labelled"]

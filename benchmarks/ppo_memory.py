@@ -64,6 +64,17 @@ STAGE = """
 """
 
 
+def made_base(folder: Path, model: str = GGUF) -> Path:
+    """Make a recipe's `model`, given as YAML, without training anything, and return its folder."""
+    import posttrain_plugins as pp
+
+    recipe = folder / "base.yaml"  # which has to have a stage
+    recipe.write_text(f"name: base\nseed: 0\nmodel: {model}\nstages:\n  out: {{use: merge, model: base}}\n")
+    found = pp.run(recipe, runs_dir=folder / "runs", until="base")["base"].model_path
+    assert found is not None
+    return Path(found)
+
+
 def main() -> int:
     options = _options()
     if options.stage:

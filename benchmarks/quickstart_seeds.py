@@ -5,7 +5,10 @@ What stands in the results file is not run again (`series.py`). What must hold, 
 1. the gains in sampled accuracy of sft (over base), dpo and grpo (over sft): the whole 95 % interval is above 0;
 2. the reward model orders at least 80 % of held-out pairs as the checker does;
 3. for sft, the majority of 8 and the best of 8 by the reward model are above sampled accuracy;
-4. no model was trained on a held-out problem.
+4. no model was trained on a held-out problem;
+5. best of 8 by a reward model is below one sample only where `evaluate` says that it is over-optimised;
+6. best of 8 of the newer models by the reward model that was trained again, on their completions too, is above best of
+   8 by the first one, on the mean over seeds.
 
     python benchmarks/quickstart_seeds.py --seeds 0 1 2
 """
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping
+from statistics import fmean
 from typing import Any
 
 import render
@@ -22,12 +26,15 @@ import series
 GAINS = ("sft", "dpo", "grpo")
 RM_ACCURACY = 0.8
 RM_LABEL = "best_of_n(n=8, scorer=rm)"
+NEWER_RM_LABEL = "best_of_n(n=8, scorer=newer_rm)"
+NEWER = ("dpo", "grpo")
 ORACLE_LABEL = "best_of_n(n=8, scorer=correct) (oracle)"
 MEASURES = {
     "sampled": "sampled",
     "greedy": "greedy",
     "majority": "majority",
     "best_of_n_rm": RM_LABEL,
+    "best_of_n_newer_rm": NEWER_RM_LABEL,
     "best_of_n_oracle": ORACLE_LABEL,
 }
 
@@ -43,6 +50,14 @@ def one_seed(seed: int, options: argparse.Namespace) -> dict[str, Any]:
 def over_seeds(seeds: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The pooled gains, and what is missed of what must hold."""
     missed = [f"seed {seed}: {what}" for seed, found in seeds.items() for what in unmet(found)]
+    newer = [found for found in seeds.values() if "best_of_n_newer_rm" in found["models"]["dpo"]]
+    for name in NEWER if newer else ():
+        again, first = (
+            fmean(found["models"][name][key]["mean"] for found in newer)
+            for key in ("best_of_n_newer_rm", "best_of_n_rm")
+        )
+        if again <= first:
+            missed.append(f"{name}: best of 8 by the newer reward model is {again:.3f}, by the first one {first:.3f}")
     return {"gains": series.gains_of(seeds), "missed": missed}
 
 
@@ -56,6 +71,7 @@ def collect(details: Mapping[str, Any], manifests: Mapping[str, Mapping[str, Any
         models[name]["parent"] = found["gain"].get("over")
         models[name]["gain"] = found["gain"].get("measures", {}).get("sampled")
         models[name]["pass_at"] = measures["sampled"]["pass_at"]
+        models[name]["over_optimised"] = measures["sampled"]["over_optimised"]
     return {
         "problems": details["problems"],
         "overlap": details["overlap"],
@@ -79,6 +95,14 @@ def unmet(found: Mapping[str, Any]) -> Iterator[str]:
     for name in ("majority", "best_of_n_rm"):
         if models["sft"][name]["mean"] <= sampled:
             yield f"sft's {name} is {models['sft'][name]['mean']:.3f}, expected above sampled accuracy {sampled:.3f}"
+    is_older = any("over_optimised" not in of_model for of_model in models.values())
+    if is_older:
+        yield "measured before a reward model was trained again: measure anew, with --after"
+    for name, of_model in models.items() if not is_older else ():
+        for scorer, key in (("rm", "best_of_n_rm"), ("newer_rm", "best_of_n_newer_rm")):
+            best, one = of_model[key]["mean"], of_model["sampled"]["mean"]
+            if best < one and scorer not in of_model["over_optimised"]:
+                yield f"{name}'s best of 8 by {scorer} is {best:.3f}, below one sample {one:.3f}, and nothing says so"
     for name, count in found["overlap"].items():
         if count:
             yield f"{name} was trained on {count} of the held-out problems, expected none"

@@ -48,6 +48,7 @@ GAINS: dict[str, tuple[Gain, ...]] = {
         Gain("steps", "greedy", "answers", "self_consistency"),
     ),
     "ppo": (Gain("ppo", "sampled", "sft", "sampled"), Gain("ppo", "greedy", "sft", "greedy")),
+    "qlora": (Gain("dpo", "sampled", "sft", "sampled"), Gain("grpo", "sampled", "sft", "sampled")),
     "react": (
         Gain("traces", "react", "traces", "greedy"),
         Gain("traces", "react", "answers", "greedy"),

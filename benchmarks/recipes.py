@@ -29,6 +29,7 @@ import human_feedback
 import methods
 import quickstart_seeds
 import render
+import search
 import series
 import test_time
 
@@ -37,12 +38,15 @@ OTHERS = {
     "quickstart": quickstart_seeds.ALONE,
     "test_time": test_time.ALONE,
     "human_feedback": human_feedback.ALONE,
+    **search.RECIPES,
 }
 """Recipes of which a script of their own tells more."""
 NAMES = sorted(file.stem for file in (ROOT / "recipes").glob("[!_]*.yaml"))
 OVERRIDES = {"full_deepspeed": ("launch={num_processes: 2}",)}
 """What a recipe needs on two cores."""
 DEVELOPMENT_SEEDS = [7]
+SPLITS = {"tree", "graph"}
+"""Recipes whose data sets have a split `development`; of the others a seed draws other held-out problems."""
 
 
 def main() -> int:
@@ -89,7 +93,11 @@ def _options() -> argparse.Namespace:
             options.seeds = DEVELOPMENT_SEEDS
         if reported := {*options.seeds} & {*series.REPORTED}:
             parser.error(f"seed {min(reported)} is reported: no setting is chosen on it")
-        options.override = [*series.DEVELOPMENT, *options.override]
+        split = {*options.recipes} <= SPLITS  # whose held-out problems are split by name
+        own = ["datasets.heldout.split=development"] if split else list(series.DEVELOPMENT)
+        if {*options.recipes} & SPLITS and not split:
+            parser.error(f"{', '.join(sorted(SPLITS))} have development problems of their own: try them by themselves")
+        options.override = [*own, *options.override]
         tried = re.sub(r"[^\w.=-]+", "_", " ".join(options.override))
         options.out = ROOT / "runs" / "development" / tried
     return options

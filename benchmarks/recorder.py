@@ -170,8 +170,8 @@ def _unfollowed() -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         for owner, name, value in (
-            (compat, "new_metrics", lambda trainer, seen: {}),
-            (compat, "observe_generation", lambda trainer, sink: False),
+            (compat, "new_metrics", lambda *args: {}),
+            (compat, "observe_generation", lambda *args: False),
             (watch._Watch, "_show", lambda *args: None),
             (watch._Watch, "_write", lambda *args: None),
             (watch._Watch, "_peak", lambda *args: 0.0),

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import levels
+
 __all__ = [
     "TABLES",
     "adapters_table",
@@ -35,6 +37,7 @@ __all__ = [
     "methods_table",
     "overhead_table",
     "ppo_memory_table",
+    "process_rewards_table",
     "quickstart_table",
     "real_kills_table",
     "real_table",
@@ -42,13 +45,17 @@ __all__ = [
     "recipe_table",
     "render",
     "render_recipe",
+    "search_table",
     "share_prompts_table",
     "test_time_table",
+    "value_table",
 ]
 
 ROOT = Path(__file__).resolve().parent.parent
 BUSY = 1.5
 """Load above which a figure is marked, for each core; the script itself makes 1."""
+LEVEL = 0.95
+"""Of the reward, that PPO's critics are compared at."""
 SEEDS = 3
 """Of fewer it is said how many."""
 TUNED = "tuned on what it reports"
@@ -134,17 +141,30 @@ def recipe_header(results: Json, environment: Json) -> list[str]:
         ]
         gain = f" ({_gain_by_seed(found)})" if (found := _gain_of(results, model)) else ""
         told.append(f"{model} {_mean_of([one['mean'] for one in sampled]):.2f}{gain}")
+    if any("over_greedy" in way for way in results.get("strategies", {}).values()):
+        told = [f"{name} {results['strategies'][name]['mean']:.2f}" for name in ("sampled", "greedy")]
+        told += _best_strategies(results["strategies"])
     minutes = _mean_of([sum(seed["seconds"].values()) / 60 for seed in seeds if "seconds" in seed] or [0.0])
     hardware = environment["hardware"]
     machine = hardware["gpu"] or f"{hardware['cpu']}, {hardware['cores']} cores"
     took = f"{minutes:.0f} minutes a seed with base and SFT, " if minutes else ""
-    lines = textwrap.wrap(f"Sampled accuracy: {', '.join(told)}.", 112) if told else []
+    measured = "Accuracy" if not seeds[0].get("models") else "Sampled accuracy"
+    lines = textwrap.wrap(f"{measured}: {', '.join(told)}.", 112) if told else []
     of = _seeds(results["seeds"])
     doubted = doubts(environment, results, is_marked_up=False)
     lines += textwrap.wrap(f"{of[0].upper()}{of[1:]}; {took}on {machine}{doubted}.", 112)
     if tuned := _tuned(results.get("settings", {})):
         lines.append(f"Settings of {tuned}: {TUNED}.")
     return lines
+
+
+def _best_strategies(strategies: Json, count: int = 3) -> list[str]:
+    """The most accurate strategies that do not know the answer, each with its gain over greedy."""
+    known = {name: way for name, way in strategies.items() if "over_greedy" in way and not name.endswith("(oracle)")}
+    best = sorted(known, key=lambda name: -known[name]["mean"])[:count]
+    return [
+        f"{name.partition('(')[0]} {known[name]['mean']:.2f} ({_gain(known[name]['over_greedy'])})" for name in best
+    ]
 
 
 def _gain_of(results: Json, model: str) -> dict[str, Any] | None:
@@ -199,8 +219,11 @@ def _mean_of(values: Sequence[float]) -> float:
 def quickstart_table(results: Json) -> str:
     """One row per model: means over seeds, with the widest ends of their 95 % intervals; then the reward model."""
     seeds = results["seeds"]
+    models = next(iter(seeds.values()))["models"]
+    told = {"best_of_n_rm": "reward model", "best_of_n_newer_rm": "reward model trained again"}
+    scorers = {name: label for name, label in told.items() if name in next(iter(models.values()))}
     rows = []
-    for model in next(iter(seeds.values()))["models"]:
+    for model in models:
         found = [seed["models"][model] for seed in seeds.values()]
         gain = _gain_of(results, model)
         rows.append(
@@ -209,14 +232,23 @@ def quickstart_table(results: Json) -> str:
                 _over_seeds([one["sampled"] for one in found]),
                 *([f"{_gain(gain)} over {gain['over']}", _by_seed(gain)] if gain else ["", ""]),
                 *(_mean([one[name]["mean"] for one in found]) for name in ("greedy", "majority")),
-                *(_mean([one[name]["mean"] for one in found]) for name in ("best_of_n_rm", "best_of_n_oracle")),
+                *(_mean([one[name]["mean"] for one in found]) + _followed_too_far(found, name) for name in scorers),
+                _mean([one["best_of_n_oracle"]["mean"] for one in found]),
             ]
         )
     head = ["model", "sampled accuracy", "gain", "by seed", "greedy", "majority"]
-    head += ["best of n, reward model", "best of n, oracle"]
+    head += [f"best of n, {scorers[name]}" for name in scorers] + ["best of n, oracle"]
     pairs = ", ".join(f"{seed['rm_eval_accuracy']:.2f}" for seed in seeds.values())
     note = f"{_intervals(results, [row[0] for row in rows])} Reward model on held-out pairs: {pairs}."
+    if any("over-optimised" in cell for row in rows for cell in row):
+        note += " Over-optimised: best of k by it falls as k grows, by more than noise, on so many of the seeds."
     return f"{_table(head, rows)}\n\n{note}"
+
+
+def _followed_too_far(found: Sequence[Json], name: str) -> str:
+    """On how many seeds `evaluate` says of a model's best of n by a scorer that it is followed too far."""
+    count = sum(name.removeprefix("best_of_n_") in one.get("over_optimised", {}) for one in found)
+    return f" (over-optimised, {count} of {len(found)})" if count else ""
 
 
 def overhead_table(results: Json) -> str:
@@ -285,6 +317,9 @@ def gradient_checkpointing_table(results: Json) -> str:
     return f"{_table(head, rows)}\n\n{note}"
 
 
+WAYS = {"plain": "as TRL does", "shared": "shared"}
+
+
 def share_prompts_table(results: Json) -> str:
     """One row per case: how much faster a step is, what generation takes of it, and the way that the formula took."""
     rows = []
@@ -300,6 +335,15 @@ def share_prompts_table(results: Json) -> str:
         f"Medians of interleaved pairs of steps with 95 % intervals, in CPU time; groups of {results['group']}, LoRA, "
         "`beta` above 0. The first ratio has `rollouts: engine` in it."
     )
+    if curves := results.get("curves"):
+        ends = {side: [_mean_of(one[side][-len(one[side]) // 5 :]) for one in curves.values()] for side in WAYS}
+        told = "; ".join(
+            f"{_mean(of)} ({', '.join(f'{value:.3f}' for value in of)}) {WAYS[side]}" for side, of in ends.items()
+        )
+        note += (
+            f" What is learned, the quickstart's GRPO on {_seeds(curves)}: mean reward of the last fifth of the steps "
+            f"{told}."
+        )
     return f"{_table([*head, 'share of generation', 'CPU time of a step', 'way'], rows)}\n\n{note}"
 
 
@@ -440,13 +484,22 @@ def real_table(results: Json) -> str:
                 ]
             )
     head = ["recipe", "model, accuracy", "over", "gain [95 %]", "by seed"]
-    first = next(iter(next(iter(results["recipes"].values()))["seeds"].values()))
-    problems = len(next(iter(next(iter(first["values"].values())).values())))
     note = (
-        f"{problems} problems of an exam that was opened when all settings stood. The interval is of a bootstrap over "
+        f"{_problems(results)} of an exam that was opened when all settings stood. The interval is of a bootstrap over "
         f"problems, which are the same for all seeds, and over seeds.{_minutes(results)}"
     )
     return f"{_table(head, rows)}\n\n{note}{_ways_table(results)}"
+
+
+def _problems(results: Json) -> str:
+    """How many problems the exams have: the first recipe's, and in brackets those that have another number."""
+    sizes = {}
+    for recipe, found in results["recipes"].items():
+        of_a_model = next(iter(next(iter(found["seeds"].values()))["values"].values()))
+        sizes[recipe] = len(next(iter(of_a_model.values())))
+    usual = next(iter(sizes.values()))
+    others = ", ".join(f"{size} of `real/{recipe}`" for recipe, size in sizes.items() if size != usual)
+    return f"{usual} problems{f' ({others})' if others else ''}"
 
 
 def _ways_table(results: Json) -> str:
@@ -666,6 +719,48 @@ def _is_whole(row: Json) -> bool:
     return row["equal"] and not row["corrupt"] and "error" not in row
 
 
+ALONE = "one process"
+
+
+def launch_table(results: Json) -> str:
+    """One row per kind of training: the last step's loss under each engine, and how far weights are from DDP's."""
+    cells = results["cells"]
+    engines = list(dict.fromkeys(engine for made in cells.values() for engine in made))
+    rows = []
+    for kind, made in cells.items():
+        last = [_last_loss(made.get(engine)) for engine in engines]
+        far = [one["from_ddp"] for name, one in made.items() if name != ALONE and one.get("from_ddp") is not None]
+        rows.append([f"`{kind}`", *last, f"{max(far):.0e}" if far and max(far) else "0"])
+    count = sum(len(made) for made in cells.values())
+    wrong = sum(bool(one.get("error") or one["unexpected"]) for made in cells.values() for one in made.values())
+    head = [
+        "kind",
+        *(engine if engine == ALONE else f"`{engine}`" for engine in engines),
+        "weights, furthest from DDP's",
+    ]
+    note = (
+        f"Loss of the last of {results['steps']} steps, the same rows in each; two processes but for the first column. "
+        f"{count - wrong} of {count} artifacts load in one process with no weight missing or left over. GRPO and PPO "
+        "draw other samples in one process. FSDP2 by a shim: accelerate has it on GPUs alone."
+    )
+    return f"{_table(head, rows)}\n\n{note}"
+
+
+def _last_loss(made: Json | None) -> str:
+    if made is None:
+        return ""
+    return "failed" if made.get("error") else f"{made['losses'][-1]:.4f}"
+
+
+def store_kills_table(results: Json) -> str:
+    """One line: kills, phases, what was lost."""
+    phases = ", ".join(f"{count} while {name}" for name, count in results["phases"].items() if count)
+    return (
+        f"{results['kills']} kills of runs that compute nothing, at random moments ({phases}); {results['went_on']} "
+        f"went on from a checkpoint; {len(results['wrong'])} lost or changed anything."
+    )
+
+
 def critic_table(results: Json) -> str:
     """One row for each setting of PPO's critic: what it explains of held-out completions, and the policy's level."""
     last = max(1, results["rollouts"] // 5)
@@ -677,19 +772,111 @@ def critic_table(results: Json) -> str:
             # returns that are all equal explain nothing, and have no line
             ends = [_mean_of(one["curves"][key][-last:]) for one in seeds.values() if one["curves"][key]]
             cells.append(_mean(ends) if ends else "")
-        rows.append([name, *cells, _mean([one["train_s"] for one in seeds.values()], 0)])
-    head = ["critic", "held-out explained variance (by seed)", "in training", "reward", "train s"]
+        reached = [levels.reached(one["curves"]["reward"], LEVEL, 3) for one in seeds.values()]
+        cells.append(", ".join("never" if count is None else str(count) for count in reached))
+        rows.append([name, *cells])
+    head = ["critic", "held-out explained variance (by seed)", "in training", "reward", f"rollouts to {LEVEL:.2f}"]
     note = (
         "Each row keeps what the rows above it changed. Held out: completions of the trained policy on other problems, "
         f"their reward the return of each state. In training and reward: means of the last {last} rollouts, before the "
-        "critic has learned from them."
+        f"critic has learned from them. Rollouts, of 128 completions each, until the mean reward of three in a row is "
+        f"{LEVEL:.2f}, by seed."
     )
     return f"{_table(head, rows)}\n\n{note}"
 
 
+def search_table(results: Json) -> str:
+    """One row per way of answering, the most accurate first: tokens, gain over greedy, best of n at as many tokens."""
+    names = list(next(iter(results["strategies"].values()))["best_at_its_tokens"])
+    rows = []
+    for name, way in sorted(results["strategies"].items(), key=lambda item: -item[1]["mean"]):
+        is_oracle = name.endswith("(oracle)")
+        gain = way.get("over_greedy")
+        told = f"{gain['mean']:+.2f} [{gain['low']:+.2f}, {gain['high']:+.2f}]" if gain else ""
+        by_seed = ", ".join(f"{value:+.2f}" for value in gain["by_seed"].values()) if gain else ""
+        best = ["" if is_oracle else f"{way['best_at_its_tokens'][by]:.2f}" for by in names]
+        rows.append([f"`{name}`", f"{way['mean']:.2f}", f"{way['tokens']:.0f}", told, by_seed, *best])
+    best_of = [f"best of n (`{by}`) at as many" for by in names]
+    head = ["strategy", "accuracy", "tokens a problem", "over greedy [95 %]", "by seed", *best_of]
+    problems = next(iter(results["seeds"].values()))["problems"]
+    note = (
+        f"{problems} held-out problems, {_seeds(results['seeds'])}; the interval is of a bootstrap over problems and "
+        "seeds. Tokens: read and written, by reward models too. Best of n: the best for at most as many tokens, up to "
+        "the samples that there are."
+    )
+    return f"{_table(head, rows)}\n\n{note}"
+
+
+def value_table(results: Json) -> str:
+    """One row for each value function and policy: explained variance, what can be explained, and the share."""
+    rows = []
+    for name, seeds in results["rows"].items():
+        found = list(seeds.values())
+        shares = ", ".join(f"{one['share']:.2f} [{one['share_low']:.2f}, {one['share_high']:.2f}]" for one in found)
+        cells = [_mean([one[key] for one in found]) for key in ("explained", "bound", "share")]
+        rows.append([name, *cells, shares, _mean([one["states"] for one in found], 0)])
+    head = ["value function, of", "explained variance", "bound", "share of the bound", "by seed [95 %]", "states"]
+    note = (
+        f"Of held-out problems; from each state {results['rollouts']} completions, whose rewards are what is to be "
+        "explained. The bound is what the best function of the state could explain; intervals over problems."
+    )
+    return f"{_table(head, rows)}\n\n{note}"
+
+
+def process_rewards_table(results: Json) -> str:
+    """One row for each method and process reward: when gold has each level, and whether it fell as the proxy rose."""
+    told_levels = [f"{level:.2f}" for level in results["levels"]]
+    rows = []
+    for name, seeds in results["rows"].items():
+        method, source, *alone = name.split("_")
+        found = list(seeds.values())
+        gold = [one["gold"] for one in found]
+        cells = [f"{_mean(gold)} ({', '.join(f'{value:.2f}' for value in gold)})"]
+        for level in told_levels:
+            cells.append(_when([one["steps_to"][level] for one in found]))
+            reached = [one["completions_to"][level] for one in found]
+            cells.append("" if None in reached else f"{_mean_of(reached):,.0f}")
+        cells.append(f"{_mean_of([one['judge_completions'] for one in found]):,.0f}")
+        judged = [one["hacked"] for one in found if one["hacked"]]
+        for curve in ("gold", "proxy"):
+            changes = [one[curve]["mean"] for one in judged]
+            told = ", ".join(f"{change:+.2f}" for change in changes)
+            cells.append(f"{_mean_of(changes):+.2f} ({told})" if changes else "")
+        count = sum(one["is_hacked"] for one in judged)
+        cells.append(f"{'**' * (count > 0)}{count} of {len(judged)}{'**' * (count > 0)}" if judged else "")
+        paid = "no" if alone else "yes"
+        rows.append([method.upper(), source, paid, *cells, _mean([one["train_s"] for one in found], 0)])
+    head = ["method", "process reward", "outcome paid", "gold at the end (by seed)"]
+    for level in told_levels:
+        head += [f"steps to {level} (by seed)", f"completions to {level}"]
+    head += ["completions for the judge", "gold since its best", "proxy since then", "hacked", "train s"]
+    note = (
+        f"Gold: strict accuracy of the completions of a step, of which there are {results['steps']} with "
+        f"{results['completions_a_step']} completions each; at the end and to a level as the mean of 5 steps. Proxy: "
+        "the sum of the step scores that are paid, in units of its source. Hacked: from the 10 steps in which gold's "
+        "mean is highest to the last 10, gold is lower and the proxy higher, each by more than 3 standard errors. "
+        "The outcome's row has no judge and no proxy; nothing was tuned for a row."
+    )
+    return f"{_table(head, rows)}\n\n{note}"
+
+
+def _when(steps: Sequence[int | None]) -> str:
+    """Steps to a level by seed, with their mean where every seed has it."""
+    told = ", ".join("never" if step is None else str(step) for step in steps)
+    known = [step for step in steps if step is not None]
+    return f"{_mean(known, 0)} ({told})" if len(known) == len(steps) else told if known else "never"
+
+
 TABLES: dict[str, Callable[[Json], str]] = {
     "critic": critic_table,
+    "value": value_table,
+    "search": search_table,
+    "tree": search_table,
+    "graph": search_table,
+    "process_rewards": process_rewards_table,
     "faults": faults_table,
+    "launch": launch_table,
+    "store_kills": store_kills_table,
     "adapters": adapters_table,
     "kills": kills_table,
     "quickstart_seeds": quickstart_table,

@@ -75,12 +75,19 @@ DRAWS = 10_000
 
 UNRECORDED = "not recorded"
 SETTINGS: dict[str, dict[str, str]] = {
+    "graph": {"all": "development lists, seed 10"},
     "human_feedback": {"all": "seed 7, with other held-out problems than these"},
     "offline": {"kto": TUNED, "others": UNRECORDED},
     "star": {"all": TUNED},
-    "value_guided": {"all": TUNED},
+    "value_guided": {"all": "nothing: the first that were measured; of its value models seed 10 of search"},
+    "tree": {"all": "development problems, seed 10"},
+    "iterated_rlhf": {"all": "nothing: the first that were measured"},
+    "search": {"all": "seed 10, with other held-out problems than these"},
     "real/chain": {"all": "development problems, seeds 10 and 11"},
-    "real/react": {"all": "100 development problems, seeds 10 and 11"},
+    "real/react": {"all": "development problems, seeds 13, 14 and 15, of GRPO seed 13"},
+    "real/ppo": {"all": "nothing: the first that were measured"},
+    "real/qlora": {"all": "nothing: the first that were measured"},
+    "real/strategies": {"all": "nothing: the first that were measured"},
     "real/reflection": {"all": "nothing: the first that were measured"},
     "real/forgetting": {"all": "nothing: the first that were measured"},
 }
@@ -128,6 +135,11 @@ def values_of(samples: Path, metric: str) -> Values:
         row = json.loads(line)
         of_measure = scores.setdefault(row["model"], {}).setdefault(row["measure"], {})
         of_measure.setdefault(int(row["problem"]), []).append(row["rewards"][metric])
+    problems = {problem for measures in scores.values() for of in measures.values() for problem in of}
+    for model, measures in scores.items():
+        for name, of in measures.items():
+            if lacking := problems - of.keys():
+                raise ValueError(f"{name} of {model} has no answer to problem {min(lacking)}: it cannot be paired")
     return {
         model: {name: [float(np.mean(of[problem])) for problem in sorted(of)] for name, of in measures.items()}
         for model, measures in scores.items()
@@ -310,6 +322,11 @@ def measure(series: Series, names: Sequence[str], options: argparse.Namespace) -
         print(f"{name}, seed {seed}", file=sys.stderr, flush=True)
         try:
             figures = series.one(name, seed)
+            # HEAD may move while it runs, when results are committed: what ran is what was loaded in the beginning
+            if record.commit().endswith("-dirty") and not commit.endswith("-dirty"):
+                commit += "-dirty"
+            load = [round(before, 2), round(os.getloadavg()[0], 2)]
+            series.keep(name, seed, {"commit": commit, "load_average": load, **figures})
         except Interrupted as stop:  # somebody wants it to end: not the next one either
             print(stop.message, file=sys.stderr, flush=True)
             raise SystemExit(stop.exit_code) from stop
@@ -317,11 +334,6 @@ def measure(series: Series, names: Sequence[str], options: argparse.Namespace) -
             failed.append(f"{name}, seed {seed}: {type(error).__name__}: {error}")
             print(f"error: {failed[-1]}", file=sys.stderr, flush=True)
             continue
-        # HEAD may move while it runs, when results are committed: what ran is what was loaded in the beginning
-        if record.commit().endswith("-dirty") and not commit.endswith("-dirty"):
-            commit += "-dirty"
-        load = [round(before, 2), round(os.getloadavg()[0], 2)]
-        series.keep(name, seed, {"commit": commit, "load_average": load, **figures})
         if options.next:
             break
     return failed
@@ -356,7 +368,9 @@ def of_files(
     def keep(name: str, seed: str, figures: dict[str, Any]) -> None:
         seeds = dict(sorted({**standing(name), seed: figures}.items(), key=lambda one: int(one[0])))
         about = {"recipe": name, "overrides": options.override, "settings": settings_of(name)}
-        results = {**about, "seeds": seeds, **recipes[name].over_seeds(seeds)}
+        results = {**about, "seeds": seeds}
+        record.write(recipes[name].file, results, options.out)  # first: what was measured is not lost with its summary
+        results |= recipes[name].over_seeds(seeds)
         print(record.write(recipes[name].file, results, options.out), file=sys.stderr)
         print(recipes[name].table(results), flush=True)
         also(name)

@@ -8,6 +8,9 @@ Settings are TRL's own but for a KL term (`beta`), so that a step takes the refe
 holds what the formula chose.
 
     python benchmarks/share_prompts.py --pairs 15
+    python benchmarks/share_prompts.py --curves      # what is learned: the quickstart's GRPO both ways, seeds 0, 1, 2
+
+The file keeps what the other command measured.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from typing import Any
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
 
 import record
-from ppo_memory import GGUF
+from ppo_memory import made_base
 
 CASES = {"64, 64": (64, 64), "256, 16": (256, 16), "16, 128": (16, 128)}
 """Tokens of prompt and completion; in the last the formula declines."""
@@ -36,29 +39,50 @@ RARE = "<reponame>"  # stands for EOS, so that no completion ends early
 GOALS = {"64, 64": (1.3, 1.15), "256, 16": (3.0, 2.5), "16, 128": (1.0, 0.95)}
 
 
+SHARED = ("stages.grpo.share_prompts=true", "stages.grpo.rollouts=engine")
+
+
 def main() -> int:
     options = _options()
+    file = options.out / "share_prompts.json"
+    earlier = json.loads(file.read_text(encoding="utf-8"))["results"] if file.is_file() else {}
+    if options.curves:
+        curves: dict[str, Any] = {}
+        for seed in options.seeds:
+            curves[str(seed)] = {**_curves(seed, options.runs_dir.resolve()), **_made_on()}
+            file = record.write(
+                "share_prompts", {"group": GROUP, "cases": {}, **earlier, "curves": curves}, options.out
+            )
+        print(file)
+        return 0
     with tempfile.TemporaryDirectory() as scratch:
-        model = options.model or _base(Path(scratch))
+        model = options.model or made_base(Path(scratch))
         cases: dict[str, Any] = {}
         for name in options.cases:
             for found in _compare(name, model, options.pairs, Path(scratch)):
-                cases[name] = found
-                made = {"group": GROUP, "cases": cases}
+                cases[name] = {**found, **_made_on()}
+                made = {**earlier, "group": GROUP, "cases": cases}
                 file = record.write("share_prompts", made, options.out)
     print(file)
     return 0
 
 
-def _base(folder: Path) -> Path:
-    """Make SmolLM2 out of its package, and return its folder."""
-    import posttrain_plugins as pp
+def _made_on() -> dict[str, Any]:
+    """The commit and the load, of what stands in one file with what another command measured."""
+    return {"commit": record.commit(), "load_average": round(os.getloadavg()[0], 2)}
 
-    recipe = folder / "base.yaml"
-    recipe.write_text(f"name: base\nseed: 0\nmodel: {GGUF}\nstages: {{}}\n", encoding="utf-8")
-    found = pp.run(recipe, runs_dir=folder / "runs", until="base")["base"].model_path
-    assert found is not None
-    return Path(found)
+
+def _curves(seed: int, runs_dir: Path) -> dict[str, list[float]]:
+    """Return the mean reward of each step of the quickstart's GRPO, as it is and shared."""
+    import series
+
+    from posttrain_plugins.record.figures import read_figures
+
+    found = {}
+    for side, overrides in (("plain", ()), ("shared", SHARED)):
+        run = series.run_seed(series.Told(seed), "quickstart", runs_dir, overrides, only=["base", "sft", "grpo"])
+        found[side] = [line.figures["reward"] for line in read_figures(run["grpo"].folder) if "reward" in line.figures]
+    return found
 
 
 def _compare(name: str, model: Path, pairs: int, scratch: Path) -> Iterator[dict[str, Any]]:
@@ -182,6 +206,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=15, help="of each case")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--model", type=Path, help="a folder with SmolLM2; by default it is made")
+    parser.add_argument("--curves", action="store_true", help="learning curves in place of times")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the curves (0 1 2)")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs/seeds"), help="of the curves; what is there stands")
     parser.add_argument("--out", type=Path, default=record.RESULTS, help="where the results file goes")
     return parser.parse_args()
 

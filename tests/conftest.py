@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads; pytest-xdist h
 if not os.access("/dev/nvidiactl", os.F_OK):
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, where it is installed, prints which it has chosen
 
+import importlib
 import importlib.util
 import json
 import re
@@ -130,6 +131,13 @@ def write_recipe(tmp_path: Path) -> Callable[..., Path]:
         return file
 
     return write
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Imports a benchmark as its neighbours do: by name, from its own folder."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    return importlib.import_module
 
 
 @pytest.fixture(scope="session")

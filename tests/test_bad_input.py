@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import posttrain_plugins as pp
 from posttrain_plugins import run
 from posttrain_plugins.errors import (
     InputError,
@@ -173,6 +174,18 @@ def test_model_folder_without_weights(sft_recipe: Callable[..., Path], tiny_mode
     shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     error = refused(RecipeErrors, 2, sft_recipe(GOOD, model=folder), tmp_path / "runs")
     assert f"model folder {folder} has no weights" in error.message
+
+
+@pytest.mark.parametrize("inside", ["manifest.json", None])
+def test_a_folder_that_is_no_model_is_told_wherever_it_is_named(inside: str | None, tmp_path: Path) -> None:
+    """A stage's own folder is what a shell completes; transformers would tell of a tokenizer's files."""
+    folder = tmp_path / "sft-0123"
+    (folder / "model").mkdir(parents=True)
+    if inside:
+        (folder / inside).write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match="has no config") as caught:
+        pp.backend(folder)
+    assert (f"the model is in {folder / 'model'}" in caught.value.message) is (inside is not None)
 
 
 def test_model_folder_with_torn_weights(sft_recipe: Callable[..., Path], tiny_model: Path, tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ MAY_IMPORT = {
             *PLUGINS,
         ),
         *("recipe.read.", "recipe.check.", "recipe.spec", "recipe.build", "recipe.files", "recipe.handoff"),
-        *("recipe.lineage", "recipe.plugin_schema", "recipe.source_hash", "checkpoints"),
+        *("recipe.lineage", "recipe.plugin_schema", "recipe.read_source", "recipe.source_hash", "checkpoints"),
         # what stages say of their settings, and the choices that their fields have
         *("trainers.compat", "trainers.ppo.rules", "trainers.stage_rules", "trainers.tool_rules", "training_data."),
         *("backends.engines", "trainers.vllm_rules"),

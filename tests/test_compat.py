@@ -259,6 +259,25 @@ def test_extra_inputs_are_arguments_of_the_pass() -> None:
     assert "batch_size" in given
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_order_of_prompts_goes_on_with_the_epoch(trainer: GRPOTrainer, processes: int) -> None:
+    """TRL's sampler begins its first epoch again in a new process, also where each process has its share of it."""
+    from accelerate.data_loader import prepare_data_loader
+    from torch.utils.data import DataLoader
+
+    def order(epochs: int, begins_at: int = 0) -> list[list[int]]:
+        rows = DataLoader(list(range(len(trainer.train_dataset))), 4, sampler=trainer._get_train_sampler())
+        loader = prepare_data_loader(rows, num_processes=processes, process_index=0, put_on_device=False)
+        trainer.state.global_step = begins_at * trainer.set_initial_training_values(trainer.args, loader)[1]
+        compat.replay_order(trainer, loader)
+        return [[int(row) for batch in loader for row in batch] for _ in range(epochs)]
+
+    whole = order(3)
+    assert whole[0] != whole[1] != whole[2]
+    assert order(2, begins_at=1) == whole[1:]
+    assert order(1, begins_at=2) == whole[2:]
+
+
 # --- metrics and second rollouts -------------------------------------------------------------------------------------
 
 

@@ -105,8 +105,10 @@ def test_the_process_that_hangs_is_told_with_its_line_and_none_is_left(tmp_path:
     assert job.over.is_file(), "workers of other machines are told to end"
 
 
-def test_a_process_that_was_stopped_says_nothing_and_is_told_all_the_same(tmp_path: Path) -> None:
-    with workers(tmp_path, "wait_until(lambda: False)") as (job, pids):
+@pytest.mark.parametrize("others", ["wait_until(lambda: False)", "stuck()", "beat(3 - (rank == 0)); stuck()"])
+def test_a_process_that_was_stopped_says_nothing_and_is_told_all_the_same(tmp_path: Path, others: str) -> None:
+    """Wherever the others wait, and if their last word is of a step before: it does not run, and they do."""
+    with workers(tmp_path, others) as (job, pids):
         os.kill(pids[2], signal.SIGSTOP)
         error = watched(job, 0.5)
     assert "process 2 of stage 'sft' hangs: nothing for 0.5 s, process 2: step 3" in error.message
@@ -120,6 +122,25 @@ def test_a_process_a_step_behind_is_the_one_whatever_it_waits_for(tmp_path: Path
             time.sleep(0.05)
         error = watched(job, 0.5)
     assert error.message.startswith("process 0 of stage 'sft' hangs: nothing for 0.5 s, process 0: step 3")
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("torch/distributed/distributed_c10d.py", "3067 in all_reduce"),
+        ("torch/nn/parallel/distributed.py", "2363 in _distributed_broadcast_coalesced"),
+        ("torch/autograd/graph.py", "869 in _engine_run_backward"),
+        ("deepspeed/runtime/zero/partition_parameters.py", "120 in wait"),
+        ("deepspeed/comm/torch.py", "171 in wait"),
+    ],
+)
+def test_where_a_process_waits_for_others_is_known(file: str, line: str) -> None:
+    places = {
+        0: [f"/env/site-packages/{file}:{line}"],
+        1: ["/env/site-packages/torch/nn/modules/linear.py:134 in forward"],
+    }
+    assert hang._hung({0: 5, 1: 5}, places) == [1]
+    assert hang._hung({0: 5, 1: 5}, places | {1: places[0]}) == [0, 1], "nobody can be told from the other"
 
 
 # --- the clock -------------------------------------------------------------------------------------------------------

@@ -83,8 +83,11 @@ def test_it_starts_at_trls_loss_and_ends_nearer_to_its_start(tiny_model: Path, t
     free = trained(tmp_path / "free", str(tiny_model), 1e-9, **options())
     held = trained(tmp_path / "held", str(tiny_model), 3.0, **options())
     assert logged(free, "kl")[0] == pytest.approx(0.0, abs=1e-5)  # nothing was learned before the first step
-    # the same training as TRL's where a nat costs nothing
-    assert logged(free, "loss") == pytest.approx(logged(plain, "loss"), rel=1e-4)
+    # the same training as TRL's where a nat costs nothing; what is added, though next to nothing, rounds otherwise, and
+    # every step at this rate multiplies that, on some processors by more than on others
+    assert logged(free, "loss")[:5] == pytest.approx(logged(plain, "loss")[:5], rel=1e-4)
+    assert logged(free, "loss") == pytest.approx(logged(plain, "loss"), rel=2e-2)
+    assert logged(held, "loss")[:5] != pytest.approx(logged(plain, "loss")[:5], rel=2e-2)
     assert logged(held, "kl")[-1] < 0.7 * logged(free, "kl")[-1]
     assert not is_full or held.ref_model is not None
 

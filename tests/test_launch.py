@@ -174,6 +174,8 @@ def test_mixed_precision_and_number_go_before_what_the_file_says(tmp_path: Path)
     words = processes.command(job, Order(str(job.file), "zero2.yaml", "no", "", 0))
     given = dict(zip(words[3::2], words[4::2], strict=False))
     assert given["--mixed_precision"] == "no"
+    # else torchrun leaves a folder in the system's for each stage
+    assert Path(given["--log_dir"]).parent == tmp_path / "launch"
     assert given["--num_processes"] == "2"
     assert words[-3:] == ["-m", "posttrain_plugins.launch.worker", str(tmp_path / "launch" / "job.json")]
 
@@ -245,6 +247,16 @@ def test_a_process_that_was_killed_is_told_and_not_the_one_that_missed_it(tmp_pa
     found = failure("sft", tmp_path, 1)
     assert found.message == "process 1 of stage 'sft' was ended by SIGKILL"
     assert "next run goes on" in str(found.hint)
+
+
+def test_one_that_was_killed_is_told_too_where_who_missed_it_ended_in_the_same_moment(tmp_path: Path) -> None:
+    jobs.write_failure(tmp_path, 0, StageFailed(PEER))
+    report = REPORT.format(code=1).replace("rank      : 1", "rank      : x").replace("rank      : 0", "rank      : 1")
+    report = report.replace("rank      : x", "rank      : 0")
+    (tmp_path / "launcher.log").write_text(report.replace("-15 (pid: 11)  (SIGTERM)", "-9 (pid: 11)"))
+    assert failure("sft", tmp_path, 1).message == "process 1 of stage 'sft' was ended by SIGKILL"
+    (tmp_path / "launcher.log").write_text(report)  # ended by the launcher, because of the other
+    assert "process 0 lost another" in failure("sft", tmp_path, 1).message
 
 
 def test_a_process_that_says_nothing_has_its_log_told(tmp_path: Path) -> None:

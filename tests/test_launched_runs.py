@@ -117,6 +117,30 @@ def test_sft_and_ppo_under_ddp_and_zero2_are_one_training(recipe: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="pip install --no-build-isolation deepspeed")
 @pytest.mark.skipif(" " in sys.prefix, reason="DeepSpeed's operator cannot be linked below a folder with a space")
+def test_a_critic_starts_from_a_reward_model_that_zero3_has_in_pieces(recipe: Path) -> None:
+    """Under DDP and ZeRO-3 PPO is the same training, which it is not from another start."""
+    text = recipe.read_text(encoding="utf-8")
+    pairs = recipe.parent / "pairs.jsonl"
+    rows = [{"prompt": f"{i}+1=", "chosen": f"<answer>{i}</answer>", "rejected": "<answer>"} for i in range(8)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    rm = f"""  rm: {{use: reward, model: base, dataset: {{path: {pairs}}}, launch: none,
+       args: {{max_steps: 3, per_device_train_batch_size: 4, learning_rate: 1e-2, gradient_checkpointing: false}}}}
+"""
+    found = {}
+    for engine, critic in (("ddp", "rm"), ("zero3", "rm"), ("ddp", "")):
+        start = f"critic: {{kind: separate, from: {critic}}}, " if critic else "critic: {kind: separate}, "
+        head, ppo = text.split("  ppo: {use: ppo, model: base, ")
+        recipe.write_text(f"{head}{rm}  ppo: {{use: ppo, model: base, {start}{ppo}", encoding="utf-8")
+        launch(recipe, engine, "--only", "rm", "--only", "ppo")
+        found[engine, critic] = losses(recipe, "ppo")
+    assert found["zero3", "rm"] == pytest.approx(found["ddp", "rm"], abs=1e-4)
+    assert found["ddp", ""] != pytest.approx(found["ddp", "rm"], abs=1e-3)
+
+
+@pytest.mark.launch
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="pip install --no-build-isolation deepspeed")
+@pytest.mark.skipif(" " in sys.prefix, reason="DeepSpeed's operator cannot be linked below a folder with a space")
 def test_the_recipe_for_deepspeed_trains_all_of_a_model_in_two_ways(tmp_path: Path) -> None:
     """ZeRO-3 keeps a share of the weights too, and comes to the same model."""
     small = {"model.args.max_steps": 4, "datasets.corpus.size": 128, "datasets.demos.size": 64}

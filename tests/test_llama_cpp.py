@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from openai_server import ask, draws, free_port
+from peer_server import PATIENCE_S, running
 
 from posttrain_plugins.backends.openai.backend import OpenAIBackend
 
 HAS_WHEEL = importlib.util.find_spec("xllamacpp") is not None
 PYTHON = os.environ.get("POSTTRAIN_LLAMA_CPP") or (sys.executable if HAS_WHEEL else None)
-PATIENCE_S = 300
 MAX_TOKENS = 12
 QUESTION = [{"role": "user", "content": "Name some colours."}]
 
@@ -51,22 +47,9 @@ def llama_cpp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     assert spec.origin is not None
     (model,) = Path(spec.origin).parent.rglob("*.gguf")
     port, log = free_port(), tmp_path_factory.mktemp("llama") / "server.log"
-    code = SERVER.format(path=str(model), port=port)
     assert PYTHON is not None
-    with log.open("w") as output:
-        server = subprocess.Popen([PYTHON, "-c", code], stdout=output, stderr=output)
-        try:
-            deadline = time.monotonic() + PATIENCE_S
-            while True:
-                assert server.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                    break
-                time.sleep(0.2)
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            server.kill()
-            server.wait(PATIENCE_S)
+    with running([PYTHON, "-c", SERVER.format(path=str(model), port=port)], f"http://127.0.0.1:{port}/health", log):
+        yield f"http://127.0.0.1:{port}/v1"
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -106,8 +107,11 @@ def test_the_peak_is_the_larger_moment_over_what_stays() -> None:
     assert peak_of(100, moments, gradients=30, accumulates=True) == 200
     assert peak_of(100, replace(moments, end=90), gradients=30) == 190
     assert moments.head == 20
-    few, more = replace(moments, kept=52, left=31), replace(moments, activations=60, kept=64, left=36)
-    assert few.extended(more, 3) == Moments(80, 106, 96, 55, 88, 46)
+    few, more = replace(moments, kept=52, left=31), replace(moments, activations=60, loss=83, last=69, kept=64, left=36)
+    # the loss is where all is kept, the last layer is gone back through when the critic's pass is over
+    assert few.extended(more, 3) == Moments(80, 106, 90, 55, 88, 46)
+    early = replace(more, loss=81)  # the policy's head alone, and more is kept afterwards
+    assert few.extended(early, 30).loss == 412
 
 
 def test_what_an_engine_shards() -> None:
@@ -171,6 +175,40 @@ def test_few_layers_tell_what_all_take(llama: Any, is_checkpointed: bool, has_ad
     few, whole = (trace(build(None), cut, given) for cut in (build, None))
     # when Python lets go of the last temporary number is not the same in each layer
     assert in_force(few) == pytest.approx(in_force(whole), rel=0.02)
+
+
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+def test_few_layers_tell_what_a_critic_on_the_same_base_takes(llama: Any, is_checkpointed: bool) -> None:
+    """Its pass begins when the policy's head is through, and is over when that is gone back through."""
+    import torch
+    from peft import LoraConfig
+    from trl.trainer.utils import add_fused_lm_head
+
+    from posttrain_plugins.memory_plan.model import Subject, on_meta
+    from posttrain_plugins.memory_plan.trace import Pass, trace
+    from posttrain_plugins.trainers.ppo.critic import Critic
+
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    # so many that the head takes more than the critic's pass leaves, which is not there at the same time
+    config = copy.deepcopy(llama)
+    config.vocab_size = 1024
+
+    def build(layers: int | None) -> Any:
+        subject = Subject(config, "CAUSAL_LM", "float32", adapter=lora)
+        model = on_meta(subject, "CausalLM", layers_kept=layers, prepare_base=add_fused_lm_head)
+        if is_checkpointed:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.enable_input_require_grads()
+        with torch.device("meta"):
+            object.__setattr__(model, "critic_of_plan", Critic(model, "adapter", lora))
+        return model
+
+    def call(model: Any, ids: Any, mask: Any) -> Any:
+        out = model(input_ids=ids, attention_mask=mask, labels=ids, fused_lm_head=True, with_values=True)
+        return out.log_probs.sum() + out.state_values.sum()
+
+    few, whole = (trace(build(None), cut, Pass(2, 48, call)) for cut in (build, None))
+    assert in_force(few) == pytest.approx(in_force(whole), rel=0.05)
 
 
 @pytest.mark.parametrize("is_checkpointed", [False, True])

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import subprocess
 import sys
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from openai_server import CHAT, ask, draws, free_port, texts
+from peer_server import running, tiny_llama
 
 from posttrain_plugins.backends.openai.backend import OpenAIBackend
 
@@ -22,42 +20,12 @@ from posttrain_plugins.backends.openai.backend import OpenAIBackend
 
 @pytest.fixture
 def transformers_serve(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """`transformers serve` on a random tiny model: its URL, and the model's folder, which is the model's name.
-
-    A Llama, because for a Qwen3 the server reads answers with Qwen's own chat format, whatever the template.
-    """
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from posttrain_plugins.tiny_world.tokenizer import tokenizer
-
-    words = tokenizer()
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    ids = {"pad_token_id": words.pad_token_id, "eos_token_id": words.eos_token_id, "bos_token_id": None}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), max_position_embeddings=256, **sizes, **ids))
-    folder, url = tmp_path / "tiny", f"http://127.0.0.1:{(port := free_port())}"
-    model.save_pretrained(str(folder))
-    words.save_pretrained(str(folder))
+    """`transformers serve` on a random tiny model: its URL, and the model's folder, which is the model's name."""
+    folder, port = tiny_llama(tmp_path / "tiny"), free_port()
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder), "--device", "cpu"]
-    with (tmp_path / "server.log").open("w") as log:
-        server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], stdout=log, stderr=log)
-        try:
-            _wait_until_ready(server, f"{url}/health", tmp_path / "server.log")
-            yield f"{url}/v1", folder
-        finally:
-            server.terminate()
-            server.wait(30)
-
-
-def _wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        assert server.poll() is None, log.read_text()
-        with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=5):
-            return
-        time.sleep(0.2)
-    raise AssertionError(log.read_text())
+    url = f"http://127.0.0.1:{port}"
+    with running([*command, "--host", "127.0.0.1", "--port", str(port)], f"{url}/health", tmp_path / "server.log"):
+        yield f"{url}/v1", folder
 
 
 @pytest.mark.slow

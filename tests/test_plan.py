@@ -189,7 +189,7 @@ def test_our_own_version_changes_none(folder: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_local_label_of_a_version_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keys.importlib.metadata, "version", lambda name: "2.13.0+cpu")
-    assert keys.version("torch") == "2.13.0"
+    assert keys._version.__wrapped__("torch") == "2.13.0"
 
 
 def test_moving_the_folder_changes_no_key(folder: Path, tmp_path: Path) -> None:
@@ -287,8 +287,13 @@ def test_files_are_hashed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 # --- source ----------------------------------------------------------------------------------------------------------
 
 
-def _source(file: Path, package: str = "") -> str:
+def _new_process() -> None:
     source_hash._read_once.cache_clear()
+    source_hash._visit_once.cache_clear()
+
+
+def _source(file: Path, package: str = "") -> str:
+    _new_process()
     return source_hash.source_hash(file, package)
 
 
@@ -387,7 +392,7 @@ def test_what_makes_rows_counts_where_data_is_read(
         file = ours / name
         before = file.read_text()
         file.write_text(before + text)
-        source_hash._read_once.cache_clear()
+        _new_process()
         found = source_hash.rows_hash.__wrapped__(ours)
         file.write_text(before)
         return str(found)
@@ -396,7 +401,7 @@ def test_what_makes_rows_counts_where_data_is_read(
     assert same == after("rows/formats.py", "# a comment\n") == after("rows/shape.py", "MENDED = 1\n")
     for name in source_hash.ROWS:  # a converter, the default types of a file, an option's order
         assert after(name, "MENDED = 1\n") != same, name
-    source_hash._read_once.cache_clear()
+    _new_process()
 
     text = (folder / "r.yaml").read_text().replace("stages:\n", "stages:\n  out: {use: merge, model: sft}\n")
     (folder / "r.yaml").write_text(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import re
 from collections.abc import Iterator, Mapping
@@ -123,16 +124,20 @@ def _theirs(name: str, classes: Mapping[str, Definition]) -> set[str]:
     found: set[str] = set()
     for base in classes[name].bases if name in classes else ():
         if ":" in base:
-            lineage = [c for c in import_object(base).__mro__ if c.__module__.split(".")[0] in FOREIGN]
-            sources = "".join(map(inspect.getsource, lineage))
-            defined = {n for c in lineage for n in vars(c)} | set(re.findall(r"\bself\.(_\w+)\b", sources))
-            listed = {
-                n for c in lineage for n in compat.OVERRIDDEN.get(f"{c.__module__.split('.')[0]}:{c.__name__}", ())
-            }
-            found |= {n for n in defined if is_private(n)} - listed - set(compat.CLASS_ATTRIBUTES)
+            found |= _foreign(base)
         elif base != name:
             found |= _theirs(base, classes)
     return found
+
+
+@functools.cache
+def _foreign(base: str) -> frozenset[str]:
+    """The private names of one class of theirs, `module:Class`; its source is read once for all that derive from it."""
+    lineage = [c for c in import_object(base).__mro__ if c.__module__.split(".")[0] in FOREIGN]
+    sources = "".join(map(inspect.getsource, lineage))
+    defined = {n for c in lineage for n in vars(c)} | set(re.findall(r"\bself\.(_\w+)\b", sources))
+    listed = {n for c in lineage for n in compat.OVERRIDDEN.get(f"{c.__module__.split('.')[0]}:{c.__name__}", ())}
+    return frozenset({n for n in defined if is_private(n)} - listed - set(compat.CLASS_ATTRIBUTES))
 
 
 def test_no_private_name_is_touched_elsewhere() -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from recipe_files import load
 
 import posttrain_plugins as pp
 from posttrain_plugins.errors import InputError, RecipeErrors
@@ -22,18 +23,7 @@ REAL = Path(__file__).parent.parent / "recipes" / "real"
 NAMES = sorted(name for name in packaged_recipes() if name.startswith("real/"))
 
 
-def load(name: str) -> Any:
-    """A file of Python beside the recipes, which is no package."""
-    spec = importlib.util.spec_from_file_location(f"real_{name}", REAL / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for their annotations
-    spec.loader.exec_module(module)
-    return module
-
-
-arithmetic, english, sorting = load("arithmetic"), load("english"), load("sorting")
+arithmetic, english, sorting = load("real/arithmetic"), load("real/english"), load("real/sorting")
 TASKS = {"sorting": sorting.Sorting, "sums": arithmetic.Sums, "shop": arithmetic.Shop}
 
 
@@ -52,6 +42,33 @@ def test_no_problem_is_in_two_splits_whatever_its_order_and_seed(task: str) -> N
     assert not found["train"] & found["exam"]
     assert not found["train"] & found["development"]
     assert not found["development"] & found["exam"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: sorting.Sorting("exam", size=5000, count=2),
+        lambda: arithmetic.Sums("exam", size=200, terms=2, smallest=2, largest=9),
+        lambda: arithmetic.Sums("train", size=2, terms=2, smallest=2, largest=2),
+    ],
+)
+def test_more_problems_than_there_are_is_said(make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It drew for ever, and an evaluation of `real/strategies` never began."""
+    monkeypatch.setattr(sorting, "MAX_REFUSED", 2000)
+    monkeypatch.setattr(arithmetic, "MAX_REFUSED", 2000)
+    with pytest.raises(InputError, match=r"size .*about"):
+        make()()
+
+
+@pytest.mark.parametrize("file", sorted(REAL.glob("*.yaml")), ids=lambda file: file.stem)
+def test_all_data_of_the_recipes_can_be_made(file: Path) -> None:
+    from posttrain_plugins.recipe.read import document
+
+    for name, params in document._read(file).data.get("datasets", {}).items():
+        module, _, attr = params.pop("use", "").removeprefix("./").partition(".py:")
+        if attr:
+            rows = getattr(load(f"real/{module}"), attr)(**params)()
+            assert len(rows) >= params.get("size", 1), name
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -214,13 +231,6 @@ def test_without_the_weights_the_recipe_says_what_to_install(name: str, monkeypa
 
 
 # --- What measures them ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The driver, imported as its neighbours are: by name, from its own folder."""
-    monkeypatch.syspath_prepend(str(REAL.parent.parent / "benchmarks"))
-    return importlib.import_module
 
 
 def test_a_gain_is_pooled_over_problems_and_seeds(benchmark: Any) -> None:

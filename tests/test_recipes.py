@@ -40,6 +40,15 @@ CHAIN = {
     "stages.pairs.rewards": ["steps"],
     "stages.fresh_pairs.rewards": ["steps"],
 }
+QUICKSTART = {
+    **CHAIN,
+    "stages.newer_pairs.threshold": None,
+    "stages.newer_pairs.rewards": ["steps"],
+    "stages.newer_pairs.num_generations": 4,
+    "stages.fresh_newer_pairs.threshold": None,
+    "stages.fresh_newer_pairs.rewards": ["steps"],
+    "stages.newer_rm.args.max_steps": 4,
+}
 TINY_SFT = {
     **BASE,
     "datasets.demos.size": 640,
@@ -63,13 +72,22 @@ def reduced(
 
 
 REDUCED: dict[str, dict[str, Any]] = {
-    "quickstart": CHAIN,
-    "lora": CHAIN,
+    "quickstart": QUICKSTART,
+    "lora": QUICKSTART,
     "my_own_data": {
         **BASE,
         "stages.sft.args.max_steps": 10,
         "stages.grpo.args.max_steps": 2,
         "datasets.exam.limit": 16,
+    },
+    "graph": {
+        **BASE,
+        "datasets.demos.size": 80,
+        "datasets.heldout.size": 4,
+        "stages.sft.args.max_steps": 20,
+        "stages.eval.num_generations": 4,
+        "stages.eval.max_tokens": 24,
+        "stages.eval.plot": False,
     },
     "grpo": {**TINY_SFT, **reduced(sampled=("grpo",))},
     "rlhf_ppo": {**TINY_SFT, **reduced(trained=("rm",), sampled=("ppo",), pairs=("pairs", "fresh_pairs"))},
@@ -81,9 +99,31 @@ REDUCED: dict[str, dict[str, Any]] = {
     },
     "value_guided": {
         **TINY_SFT,
-        **reduced(sampled=("ppo",)),
+        **reduced(trained=("sft_value", "ppo_value"), sampled=("ppo",)),
+        "datasets.learned.size": 24,
+        **{f"stages.{stage}.rewards": ["steps"] for stage in ("seen", "seen_of_ppo")},  # some have to differ
         "stages.ppo.args.steps_per_generation": 2,  # one generation of all prompts: a larger one would be none
         "stages.eval.num_generations": 4,
+    },
+    "iterated_rlhf": {
+        **TINY_SFT,
+        **{f"stages.round.stages.pairs.{key}": value for key, value in BEST_AGAINST_WORST.items()},
+        "stages.round.stages.rm.args.max_steps": 2,
+        **{f"stages.round.stages.ppo.{key}": value for key, value in GRPO.items()},
+        **{f"stages.once.{key}": value for key, value in GRPO.items()},
+        "stages.eval.num_generations": 4,
+    },
+    "search": {
+        **BASE,
+        **reduced(trained=("rm", "prm", "value"), pairs=("pairs",)),
+        "datasets.demos.size": 640,
+        "stages.sft.args.max_steps": 20,
+        **{f"datasets.{name}.size": 16 for name in ("problems", "fresh", "learned")},
+        **{f"stages.{stage}.rewards": ["steps"] for stage in ("seen", "fresh_seen")},
+        "datasets.heldout.size": 4,
+        "stages.eval.num_generations": 4,
+        "stages.eval.max_tokens": 24,
+        "stages.eval.plot": False,
     },
     "rlaif": {**TINY_SFT, **reduced(trained=("dpo",), sampled=("grpo",), pairs=("pairs",))},
     "r1": {
@@ -164,6 +204,14 @@ REDUCED: dict[str, dict[str, Any]] = {
         "stages.eval.max_tokens": 24,
         "stages.eval.plot": False,
     },
+    "tree": {
+        **BASE,
+        "datasets.demos.size": 640,
+        "datasets.heldout.size": 4,
+        "stages.sft.args.max_steps": 20,
+        "stages.eval.num_generations": 4,
+        "stages.eval.plot": False,
+    },
 }
 
 
@@ -225,12 +273,12 @@ def test_recipe_runs_end_to_end(name: str, runs_dir: Path, monkeypatch: pytest.M
 
 
 def test_second_run_is_cached_and_one_argument_reruns_only_its_stages(runs_dir: Path) -> None:
-    pp.run("quickstart", CHAIN, runs_dir=runs_dir)
+    pp.run("quickstart", QUICKSTART, runs_dir=runs_dir)
     again, changed = Starts(), Starts()
-    pp.run("quickstart", CHAIN, runs_dir=runs_dir, observer=again)
+    pp.run("quickstart", QUICKSTART, runs_dir=runs_dir, observer=again)
     assert again.stages == []
-    pp.run("quickstart", {**CHAIN, "stages.dpo.args.beta": 0.2}, runs_dir=runs_dir, observer=changed)
-    assert changed.stages == ["dpo", "eval"]
+    pp.run("quickstart", {**QUICKSTART, "stages.dpo.args.beta": 0.2}, runs_dir=runs_dir, observer=changed)
+    assert changed.stages == ["dpo", "newer_pairs", "fresh_newer_pairs", "newer_rm", "eval"]
 
 
 def test_resolved_recipe_gives_the_same_keys(runs_dir: Path) -> None:

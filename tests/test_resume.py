@@ -85,7 +85,7 @@ GRPO = """
       it:
         use: grpo
         model: base
-        dataset: {path: "{data}/problems.jsonl"}
+        dataset: {path: few.jsonl}
         rewards: ["./rewards.py:digits", size]
         args: {max_steps: 32, per_device_train_batch_size: 8, num_generations: 4, max_completion_length: 8, beta: 0.02,
                num_iterations: 2, steps_per_generation: 2, learning_rate: 1e-3, logging_steps: 3,
@@ -121,6 +121,8 @@ def bench(
     recipe = folder / "recipe.yaml"
     text = RECIPES[request.param].replace("{model}", str(tiny_model)).replace("{data}", str(tiny_data))
     recipe.write_text(text, encoding="utf-8")
+    few = (tiny_data / "problems.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[:8]
+    (folder / "few.jsonl").write_text("".join(few), encoding="utf-8")  # an epoch of GRPO has as many steps
     run(recipe, runs_dir=folder / "whole")
     return Bench(recipe, PERIOD[request.param], *outcome(folder / "whole"))
 

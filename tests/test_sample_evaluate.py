@@ -186,9 +186,10 @@ def test_rows_of_several_models_say_whose_they_are(tmp_path: Path, backends: dic
     for keep in ("all", "pairs", "ranked"):
         (tmp_path / keep).mkdir()
     rows = of_both("all")
+    assert len(rows) == 32, "every draw, equal ones too"
     assert {row["model"] for row in rows} == {"base", "sft"}
     of_third = {row["completion"][0]["content"]: row["model"] for row in rows if row["level"] == 2}
-    assert of_third == {"<answer>3</answer>": "base", "<answer>2</answer>": "sft"}, "both wrote 2, the last keeps it"
+    assert of_third == {"<answer>3</answer>": "base", "<answer>2</answer>": "sft"}, "both wrote 2, the later comes last"
     pairs = of_both("pairs")
     assert (pairs[2]["chosen_model"], pairs[2]["rejected_model"]) == ("sft", "base")
     ranked = of_both("ranked")
@@ -270,11 +271,11 @@ def test_completions_that_cannot_be_read_are_told(tmp_path: Path, backends: dict
     result, told = run_evaluate(tmp_path, [ResolvedStrategy("sc(n=4)", SelfConsistency(n=4))])
     assert result.metrics["sft/sampled/unread"] == 6
     assert "base/sampled/unread" not in result.metrics
-    assert "sampled: 38% of 16 completions have no answer that can be read (reader: auto)" in told.notes
+    assert "sampled: 6 of 16 completions have no answer that can be read (reader: auto)" in told.notes
     assert "majority: nothing to vote on in 1 of 4 problems" in told.notes
     assert "sc(n=4): nothing to vote on in 1 of 4 problems" in told.notes
     _, notes = run_evaluate(tmp_path, [], reader="boxed")
-    assert sum("100% of 16 completions" in note for note in notes.notes) == 2
+    assert sum("16 of 16 completions" in note for note in notes.notes) == 2
     with pytest.raises(InputError, match="no reader"):
         Evaluate(models=["m"], dataset="d", rewards=["r"], reader="box")
 

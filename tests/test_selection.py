@@ -195,9 +195,10 @@ def test_labelled_and_ranked_leave_out_what_nobody_could_judge() -> None:
 
 
 def test_all_keeps_right_and_wrong_with_what_they_are_worth() -> None:
+    """Equal ones too: a value is a mean over what is drawn, and without them it would be one over what is distinct."""
     items = judged(("a", 0.2), ("b", None), ("c", 0.9), ("a", 0.2))
     kept = [{"completion": "c", "reward": 0.9}, {"completion": "a", "reward": 0.2}]
-    assert Selection("all").rows(items, 0) == kept
+    assert Selection("all").rows(items, 0) == [*kept, kept[1]]
     assert Selection("all_correct").rows(items, 0) == kept[:1]
 
 

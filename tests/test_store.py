@@ -16,6 +16,7 @@ from posttrain_plugins.models.folder import digest
 from posttrain_plugins.recipe import files, handoff
 from posttrain_plugins.recipe.plan.store import Store
 from posttrain_plugins.record.artifact import Artifact
+from posttrain_plugins.record.storage import changes_of
 
 KEY = "0123456789abcdef" * 4
 OTHER = "fedcba9876543210" * 4
@@ -70,6 +71,59 @@ def test_a_crash_before_the_rename_leaves_nothing_under_the_final_name(
     assert store.get("sft", KEY) is None
     assert store.latest("sft") is None
     assert _publish(store).folder.is_dir()
+
+
+def test_a_crash_while_publishing_leaves_the_checkpoints_as_they_were(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes next goes on from them; they go, unlisted, once the result bears its name."""
+
+    def publish() -> Path:
+        with store.locked("sft", KEY) as partial:
+            (partial / "model").write_text("weights")
+            return store.publish("sft", KEY, _manifest(), ["steps", "note", "merged/complete"]).folder
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with store.locked("sft", KEY) as partial:
+        (partial / "steps").mkdir()
+        config = json.dumps({"base": str(partial)})
+        (partial / "steps/adapter_config.json").write_text(config)
+        (partial / "note").touch()
+        (partial / "merged").mkdir()
+        (partial / "merged/complete").touch()
+        (partial / "merged/weights").touch()
+    monkeypatch.setattr(Path, "rename", crash)
+    with pytest.raises(KeyboardInterrupt):
+        publish()
+    monkeypatch.undo()
+    assert (partial / "steps/adapter_config.json").read_text() == config
+    folder = publish()
+    assert sorted(p.name for p in folder.rglob("*")) == ["manifest.json", "merged", "model", "weights"]
+    made = store.get("sft", KEY)
+    assert made is not None
+    assert list(made.manifest["files"]) == ["merged/weights", "model"]
+    assert not list(changes_of(folder, made.manifest))
+    (folder / "steps").mkdir()  # as a kill leaves it
+    store.clear(made)
+    assert not (folder / "steps").exists()
+
+
+def test_a_manifest_names_nothing_outside_to_be_deleted(store: Store, tmp_path: Path) -> None:
+    """A runs folder may come from elsewhere."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    made = _publish(store)
+    (made.folder / "link").symlink_to(tmp_path)
+    inside = made.folder / "steps"
+    inside.mkdir()
+    names = [str(outside), "../../../outside", "link/outside", ".", "", "..", "model/../../../../outside", "steps"]
+    store.clear(Artifact(made.folder, {**made.manifest, "scratch": names}))
+    assert outside.is_dir()
+    assert (made.folder / "model").is_dir()
+    assert (made.folder / "manifest.json").is_file()
+    assert not inside.exists()
 
 
 def test_the_manifest_is_written_last(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,6 +206,7 @@ import sys
 from pathlib import Path
 from posttrain_plugins.errors import StageFailed
 from posttrain_plugins.recipe.plan.store import Store
+from posttrain_plugins.record.storage import changes_of
 try:
     with Store(Path(sys.argv[1]), "recipe").locked("sft", sys.argv[2]):
         print("held", flush=True)

@@ -39,7 +39,8 @@ pytestmark = pytest.mark.slow
 
 def on_two(model: Path, data: Path, out: Path, cases: Sequence[str], zero: int = 0) -> dict[str, list[dict[str, Any]]]:
     """What both processes tell of each case; all cases in one pair of processes, since their imports cost the most."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(WORKER)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    command += ["--log-dir", str(out / "torchrun"), str(WORKER)]  # else it leaves a folder in the system's
     given = [model, data / "problems.jsonl", data / "demos.jsonl", out, zero, *cases]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, *map(str, given)], capture_output=True, text=True, env=environment)

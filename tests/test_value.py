@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable
@@ -13,8 +14,9 @@ import torch
 from datasets import Dataset
 
 from posttrain_plugins import api
-from posttrain_plugins.errors import InputError
+from posttrain_plugins.errors import InputError, RecipeErrors
 from posttrain_plugins.models.value_form import ValueForm, form_in
+from posttrain_plugins.record.figures import read_figures
 from posttrain_plugins.rewards.value_model import ValueModel
 from posttrain_plugins.trainers.value import (
     ValueConfig,
@@ -319,6 +321,55 @@ def test_the_stage_guides_a_search(
     assert form_in(folder).loss == "binary"
     seen = (folder.parent / "seen.txt").read_text(encoding="utf-8").split()
     assert len(seen) == 10, "two of twelve prompts are held out, and are not seen"
+
+
+PROGRESS = """
+    name: progress
+    model: {model_name_or_path: {model}}
+    adapters: {small: {use: lora, r: 4, target_modules: all-linear}}
+    datasets: {saved: {path: {tmp}/saved.jsonl}, pairs: {path: {tmp}/pairs.jsonl}}
+    rewards:
+      correct: digit_chain_steps
+      progress: {use: value_model, model_name_or_path: {named}, separator: ";", differences: true}
+    stages:
+      value: {use: value, model: base, dataset: saved, {adapter} args: {max_steps: 2, gradient_checkpointing: false}}
+      rm: {use: reward, model: base, dataset: pairs, args: {max_steps: 2}}
+      policy:
+        use: grpo
+        model: base
+        dataset: saved
+        rewards: [correct, progress]
+        process_rewards: [progress]
+        separator: ";"
+        args: {max_steps: 1, per_device_train_batch_size: 4, num_generations: 4, max_completion_length: 8,
+               reward_weights: [1.0, 0.2], gradient_checkpointing: false}
+"""
+
+
+@pytest.fixture
+def progress(tiny_model: Path, tmp_path: Path, write_recipe: Callable[..., Path]) -> Callable[..., Path]:
+    """Writes `PROGRESS` and its data."""
+    texts = {"saved": rows(24), "pairs": [{"prompt": "3|7>2", "chosen": RIGHT, "rejected": WRONG}]}
+    for name, lines in texts.items():
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    return functools.partial(write_recipe, PROGRESS, model=tiny_model, tmp=tmp_path)
+
+
+@pytest.mark.parametrize("adapter", ["", "adapter: small,"])
+def test_its_differences_are_a_process_reward(tmp_path: Path, progress: Callable[..., Path], adapter: str) -> None:
+    recipe = progress(adapter=adapter, named="value")
+    result = api.run(recipe, only=["value", "policy"], runs_dir=tmp_path / "runs")
+    (figures,) = [line.figures for line in read_figures(result["policy"].folder) if line.step == 1]
+    assert math.isfinite(figures["rewards/progress/mean"])
+    assert figures["rewards/progress/std"] > 0, "what the completions change of the value is not all the same"
+
+
+def test_a_stage_is_the_model_of_the_reward_that_it_stands_for_alone(progress: Callable[..., Path]) -> None:
+    assert "value" in api.validate(progress(adapter="", named="value")).stage("policy").parents()
+    for named, found in {"rm": "stage 'rm' makes a reward, expected a model", "valeu": "unknown model 'valeu'"}.items():
+        with pytest.raises(RecipeErrors, match=found):
+            api.validate(progress(adapter="", named=named))
 
 
 def test_rewards_that_are_all_equal_are_refused(

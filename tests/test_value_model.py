@@ -107,6 +107,68 @@ def test_a_batch_gives_what_each_alone_gives(tiny_model: Path, tmp_path: Path) -
     assert model.step_scores(prompts=[PROMPT], completions=[""]) == [[]]
 
 
+class Values:
+    """A critic whose values are written down: of the state behind each token, for sequences of these lengths."""
+
+    class tokenizer:  # noqa: N801
+        """A token is two characters; a prompt has no template around it."""
+
+        def __call__(self, text: str, add_special_tokens: bool = False, **options: Any) -> dict[str, Any]:
+            starts = range(0, len(text), 2)
+            return {"input_ids": [ord(text[i]) for i in starts], "offset_mapping": [(i, i + 2) for i in starts]}
+
+    path = "nowhere"
+
+    def __init__(self, by_length: dict[int, list[float]]) -> None:
+        self.by_length = by_length
+
+    def logits(self, ids: Any, batch_size: int) -> Any:
+        for i, row in reversed([*enumerate(ids)]):  # in an order of its own, as batches by length are
+            yield i, torch.tensor(self.by_length[len(row)], dtype=torch.float64).unsqueeze(1)
+
+
+def with_values(by_length: dict[int, list[float]]) -> ValueModel:
+    model = ValueModel("nowhere", separator=";", differences=True)
+    model._critic = Values(by_length)  # type: ignore[assignment]
+    model._critic.tokenizer = Values.tokenizer()  # type: ignore[misc]
+    model._template_kwargs = {}
+    return model
+
+
+def test_differences_are_what_each_step_changes_of_the_value() -> None:
+    """By hand: a prompt of two tokens whose value is 0.5, and completions whole, cut, empty and with steps given."""
+    model = with_values({2: [0.125, 0.5], 5: [9.0, 0.5, 0.25, 0.75, 1.0], 4: [9.0, 0.5, 0.25, 0.125]})
+    # "a;b;c!" is the tokens "a;", "b;", "c!"; "a;b1" is cut within its second step
+    completions = ["a;b;c!", "", "a;b1"]
+    found = model.step_scores(["p?q?"] * 3, completions)
+    assert found == [[0.25 - 0.5, 0.75 - 0.25, 1.0 - 0.75], [], [0.25 - 0.5, 0.125 - 0.25]]
+    whole = model(["p?q?"] * 3, completions)
+    assert whole == [1.0, 0.5, 0.125], "the whole is worth its value still"
+    assert [sum(steps) for steps in found] == [1.0 - 0.5, 0.0, 0.125 - 0.5], "the steps sum to V(end) - V(prompt)"
+    chats = [[{"role": "assistant", "content": text}] for text in completions]
+    assert model.step_scores(["p?q?"] * 3, chats) == found
+    # steps of another separator; the first two end within one token, which cannot tell them apart
+    given = [["a", ";", "b;c!"]]
+    assert model.step_scores(["p?q?"], completions[:1], steps=given) == [[-0.25, 0.0, 0.75]]
+
+
+def test_differences_from_a_prompt_without_a_token_start_at_nothing() -> None:
+    model = with_values({3: [0.25, 0.75, 1.0]})
+    assert model.step_scores([""], ["a;b;c!"]) == [[0.25, 0.5, 0.25]]
+
+
+def test_differences_are_of_the_trainers_values(tiny_model: Path, tmp_path: Path) -> None:
+    """V of a prompt, chat or plain, is that of the state before the first token."""
+    trainer = saved(tiny_model, tmp_path, "adapter", True, False)
+    model = ValueModel(str(tmp_path / "model"), separator=";", differences=True, batch_size=1)
+    for prompt in (PROMPT, PLAIN):
+        expected = values(trainer, prompt, TEXT)
+        first = len(trainer.processing_class("<think>3|7=4;", add_special_tokens=False)["input_ids"])
+        (steps,) = model.step_scores(prompts=[prompt], completions=[TEXT])
+        assert steps == [expected[first] - expected[0], expected[-1] - expected[first]]
+        assert model(prompts=[prompt], completions=[TEXT]) == [expected[-1]]
+
+
 def test_it_is_a_reward_like_the_others(tiny_model: Path, tmp_path: Path) -> None:
     """Lazy, picklable without the model, counts its tokens, and loads again after `close`."""
     trainer = saved(tiny_model, tmp_path, "adapter", True, False)

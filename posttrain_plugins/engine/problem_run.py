@@ -12,7 +12,7 @@ from posttrain_plugins.engine.keys import draw_key
 from posttrain_plugins.engine.trace import event_of, prefill_of
 from posttrain_plugins.errors import PLUGIN_FAILURES, BudgetExhausted
 from posttrain_plugins.text.answers import choose, extract, majority
-from posttrain_plugins.text.readers import opens_thought, reading
+from posttrain_plugins.text.readers import opens_thought, read_behind
 from posttrain_plugins.types import (
     Budget,
     CallTool,
@@ -254,8 +254,11 @@ class ProblemRun:
         """Let the strategy go on to its next yield. The plugin boundary: whatever it does, the other problems go on."""
         try:
             # A strategy that reads an answer does not say behind which prompt: this problem's.
-            with reading(is_thinking=self._is_thinking):
+            before = read_behind(self._is_thinking)
+            try:
                 yielded = step()
+            finally:  # also what a strategy has laid around its own yields
+                before.var.reset(before)
             self._is_list = isinstance(yielded, list)
             self.requests = yielded if self._is_list else [yielded]
             self.responses = [None] * len(self.requests)

@@ -36,6 +36,8 @@ from posttrain_plugins.types import Budget, Completion, Generate, Problem, Resol
 
 __all__ = ["Progress", "is_thinking", "sample", "solve"]
 
+_LATER = random.Random(0)  # in place of a problem's own generator until that is seeded
+
 
 def solve(
     strategy: Strategy,
@@ -102,9 +104,9 @@ def solve(
     with reading(reader, is_thinking(backend)), log_of(log) as answers:
         runs = []
         for problem, id, row in zip(problems, ids, rows, strict=True):
+            prepared = Problem(problem.prompt, problem.params, id, _LATER, schemas or problem.tools)
             # noise of the problem's own: with one generator for all, the order in which they are served would matter
-            noise = random.Random(f"{seed}:{id}")
-            prepared = Problem(problem.prompt, problem.params, id, noise, schemas or problem.tools)
+            prepared.seeded(f"{seed}:{id}")
             runs.append(ProblemRun(strategy, prepared, row, BudgetMeter(budget or Budget())))
         session = Session(
             name=name,

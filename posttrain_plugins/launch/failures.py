@@ -36,11 +36,13 @@ def failure(stage: str, folder: Path, code: int) -> PosttrainError:
     causes = [one for one in raised if not CONSEQUENCES.search(one.message) and not LATE.search(one.message)]
     if causes:
         return causes[0].error()
-    # What stands before it lists the others, which the launcher itself has ended.
-    log = _text(folder / "launcher.log").rpartition("Root Cause")[2]
-    ended = [(int(found["rank"]), int(found["code"])) for found in EXIT.finditer(log)]
-    # Negative is a signal; the launcher's own report has it, since a process that is killed can write nothing.
-    killed = next(((rank, -code) for rank, code in ended if code < 0), None)
+    others, _, first = _text(folder / "launcher.log").rpartition("Root Cause")
+    ended, also = ([(int(one["rank"]), int(one["code"])) for one in EXIT.finditer(part)] for part in (first, others))
+    # Negative is a signal; the launcher's own report has it, since a process that is killed can write nothing. Who has
+    # lost it and ended in the same moment may stand as the first; the launcher itself ends others by SIGTERM.
+    signals = [(rank, -code) for rank, code in ended if code < 0]
+    signals += [(rank, -code) for rank, code in also if code < 0 and -code != signal.SIGTERM]
+    killed = next(iter(signals), None)
     if killed is not None:
         rank, number = killed
         name = signal.Signals(number).name if number in {*signal.Signals} else str(number)

@@ -30,8 +30,12 @@ LONGEST_LOOK_S = 10.0
 STACKS_S = 3.0
 STACK_SIGNAL = signal.SIGUSR2  # SIGUSR1 is a scheduler's
 FRAME = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+) in (?P<name>.+)$', re.MULTILINE)
-WAITING = re.compile(r"torch/distributed/|_engine_run_backward|in wait_until")
-"""Where the innermost frame of a process is that waits for others: DDP's collectives are in the backward pass."""
+WAITING = re.compile(
+    r"/torch/distributed/|/torch/nn/parallel/distributed\.py|/deepspeed/(comm|runtime)/"
+    r"|in _engine_run_backward|in wait_until"
+)
+"""Where the innermost frame of a process is that waits for others: DDP's collectives are in the backward pass, and
+before the forward pass where it sends its buffers; DeepSpeed waits for handles of its own."""
 
 
 class Beat:
@@ -120,10 +124,13 @@ class Silence:
 
 
 def _hung(steps: dict[int, int | None], places: dict[int, list[str]]) -> list[int]:
-    """Return who holds up the others: in the first step of all, and not where a process waits for others."""
+    """Return who holds up the others: stopped, or in the first step of all and not where a process waits for others."""
+    # faulthandler answers in C from whatever the process is in: one that is silent does not run at all
+    if stopped := [rank for rank, frames in places.items() if not frames]:
+        return stopped
     counted = {rank: -1 if step is None else step for rank, step in steps.items()}
     behind = [rank for rank, step in counted.items() if step == min(counted.values())]
-    # of one that does not even say where it stands nobody can say that it waits
+    # of one that was not asked, on another machine or before its start, nobody can say that it waits
     return [rank for rank in behind if not WAITING.search(places.get(rank, [""])[0])] or behind
 
 
@@ -142,24 +149,28 @@ def _short(frame: str) -> str:
 
 
 def _places(folder: Path) -> dict[int, list[str]]:
-    """Ask the processes on this machine where they stand: rank -> frames of the main thread, the innermost first."""
-    asked = workers_here(folder)
-    texts = dict.fromkeys(asked, "")
-    for rank, pid in asked.items():
+    """Ask the processes on this machine where they stand: rank -> frames of the main thread, the innermost first.
+
+    Those of one that does not answer are none.
+    """
+    texts: dict[int, str] = {}
+    for rank, pid in workers_here(folder).items():
         # one that has not come so far would be ended by the signal, and one that has ended is there no more
         if _stack(folder, rank).is_file():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, STACK_SIGNAL)
+                texts[rank] = ""
     until = time.monotonic() + STACKS_S
     while time.monotonic() < until:
         time.sleep(STACKS_S / 30)
         before = dict(texts)
-        texts = {rank: _stack(folder, rank).read_text("utf-8") for rank in asked if _stack(folder, rank).is_file()}
+        texts = {rank: _stack(folder, rank).read_text("utf-8") for rank in texts}
         if texts == before and all(texts.values()):  # and none is being written
             break
     # the main thread is the oldest, which is listed last
     frames = {rank: FRAME.findall(text.rpartition("hread ")[2]) for rank, text in texts.items()}
-    return {rank: [f"{file}:{line} in {name}" for file, line, name in found] for rank, found in frames.items() if found}
+    known = {rank: found for rank, found in frames.items() if found or not texts[rank]}
+    return {rank: [f"{file}:{line} in {name}" for file, line, name in found] for rank, found in known.items()}
 
 
 def _stack(folder: Path, rank: int) -> Path:

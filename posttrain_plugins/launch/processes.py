@@ -44,6 +44,8 @@ def command(job: Job, order: Order, of: Nodes = ALONE) -> list[str]:
     options: dict[str, object] = {"num_processes": job.world_size, "num_machines": of.count, "machine_rank": of.index}
     options |= {"main_process_port": order.port, "mixed_precision": order.precision}
     options |= {"main_process_ip": order.head, "rdzv_backend": "static"} if of.count > 1 else {}
+    # torchrun makes folders for logs, which it writes none of, and leaves them in the system's own if told no other
+    options["log_dir"] = job.file.parent / "torchrun"
     given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     return [*accelerate, *given, "-m", "posttrain_plugins.launch.worker", str(job.file)]
 

@@ -10,6 +10,7 @@
 | `merge.py`                 | a plain model without adapters and quantization, and what that changed      |
 | `interpolate.py`           | the weighted mean of several whole models                                   |
 | `critic.py`                | a saved critic: its value head and the layers that it reads                 |
+| `critic_folder.py`         | what is said of a saved critic, read without torch                          |
 | `value_form.py`            | how the logits of a value head become values                                |
 | `training_templates.py`    | chat templates with the assistant's turns marked, as training needs them    |
 | `fused_head.py`            | TRL's fused head with a GPU's memory, where there is none                   |

@@ -16,25 +16,23 @@ No paper.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.adapter_types import ensure_registered
+from posttrain_plugins.models.critic_folder import has_critic, kind_said, said_of_critic
 from posttrain_plugins.models.folder import adapter_config, adapters_in, base_of, template_options
 from posttrain_plugins.models.load import load_full, make_room_for_tokens
 from posttrain_plugins.models.stack import attach_frozen
 from posttrain_plugins.models.value_form import ValueForm
-from posttrain_plugins.types import CriticKind
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
     "critic_form_in",
-    "critic_kind_in",
     "critic_returns_in",
     "load_critic_body",
     "load_value_head",
@@ -45,44 +43,33 @@ __all__ = [
 
 FILE = "value_head.safetensors"
 
-KINDS: dict[str, CriticKind] = {"adapter": "adapter", "shared": "shared", "separate": "separate"}
-
 
 def shared_critic_in(model: str | Path) -> Path | None:
     """Return the `critic/` of a model's folder, where it shares the policy's body."""
     folder = Path(model) / "critic"
-    return folder if (folder / FILE).is_file() and _kind(folder) == "shared" else None
+    return folder if (folder / FILE).is_file() and kind_said(folder) == "shared" else None
 
 
 def value_head_in(model: str | Path) -> dict[str, torch.Tensor] | None:
     """Return the value head saved with a model, `weight` (K, H) and `bias` (K,); None where there is no critic."""
     folder = Path(model) / "critic"
-    return _head_in(folder / FILE) if (folder / "critic.json").is_file() else None
+    return _head_in(folder / FILE) if has_critic(model) else None
 
 
 def template_kwargs_in(model: str | Path) -> dict[str, Any]:
     """Return the options of the chat template that the critic's prompts were rendered with; empty where none are."""
-    return dict(_said(model).get("chat_template_kwargs") or template_options(model))
+    return dict(said_of_critic(Path(model) / "critic").get("chat_template_kwargs") or template_options(model))
 
 
 def critic_form_in(model: str | Path) -> ValueForm | None:
     """Return how the logits of a critic's head are read; None where they are the values themselves."""
-    form = _said(model).get("form")
+    form = said_of_critic(Path(model) / "critic").get("form")
     return ValueForm(**form) if form else None
-
-
-def critic_kind_in(model: str | Path) -> CriticKind:
-    """Return the kind of the critic that is saved with a model.
-
-    Raises:
-        InputError: `critic.json` does not say it.
-    """
-    return _kind(Path(model) / "critic")
 
 
 def critic_returns_in(model: str | Path) -> dict[str, float] | None:
     """Return the moments of the returns in whose units a critic learned; None of one that did not."""
-    found = _said(model).get("returns")
+    found = said_of_critic(Path(model) / "critic").get("returns")
     return dict(found) if found else None
 
 
@@ -95,12 +82,6 @@ def _head_in(file: Path) -> dict[str, torch.Tensor]:
     if scale is not None and shift is not None:
         head = {"weight": head["weight"] * scale, "bias": head["bias"] * scale + shift}
     return head
-
-
-def _said(model: str | Path) -> dict[str, Any]:
-    """Read `critic.json`; empty where there is none."""
-    file = Path(model) / "critic" / "critic.json"
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
 def load_critic_body(model: str | Path, *, dequantize: bool = False, **options: Any) -> Any:
@@ -118,7 +99,7 @@ def load_critic_body(model: str | Path, *, dequantize: bool = False, **options: 
         InputError: `critic.json` does not say the kind.
     """
     folder = Path(model) / "critic"
-    kind = _kind(folder)
+    kind = kind_said(folder)
     # a shared critic reads the policy itself, the other two have weights of their own in `critic/`
     newest = Path(model) if kind == "shared" else folder
     revision = base_of(model, options.pop("revision", None)).revision
@@ -162,7 +143,7 @@ def load_value_head(folder: str | Path, model: Any) -> Callable[[torch.Tensor], 
     file = Path(folder) / FILE
     if not file.is_file():
         raise InputError(f"no value head: {file} is not there", hint="give the critic/ folder of a ppo stage's model")
-    kind = _kind(Path(folder))
+    kind = kind_said(Path(folder))
     if kind != "shared":
         raise InputError(
             f"the value head in {folder} is of kind {kind!r}, expected 'shared': it reads a body of its own",
@@ -182,12 +163,3 @@ def load_value_head(folder: str | Path, model: Any) -> Callable[[torch.Tensor], 
         return torch.nn.functional.linear(hidden.float(), weight, bias).squeeze(-1)
 
     return values
-
-
-def _kind(folder: Path) -> CriticKind:
-    """Read what `critic.json` says; a folder of before it was written, or of another program, is refused."""
-    try:
-        said = json.loads((folder / "critic.json").read_text(encoding="utf-8"))["kind"]
-        return KINDS[said]
-    except (OSError, ValueError, KeyError, TypeError) as cause:
-        raise InputError(f"{folder / 'critic.json'} does not say the critic's kind: {cause}") from cause

@@ -84,10 +84,16 @@ class Moments:
         """
         # By what each layer leaves, which is exact: a peak also has what nobody needs and Python has not let go of yet,
         # and the difference of two peaks would be multiplied.
-        activations = self.activations + layers * (other.activations - self.activations)
-        more, grads = layers * (other.kept - self.kept), layers * (other.left - self.left)
-        kept, left = self.kept + more, self.left + grads
-        return Moments(activations, self.loss + more, self.last + more, self.end + grads, kept, left)
+        own, all_kept, grads = (getattr(other, name) - getattr(self, name) for name in ("activations", "kept", "left"))
+
+        # A critic's own pass comes after the policy's and goes back before it: at the policy's moments it is not there.
+        def grown(moment: str) -> int:
+            before, growth = getattr(self, moment), getattr(other, moment) - getattr(self, moment)
+            return int(before + layers * min(own, all_kept, key=lambda each: abs(each - growth)))
+
+        activations, kept = self.activations + layers * own, self.kept + layers * all_kept
+        loss, last = max(grown("loss"), kept), grown("last")
+        return Moments(activations, loss, last, self.end + layers * grads, kept, self.left + layers * grads)
 
 
 @dataclass(frozen=True)

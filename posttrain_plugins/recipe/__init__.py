@@ -11,6 +11,7 @@ imports `plan` or `run`. What all of them need lies beside them.
 | `handoff.py` | what one stage hands to the next: tokenizer, template, EOS, adapters; recorded and compared |
 | `build.py` | a plugin and its parameters -> its object |
 | `plugin_schema.py` | what a plugin takes, needs of its data, and says of its columns |
+| `read_source.py` | what of a Python file counts, kept by its content from process to process |
 | `source_hash.py` | a plugin's source as a hash, with what it imports from its own package |
 | `lineage.py` | what each training stage starts from, merges, freezes, trains and is held to |
 | `read/` | YAML -> values with places; packaged recipes by name |

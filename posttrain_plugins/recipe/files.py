@@ -89,7 +89,10 @@ def model_problem(folder: Path, allow_pickle: bool = False) -> str | None:
             return f"adapter folder {folder} {PICKLED}"
         return None if _names_base(folder) else f"adapter_config.json of {folder} has no base_model_name_or_path"
     if not (folder / "config.json").is_file():
-        return f"model folder {folder} has no config.json"
+        # what a run wrote for a stage is taken for its model by whoever completes the path in a shell
+        of_stage = (folder / "manifest.json").is_file() and (folder / "model").is_dir()
+        where = f": it is a stage's, and the model is in {folder / 'model'}" if of_stage else ""
+        return f"model folder {folder} has no config.json{where}"
     if not any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
         return f"model folder {folder} has no weights (*.safetensors)"
     if not (allow_pickle or any(folder.glob("*.safetensors*"))):

@@ -7,13 +7,14 @@ whole, and it is said.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.adapter_types import abilities, adds_up, moves_base
+from posttrain_plugins.models.critic_folder import has_critic, kind_said
 from posttrain_plugins.models.folder import adapter_config, adapters_in
 from posttrain_plugins.models.stack import choose_mode
 from posttrain_plugins.plugins.source import of_config
@@ -228,7 +229,7 @@ def critic_start(stages: Stages, spec: StageSpec) -> ValueSource | None:
 
 def _is_beside_policy(stages: Stages, source: FromStage | External) -> bool:
     if isinstance(source, External):
-        return (Path(source.path) / "critic" / "critic.json").is_file()
+        return has_critic(source.path)
     return source.produces == "model"
 
 
@@ -237,9 +238,8 @@ def _body_of(stages: Stages, source: FromStage | External, before: tuple[str, ..
     if isinstance(source, External):
         if _is_beside_policy(stages, source):
             # a file of another program is told when it is read
-            with contextlib.suppress(OSError, ValueError):
-                said = json.loads((Path(source.path) / "critic" / "critic.json").read_text(encoding="utf-8"))
-                return BODIES.get(said.get("kind"), "whole")
+            with contextlib.suppress(InputError):
+                return BODIES[kind_said(Path(source.path) / "critic")]
         return "adapter" if adapters_in(source.path) else "whole"
     made = stages[source.stage]
     critic, args = made.inputs.get("critic"), made.params.get("args") or {}

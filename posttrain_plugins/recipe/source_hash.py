@@ -6,7 +6,6 @@ built-in stage would otherwise be made again because a message of `validate` cha
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.plugins.registry import Plugin, module_file
+from posttrain_plugins.recipe.read_source import Import, read_code, save_what_was_read
 
 __all__ = ["CORE", "own_sources", "plugin_hash", "rows_hash", "sha256_of", "source_hash"]
 
@@ -86,50 +86,46 @@ def own_sources(file: Path, package: str = "") -> dict[str, str]:
     # Names from the root, not absolute ones: a project that is moved, or installed elsewhere, keeps its results.
     root = next((folder for folder in file.parents if folder.name == package), file) if package else file.parent
     is_ours = root.name == "posttrain_plugins"
+    # as for the whole: a package's files are read once in a process, those of a folder each time
+    visit = _visit_once if package else _visit
     pending, found = [file], dict[str, str]()
     while pending:
         current = pending.pop()
         name = os.path.relpath(current, root)
         if name in found:
             continue
-        tree = ast.parse(current.read_bytes())
-        imported = _own_imports(tree, current, root, package)
-        pending.extend(path for path in imported if not (is_ours and path.relative_to(root).parts[0] in CORE))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                body = node.body
-                if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-                    node.body = body[1:] or [ast.Pass()]
-        # Unparsed, so that neither comments nor line breaks count. Another Python may unparse otherwise: then a stage
-        # runs once more than it had to, which is the safe side.
-        found[name] = hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+        found[name], imported = visit(current, root, package)
+        pending += (path for path in imported if not (is_ours and path.relative_to(root).parts[0] in CORE))
+    save_what_was_read()
     return found
 
 
 _read_once = cache(own_sources)
 
 
-def _own_imports(tree: ast.Module, file: Path, root: Path, package: str) -> Iterator[Path]:
-    """Yield the files below `root` that a module imports, also inside functions."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            imports = [(0, alias.name, "") for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            imports = [(node.level, node.module or "", alias.name) for alias in node.names]
-        else:
-            continue
-        for level, module, name in imports:
-            parts = module.split(".") if module else []
-            if level:
-                folder = file.parents[level - 1]
-            elif not package:
-                folder = root
-            elif parts[0] == package:
-                folder, parts = root, parts[1:]
-            else:
-                continue
-            # `from a.b import c` may mean the module c.py, the package c/, or a name in b.py or b/__init__.py.
-            path = folder.joinpath(*parts)
-            inside = [path / f"{name}.py", path / name / "__init__.py"] if name else []
-            candidates = [*inside, path.with_suffix(".py"), path / "__init__.py"]
-            yield from (found for found in candidates if found.is_file() and found.is_relative_to(root))
+def _visit(file: Path, root: Path, package: str) -> tuple[str, list[Path]]:
+    """Return the hash of a file's code, and the files below `root` that it imports."""
+    code, imports = read_code(file.read_bytes())
+    return code, [path for one in imports for path in _meant(one, file, root, package)]
+
+
+_visit_once = cache(_visit)
+
+
+def _meant(imported: Import, file: Path, root: Path, package: str) -> Iterator[Path]:
+    """Yield the files below `root` that an import may mean."""
+    level, module, name = imported
+    parts = module.split(".") if module else []
+    if level:
+        folder = file.parents[level - 1]
+    elif not package:
+        folder = root
+    elif parts[0] == package:
+        folder, parts = root, parts[1:]
+    else:
+        return
+    # `from a.b import c` may mean the module c.py, the package c/, or a name in b.py or b/__init__.py.
+    path = folder.joinpath(*parts)
+    inside = [path / f"{name}.py", path / name / "__init__.py"] if name else []
+    candidates = [*inside, path.with_suffix(".py"), path / "__init__.py"]
+    yield from (found for found in candidates if found.is_file() and found.is_relative_to(root))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -18,10 +19,12 @@ from posttrain_plugins.record.artifact import read_manifest
 from posttrain_plugins.record.events import EVENTS, is_alive
 from posttrain_plugins.record.lines import read_lines
 
-__all__ = ["FILES", "Stored", "changes_of", "hashes_of", "stored"]
+__all__ = ["FILES", "SCRATCH", "Stored", "changes_of", "hashes_of", "is_below", "remove", "stored"]
 
 FILES = "files"
 """The manifest's entry with the size and hash of each file that a stage made."""
+SCRATCH = "scratch"
+"""Its entry with the names of what was no part of the result, and is deleted once that stands."""
 REWRITTEN = ("config.json", "manifest.json", "config.new", "manifest.new")
 """How names of files end that publishing writes, and what they are called before they are whole."""
 
@@ -91,7 +94,20 @@ def stored(root: Path) -> list[Stored]:
     return sorted(marked, key=lambda one: (one.run, one.stage, one.use != "latest", one.finished), reverse=False)
 
 
-def hashes_of(folder: Path) -> dict[str, list[Any]]:
+def remove(path: Path) -> None:
+    """Delete a file or a folder that may be gone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def is_below(name: Path, folders: Iterable[str]) -> bool:
+    """Tell whether a file is one of these or lies below one, all relative to one folder."""
+    return any(name.is_relative_to(one) for one in folders)
+
+
+def hashes_of(folder: Path, scratch: Collection[str] = ()) -> dict[str, list[Any]]:
     """Return size and sha256 of each file of a stage by its name there, for its manifest.
 
     Configs are left out, which publishing and moving rewrite: they hold paths. So is what they are written into before
@@ -102,7 +118,7 @@ def hashes_of(folder: Path) -> dict[str, list[Any]]:
     return {
         name.as_posix(): [file.stat().st_size, _sha256(file)]
         for name, file in names.items()
-        if name.parts[0] != "checkpoints"  # of the recipe's own wish, and deleted as they grow old
+        if not is_below(name, ("checkpoints", *scratch))  # the former by the recipe's wish, deleted as they grow old
     }
 
 

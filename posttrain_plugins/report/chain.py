@@ -168,6 +168,7 @@ def chain_section(run: RunRecord) -> Iterator[str]:
         yield "▲ better, ▼ worse, ≈ the interval of the gain holds 0: it may be noise. Gains are paired by problem.</p>"
     for artifact in evaluations(run.artifacts):
         yield from _measures(artifact.manifest["stage"], artifact.details)
+        yield from _retained(artifact.manifest["stage"], artifact.details.get("retain") or {})
     yield "</section>"
 
 
@@ -240,3 +241,31 @@ def _measures(name: str, details: Mapping[str, Any]) -> Iterator[str]:
             ]
             yield f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
     yield "</table></div></details>"
+
+
+def _retained(name: str, kept: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what each model still can do that it was not trained for, in sight where one has lost some of it."""
+    rows, has_lost = [], False
+    for data, found in kept.items():
+        is_text = found["kind"] == "perplexity"
+        for model, one in found["models"].items():
+            changes = []
+            for other, change in one["over"].items():
+                ends = (change["mean"], change["low"], change["high"])
+                # a perplexity is worse when it rises, and changes by a factor
+                word = verdict((1 - ends[0], 1 - ends[2], 1 - ends[1]) if is_text else ends)
+                has_lost |= word == "worse"
+                shown = f"× {figure(ends)}" if is_text else figure(ends, "+")
+                sign = f"<span aria-hidden=true>{SIGNS[word]} </span>"
+                told = f"<span class={COLOURS[word]}>{sign}{shown}</span> <span class='dim small'>{word}, "
+                changes.append(f"{told}over {text(other)}</span>")
+            value = figure((one["mean"], one["low"], one["high"]))
+            cells = [text(model), text(data), f"{found['kind']} {value}", "<br>".join(changes)]
+            rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    if not rows:
+        return
+    title = f"{text(name)}: what is retained, {count(len(kept), 'data set')}"
+    yield f"<details{' open' if has_lost else ''}><summary>{title}</summary>"
+    yield f"<div class=scroll tabindex=0 role=region aria-label='{title}'><table>"
+    heads = ("model", "data", "figure [95 %]", "changed from what it was made from")
+    yield f"<tr>{''.join(f'<th scope=col>{head}</th>' for head in heads)}</tr>{''.join(rows)}</table></div></details>"

@@ -3,17 +3,25 @@
 Papers: Schulman et al., 2017 (https://huggingface.co/papers/1707.06347), for the critic; Liu et al., 2023
 (https://huggingface.co/papers/2309.15028), for keeping it as a guide at test time; OREO, Wang et al., 2024
 (https://huggingface.co/papers/2412.16145), section 4.4, for one that was learned offline. It loads what the stages
-`ppo` and `oreo` saved beside the policy, whatever the critic's kind, and the models of the stage `value`.
+`ppo` and `oreo` saved beside the policy, whatever the critic's kind, and the models of the stage `value`. With
+`differences` a step is worth what it changes of the value: potential-based shaping (Ng, Harada and Russell, 1999,
+https://people.eecs.berkeley.edu/~pabbeel/cs287-fa09/readings/NgHaradaRussell-shaping-ICML1999.pdf, theorem 1, without
+discount), or progress as a process reward (Setlur et al., 2024, https://huggingface.co/papers/2410.08146, section 3).
 
 1. The completion is scored before EOS, the last state that the critic was trained on.
 2. Prompt and completion are tokenised apart, as in the rollout.
+3. Theorem 1 has a potential of 0 when all is over, and so takes back at EOS what the steps were paid. Here nothing is
+   taken back: alone it would leave nothing to learn from. So the steps of a completion sum to V(its end) - V(prompt),
+   the best policy may be another, and one that ends where the value function errs is paid for that.
+4. Setlur et al. measure progress under a prover, another policy than the one that learns; here the value function is of
+   whatever policies wrote the completions that it learned from, and stays as it is while the policy moves away.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -39,6 +47,8 @@ class ValueModel:
         model_name_or_path: a `value` stage of the recipe, or the policy that a critic was trained with, a `ppo` or
             `oreo` stage; or the folder of one.
         separator: what ends a step; the rule of `posttrain_plugins.text.steps`.
+        differences: score a step by the value at its end less the value at the end of the step before it, the prompt's
+            before the first; the score of a whole completion stays its value.
         batch_size: completions per forward.
         dtype: of the weights; this and the rest as in TRL's `ModelConfig`.
         load_in_4bit: quantize the base with bitsandbytes.
@@ -65,6 +75,7 @@ class ValueModel:
 
     model_name_or_path: ModelRef
     separator: str = SEPARATOR
+    differences: bool = False
     batch_size: int = 32
     dtype: str = "auto"
     load_in_4bit: bool = False
@@ -83,7 +94,7 @@ class ValueModel:
         self._critic = _Critic(path, "TokenClassification", loading=loading, device=self.device)
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
-        """Score each completion by its value as it stands.
+        """Score each completion by its value as it stands, with `differences` too.
 
         Args:
             prompts: B prompts, plain or conversational.
@@ -100,13 +111,14 @@ class ValueModel:
     def step_scores(
         self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any
     ) -> list[list[float]]:
-        """Score each step by the value at its end.
+        """Score each step by the value at its end; with `differences`, by what the step changed of it.
 
         Args:
             columns: with `steps` (B lists of texts that joined are the completion), these; else `separator` splits.
 
         Returns:
-            B lists of values, one for each step.
+            B lists of values, one for each step, or of their differences; a step that ends within the token with which
+            the one before it ends has its value, so a difference of 0.
         """
         given = columns.get("steps") or [split_steps(to_text(text), self.separator) for text in completions]
         scores: list[list[float]] = [[] for _ in completions]
@@ -114,6 +126,11 @@ class ValueModel:
             ends = list(accumulate(map(len, given[i])))
             # A completion without a token has no step; `__call__` gives the prompt's value for it.
             scores[i] = [of_tokens[head + token] for token in last_tokens(starts, ends)] if starts else []
+            if self.differences:
+                before = (
+                    of_tokens[head - 1] if head else 0.0
+                )  # a prompt without a token is no state, so it has no value
+                scores[i] = [value - last for last, value in pairwise([before, *scores[i]])]
         return scores
 
     def count_tokens(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> int:

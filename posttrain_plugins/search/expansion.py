@@ -166,7 +166,7 @@ class Expander:
         )
 
 
-def flatten(children: Iterable[Iterable[PartialCompletion]]) -> list[PartialCompletion]:
+def flatten(children: Iterable[Iterable[T]]) -> list[T]:
     """Return the children of all paths in one list."""
     return [child for of_path in children for child in of_path]
 

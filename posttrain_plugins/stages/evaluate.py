@@ -265,9 +265,8 @@ class Evaluate:
             measure.missing.check(measure.name, self.max_missing)
         reward = context.inputs["rewards"][0]
         if measure.unread and reward.is_oracle:  # a low figure may be one of how answers are written
-            share = measure.unread / len(measure.samples)
             context.reporter.note(
-                f"{measure.name}: {share:.0%} of {len(measure.samples)} completions have no answer that "
+                f"{measure.name}: {measure.unread} of {len(measure.samples)} completions have no answer that "
                 f"can be read (reader: {self.reader})"
             )
         if measure.voteless:

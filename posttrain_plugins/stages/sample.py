@@ -68,15 +68,15 @@ class Sample:
             column `reward`, `rewards` or `scores` tells.
         model: who writes.
         models: several who write, in place of `model`, each `num_generations` completions: a column `model` says who
-            (of pairs `chosen_model` and `rejected_model`, of rankings `models`). A reward model that follows a policy,
-            or a value model, learns from such rows.
+            (of pairs `chosen_model` and `rejected_model`, of rankings `models`). A reward model that follows a policy
+            learns from such rows; what a value model learns from them is the worth of a state to a mixture of them.
         strategy: how completions are made; by default `num_generations` plain draws. All finished candidates count.
         num_generations: completions per problem.
         keep: of the right completions the `best`, the best `top_k`, or all (`all_correct`), as prompt and completion;
-            `all`, right or wrong, each with its weighted sum of rewards; `pairs`, a right one chosen and a wrong one
-            rejected; `labelled`, every one with a bool; `ranked`, a problem's completions in one row, the best first;
-            `unjudged`, all distinct ones in one row, for people to judge (stage `annotate`), which takes no rewards;
-            `steps`, every one cut into labelled steps.
+            `all`, right or wrong, equal ones too, each with its weighted sum of rewards; `pairs`, a right one chosen
+            and a wrong one rejected; `labelled`, every one with a bool; `ranked`, a problem's completions in one row,
+            the best first; `unjudged`, all distinct ones in one row, for people to judge (stage `annotate`), which
+            takes no rewards; `steps`, every one cut into labelled steps.
         top_k: how many of a problem's completions `top_k` keeps.
         threshold: a completion, or a step, is right where the first reward is at least this; None takes every judged
             completion, and `pairs` then sets the best against the worst by the weighted sum.

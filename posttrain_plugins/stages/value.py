@@ -36,7 +36,8 @@ class Value:
     Args:
         model: what to start from, best the policy that wrote the completions; the head is new.
         dataset: `prompt`, `completion` and `reward` (a number), or `label` (a bool); `sample` with `keep: all` makes
-            it, of one or several policies. Rows longer than `args.max_length` are left out.
+            it, best of one policy: a state is worth what the policy makes of it. Rows longer than `args.max_length`
+            are left out.
         adapter: what is trainable beside the head; everything where it is left out.
         eval_dataset: held-out trajectories; by default `args.held_out` of the prompts are set aside.
         args: fields of `ValueConfig`, which are those of `trl.RewardConfig` and more.

@@ -1,4 +1,4 @@
-"""`graph_of_thoughts`: whole solutions that are generated, scored, merged and improved along a graph of operations.
+"""`graph_of_thoughts`: solutions, whole or of parts, that are drawn, scored, merged and improved along a graph.
 
 Paper: Besta et al., 2023 (https://huggingface.co/papers/2308.09687), sections 3 and 4: the graph of operations is
 written down beforehand; what a tree lacks is aggregation, a thought with several parents.
@@ -8,16 +8,20 @@ written down beforehand; what a tree lacks is aggregation, a thought with severa
 2. All operations whose inputs are there run in the same wave.
 3. A sample that fails leaves no thought; an operation without thoughts to work on passes none on.
 4. `validate` passes on what its retries could not mend only where nothing else is left.
+5. With `part: true` an operation draws what answers a part of the question: it is scored by the prompt that asked for
+   it, as the paper's sorted parts are (section 5.1), and is nobody's answer when a budget ends. The scorer is given the
+   whole problem's columns for it too, so one that compares with `solution` does not judge a part.
 
-| op          | does                                                                    | its own keys           |
-|-------------|-------------------------------------------------------------------------|------------------------|
-| `generate`  | draws `k` thoughts from the problem, or from each input                 | `k`, `prompt`          |
-| `score`     | gives each input a score: the scorer's, or the model's own, in [0, 1]   | `prompt`               |
-| `keep_best` | passes on the `k` inputs with the best scores                           | `k`                    |
-| `aggregate` | merges all inputs into `k` thoughts                                     | `k`, `prompt`          |
-| `improve`   | makes `k` better thoughts of each input                                 | `k`, `prompt`          |
-| `validate`  | improves inputs with a score below `threshold`, `retries` times at most | `threshold`, `retries` |
-| `select`    | passes on the inputs at `indices`                                       | `indices`              |
+| op          | does                                                              | its own keys                       |
+|-------------|-------------------------------------------------------------------|------------------------------------|
+| `generate`  | draws `k` thoughts from the problem, or from each input           | `k`, `prompt`, `part`              |
+| `split`     | cuts the question, or each input, at `separator` or white space   | `separator`                        |
+| `score`     | scores each input: by the scorer, or the model itself in [0, 1]   | `prompt`                           |
+| `keep_best` | passes on the `k` inputs with the best scores                     | `k`                                |
+| `aggregate` | merges all inputs, numbered or with `separator` between, into `k` | `k`, `prompt`, `part`, `separator` |
+| `improve`   | makes `k` better thoughts of each input                           | `k`, `prompt`                      |
+| `validate`  | improves what scores below `threshold`, `retries` times at most   | `threshold`, `retries`             |
+| `select`    | passes on the inputs at `indices`                                 | `indices`                          |
 """
 
 from __future__ import annotations
@@ -31,9 +35,9 @@ from typing import Any, TypeAlias
 from posttrain_plugins import search
 from posttrain_plugins.errors import BudgetExhausted
 from posttrain_plugins.search import PartialCompletion, Waves
-from posttrain_plugins.text import replace_question
+from posttrain_plugins.text import last_user_text, replace_question
 from posttrain_plugins.text.answers import sortable
-from posttrain_plugins.types import Completion, Generate, Problem, Request, Result, RewardRef, Score
+from posttrain_plugins.types import Generate, Problem, Prompt, Request, Result, RewardRef, Score
 
 __all__ = ["GraphOfThoughts"]
 
@@ -82,8 +86,19 @@ How likely is it right? Check it step by step. Then end with a number from 0 (su
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
-Thoughts: TypeAlias = list[PartialCompletion]
-"""Solutions of the problem; as partial completions they are all finished, and of no steps."""
+
+@dataclass(frozen=True, slots=True)
+class Thought(PartialCompletion):
+    """A solution of the problem, or of a part of it; as a partial completion it is finished, and of no steps.
+
+    Args:
+        part: the prompt that asked for it, where it answers a part of the question.
+    """
+
+    part: Prompt | None = None
+
+
+Thoughts: TypeAlias = list[Thought]
 
 
 @dataclass
@@ -127,10 +142,10 @@ class GraphOfThoughts:
             final = yield from self._run_graph(problem, made)
         except BudgetExhausted:
             # Only a thought with a score is better than what the engine would choose: the majority of all of them.
-            final = [thought for thought in made if thought.score is not None]
+            final = [thought for thought in made if thought.score is not None and thought.part is None]
             if not final:
                 raise
-        thoughts = final or made
+        thoughts = final or [thought for thought in made if thought.part is None]
         return search.select_answer(thoughts, "best" if any(one.score is not None for one in thoughts) else "majority")
 
     def _run_graph(self, problem: Problem, made: Thoughts) -> Waves[Thoughts]:
@@ -168,63 +183,109 @@ class GraphOfThoughts:
         k, own = operation.k, operation.prompt
         match operation.op:
             case "generate" if not operation.inputs:
-                prompt = replace_question(problem.prompt, own) if own else problem.prompt
+                prompts = [replace_question(problem.prompt, own) if own else problem.prompt]
+            case "generate":
+                template = own or self.extend_prompt
+                prompts = [replace_question(problem.prompt, template, thought=thought.text) for thought in inputs]
             case "aggregate" if inputs:  # the transformation that a tree lacks: several parents
-                texts = "\n\n".join(f"Solution {i}:\n{thought.text}" for i, thought in enumerate(inputs, 1))
-                prompt = replace_question(problem.prompt, own or self.aggregate_prompt, thoughts=texts)
-            case "generate" | "improve":
-                template = own or (self.improve_prompt if operation.op == "improve" else self.extend_prompt)
-                return search.flatten((yield from self._transform(problem, template, k, inputs)))
+                texts = _joined(inputs, operation.separator)
+                prompts = [replace_question(problem.prompt, own or self.aggregate_prompt, thoughts=texts)]
+            case "improve":
+                return search.flatten((yield from self._improve(problem, own, k, inputs)))
+            case "split" if not operation.inputs:
+                words = last_user_text(problem.prompt).split(operation.separator or None)
+                return [Thought(word, ended="stop", part=problem.prompt) for word in words]
+            case "split":  # the paper's parser: one completion holds several thoughts
+                texts_of = [thought.text.split(operation.separator or None) for thought in inputs]
+                return [
+                    replace(t, text=text, score=None, part=t.part or problem.prompt)  # a piece answers nobody
+                    for t, of in zip(inputs, texts_of, strict=True)
+                    for text in of
+                ]
             case "score":
-                return (yield from self._score(problem, own, inputs))
+                return (yield from self._score(problem, inputs, own))
             case "keep_best":  # the paper's ranking R(G, p, h)
                 return sorted(inputs, key=lambda thought: sortable(thought.score), reverse=True)[:k]
             case "validate":
                 return (yield from self._validate(problem, operation, inputs))
             case _:  # `select`; an `aggregate` of nothing has no indices
                 return [inputs[i] for i in operation.indices if -len(inputs) <= i < len(inputs)]
-        [drawn] = yield [Generate(prompt, n=k, params=problem.params)]
-        return _finished(drawn)
+        parts = prompts if operation.part else [None] * len(prompts)
+        return search.flatten((yield from self._draw(problem, prompts, k, parts)))
 
-    def _transform(self, problem: Problem, template: str, k: int, inputs: Thoughts) -> Waves[list[Thoughts]]:
-        """Draw `k` new thoughts from each input; failed samples are left out."""
-        if not inputs:
+    def _improve(self, problem: Problem, own: str | None, k: int, inputs: Thoughts) -> Waves[list[Thoughts]]:
+        """Draw `k` better thoughts of each input; what is made of a part answers the same part."""
+        template, parts = own or self.improve_prompt, [thought.part for thought in inputs]
+        asked = [problem.prompt if part is None else part for part in parts]
+        prompts = [replace_question(q, template, thought=one.text) for q, one in zip(asked, inputs, strict=True)]
+        return (yield from self._draw(problem, prompts, k, parts))
+
+    def _draw(
+        self, problem: Problem, prompts: Sequence[Prompt], k: int, parts: Sequence[Prompt | None]
+    ) -> Waves[list[Thoughts]]:
+        """Draw `k` thoughts for each prompt; a sample that fails leaves none, and the graph goes on without it."""
+        if not prompts:
             return []
-        prompts = [replace_question(problem.prompt, template, thought=thought.text) for thought in inputs]
-        drawn = yield [Generate(prompt, n=k, params=problem.params) for prompt in prompts]  # (inputs, k)
-        return [_finished(completions) for completions in drawn]
+        purposes = ["answer" if part is None else "part" for part in parts]
+        drawn = yield [
+            Generate(prompt, n=k, params=problem.params, purpose=purpose)
+            for prompt, purpose in zip(prompts, purposes, strict=True)
+        ]  # (prompts, k)
+        kept = [[one for one in completions if one.finish_reason != "error"] for completions in drawn]
+        return [
+            [Thought(c.text, ended="length" if c.finish_reason == "length" else "stop", part=part) for c in completions]
+            for completions, part in zip(kept, parts, strict=True)
+        ]
 
-    def _score(self, problem: Problem, prompt: str | None, inputs: Thoughts) -> Waves[Thoughts]:
+    def _score(self, problem: Problem, inputs: Thoughts, template: str | None = None) -> Waves[Thoughts]:
         """Return the inputs with scores, equal texts asked about once; what has a score keeps it."""
-        texts = list(dict.fromkeys(thought.text for thought in inputs if thought.score is None))
-        if not texts:
+        about = [problem if thought.part is None else replace(problem, prompt=thought.part) for thought in inputs]
+        keys = [(str(of.prompt), thought.text) for of, thought in zip(about, inputs, strict=True)]
+        asked = {
+            key: (of, thought.text)
+            for key, of, thought in zip(keys, about, inputs, strict=True)
+            if thought.score is None
+        }
+        if not asked:
             return inputs
+        known: dict[tuple[str, str], float | None]
         if self.scorer is not None:  # the paper's evaluator E(v, G, p), a function
-            [scores] = yield [Score(problem.prompt, tuple(texts), self.scorer)]
+            by_prompt: dict[str, tuple[Problem, list[str]]] = {}
+            for (prompt, text), (of, _) in asked.items():
+                by_prompt.setdefault(prompt, (of, []))[1].append(text)
+            given = yield [Score(of.prompt, tuple(texts), self.scorer) for of, texts in by_prompt.values()]
+            known = {
+                (prompt, text): score
+                for (prompt, (_, texts)), scores in zip(by_prompt.items(), given, strict=True)
+                for text, score in zip(texts, scores, strict=True)
+            }
         else:  # or the model itself, which ends its check with a grade out of 10
-            n, template = self.num_evaluations, prompt or self.score_prompt
-            drawn = yield [search.request_judgement(problem, template, "value", n, thought=text) for text in texts]
+            n, own = self.num_evaluations, template or self.score_prompt
+            drawn = yield [search.request_judgement(of, own, "value", n, thought=text) for of, text in asked.values()]
             grades = [[found[-1] for one in replies if (found := _NUMBER.findall(one.text))] for replies in drawn]
-            scores = [fmean(min(float(x) / 10, 1.0) for x in of_text) if of_text else None for of_text in grades]
-        known = dict(zip(texts, scores, strict=True))
-        return [replace(t, score=known[t.text]) if t.score is None else t for t in inputs]
+            means = [fmean(min(float(x) / 10, 1.0) for x in of_text) if of_text else None for of_text in grades]
+            known = dict(zip(asked, means, strict=True))
+        return [
+            replace(thought, score=known[key]) if thought.score is None else thought
+            for key, thought in zip(keys, inputs, strict=True)
+        ]
 
     def _validate(self, problem: Problem, operation: _Operation, inputs: Thoughts) -> Waves[Thoughts]:
-        thoughts = list((yield from self._score(problem, None, inputs)))  # a copy: others may read the inputs too
+        thoughts = list((yield from self._score(problem, inputs)))  # a copy: others may read the inputs too
         for _ in range(operation.retries):
             bad = [i for i, thought in enumerate(thoughts) if sortable(thought.score) < operation.threshold]
-            drawn = yield from self._transform(problem, self.improve_prompt, 1, [thoughts[i] for i in bad])
-            better = iter((yield from self._score(problem, None, search.flatten(drawn))))
+            drawn = yield from self._improve(problem, None, 1, [thoughts[i] for i in bad])
+            better = iter((yield from self._score(problem, search.flatten(drawn))))
             for i, of_thought in zip(bad, drawn, strict=True):
                 # It takes the place of the thought that it was made from, even if it is worse: the next retry mends it.
                 thoughts[i] = next(better) if of_thought else thoughts[i]
         return [thought for thought in thoughts if sortable(thought.score) >= operation.threshold] or thoughts
 
 
-def _finished(completions: Sequence[Completion]) -> Thoughts:
-    """Return the thoughts that completions are; one that fails leaves none, and the graph goes on without it."""
-    kept = [completion for completion in completions if completion.finish_reason != "error"]
-    return [PartialCompletion(c.text, ended="length" if c.finish_reason == "length" else "stop") for c in kept]
+def _joined(inputs: Thoughts, separator: str | None) -> str:
+    if separator is not None:
+        return separator.join(thought.text for thought in inputs)
+    return "\n\n".join(f"Solution {i}:\n{thought.text}" for i, thought in enumerate(inputs, 1))
 
 
 # --- The graph of operations -----------------------------------------------------------------------------------------
@@ -237,16 +298,19 @@ class _Operation:
     inputs: tuple[str, ...]
     k: int = 1
     prompt: str | None = None
+    separator: str | None = None
+    part: bool = False
     threshold: float = 0.5
     retries: int = 1
     indices: tuple[int, ...] = ()
 
 
 _OWN_KEYS: dict[str, tuple[str, ...]] = {
-    "generate": ("k", "prompt"),
+    "generate": ("k", "prompt", "part"),
+    "split": ("separator",),
     "score": ("prompt",),
     "keep_best": ("k",),
-    "aggregate": ("k", "prompt"),
+    "aggregate": ("k", "prompt", "part", "separator"),
     "improve": ("k", "prompt"),
     "validate": ("threshold", "retries"),
     "select": ("indices",),
@@ -257,6 +321,8 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "inputs": (lambda value: isinstance(value, Sequence) and not isinstance(value, str), "a list of names"),
     "k": (lambda value: isinstance(value, int) and value > 0, "at least 1"),
     "prompt": (lambda value: isinstance(value, str), "a text"),
+    "separator": (lambda value: isinstance(value, str), "a text"),
+    "part": (lambda value: isinstance(value, bool), "true or false"),
     "threshold": (lambda value: isinstance(value, int | float), "a number"),
     "retries": (lambda value: isinstance(value, int) and value >= 0, "at least 0"),
     "indices": (lambda value: isinstance(value, Sequence) and all(isinstance(i, int) for i in value), "whole numbers"),
@@ -293,8 +359,7 @@ def _read_operation(where: str, row: Mapping[str, Any], before: list[str]) -> _O
     if not set(inputs) <= set(before):  # names of later operations are refused too, so there can be no cycle
         known = f"operations before it: {', '.join(before) or 'none'}"
         search.refuse_field("graph_of_thoughts", f"{where}.inputs", [*inputs], known)
-    if not inputs and row["op"] != "generate":
-        search.refuse_field(
-            "graph_of_thoughts", f"{where}.op", row["op"], "'generate', since it reads no other operation"
-        )
+    if not inputs and row["op"] not in ("generate", "split"):
+        expected = "'generate' or 'split', since it reads no other operation"
+        search.refuse_field("graph_of_thoughts", f"{where}.op", row["op"], expected)
     return _Operation(**{**row, "name": name, "inputs": inputs, "indices": tuple(row.get("indices", ()))})

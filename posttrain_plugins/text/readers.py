@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from functools import lru_cache
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ __all__ = [
     "current_reading",
     "opens_thought",
     "read",
+    "read_behind",
     "read_reference",
     "reading",
     "template_opens_thought",
@@ -87,6 +88,11 @@ def reading(reader: str | None = None, is_thinking: bool = False) -> Iterator[No
         yield
     finally:
         _READING.reset(token)
+
+
+def read_behind(is_thinking: bool) -> Token[Reading]:
+    """Do as `reading(is_thinking=...)`, at a lower price; `token.var.reset(token)` ends it."""
+    return _READING.set(Reading(_READING.get().reader, is_thinking))
 
 
 def current_reading() -> Reading:

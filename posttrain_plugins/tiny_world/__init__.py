@@ -6,9 +6,9 @@
 | `checker.py`   | reads a completion in either layout and judges its answer and every step                |
 | `tokenizer.py` | 64 tokens, one per character, with a chat template                                      |
 
-A problem is a digit and 4 to 6 pairs of operator and digit, stated from left to right: `a>b` is the larger of the two,
-`a<b` the smaller, `a|b` the distance `|a-b|`. No paper: the task is ours. Nothing here imports torch, transformers or
-datasets when it is imported.
+A problem is a digit and 4 to 6 pairs of operator and digit, 8 to 12 where it is hard, stated from left to right: `a>b`
+is the larger of the two, `a<b` the smaller, `a|b` the distance `|a-b|`. No paper: the task is ours. Nothing here
+imports torch, transformers or datasets when it is imported.
 
 Example:
     >>> evaluate("3|7>2<9|4")

@@ -62,6 +62,7 @@ __all__ = [
     "reads_tool_calls",
     "recomputed_with",
     "reference_log_probs",
+    "replay_order",
     "restore_averages",
     "rollout_greedily",
     "rollout_pass",
@@ -219,6 +220,25 @@ def restore_averages(trainer: Any, saved: Mapping[str, Any]) -> None:
         kept = getattr(trainer, name)
         for key, values in saved[name].items():  # of a mode the metrics, each a list, or of a metric the list
             kept[key].update(values) if isinstance(values, Mapping) else kept.update({key: values})
+
+
+def replay_order(trainer: Any, dataloader: Any) -> None:
+    """Let the order of prompts go on with the epoch that a checkpoint is of.
+
+    TRL's sampler, of GRPO and its kin, draws each epoch's order from a generator of its own, which stands at the first
+    epoch in a new process, and is in no checkpoint; transformers' samplers are told the epoch.
+    """
+    import torch
+    from trl.trainer.utils import RepeatSampler
+
+    sampler = getattr(dataloader, "batch_sampler", None)
+    while sampler is not None and not isinstance(sampler, RepeatSampler):
+        sampler = getattr(sampler, "batch_sampler", None) or getattr(sampler, "sampler", None)
+    if sampler is None or not sampler.shuffle:
+        return
+    steps_per_epoch = trainer.set_initial_training_values(trainer.args, dataloader)[1]
+    for _ in range(trainer.state.global_step // steps_per_epoch):
+        torch.randperm(sampler.num_samples, generator=sampler.generator)
 
 
 def new_metrics(trainer: Any, seen: dict[str, tuple[Any, int]]) -> dict[str, float]:

@@ -345,7 +345,7 @@ def _write_seen(file: Path, dataset: Any) -> None:
     """Write one fingerprint a line for every distinct prompt trained on; for plain text, of each of its lines."""
     # pairs without `prompt` have it inside `chosen`
     column = next((name for name in ("prompt", "messages", "text", "chosen") if name in dataset.column_names), None)
-    values = list(dataset[column]) if column else []
+    values = dataset[column][:] if column else []
     if column == "text":
         values = [line for text in values for line in to_text(text).splitlines() if line.strip()]
     marks = set(map(fingerprint, values))

@@ -293,7 +293,7 @@ def split_prompts(dataset: Any, share: float) -> tuple[Any, Any]:
     Returns:
         What is left, and what is set aside; None for the latter where there are too few prompts.
     """
-    marks = [fingerprint(prompt) for prompt in dataset["prompt"]]
+    marks = [fingerprint(prompt) for prompt in dataset["prompt"][:]]
     distinct = sorted(set(marks))  # of hashes: an order that has nothing to do with the prompts
     count = max(2, round(share * len(distinct))) if share > 0 else 0
     if not count or count + 2 > len(distinct):

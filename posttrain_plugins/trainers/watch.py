@@ -100,6 +100,7 @@ class _Watch:
             if seconds is None:
                 self.context.reporter.note(f"figures of the end are of the steps after {checkpoint.name} alone")
             self.seconds_before = seconds or 0.0
+            compat.replay_order(self.trainer, kwargs["train_dataloader"])
         compat.new_metrics(self.trainer, self.seen)  # what the checkpoint holds is of steps that are written already
         if state.is_world_process_zero:
             self.file = FiguresFile(self.context.folder, state.global_step, self.context.reporter.note)

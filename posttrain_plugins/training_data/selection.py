@@ -3,7 +3,7 @@
 | keep                           | columns beside the prompt         | for                              |
 |--------------------------------|-----------------------------------|----------------------------------|
 | `best`, `top_k`, `all_correct` | `completion`, `reward`            | SFT                              |
-| `all`                          | `completion`, `reward`            | offline value methods (OREO)     |
+| `all`                          | `completion`, `reward`            | value models, offline RL (OREO)  |
 | `pairs`                        | `chosen`, `rejected`              | DPO, reward models               |
 | `labelled`                     | `completion`, `label` (a bool)    | KTO                              |
 | `ranked`                       | `completions` (best first), `scores` | listwise reward models, listwise DPO |
@@ -14,7 +14,8 @@ Papers: STaR (https://huggingface.co/papers/2203.14465) and rejection sampling a
 (https://huggingface.co/papers/2307.09288), section 3.2.3, for SFT data; iterative DPO
 (https://huggingface.co/papers/2312.11456) for pairs.
 
-1. Equal completions of one problem are kept once, of several models by the last that wrote it.
+1. Equal completions of one problem are kept once, of several models by the last that wrote it; but `all` keeps every
+   draw: what a begun completion is worth is a mean over what the policy draws, and not over what is distinct among it.
 2. The first reward says what is right (`threshold`), the weighted sum of all rewards says what is better.
 """
 
@@ -39,6 +40,7 @@ __all__ = [
     "Selection",
     "distinct",
     "judge",
+    "judgeable",
     "read_saved",
     "without_texts",
     "writer",
@@ -139,7 +141,8 @@ class Selection:
         if self.keep == "unjudged":
             items = list({item.text: item for item in judged}.values())
             return [{"completions": [i.completion for i in items], **_writers(items)}] if items else []
-        ranked = sorted(distinct(judged), key=lambda item: -item.total)
+        found = judgeable(judged) if self.keep == "all" else distinct(judged)
+        ranked = sorted(found, key=lambda item: -item.total)
         if self.keep == "pairs":
             # seeded by the problem's number: a problem's pairs stay the same when others are added or fail
             pairs = self._pairs(ranked, random.Random(f"{self.seed}:{number}"))
@@ -189,9 +192,14 @@ def without_texts(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in TEXTS}
 
 
+def judgeable(judged: Iterable[Judged]) -> list[Judged]:
+    """Return the completions without those that no reward could judge."""
+    return [item for item in judged if item.reward is not None and item.verdict is not None]
+
+
 def distinct(judged: Iterable[Judged]) -> list[Judged]:
     """Return every text once, without those that no reward could judge."""
-    return list({i.text: i for i in judged if i.reward is not None and i.verdict is not None}.values())
+    return list({item.text: item for item in judgeable(judged)}.values())
 
 
 # --- Saved completions -----------------------------------------------------------------------------------------------

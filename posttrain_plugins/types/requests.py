@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar
 
 __all__ = [
     "Budget",
@@ -268,8 +268,30 @@ class Budget:
     seconds: float | None = None  # the only limit under which two runs may differ
 
 
+class _Seeded:
+    """Makes its generator when it is asked for; the noise for that has a place which is none of the fields."""
+
+    __slots__ = ("_noise",)
+    _noise: str
+    rng: random.Random
+
+    def seeded(self, noise: str) -> Self:
+        """Seed its generator by a text once it is asked for, as few strategies do: it takes a sixth of a request."""
+        self._noise = noise
+        del self.rng
+        return self
+
+    if not TYPE_CHECKING:  # to which any name would be one of a problem's
+
+        def __getattr__(self, name: str) -> Any:
+            if name != "rng":
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+            self.rng = random.Random(self._noise)
+            return self.rng
+
+
 @dataclass(slots=True)
-class Problem:
+class Problem(_Seeded):
     """What a strategy sees: never the reference answer or any other column.
 
     Args:

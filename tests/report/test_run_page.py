@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,10 @@ def read(folder: Path) -> Reader:
     return Reader(RunPage(folder).html())
 
 
+def _text(html: str) -> str:
+    return Reader(html).text
+
+
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 
@@ -95,6 +100,32 @@ def test_a_gain_within_the_noise_is_called_none(tmp_path: Path) -> None:
     scores = {"base": [0.0] * 10 + [1.0] * 10, "sft": [0.0] * 9 + [1.0] * 11}
     text = read(make(tmp_path / "r", Made(scores=scores))).text
     assert re.search(r"≈ \+0\.050 \[\+0\.000, \+0\.150\] no difference over base", text)
+
+
+def test_what_was_forgotten_is_in_sight_and_what_was_not_is_folded(run: Path) -> None:
+    """A perplexity that rises is worse, an accuracy that falls is; whose interval holds none of both is neither."""
+
+    def page(perplexity: Sequence[float], accuracy: Sequence[float]) -> str:
+        def told(kind: str, value: float, change: Sequence[float]) -> Mapping[str, Any]:
+            interval = dict(zip(("mean", "low", "high"), change, strict=True))
+            one = {"mean": value, "low": value, "high": value, "over": {"base": interval}}
+            return {"kind": kind, "rows": 20, "models": {"sft": one}}
+
+        file = run / "latest/eval/manifest.json"
+        manifest = json.loads(file.read_text())
+        kept = {"english": told("perplexity", 20.0, perplexity), "sums": told("accuracy", 0.5, accuracy)}
+        file.write_text(json.dumps({**manifest, "details": {**manifest["details"], "retain": kept}}))
+        return RunPage(run).html()
+
+    lost = page((1.2, 1.1, 1.3), (-0.2, -0.3, -0.1))
+    assert "<details open><summary>eval: what is retained, 2 data sets" in lost
+    text = re.sub(r"\s+", " ", _text(lost))
+    assert "▼ × 1.200 [1.100, 1.300] worse, over base" in text
+    assert "▼ -0.200 [-0.300, -0.100] worse, over base" in text
+    held = page((1.0, 0.9, 1.1), (0.2, 0.1, 0.3))
+    assert "<details><summary>eval: what is retained, 2 data sets" in held
+    assert "≈ × 1.000 [0.900, 1.100] no difference, over base" in re.sub(r"\s+", " ", _text(held))
+    assert "▲ +0.200 [+0.100, +0.300] better, over base" in re.sub(r"\s+", " ", _text(held))
 
 
 def test_of_models_that_are_all_the_same_none_is_called_best(tmp_path: Path) -> None:

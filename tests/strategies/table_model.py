@@ -112,9 +112,12 @@ def paths_of_calls(backend: TableModel) -> list[list[tuple[str, int]]]:
 
 
 def solve_one(
-    strategy: Strategy, backend: TableModel, scores: Mapping[str, float | None] | None = None, **options: Any
+    strategy: Strategy,
+    backend: TableModel,
+    scores: Mapping[str, float | None] | Callable[..., Any] | None = None,
+    **options: Any,
 ) -> Result:
-    scorers = {"prm": ResolvedReward("prm", TableScorer(scores or {}))}
+    scorers = {"prm": ResolvedReward("prm", scores if callable(scores) else TableScorer(scores or {}))}
     [result] = solve(strategy, [PROBLEM], backend=backend, scorers=scorers, **options)
     assert result.error is None
     return result

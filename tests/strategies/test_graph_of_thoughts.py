@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -128,6 +129,108 @@ def test_got_a_spent_budget_knows_the_models_own_scores() -> None:
     assert (result.answer, result.stopped_by) == ("2", "completions")
 
 
+PARTS = [
+    {"op": "generate", "name": "left", "inputs": [], "prompt": "$question Left.", "part": True},
+    {"op": "generate", "name": "right", "inputs": [], "prompt": "$question Right.", "k": 2, "part": True},
+    {"op": "score", "name": "scored", "inputs": ["left", "right"]},
+    {"op": "aggregate", "inputs": ["left", "right"], "prompt": "Merge $thoughts", "separator": " and ", "k": 2},
+    {"op": "score"},
+    {"op": "keep_best"},
+]
+
+
+@dataclass
+class ByPrompt:
+    """What is right depends on what was asked."""
+
+    asked: list[tuple[str, str]] = field(default_factory=list)
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        self.asked += zip(prompts, completions, strict=True)
+        return [
+            float(text[-1] == {"Q:  Left.": "0", "Q:  Right.": "1"}.get(prompt, "1"))
+            for prompt, text in self.asked[-len(prompts) :]
+        ]
+
+
+def write_part(request: Generate, number: int) -> str:
+    return f"{str(request.prompt).split()[-1]} {number}"
+
+
+def test_got_scores_a_part_by_what_was_asked_for_it() -> None:
+    graph = [*PARTS[:3], {"op": "keep_best", "k": 3}]
+    reward = ByPrompt()
+    result = solve_one(GraphOfThoughts(operations=graph, scorer="prm"), ThoughtModel(write_part), reward)
+    assert reward.asked == [("Q:  Left.", "Left. 0"), ("Q:  Right.", "Right. 0"), ("Q:  Right.", "Right. 1")]
+    assert [(one.text, one.score) for one in result.candidates] == [
+        ("Left. 0", 1.0),
+        ("Right. 1", 1.0),
+        ("Right. 0", 0.0),
+    ]
+
+
+def test_got_the_model_judges_a_part_by_what_was_asked_for_it() -> None:
+    graph = [PARTS[0], {"op": "score"}]
+    backend = ThoughtModel(lambda request, number: "7" if request.purpose == "value" else write_part(request, number))
+    solve_one(GraphOfThoughts(operations=graph), backend)
+    assert str(backend.calls[1][0].prompt).startswith("Question: Q:  Left.\n")
+
+
+def test_got_a_part_that_is_improved_answers_the_same_part() -> None:
+    graph = [PARTS[1], {"op": "validate", "threshold": 1.0}, {"op": "improve", "prompt": "$question $thought, better"}]
+    reward, backend = ByPrompt(), ThoughtModel(write_part)
+    solve_one(GraphOfThoughts(operations=[*graph, {"op": "score"}], scorer="prm"), backend, reward)
+    assert {prompt for prompt, _ in reward.asked} == {"Q:  Right."}
+    assert str(backend.calls[1][0].prompt).startswith("Question: Q:  Right.\n")
+    assert {request.purpose for call in backend.calls for request in call} == {"part"}
+
+
+def test_got_merges_bare_thoughts_with_a_separator() -> None:
+    backend = ThoughtModel(write_part)
+    solve_one(GraphOfThoughts(operations=[*PARTS[:2], PARTS[3]]), backend)
+    assert str(backend.calls[1][0].prompt) == "Merge Left. 0 and Right. 0 and Right. 1"
+
+
+@pytest.mark.parametrize(
+    ("key", "parts"),
+    [({}, ["1", "2;", "3"]), ({"separator": "; "}, ["1 2", "3"]), ({"separator": ""}, ["1", "2;", "3"])],
+)
+def test_got_splits_a_thought_into_several(key: dict[str, str], parts: list[str]) -> None:
+    graph = [{"op": "generate", "part": True}, {"op": "split", **key}, {"op": "generate", "prompt": "$thought?"}]
+    backend = ThoughtModel(lambda request, number: "1 2; 3")
+    solve_one(GraphOfThoughts(operations=graph), backend)
+    assert [request.prompt for request in backend.calls[1]] == [f"{part}?" for part in parts]
+
+
+def test_got_splits_the_question_itself() -> None:
+    graph = [
+        {"op": "split", "separator": ":", "name": "words"},
+        {"op": "select", "indices": [0]},
+        {"op": "generate", "prompt": "$thought?"},
+    ]
+    backend = ThoughtModel(write_part)
+    assert solve_one(GraphOfThoughts(operations=graph), backend).text == "Q? 0"
+    assert [[request.prompt for request in call] for call in backend.calls] == [["Q?"]]
+
+
+def test_got_a_part_answers_nobody_when_the_budget_ends() -> None:
+    spent = solve_one(
+        GraphOfThoughts(operations=PARTS, scorer="prm"),
+        ThoughtModel(write_part),
+        ByPrompt(),
+        budget=Budget(completions=3),
+    )
+    assert (spent.stopped_by, spent.answer, spent.candidates) == ("completions", None, [])
+    merged = solve_one(
+        GraphOfThoughts(operations=PARTS, scorer="prm"),
+        ThoughtModel(write_part),
+        ByPrompt(),
+        budget=Budget(completions=4),
+    )
+    assert merged.stopped_by == "completions"
+    assert merged.text.startswith("1 ")
+
+
 @pytest.mark.parametrize(
     ("graph", "message"),
     [
@@ -140,6 +243,9 @@ def test_got_a_spent_budget_knows_the_models_own_scores() -> None:
         (["generate"], "a mapping with 'op'"),
         ([{"op": "generate", "k": 0}], "operations[0].k: 0, expected at least 1"),
         ([{"op": "generate"}, {"op": "select", "indices": ["a"]}], "whole numbers"),
+        ([{"op": "generate", "part": "left"}], "true or false"),
+        ([{"op": "generate"}, {"op": "score", "part": True}], "expected one of op, name, inputs, prompt"),
+        ([{"op": "generate"}, {"op": "aggregate", "separator": 1}], "a text"),
     ],
 )
 def test_got_refuses_a_graph_that_cannot_run(graph: list[dict[str, Any]], message: str) -> None:

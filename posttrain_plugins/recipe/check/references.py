@@ -6,6 +6,7 @@ strategy's fields may be references too, of any kind and at any depth: its score
 
 from __future__ import annotations
 
+import hashlib
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -48,6 +49,7 @@ __all__ = ["MEANINGS", "RESERVED", "SECTIONS", "References", "check_names", "pri
 
 SECTIONS: dict[str, Kind] = {"adapters": "adapter", "datasets": "dataset", "rewards": "reward"}
 PLURALS = {"reward": "rewards", "strategy": "strategies", "tool": "tools"}  # kinds of which a stage may have several
+LONGEST_LIST = 200  # characters of a list in a label
 RESERVED: dict[str, dict[str, Any]] = {
     "reward": {"weight": float, **GUARD_KEYS},
     "dataset": DATA_OPTIONS,
@@ -193,6 +195,17 @@ class References:
         used = registry.own_name("reward", str(schema.declares("reward_plugin")), plugin[0].distribution)
         return FromStage(name, made, used, adapter)
 
+    def _judge(self, plugin: Plugin, value: Any, scope: Mapping[str, str]) -> FromStage | None:
+        """Return the model of a stage whose name stands for this very reward: written out, it takes parameters."""
+        if not isinstance(value, str) or self.look_up("model", value) is not None:
+            return None
+        name = self.stages.meant(value, scope)
+        maker = self.stages.by_id[name].plugin if self.stages.produces.get(name) == "reward" else None
+        if maker is None:
+            return None
+        used = registry.own_name("reward", str(maker[1].declares("reward_plugin")), maker[0].distribution)
+        return FromStage(name, "model") if registry.find("reward", used).target == plugin.target else None
+
     def _critic(self, value: Mapping[str, Any], path: Keys, scope: Mapping[str, str]) -> Source:
         """Return how a critic begins, or None after telling what is wrong: `{kind: ..., from: ...}`."""
         errors_before = len(self.checker.mistakes)
@@ -334,7 +347,8 @@ class References:
             if field.ref is not None and item is not None:  # a default may be a reference, too: `judge="policy"`
                 if key not in given:
                     self.checker.owners[*path, key] = plugin.distribution
-                refs[key] = self.input(field, item, (*path, key), scope, kind)
+                judge = self._judge(plugin, item, scope) if (kind, field.ref.kind) == ("reward", "model") else None
+                refs[key] = judge or self.input(field, item, (*path, key), scope, kind)
                 shown |= {key: printed(field.ref.kind, item)} if key in given else {}
             elif key in given:
                 self.checker.check_field((*path, key), field, item)
@@ -416,7 +430,12 @@ def _label(kind: str, value: Mapping[str, Any]) -> str:
     def text(value: Any) -> str:
         if isinstance(value, Mapping) and "use" in value:
             return str(value["use"])
-        return f"[{', '.join(map(text, value))}]" if isinstance(value, list | tuple) else str(value)
+        if isinstance(value, list | tuple):
+            told = f"[{', '.join(map(text, value))}]"
+            # a graph of operations would fill a table; its mark tells it from another with as many of them
+            mark = hashlib.sha256(told.encode()).hexdigest()[:4]
+            return told if len(told) <= LONGEST_LIST else f"[{len(value)} of them, {mark}]"
+        return str(value)
 
     name = _plain(kind, str(value.get("use")))
     inner = ", ".join(f"{k}={text(v)}" for k, v in value.items() if k != "use")

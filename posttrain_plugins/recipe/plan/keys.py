@@ -6,6 +6,7 @@ docstrings, and with what it imports from its own package (or from the recipe's 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -260,9 +261,14 @@ def weights_identity(path: str, hashes: HashCache, revision: str | None = None) 
 def version(name: str) -> str:
     """Return the installed version without its local label (`2.13.0+cpu` is `2.13.0`)."""
     try:
-        return importlib.metadata.version(name).partition("+")[0]
+        return _version(name)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+@functools.cache  # of what is installed: what is not may be, in a notebook, before the next run
+def _version(name: str) -> str:
+    return importlib.metadata.version(name).partition("+")[0]
 
 
 def _text(value: Any, hashes: HashCache) -> str:

@@ -9,14 +9,14 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.recipe.plan.lock import Lock, hold
 from posttrain_plugins.record.artifact import MANIFEST_FORMAT, Artifact, read_manifest
-from posttrain_plugins.record.storage import FILES, hashes_of
+from posttrain_plugins.record.storage import FILES, SCRATCH, hashes_of, is_below, remove
 from posttrain_plugins.types import EXPORT_MARKER
 
 __all__ = ["Store", "read_artifact"]
@@ -111,8 +111,16 @@ class Store:
         done = {stage: artifact for stage, artifact in found.items() if artifact is not None}
         return dict(sorted(done.items(), key=lambda item: str(item[1].manifest["finished"])))
 
-    def publish(self, stage: str, key: str, manifest: Mapping[str, Any]) -> Artifact:
-        """Write the manifest last and rename; from here on the stage is done."""
+    def publish(self, stage: str, key: str, manifest: Mapping[str, Any], scratch: Collection[str] = ()) -> Artifact:
+        """Write the manifest last and rename; from here on the stage is done.
+
+        Args:
+            stage: its id.
+            key: its key.
+            manifest: what is known of the result.
+            scratch: names in the stage's folder that are no part of it. They go when the stage is done and not before:
+                what is stopped or refused until then goes on from them.
+        """
         partial, final = self.partial(stage, key), self.path(stage, key)
         self.check_held(stage, key)
 
@@ -120,8 +128,10 @@ class Store:
             return text.replace(str(partial), str(final))
 
         manifest = {"format": MANIFEST_FORMAT, **_replaced(manifest, published), FOLDER: str(final.resolve())}
-        manifest[FILES] = hashes_of(partial)  # of what stands there now, so that a disk that fails later is found out
-        _write(partial, manifest, published)
+        # of what stands there now, so that a disk that fails later is found out
+        manifest[FILES] = hashes_of(partial, scratch)
+        manifest[SCRATCH] = list(scratch)
+        _write(partial, manifest, published, scratch)
         # A folder cannot be renamed onto one that holds files. The old one steps aside first, so that what bears the
         # final name is whole at any moment; a crash between the two renames leaves the stage undone, never torn.
         old = final.with_name(f".{final.name}.old")
@@ -130,8 +140,18 @@ class Store:
             final.rename(old)
         partial.rename(final)
         shutil.rmtree(old, ignore_errors=True)
+        made = Artifact(final, manifest)
+        self.clear(made)
         self.point(stage, final)
-        return Artifact(final, manifest)
+        return made
+
+    def clear(self, made: Artifact) -> None:
+        """Delete what is no part of a result and may have outlived a kill; nothing outside, whatever a manifest has."""
+        root = made.folder.resolve()
+        for name in made.manifest.get(SCRATCH, ()):
+            path = root / name
+            if ".." not in path.parts and root in (path.parent.resolve() / path.name).parents:
+                remove(path)
 
     def point(self, stage: str, folder: Path) -> None:
         """Let `latest/<stage>` name this artifact."""
@@ -245,10 +265,12 @@ def _replaced(value: Any, new: Callable[[str], str]) -> Any:
     return new(value) if isinstance(value, str) else value
 
 
-def _write(folder: Path, manifest: Mapping[str, Any], new: Callable[[str], str]) -> None:
+def _write(folder: Path, manifest: Mapping[str, Any], new: Callable[[str], str], scratch: Collection[str] = ()) -> None:
     """Replace the paths in all configs of an artifact, then write its manifest: what has one is whole."""
     texts = {}
     for file in folder.glob("**/*config.json"):
+        if is_below(file.relative_to(folder), scratch):  # a checkpoint is known by its bytes
+            continue
         values = json.loads(file.read_text(encoding="utf-8"))
         if (replaced := _replaced(values, new)) != values:
             texts[file] = json.dumps(replaced, indent=2)

@@ -27,6 +27,7 @@ from posttrain_plugins.recipe.check.diagnostics import Checker
 from posttrain_plugins.recipe.check.loops import RawStages
 from posttrain_plugins.recipe.check.model import Model
 from posttrain_plugins.recipe.check.references import LookUp, References
+from posttrain_plugins.recipe.files import model_problem
 from posttrain_plugins.recipe.handoff import check_whole
 from posttrain_plugins.recipe.plan.store import Store
 from posttrain_plugins.recipe.plugin_schema import parse_call, plugin_schema
@@ -95,6 +96,9 @@ class NameResolver:
         if server_of(model):
             return ModelArtifact(model, model)
         given, _, adapter = (model, "", "") if Path(model).exists() else model.partition("+")
+        # before anything is loaded; what may be read of pickled weights is said by whoever loads
+        if Path(given).is_dir() and (problem := model_problem(Path(given), allow_pickle=True)):
+            raise InputError(problem)
         artifact = None if Path(given).exists() else self._made(given)
         if artifact is None:
             return ModelArtifact(model, choose_adapter(given, given, adapter))

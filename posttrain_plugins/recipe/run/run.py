@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,6 +48,7 @@ from posttrain_plugins.recipe.run.out_of_memory import stage_out_of_memory
 from posttrain_plugins.recipe.spec import option_path
 from posttrain_plugins.record.artifact import Artifact
 from posttrain_plugins.record.figures import FIGURES
+from posttrain_plugins.record.storage import remove
 from posttrain_plugins.types import ModelArtifact, Reporter, StageContext, StageResult
 
 __all__ = ["Run", "call_stage", "context_of", "run_plan"]
@@ -54,6 +56,7 @@ __all__ = ["Run", "call_stage", "context_of", "run_plan"]
 
 ALSO_RECORDED = ("accelerate", "datasets", "posttrain-plugins")
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+CAUSES = 20  # that are followed: a chain may bite its tail
 GOES_ON = "the same command goes on from there"
 
 
@@ -120,6 +123,8 @@ def _run_stages(chosen: Plan, observer: Observer) -> dict[str, Artifact]:
     artifacts: dict[str, Artifact] = {}
     failures: dict[str, PosttrainError] = {}  # stage -> why it does not stand: its own error, or one before it
     renamed: dict[str, str] = {}  # key as it was planned -> key with the decisions that were known only now
+    if "torch" in sys.modules and any(stage.artifact is None for stage in chosen.stages):
+        gc.collect()  # what a program has let go of before: `_memory_given_back` would keep it until the run is over
     with _stop_on_signal() as should_stop:
         for planned in chosen.stages:
             stage = rekeyed(planned, renamed, chosen.store)
@@ -132,6 +137,7 @@ def _run_stages(chosen: Plan, observer: Observer) -> dict[str, Artifact]:
             if stage.artifact is not None:
                 # It may be another recipe's result, or an older one's of this recipe, that has this key.
                 chosen.store.point(stage.id, stage.artifact.folder)
+                chosen.store.clear(stage.artifact)
                 observer.finished(stage, stage.artifact, True)
             elif (error := _made(chosen, stage, artifacts, failures, renamed, observer, should_stop)) is not None:
                 # Who stopped a run wants it stopped; a full disk is full for all; and a gate guards what is written
@@ -178,9 +184,10 @@ def _made(
     if should_stop():
         raise Interrupted(f"stopped before stage '{stage.id}'", hint=GOES_ON)
     try:
-        if asks_people(stage.spec):
-            stage = _with_decisions(chosen, stage, artifacts, renamed, observer)
-        artifacts[stage.id] = _run_stage(chosen, stage, artifacts, observer, should_stop)
+        with _memory_given_back():
+            if asks_people(stage.spec):
+                stage = _with_decisions(chosen, stage, artifacts, renamed, observer)
+            artifacts[stage.id] = _run_stage(chosen, stage, artifacts, observer, should_stop)
     except WaitsForPerson as error:
         return error
     except PosttrainError as error:
@@ -251,18 +258,12 @@ def _run_stage(
                 result = call_launched(chosen, stage, artifacts, partial, checkpoint, reporter, should_stop)
             recorded = _handoff(chosen, stage, result, partial, inputs)
             manifest = _manifest(stage, result, recorded, partial, time.perf_counter() - began)
-            # Not before: a stage that is refused here, which may be after a day, goes on from them.
-            for name in result.scratch:
-                _remove(partial / name)
             manifest["resumed_from"] = checkpoint and checkpoint.name  # `seconds` are those from there on
-            return store.publish(stage.id, stage.key, manifest)
+            scratch = [str(_relative(partial / name, partial)) for name in result.scratch]
+            return store.publish(stage.id, stage.key, manifest, scratch)
         except BaseException as error:
             full = None if isinstance(error, Interrupted) else stage_on_full_disk(error, stage.id, partial)
             observer.failed(stage, full or error)
-            # The frames of the traceback hold the stage's model and data, which the next stage has no room beside.
-            for raised in (error, error.__cause__):
-                traceback.clear_frames(raised.__traceback__ if raised is not None else None)
-            _free()
             if not _is_worth_keeping(partial, error):
                 _keep_curve(partial)
             if full is not None:
@@ -331,8 +332,6 @@ def call_stage(chosen: Plan, stage: PlannedStage, context: StageContext) -> Stag
             f"stage '{stage.id}' failed {where}: {type(origin).__name__}: {origin}",
             hint="on_error: none on the reward counts such a score as failed, and the run goes on" if is_exit else None,
         ) from cause
-    finally:
-        _free()
     if not isinstance(result, StageResult):
         raise StageFailed(f"stage '{stage.id}' returned {type(result).__name__}, expected StageResult")
     return result
@@ -445,24 +444,38 @@ def _keep_curve(partial: Path) -> None:
         return
     for path in partial.iterdir():
         if path.name != FOLDER and path != figures:  # what the processes of a launched stage said
-            _remove(path)
+            remove(path)
 
 
-def _remove(path: Path) -> None:
-    """Delete a file or a folder that may be gone."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+@contextmanager
+def _memory_given_back() -> Iterator[None]:
+    """Give back what a stage has held, whatever ends it: the next stage has no room beside it.
 
-
-def _free() -> None:
-    # A trainer and its model refer to each other, so that only a collection frees them, and a cached block of a GPU is
-    # not free for the next stage's model until it is given back.
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    A trainer and its model refer to each other, so that only a collection frees them. What is there already, which is
+    half a million objects of the libraries, is left out of that: to look through them takes as long as a small stage.
+    """
+    # else the program that we run in keeps its own out of collections, or another thread may be in a stage of its own
+    is_ours = gc.get_freeze_count() == 0 and threading.current_thread() is threading.main_thread()
+    if is_ours:
+        gc.freeze()
+    try:
+        yield
+    except BaseException as error:
+        raised: BaseException | None = error
+        for _ in range(CAUSES):  # the frames of a traceback hold the stage's model and data
+            if raised is not None:
+                traceback.clear_frames(raised.__traceback__)
+                raised = raised.__cause__
+        raise
+    finally:
+        gc.collect()
+        if is_ours:
+            gc.unfreeze()
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            # a cached block is not free for the next stage's model; a GPU that has failed says so once more
+            with suppress(RuntimeError):
+                torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True)

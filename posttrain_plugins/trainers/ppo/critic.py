@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.adapter_types import moves_base
+from posttrain_plugins.models.critic_folder import SAYS, said_of_critic
 from posttrain_plugins.models.folder import copy_below
 from posttrain_plugins.models.value_form import ValueForm
 from posttrain_plugins.trainers import compat
@@ -221,7 +222,7 @@ class Critic:
         says |= {"chat_template_kwargs": template_kwargs} if template_kwargs else {}
         says |= {"form": asdict(self.head.form)} if self.head.form is not None else {}
         says |= {"returns": self.returns.as_dict()} if self.returns is not None else {}
-        (folder / "critic.json").write_text(json.dumps(says) + "\n", encoding="utf-8")
+        (folder / SAYS).write_text(json.dumps(says) + "\n", encoding="utf-8")
         # out of the state, not out of the modules: under ZeRO-3 those hold but a shard
         ends = {f"value_head.{name}": name for name in ("weight", "bias")}
         head = {name: next(v for key, v in state.items() if key.endswith(end)) for end, name in ends.items()}
@@ -243,8 +244,7 @@ class Critic:
         saved = load_file(folder / "value_head.safetensors")
         self.head.load_state_dict({name: saved[name] for name in ("weight", "bias")})
         if self.returns is not None:
-            said = json.loads((folder / "critic.json").read_text(encoding="utf-8"))["returns"]
-            self.returns = RunningReturns(**said)
+            self.returns = RunningReturns(**said_of_critic(folder)["returns"])
             # out of the moments, which are float64, and not out of the file beside them, for whoever reads values
             self.head.scale, self.head.shift = self.returns.deviation, self.returns.mean
         if self.kind == "adapter":

@@ -22,11 +22,11 @@ from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.adapter_types import adds_up, ensure_registered, moves_base
 from posttrain_plugins.models.critic import (
     critic_form_in,
-    critic_kind_in,
     critic_returns_in,
     load_critic_body,
     value_head_in,
 )
+from posttrain_plugins.models.critic_folder import has_critic, kind_said
 from posttrain_plugins.models.folder import BaseWeights, adapters_in, base_of, digest
 from posttrain_plugins.models.load import load_tokenizer, task_to_load
 from posttrain_plugins.models.merge import load_plain, plain_options
@@ -58,7 +58,7 @@ class SavedValues:
     @property
     def is_critic(self) -> bool:
         """Was it saved beside a policy?"""
-        return (Path(self.path) / "critic" / "critic.json").is_file()
+        return has_critic(self.path)
 
     @property
     def adapters(self) -> list[Path]:
@@ -91,7 +91,8 @@ class SavedValues:
         """
         if not self.is_critic:
             model = load_plain(self.path, self.loading).model
-            head = {name: tensor.detach().float().clone() for name, tensor in model.score.named_parameters()}
+            with compat.gathered_parameters(model.score):
+                head = {name: tensor.detach().float().clone() for name, tensor in model.score.named_parameters()}
             return model.base_model, head
         body = load_critic_body(self.path, dequantize=True, **plain_options(self.path, self.loading))
         if is_wrapped(body):
@@ -166,7 +167,7 @@ def saved_values(given: str | ModelArtifact) -> SavedValues:
     )
     found = SavedValues(path, "whole", loading)
     if found.is_critic:
-        kind = critic_kind_in(path)
+        kind = kind_said(Path(path) / "critic")
         return replace(found, body="whole" if kind == "separate" else kind)
     task = task_to_load(path, loading.get("model_revision"))
     if task == "SequenceClassification" or (task == "TokenClassification" and form_in(path) is not None):

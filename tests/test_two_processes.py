@@ -42,9 +42,10 @@ def on_two(model: Path, data: Path, out: Path, cases: Sequence[str], zero: int =
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     command += ["--log-dir", str(out / "torchrun"), str(WORKER)]  # else it leaves a folder in the system's
     given = [model, data / "problems.jsonl", data / "demos.jsonl", out, zero, *cases]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}  # an abort says where it was
     done = subprocess.run([*command, *map(str, given)], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    told = sorted(file.name for file in out.glob("*.json"))
+    assert done.returncode == 0, f"after {told}:\n{done.stderr[-6000:]}"
     return {case: [json.loads((out / f"{case}.{rank}.json").read_text("utf-8")) for rank in (0, 1)] for case in cases}
 
 

@@ -207,8 +207,8 @@ def main() -> None:
         told["losses"] = [row["loss"] for row in spy.trainer.state.log_history if "loss" in row]
         (Path(out) / f"{case}.{os.environ['RANK']}.json").write_text(json.dumps(told), encoding="utf-8")
     dist.destroy_process_group()
-    # As the worker of a launch ends: Gloo's threads live as long as a trainer holds the group, and one that lets go of a
-    # tensor while the interpreter is torn down aborts the process ("terminate called without an active exception").
+    # As a launch's worker ends: Gloo's threads live as long as a trainer holds the group, and one that lets go of a
+    # tensor while the interpreter is torn down aborts the process (github.com/pytorch/pytorch/issues/190489).
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

@@ -44,6 +44,8 @@ OTHERS = {
 NAMES = sorted(file.stem for file in (ROOT / "recipes").glob("[!_]*.yaml"))
 OVERRIDES = {"full_deepspeed": ("launch={num_processes: 2}",)}
 """What a recipe needs on two cores."""
+FOLLOWED = {"value_guided": {"sft": "best_of_n(n=8, scorer=value)", "ppo": "best_of_n(n=8, scorer=ppo_value)"}}
+"""Recipe -> model -> what must be above one sample of that model with the whole interval."""
 DEVELOPMENT_SEEDS = [7]
 SPLITS = {"tree", "graph"}
 """Recipes whose data sets have a split `development`; of the others a seed draws other held-out problems."""
@@ -61,7 +63,7 @@ def main() -> int:
 
 
 def _alone(recipe: str) -> series.Alone:
-    return series.Alone(f"recipe_{recipe}", partial(one_seed, recipe), over_seeds, render.recipe_table)
+    return series.Alone(f"recipe_{recipe}", partial(one_seed, recipe), partial(over_seeds, recipe), render.recipe_table)
 
 
 def one_seed(recipe: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -75,9 +77,25 @@ def one_seed(recipe: str, seed: int, options: argparse.Namespace) -> dict[str, A
     return {**found, **series.whole(run, told), **more}
 
 
-def over_seeds(seeds: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The pooled gains."""
-    return {"gains": series.gains_of(seeds)}
+def over_seeds(recipe: str, seeds: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The pooled gains, and of a recipe that follows a value function each way over one sample, and what is missed."""
+    found: dict[str, Any] = {"gains": series.gains_of(seeds)}
+    if recipe in FOLLOWED:
+        found["over_sampled"] = {model: _over_sampled(seeds, model) for model in FOLLOWED[recipe]}
+        must = [(model, way, found["over_sampled"][model][way]) for model, way in FOLLOWED[recipe].items()]
+        found["missed"] = [
+            f"{way} is {gain['mean']:+.3f} over one sample of {model}, from {gain['low']:+.3f}"
+            for model, way, gain in must
+            if gain["low"] <= 0
+        ]
+    return found
+
+
+def _over_sampled(seeds: Mapping[str, Mapping[str, Any]], model: str) -> dict[str, Any]:
+    """Each way to answer that has completions of its own, over one sample of the model."""
+    values = {seed: one["values"][model] for seed, one in seeds.items()}
+    ways = [way for way in next(iter(values.values())) if way != "sampled"]
+    return {way: series.pooled({seed: (of[way], of["sampled"]) for seed, of in values.items()}) for way in ways}
 
 
 def _options() -> argparse.Namespace:

@@ -385,7 +385,7 @@ def test_time_table(results: Json) -> str:
 
 
 def recipe_table(results: Json) -> str:
-    """One row per model of a recipe: sampled accuracy, its gain, greedy."""
+    """One row per model of a recipe: sampled accuracy, its gain, greedy; then ways to answer, if they are claimed."""
     seeds = list(results["seeds"].values())
     rows = []
     for model in seeds[0]["models"]:
@@ -401,7 +401,16 @@ def recipe_table(results: Json) -> str:
             ]
         )
     head = ["model", "sampled accuracy", "gain", "by seed", "greedy"]
-    return f"{_table(head, rows)}\n\n{_intervals(results, [row[0] for row in rows])}"
+    told = f"{_table(head, rows)}\n\n{_intervals(results, [row[0] for row in rows])}"
+    if over := results.get("over_sampled"):
+        head = ["model", "answered by", "accuracy", "over one sample", "by seed"]
+        ways = [
+            [model, f"`{way}`", _mean([gain["mean_of_model"]]), _gain(gain), _by_seed(gain)]
+            for model, found in over.items()
+            for way, gain in found.items()
+        ]
+        told += f"\n\n{_table(head, ways)}"
+    return told
 
 
 def adapters_table(results: Json) -> str:

@@ -49,12 +49,11 @@ class Row:
     must: bool = True
 
 
-_GUIDED = ("base", "sft", "seen", "sft_value", "ppo", "seen_of_ppo", "ppo_value")
+_GUIDED = ("base", "sft", "seen", "fresh_seen", "value", "ppo", "seen_of_ppo", "fresh_of_ppo", "ppo_value")
 ROWS = {
-    "search": Row("search", "sft", "value", ("base", "sft", "seen", "fresh_seen", "value")),
-    "sft": Row("value_guided", "sft", "sft_value", _GUIDED[:4]),
+    "sft": Row("value_guided", "sft", "value", _GUIDED[:5]),
     "ppo": Row("value_guided", "ppo", "ppo_value", _GUIDED),
-    "critic": Row("value_guided", "ppo", "ppo", _GUIDED[:5], must=False),
+    "critic": Row("value_guided", "ppo", "ppo", _GUIDED[:6], must=False),
 }
 RECIPE = """\
 extends: {root}/recipes/{recipe}.yaml

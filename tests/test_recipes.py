@@ -99,9 +99,10 @@ REDUCED: dict[str, dict[str, Any]] = {
     },
     "value_guided": {
         **TINY_SFT,
-        **reduced(trained=("sft_value", "ppo_value"), sampled=("ppo",)),
-        "datasets.learned.size": 24,
-        **{f"stages.{stage}.rewards": ["steps"] for stage in ("seen", "seen_of_ppo")},  # some have to differ
+        **reduced(trained=("value", "ppo_value"), sampled=("ppo",)),
+        **{f"datasets.{name}.size": 24 for name in ("fresh", "learned")},
+        # some have to differ
+        **{f"stages.{stage}.rewards": ["steps"] for stage in ("seen", "fresh_seen", "seen_of_ppo", "fresh_of_ppo")},
         "stages.ppo.args.steps_per_generation": 2,  # one generation of all prompts: a larger one would be none
         "stages.eval.num_generations": 4,
     },

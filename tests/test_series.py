@@ -14,7 +14,7 @@ import pytest
 from posttrain_plugins.errors import Interrupted
 
 ROOT = Path(__file__).resolve().parent.parent
-OWN_SFT = {"full_deepspeed", "human_feedback", "my_own_data", "qlora", "r1", "rlhf_ppo_qlora", "search"}
+OWN_SFT = {"full_deepspeed", "human_feedback", "my_own_data", "qlora", "r1", "rlhf_ppo_qlora", "search", "value_guided"}
 """Recipes whose SFT model is another by what they show: processes, people's answers, own data, 4 bits, a cold start,
 demonstrations that are mostly wrong."""
 
@@ -253,6 +253,7 @@ def test_recipes_share_base_and_sft_of_a_seed_but_where_they_must_not(benchmark:
     assert len(shared) == 1
     assert not any(keys[name].get("sft") in shared for name in OWN_SFT), "it can be shared now: take it from OWN_SFT"
     assert keys["qlora"]["sft"] == keys["rlhf_ppo_qlora"]["sft"]
+    assert keys["search"]["value"] == keys["value_guided"]["value"]
 
 
 # --- What is pooled and told -----------------------------------------------------------------------------------------

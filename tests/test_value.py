@@ -182,7 +182,7 @@ def test_the_loss_by_hand(tiny_model: Path, tmp_path: Path, loss: Any) -> None:
     for row in encoded:
         ids = torch.tensor([row["input_ids"]])
         logits = trainer.model(input_ids=ids).logits[0, row["prompt_length"] - 1 : -1]
-        target = torch.full((len(logits),), row["reward"])
+        target = torch.tensor(row["returns"])
         if loss == "binary":
             one.append(torch.nn.functional.binary_cross_entropy_with_logits(logits[:, 0], target, reduction="none"))
         elif loss == "regression":

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
+from math import isfinite
 from typing import Any, TypeAlias
 
 __all__ = ["RowMistake", "check_rows"]
@@ -112,8 +113,9 @@ def _in_labels(read: Mapping[str, Any]) -> Iterator[Mistake]:
     if "completions" in read and (not isinstance(steps, list) or not steps):
         yield "completions", _shown(steps), "a list of texts", "one text for each, format: prm800k for that set"
     if {"completions", "labels"} <= set(read):
-        if not isinstance(labels, list) or any(not isinstance(one, bool) and one not in (0, 1) for one in labels):
-            yield "labels", _shown(labels), "a list of true and false", "one for each of `completions`"
+        # shares of right rollouts are labels, too (Math-Shepherd)
+        if not isinstance(labels, list) or not all(isinstance(one, int | float) and isfinite(one) for one in labels):
+            yield "labels", _shown(labels), "a list of true and false, or of numbers", "one for each of `completions`"
         elif len(labels) != len(read["completions"]):
             found = f"a list of {len(labels)}, with {len(read['completions'])} completions"
             yield "labels", found, "one for each step", "mend the row"

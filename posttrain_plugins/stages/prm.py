@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 from posttrain_plugins.text.steps import SEPARATOR, Aggregate
-from posttrain_plugins.types import AdapterRef, ConfigOf, DataRef, ModelRef, StageContext, StageResult
+from posttrain_plugins.trainers import stage_rules
+from posttrain_plugins.types import (
+    AdapterRef,
+    ConfigOf,
+    DataRef,
+    Issue,
+    ModelRef,
+    StageContext,
+    StageFacts,
+    StageResult,
+)
 
 __all__ = ["PRM"]
 
@@ -45,6 +56,10 @@ class PRM:
     requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(
         ("dataset", "eval_dataset"), (("prompt", "completions", "labels"),)
     )
+
+    def issues(self, facts: StageFacts) -> Iterator[Issue]:
+        """Yield the first row that is no completion in steps with a probability for each."""
+        yield from stage_rules.first_concern(facts.rows, stage_rules.step_label_concern)
 
     def __call__(self, context: StageContext) -> StageResult:
         from posttrain_plugins.trainers import training

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
 from posttrain_plugins.errors import InputError
+from posttrain_plugins.text.steps import SEPARATOR
 from posttrain_plugins.trainers import stage_rules
 from posttrain_plugins.types import (
     AdapterRef,
@@ -37,9 +38,12 @@ class Value:
         model: what to start from, best the policy that wrote the completions; the head is new.
         dataset: `prompt`, `completion` and `reward` (a number), or `label` (a bool); `sample` with `keep: all` makes
             it, best of one policy: a state is worth what the policy makes of it. Rows longer than `args.max_length`
-            are left out.
+            are left out. Or `prompt`, `completions` (steps) and `labels` (what is expected behind each), which `sample`
+            makes with `keep: steps`, `labels: rollouts` and `estimate: share`: more is known of each state, so less of
+            them is needed.
         adapter: what is trainable beside the head; everything where it is left out.
-        eval_dataset: held-out trajectories; by default `args.held_out` of the prompts are set aside.
+        eval_dataset: held-out trajectories, best whole ones; by default `args.held_out` of the prompts are set aside.
+        separator: what ends a step, where the rows are steps.
         args: fields of `ValueConfig`, which are those of `trl.RewardConfig` and more.
 
     Raises:
@@ -50,6 +54,7 @@ class Value:
     dataset: DataRef
     adapter: AdapterRef | None = None
     eval_dataset: DataRef | None = None
+    separator: str = SEPARATOR
     args: Annotated[dict[str, Any], ConfigOf("posttrain_plugins.trainers.value:ValueConfig")] = field(
         default_factory=dict
     )
@@ -60,12 +65,14 @@ class Value:
     }
     reward_plugin: ClassVar[str] = "value_model"  # what the stage's name stands for among rewards
     requires_columns: ClassVar[dict[str, Any]] = dict.fromkeys(
-        ("dataset", "eval_dataset"), (("prompt", "completion", "reward"), ("prompt", "completion", "label"))
+        ("dataset", "eval_dataset"),
+        (("prompt", "completion", "reward"), ("prompt", "completion", "label"), ("prompt", "completions", "labels")),
     )
 
     def issues(self, facts: StageFacts) -> Iterator[Issue]:
         """Yield settings that cannot be used, and the first row that is no trajectory."""
-        yield from stage_rules.value_concerns(facts.args)
+        is_stepwise = any(row.get("labels") is not None for row in facts.rows)
+        yield from stage_rules.value_concerns(facts.args, is_stepwise)
         yield from stage_rules.first_concern(facts.rows, stage_rules.trajectory_concern)
         if facts.has_all_rows:
             yield from stage_rules.equal_reward_concerns(facts.rows)
@@ -75,7 +82,8 @@ class Value:
         from posttrain_plugins.trainers import training
         from posttrain_plugins.trainers.value import ValueConfig, ValueTrainer, split_prompts
 
-        inputs, args = dict(context.inputs), dict(self.args)
+        # one separator for training and for use, as of a process reward model
+        inputs, args = dict(context.inputs), {"step_separator": self.separator, **self.args}
         if options := template_options(inputs["model"].path):
             args = {"chat_template_kwargs": options, **args}
         if not context.preview:

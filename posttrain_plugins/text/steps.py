@@ -23,7 +23,7 @@ from itertools import accumulate
 from statistics import fmean
 from typing import Literal, TypeAlias
 
-__all__ = ["SEPARATOR", "Aggregate", "aggregate", "last_tokens", "split_steps", "step_ends"]
+__all__ = ["SEPARATOR", "Aggregate", "aggregate", "closed_steps", "last_tokens", "split_steps", "step_ends"]
 
 SEPARATOR = "\n\n"
 
@@ -48,6 +48,16 @@ def split_steps(text: str, separator: str = SEPARATOR) -> list[str]:
 def step_ends(text: str, separator: str = SEPARATOR) -> list[int]:
     """Return where each step ends: the offset of the character behind it; the last is `len(text)`."""
     return list(accumulate(map(len, split_steps(text, separator))))
+
+
+def closed_steps(steps: Sequence[str], separator: str = SEPARATOR) -> list[str]:
+    """Return a completion's steps, each but the last with its separator at its end: joined they are the completion.
+
+    Example:
+        >>> closed_steps(["3+4=7", "7*2=14;", "14"], separator=";")
+        ['3+4=7;', '7*2=14;', '14']
+    """
+    return [step if step.endswith(separator) else step + separator for step in steps[:-1]] + list(steps[-1:])
 
 
 def aggregate(scores: Sequence[float], how: Aggregate) -> float | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -24,9 +25,10 @@ from trl import RewardConfig, RewardTrainer
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.load import load_full, load_tokenizer
 from posttrain_plugins.text import render
-from posttrain_plugins.text.steps import SEPARATOR, last_tokens
-from posttrain_plugins.trainers import compat
+from posttrain_plugins.text.steps import SEPARATOR, closed_steps, last_tokens
+from posttrain_plugins.trainers import compat, stage_rules
 from posttrain_plugins.trainers.encoded_rows import EncodedRows, pad_right
+from posttrain_plugins.trainers.ppo import rules
 
 __all__ = ["PRMConfig", "PRMTrainer", "StepCollator", "encode", "load_token_classifier"]
 
@@ -146,20 +148,15 @@ def encode(tokenizer: Any, row: Mapping[str, Any], number: int, separator: str) 
     Returns:
         `input_ids` (T,) and `step_labels` (T,), `IGNORED` where no step ends.
     """
+    if issue := stage_rules.step_label_concern(row, number):
+        rules.refuse([issue])
     steps, labels = list(row["completions"]), list(row["labels"])
-    if len(steps) != len(labels) or not steps:
-        raise InputError(
-            f"row {number + 1} has {len(steps)} steps and {len(labels)} labels, expected one label for each step",
-            hint="`completions` are the steps of one completion, `labels` one bool for each",
-        )
     if not tokenizer.is_fast:
         raise InputError(f"{type(tokenizer).__name__} does not tell where tokens start", hint="use its fast version")
-    joined = [step if step.endswith(separator) else step + separator for step in steps[:-1]] + steps[-1:]
-    text = render(tokenizer, row["prompt"])
-    ends = []  # in characters
-    for step in joined:
-        text += step
-        ends.append(len(text))
+    prompt = render(tokenizer, row["prompt"])
+    closed = closed_steps(steps, separator)
+    ends = [len(prompt) + end for end in accumulate(map(len, closed))]  # in characters
+    text = prompt + "".join(closed)
     # as one text, like at inference: steps that are tokenized one by one may end in other tokens
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     step_labels = [IGNORED] * len(encoded["input_ids"])

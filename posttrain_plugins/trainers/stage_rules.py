@@ -20,7 +20,10 @@ __all__ = [
     "oreo_concerns",
     "pair_concerns",
     "ranking_concern",
+    "returns_of",
     "speed_concerns",
+    "step_label_concern",
+    "stepwise_concern",
     "trajectory_concern",
     "value_concerns",
 ]
@@ -134,16 +137,27 @@ def _engine_concerns(args: Any, has_strategy: bool) -> Iterator[Issue]:
             yield Issue(found, f"remove {name}, or rollouts: engine", f"args.{name}")
 
 
+def returns_of(row: Mapping[str, Any]) -> list[float]:
+    """Return the reward of a trajectory, or what is expected behind each of its steps, where it has `labels`."""
+    if row.get("labels") is not None:
+        return [float(label) for label in row["labels"]]
+    return [float(row["reward"] if row.get("reward") is not None else row["label"])]
+
+
 def equal_reward_concerns(rows: Iterable[Mapping[str, Any]]) -> Iterator[Issue]:
     """Yield that all trajectories have one reward, so that no value could tell them apart."""
-    rewards = {row.get("reward") if row.get("reward") is not None else row.get("label") for row in rows}
+    rewards = {value for row in rows for value in returns_of(row)}
     if len(rewards) == 1:
         found = f"there is nothing to tell apart: every trajectory has reward {rewards.pop()}"
         yield Issue(found, "draw more, from an earlier policy too, or at a higher temperature", "dataset")
 
 
-def value_concerns(args: Any) -> Iterator[Issue]:
+def value_concerns(args: Any, is_stepwise: bool = False) -> Iterator[Issue]:
     """Yield what a value model cannot be trained with; `args` is a `ValueConfig`, or has its fields."""
+    for name in ("gamma", "lam") if is_stepwise else ():
+        if getattr(args, name) != 1.0:
+            found = f"{name} is {getattr(args, name)}, but rows with `labels` say what is expected behind each step"
+            yield Issue(found, f"leave {name} out, or give rows with `completion` and `reward`", f"args.{name}")
     for name, most in (("gamma", 1.0), ("lam", 1.0), ("balance", 0.5), ("held_out", 0.5)):
         value = getattr(args, name)
         if not 0.0 <= value <= most:
@@ -171,13 +185,36 @@ def ranking_concern(row: Mapping[str, Any], number: int) -> Issue | None:
 
 
 def trajectory_concern(row: Mapping[str, Any], number: int) -> Issue | None:
-    """Return why a row is no trajectory; `number` is which it is, from 0."""
+    """Return why a row is no trajectory, whole or in steps; `number` is which it is, from 0."""
+    if row.get("labels") is not None:
+        return stepwise_concern(row, number)
     completion = row["completion"]
     if is_conversational(completion) and [message["role"] for message in completion] != ["assistant"]:
         hint = "a trajectory is what the model wrote; tools' answers have no place in it"
         found = f"row {number + 1} has a completion of several messages, expected one of role assistant"
         return Issue(found, hint, "dataset")
     return None
+
+
+def stepwise_concern(row: Mapping[str, Any], number: int) -> Issue | None:
+    """Return why a row is no completion in steps; `number` is which it is, from 0."""
+    steps, labels = list(row["completions"]), list(row["labels"])
+    if steps and len(steps) == len(labels):
+        return None
+    hint = "`completions` are the steps of one completion, `labels` one bool or number for each"
+    found = f"row {number + 1} has {len(steps)} steps and {len(labels)} labels, expected one label for each step"
+    return Issue(found, hint, "dataset")
+
+
+def step_label_concern(row: Mapping[str, Any], number: int) -> Issue | None:
+    """Return why a row is nothing for a process reward model, whose labels are probabilities."""
+    if issue := stepwise_concern(row, number):
+        return issue
+    beyond = [label for label in row["labels"] if not 0 <= label <= 1]
+    if not beyond:
+        return None
+    found = f"row {number + 1} has the label {beyond[0]}, expected true, false, or a probability"
+    return Issue(found, "`use: value` learns any number that is expected behind a step", "dataset")
 
 
 def first_concern(

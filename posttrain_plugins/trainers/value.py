@@ -6,18 +6,23 @@ how they ended, trained on completions of several policies; Farebrother et al., 
 section 12.1.
 
 1. The model is a token classifier: what it says at a token is the value of the state behind it.
-2. Prompt and completion are tokenised apart and EOS ends the completion, as in a rollout; the state before EOS is the
+2. What a state learns is how its trajectory ended, or where steps are labelled with what was drawn from them (shares
+   of right rollouts; Kazemnejad et al., 2024, https://huggingface.co/papers/2410.01679, section 5) the label of the
+   next step's end: that state is drawn from this one, so the target has the same mean and less noise.
+3. Prompt and completion are tokenised apart and EOS ends the completion, as in a rollout; the state before EOS is the
    last one that has a value.
-3. The loss is the mean over the states of an optimizer step, however they are spread over processes and micro-batches.
-4. Where one of right and wrong trajectories is rare, its states weigh more, and the odds of a binary classifier are set
+4. The loss is the mean over the states of an optimizer step, however they are spread over processes and micro-batches.
+5. Where one of right and wrong trajectories is rare, its states weigh more, and the odds of a binary classifier are set
    back by as much (Elkan, 2001); of the other losses the calibration does that.
-5. Calibration is fitted on held-out prompts. The figures of them are cross-fitted: each half by the other's.
+6. Calibration is fitted on held-out prompts. The figures of them are cross-fitted: each half by the other's.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from math import log
 from typing import Any, get_args
 
@@ -31,13 +36,14 @@ from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.load import load_tokenizer
 from posttrain_plugins.models.value_form import ValueForm, ValueLoss
 from posttrain_plugins.text import fingerprint
+from posttrain_plugins.text.steps import SEPARATOR, closed_steps, last_tokens
 from posttrain_plugins.trainers import compat
 from posttrain_plugins.trainers.encoded_rows import EncodedRows, pad_right
 from posttrain_plugins.trainers.oreo import encode
 from posttrain_plugins.trainers.ppo import rules
 from posttrain_plugins.trainers.ppo.advantages import gae, token_rewards
 from posttrain_plugins.trainers.prm import load_token_classifier
-from posttrain_plugins.trainers.stage_rules import value_concerns
+from posttrain_plugins.trainers.stage_rules import returns_of, stepwise_concern, value_concerns
 from posttrain_plugins.trainers.value_figures import HeldOut, fitted, measured
 
 __all__ = ["ValueConfig", "ValueTrainer", "rarity_weights", "split_prompts", "two_hot"]
@@ -56,6 +62,7 @@ class ValueConfig(RewardConfig):  # type: ignore[misc]
         balance: the least share of the weight that the rarer of right (above the middle of the range) and wrong has.
         calibrate: fit slope and intercept on held-out prompts.
         held_out: share of the prompts that the stage sets aside where it has no `eval_dataset`.
+        step_separator: of rows in steps, put behind each step, but the last, that does not end with it.
         chat_template_kwargs: options of the chat template that prompts were rendered with.
     """
 
@@ -67,6 +74,7 @@ class ValueConfig(RewardConfig):  # type: ignore[misc]
     balance: float = 0.25
     calibrate: bool = True
     held_out: float = 0.1
+    step_separator: str = SEPARATOR
     chat_template_kwargs: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -76,17 +84,18 @@ class ValueConfig(RewardConfig):  # type: ignore[misc]
 
 
 class ValueTrainer(EncodedRows, RewardTrainer):  # type: ignore[misc]
-    """Trains a token classifier on `prompt`, `completion` and `reward` (a number), or `label` (a bool).
+    """Trains a token classifier on `prompt`, `completion` and `reward` (a number), or `label` (a bool), or on steps.
 
     Args:
         model: a folder or Hub id, or a token classification model, also a `PeftModel`.
         args: a `ValueConfig`.
-        train_dataset: trajectories; those of more than `max_length` tokens, with their prompt, are left out.
+        train_dataset: trajectories; those of more than `max_length` tokens, with their prompt, are left out. In
+            steps, `completions` and `labels`, a label is what is expected behind its step.
         eval_dataset: held-out trajectories: figures of them, and what the calibration is fitted on.
         kwargs: the other arguments of `trl.RewardTrainer`.
 
     Raises:
-        InputError: a row that is no trajectory, or a head of another size.
+        InputError: a row that is no trajectory, `gamma` or `lam` with steps, or a head of another size.
 
     Example:
         >>> ValueTrainer(model="Qwen/Qwen3-0.6B", args=ValueConfig(), train_dataset=rows).train()  # doctest: +SKIP
@@ -94,20 +103,21 @@ class ValueTrainer(EncodedRows, RewardTrainer):  # type: ignore[misc]
 
     _tag_names = ("trl", "value")
     _name = "Value"
-    columns = ("input_ids", "prompt_length", "reward", "group", "number")
+    columns = ("input_ids", "prompt_length", "returns", "group", "number")
     row_name = "trajectory"
     loss_is_scaled_for_ga = True  # `compute_loss` divides by what `get_batch_samples` counts, transformers by nothing
 
     def __init__(self, model: Any, args: ValueConfig | None = None, **kwargs: Any) -> None:
         args = args or ValueConfig()
-        rewards = [_reward(row) for row in kwargs["train_dataset"]]
-        low, high = args.value_range or (min(rewards), max(rewards))
+        returns = [returns_of(row) for row in kwargs["train_dataset"]]
+        rules.refuse(value_concerns(args, "labels" in kwargs["train_dataset"].column_names), "ValueConfig: ")
+        low, high = args.value_range or (min(map(min, returns)), max(map(max, returns)))
         if args.gamma < 1.0 and args.value_range is None:
             low, high = min(low, 0.0), max(high, 0.0)  # what is discounted lies nearer to 0
         classes = args.num_classes if args.value_loss == "two_hot" else 1
         self.form = ValueForm(args.value_loss, low, high if high > low else low + 1.0, classes)
         middle = self.form.low + self.form.span / 2
-        self.weights = rarity_weights([reward > middle for reward in rewards], args.balance)  # of wrong, of right
+        self.weights = rarity_weights([of_row[-1] > middle for of_row in returns], args.balance)  # of wrong, of right
         if args.value_loss == "binary":
             self.form = replace(self.form, intercept=log(self.weights[0] / self.weights[1]))
         self.calibrated = self.form
@@ -129,17 +139,24 @@ class ValueTrainer(EncodedRows, RewardTrainer):  # type: ignore[misc]
 
     def encode_row(self, tokenizer: Any, row: Mapping[str, Any], number: int, args: ValueConfig) -> dict[str, Any]:
         """Return the trajectory's tokens, and a number that rows with one prompt have in common."""
-        made = encode(tokenizer, row, number, "response", "", **(args.chat_template_kwargs or {}))
+        options, trajectory = args.chat_template_kwargs or {}, dict(row)
+        if row.get("labels") is not None:
+            rules.refuse([issue] if (issue := stepwise_concern(row, number)) else [])
+            steps = closed_steps(row["completions"], args.step_separator)
+            trajectory |= {"completion": "".join(steps), "reward": row["labels"][-1]}
+        made = encode(tokenizer, trajectory, number, "response", "", **options)
+        count = len(made["input_ids"]) - made["prompt_length"]
+        returns = [made["reward"]] * count
+        if row.get("labels") is not None:
+            returns = _returns_of_steps(tokenizer, steps, row["labels"], count)
         group = int(fingerprint(row["prompt"])[:15], 16)  # 60 bits: Arrow's integers have a sign
-        return {name: made[name] for name in ("input_ids", "prompt_length", "reward")} | {
-            "group": group,
-            "number": number,
-        }
+        told = {"returns": returns, "group": group, "number": number}
+        return {name: made[name] for name in ("input_ids", "prompt_length")} | told
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """Return the micro-batches of an optimizer step, and what the states of all processes weigh."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        weight = sum((self._weights(batch) * batch["completion_mask"][:, 1:]).sum() for batch in batches)
+        weight = sum((self._weights(batch) * batch["completion_mask"])[:, 1:].sum() for batch in batches)
         weight = torch.as_tensor(weight, dtype=torch.float32, device=device)
         return batches, self.accelerator.gather(weight).sum().clamp(min=1e-6)
 
@@ -152,19 +169,19 @@ class ValueTrainer(EncodedRows, RewardTrainer):  # type: ignore[misc]
         mask = inputs["completion_mask"][:, 1:].float()  # (B, T)
         values = self.form.values(logits).detach()
         left = mask.flip(1).cumsum(1).flip(1) - 1  # (B, T), the tokens behind this one
-        returns = inputs["rewards"].unsqueeze(1) * self.args.gamma**left * mask
+        returns = inputs["returns"][:, 1:] * self.args.gamma**left * mask
         targets = returns
         if self.args.lam < 1.0:
             paid = token_rewards(mask, inputs["rewards"])
             targets = gae(paid, values * mask, mask, self.args.gamma, self.args.lam)[1]
-        losses = self._losses(logits, self.form.share(targets))  # (B, T)
-        weights = self._weights(inputs) * mask
+        weights = self._weights(inputs)[:, 1:]
+        losses = self._losses(logits, self.form.share(targets), weights) * mask  # (B, T)
         if self.model.training:
-            total = num_items_in_batch if num_items_in_batch is not None else weights.sum()
+            total = num_items_in_batch if num_items_in_batch is not None else (weights * mask).sum()
             # times the processes, over whose gradients DDP takes the mean
-            loss = (losses * weights).sum() / total * self.accelerator.num_processes
+            loss = losses.sum() / total * self.accelerator.num_processes
         else:
-            loss = (losses * weights).sum() / weights.sum().clamp(min=1e-6)
+            loss = losses.sum() / (weights * mask).sum().clamp(min=1e-6)
             self._hold(inputs, self.form.raw(logits), returns, mask)
         # sums are gathered, not shares of processes that have different numbers of states
         sums = torch.stack([x.sum() for x in (mask, values * mask, (values - returns).square() * mask, returns * mask)])
@@ -211,19 +228,26 @@ class ValueTrainer(EncodedRows, RewardTrainer):  # type: ignore[misc]
             self.calibrated.write(Path(output_dir or self.args.output_dir))
 
     def _weights(self, batch: Mapping[str, Any]) -> Tensor:
-        """Return the weight of each row, (B, 1)."""
+        """Return what each state weighs, (B, L): of a return in between, of the binary loss, what its two parts do."""
         wrong, right = self.weights
-        is_right = batch["rewards"] > self.form.low + self.form.span / 2
-        return (is_right * (right - wrong) + wrong).float().unsqueeze(1)
+        shares: Tensor = self.form.share(batch["returns"]).clamp(0.0, 1.0)
+        if self.form.loss != "binary":
+            shares = (batch["rewards"] > self.form.low + self.form.span / 2).float().unsqueeze(1).expand_as(shares)
+        return shares * (right - wrong) + wrong
 
-    def _losses(self, logits: Tensor, shares: Tensor) -> Tensor:
-        """Return the loss of each state, (B, T), of logits (B, T, K) and the targets' shares of the range (B, T)."""
+    def _losses(self, logits: Tensor, shares: Tensor, weights: Tensor) -> Tensor:
+        """Return each state's weighted loss, (B, T), of logits (B, T, K) and targets' shares of the range (B, T)."""
         if self.form.loss == "regression":
-            return 0.5 * (logits.squeeze(-1) - shares).square()
+            return 0.5 * (logits.squeeze(-1) - shares).square() * weights
         shares = shares.clamp(0.0, 1.0)  # bootstrapped and discounted targets may round beyond
         if self.form.loss == "binary":
-            return functional.binary_cross_entropy_with_logits(logits.squeeze(-1), shares, reduction="none")
-        return -(two_hot(shares, self.form.num_labels) * logits.log_softmax(-1)).sum(-1)
+            wrong, right = self.weights
+            ratio = torch.tensor(right / wrong, device=logits.device)
+            # each part has its weight, so that the odds can be set back whatever lies in between
+            return wrong * functional.binary_cross_entropy_with_logits(
+                logits.squeeze(-1), shares, reduction="none", pos_weight=ratio
+            )
+        return -(two_hot(shares, self.form.num_labels) * logits.log_softmax(-1)).sum(-1) * weights
 
     def _hold(self, inputs: Mapping[str, Any], raw: Tensor, returns: Tensor, mask: Tensor) -> None:
         """Keep what the model says of held-out trajectories."""
@@ -235,7 +259,10 @@ class ValueTrainer(EncodedRows, RewardTrainer):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class StateCollator:
-    """Pads on the right: `input_ids`, `attention_mask`, `completion_mask` (B, L); `rewards` and the others (B,)."""
+    """Pads on the right: `input_ids`, `attention_mask`, `completion_mask`, `returns` (B, L); the others (B,).
+
+    A token's return is that of the state before it; `rewards` are the last ones.
+    """
 
     pad_token_id: int
 
@@ -243,10 +270,14 @@ class StateCollator:
         batch = pad_right([row["input_ids"] for row in rows], self.pad_token_id)
         starts = torch.tensor([row["prompt_length"] for row in rows])
         is_completion = torch.arange(batch["input_ids"].size(1)) >= starts[:, None]
+        returns = torch.zeros(batch["input_ids"].shape)
+        for i, row in enumerate(rows):
+            returns[i, row["prompt_length"] : len(row["input_ids"])] = torch.tensor(row["returns"])
         return {
             **batch,
             "completion_mask": batch["attention_mask"].bool() & is_completion,
-            "rewards": torch.tensor([float(row["reward"]) for row in rows]),
+            "returns": returns,
+            "rewards": torch.tensor([float(row["returns"][-1]) for row in rows]),
             "groups": torch.tensor([row["group"] for row in rows]),
             "numbers": torch.tensor([row["number"] for row in rows]),
         }
@@ -304,8 +335,13 @@ def split_prompts(dataset: Any, share: float) -> tuple[Any, Any]:
     return left, held
 
 
-def _reward(row: Mapping[str, Any]) -> float:
-    return float(row["reward"] if row.get("reward") is not None else row["label"])
+def _returns_of_steps(tokenizer: Any, steps: Sequence[str], labels: Sequence[Any], count: int) -> list[float]:
+    """Return what each of `count` states learns, the one before each token and before EOS: the next step's label."""
+    text = "".join(steps).removesuffix(tokenizer.eos_token)
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    last = last_tokens([start for start, _ in offsets], list(accumulate(map(len, steps))))
+    # behind the last token of a step its label is known, and before it the label of the step that is being written
+    return [float(labels[bisect_left(last[:-1], i - 1)]) for i in range(count)]
 
 
 def _fit_head(model: Any, count: int) -> None:

@@ -42,7 +42,13 @@ ALL = ("messages", "prompt", "completion", "chosen", "rejected", "completions", 
         ([{"label": "true"}], "'label' is \"true\", expected true or false", "types: {label: bool}"),
         ([{"completions": "a b"}], "'completions' is \"a b\", expected a list of texts", "prm800k"),
         ([{"completions": ["a"], "labels": [True, False]}], "a list of 2, with 1 completions", "mend"),
-        ([{"completions": ["a"], "labels": ["yes"]}], "expected a list of true and false", "one for each"),
+        (
+            [{"completions": ["a"], "labels": ["yes"]}],
+            "expected a list of true and false, or of numbers",
+            "one for each",
+        ),
+        ([{"completions": ["a"], "labels": [float("nan")]}], "or of numbers", "one for each"),
+        ([{"completions": ["a"], "labels": [None]}], "or of numbers", "one for each"),
         ([{"messages": [{"role": "user", "content": 5}]}], "'messages[0].content' is 5, expected text", '"5"'),
     ],
 )
@@ -59,6 +65,7 @@ def test_what_a_trainer_could_not_take(rows: list[dict[str, Any]], found: str, h
 @pytest.mark.parametrize(
     "row",
     [
+        {"completions": ["a", "b"], "labels": [0.25, 1.0]},  # shares of right rollouts
         {"messages": [USER, ANSWER]},
         {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}]},
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "1>2"}]}, ANSWER]},

@@ -84,3 +84,30 @@ def test_best_of_n_is_given_the_best_of_fewer_where_more_makes_it_worse(benchmar
     points = [(10.0, 0.3), (20.0, 0.5), (40.0, 0.1)]
     best = benchmark("search").best_up_to
     assert [best(points, tokens) for tokens in (5.0, 15.0, 30.0, 99.0)] == [0.3, 0.4, 0.5, 0.5]
+
+
+def test_a_value_function_that_is_followed_has_to_be_above_one_sample_of_its_policy(benchmark: Any) -> None:
+    recipes, render = benchmark("recipes"), benchmark("render")
+    [sft, ppo] = recipes.FOLLOWED["value_guided"].values()
+
+    def one(of_sft: float, of_ppo: float) -> dict[str, Any]:
+        levels = {"sft": {"sampled": 0.4, "greedy": 0.4, sft: of_sft}, "ppo": {"sampled": 0.6, ppo: of_ppo}}
+        values = {
+            model: {way: [float(i < 100 * level) for i in range(100)] for way, level in found.items()}
+            for model, found in levels.items()
+        }
+        interval = {"mean": 0.5, "low": 0.4, "high": 0.6}
+        models = {
+            model: {"parent": None, "gain": None, "measures": {"sampled": interval, "greedy": interval}}
+            for model in levels
+        }
+        return {"models": models, "values": values, "problems": 100}
+
+    good = recipes.over_seeds("value_guided", {"0": one(0.7, 0.9), "1": one(0.6, 0.9)})
+    assert good["missed"] == []
+    assert good["over_sampled"]["sft"][sft]["by_seed"] == {"0": pytest.approx(0.3), "1": pytest.approx(0.2)}
+    [missed] = recipes.over_seeds("value_guided", {"0": one(0.7, 0.5), "1": one(0.7, 0.6)})["missed"]
+    assert missed.startswith(f"{ppo} is -0.050 over one sample of ppo, from -0.")
+    assert "over_sampled" not in recipes.over_seeds("grpo", {"0": one(0.7, 0.9)})
+    table = render.recipe_table({"seeds": {"0": one(0.7, 0.9)}, **good})
+    assert f"| sft | `{sft}` | 0.65 | +0.25 [" in table

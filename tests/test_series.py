@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import importlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def fake(series: Any, tried: list[tuple[str, int]], fails: Any = lambda name, se
             fails(name, seed)
             return one_of([1.0, 1.0])
 
-        over_seeds = importlib.import_module("recipes").over_seeds
+        over_seeds = partial(importlib.import_module("recipes").over_seeds, name)
         return series.Alone(f"recipe_{name}", one, over_seeds, lambda results: "")
 
     return {name: alone(name) for name in ("grpo", "star")}

@@ -79,7 +79,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "human_feedback": {"all": "seed 7, with other held-out problems than these"},
     "offline": {"kto": TUNED, "others": UNRECORDED},
     "star": {"all": TUNED},
-    "value_guided": {"all": "nothing: the first that were measured; of its value models seed 10 of search"},
+    "value_guided": {"all": "seeds 10 and 11, with other held-out problems than these"},
     "tree": {"all": "development problems, seed 10"},
     "iterated_rlhf": {"all": "nothing: the first that were measured"},
     "search": {"all": "seed 10, with other held-out problems than these"},

@@ -130,7 +130,7 @@ def starting_point(stages: Stages, spec: StageSpec) -> StartingPoint | None:
         trains = f"continues the adapter of {start.adapters[-1]}"
     else:
         trains = f"a new adapter{named}" if named else "all parameters"
-    head = " and a new head" if spec.produces == "reward" else ""
+    head = f" and {_head(stages, spec)}" if spec.produces == "reward" else ""
     frozen = ["the base", *(f"adapter of {name}" for name in kept)] if named or mode == "continue" else []
     how = spec.loading
     bits = f" (4-bit {how.get('bnb_4bit_quant_type', 'nf4')})" if how.get("load_in_4bit") else ""
@@ -145,6 +145,13 @@ def starting_point(stages: Stages, spec: StageSpec) -> StartingPoint | None:
         _stored(mode, is_adapter=bool(named) or mode == "continue", below=len(kept)),
         _judges(stages, spec, mode),
     )
+
+
+def _head(stages: Stages, spec: StageSpec) -> str:
+    """Tell whose head a judge trains: a judge that goes on from another one keeps it."""
+    model = spec.inputs.get("model")
+    is_judge = isinstance(model, FromStage) and model.stage in stages and stages[model.stage].produces == "reward"
+    return "its head" if is_judge else "a new head"
 
 
 def mode_of(stages: Stages, spec: StageSpec) -> AdapterMode | None:

@@ -31,7 +31,7 @@ class PRM:
     With `eval_dataset`, accuracy and the share of wrong steps found are measured at the end.
 
     Args:
-        model: what to start from; the head is new.
+        model: what to start from, with a new head; or an earlier PRM without an adapter, with the head that it has.
         dataset: `prompt`, `completions` (steps) and `labels` (a bool or probability for each).
         adapter: what is trainable beside the head; everything where it is left out.
         eval_dataset: held-out rows.

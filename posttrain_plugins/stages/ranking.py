@@ -34,7 +34,7 @@ class RankingModel:
     `pair_accuracy`, `calibration_error` and `calibration.json`.
 
     Args:
-        model: what to start from.
+        model: what to start from, with a new head; or an earlier reward model without an adapter, with the head it has.
         dataset: `prompt` and `completions`, a list, the best first; equal values in a column `scores` are ties.
         adapter: what is trainable; everything where it is left out.
         eval_dataset: measured once at the end, or as `args.eval_strategy` says.

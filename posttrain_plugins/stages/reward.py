@@ -24,7 +24,7 @@ class RewardModeling:
     A column `margin` says how much better the chosen one is; `args.center_rewards_coefficient` centres the scores.
 
     Args:
-        model: what to start from; the head is new.
+        model: what to start from, with a new head; or an earlier reward model without an adapter, with the head it has.
         dataset: `chosen` + `rejected`, with or without `prompt`.
         adapter: what is trainable beside the head; everything where it is left out.
         eval_dataset: held-out pairs.

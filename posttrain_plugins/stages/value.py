@@ -35,7 +35,8 @@ class Value:
     Explained variance and calibration on held-out prompts are its figures.
 
     Args:
-        model: what to start from, best the policy that wrote the completions; the head is new.
+        model: what to start from, with a new head, best the policy that wrote the completions; or an earlier value
+            model without an adapter, such as that of the policy before, with the head that it has.
         dataset: `prompt`, `completion` and `reward` (a number), or `label` (a bool); `sample` with `keep: all` makes
             it, best of one policy: a state is worth what the policy makes of it. Rows longer than `args.max_length`
             are left out. Or `prompt`, `completions` (steps) and `labels` (what is expected behind each), which `sample`

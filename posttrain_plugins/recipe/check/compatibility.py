@@ -123,9 +123,10 @@ def _problems(
     if not spec.configs:  # it trains nothing: figures may be measured of any model
         return
     for name, model in found.items():
-        if "score" in (
-            model.record.get("heads") or ()
-        ):  # TRL would load it as a language model with a new, random head
+        # a judge goes on from a stage's, of whose kind the reference is
+        is_earlier = name == "model" and spec.produces == "reward" and model.is_ours
+        # TRL would load it as a language model with a new, random head
+        if "score" in (model.record.get("heads") or ()) and not is_earlier:
             kind = model.record.get("architecture")
             message = f"'{model.name}' is a reward model ({', '.join(model.record['heads'])} head on {kind})"
             yield name, f"{message}, expected a causal language model", "name it under rewards"

@@ -195,6 +195,13 @@ class References:
         used = registry.own_name("reward", str(schema.declares("reward_plugin")), plugin[0].distribution)
         return FromStage(name, made, used, adapter)
 
+    def earlier_judge(self, plugin: Plugin, schema: Schema, value: Any, scope: Mapping[str, str]) -> FromStage | None:
+        """Return the model of a judge from which a stage that makes one of its kind goes on; None for all others."""
+        if schema.declares("produces") != "reward":
+            return None
+        used = registry.own_name("reward", str(schema.declares("reward_plugin")), plugin.distribution)
+        return self._judge(registry.find("reward", used), value, scope)
+
     def _judge(self, plugin: Plugin, value: Any, scope: Mapping[str, str]) -> FromStage | None:
         """Return the model of a stage whose name stands for this very reward: written out, it takes parameters."""
         if not isinstance(value, str) or self.look_up("model", value) is not None:

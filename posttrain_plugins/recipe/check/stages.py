@@ -44,7 +44,8 @@ def read_stage(checker: Checker, raw: RawStage, references: References) -> Stage
         if name not in given and field.ref is not None:
             checker.owners[*raw.path, name] = plugin.distribution
     inputs = {
-        name: references.input(field, values[name], (*raw.path, name), raw.scope)
+        name: (references.earlier_judge(plugin, schema, values[name], raw.scope) if field.ref.kind == "model" else None)
+        or references.input(field, values[name], (*raw.path, name), raw.scope)
         for name, field in fields.items()
         if field.ref is not None and values[name] is not None
     }

@@ -59,6 +59,7 @@ def check_training(checker: Checker, stages: RawStages, specs: Mapping[str, Stag
             *_rows(spec, args),
             *_modules(spec, specs),
             *_going_on(spec, specs),
+            *_earlier_judge(spec, specs),
             *_tools(spec),
         ]
         warnings[id] = tuple(issue for issue in found if issue.is_warning)
@@ -241,6 +242,14 @@ def _going_on(spec: StageSpec, specs: Mapping[str, StageSpec]) -> Iterator[Issue
             f"adapter '{adapter.name}' is another than that of '{before.adapters[-1]}', {own}, which it goes on with"
         )
         yield Issue(found, "leave 'adapter' out, or adapter_mode: stack", "adapter")
+
+
+def _earlier_judge(spec: StageSpec, specs: Mapping[str, StageSpec]) -> Iterator[Issue]:
+    """Yield that a judge would go on from one that is an adapter, whose head belongs to it."""
+    model = spec.inputs.get("model")
+    if isinstance(model, FromStage) and specs[model.stage].produces == "reward" and layers(specs, model).adapters:
+        found = f"'{model.stage}' is an adapter with a head, and a judge goes on from a whole model"
+        yield Issue(found, f"leave the adapter out of '{model.stage}', or start from its model", "model")
 
 
 def _config_name(peft_type: str) -> str | None:

@@ -44,7 +44,7 @@ OTHERS = {
 NAMES = sorted(file.stem for file in (ROOT / "recipes").glob("[!_]*.yaml"))
 OVERRIDES = {"full_deepspeed": ("launch={num_processes: 2}",)}
 """What a recipe needs on two cores."""
-FOLLOWED = {"value_guided": {"sft": "best_of_n(n=8, scorer=value)", "ppo": "best_of_n(n=8, scorer=ppo_value)"}}
+FOLLOWED = {"value_guided": {"sft": "best_of_n(n=8, scorer=value)", "ppo": "best_of_n(n=2, scorer=ppo_value)"}}
 """Recipe -> model -> what must be above one sample of that model with the whole interval."""
 DEVELOPMENT_SEEDS = [7]
 SPLITS = {"tree", "graph"}

@@ -777,19 +777,23 @@ def critic_table(results: Json) -> str:
     for name, seeds in results["rows"].items():
         held_out = [one["held_out"] for one in seeds.values() if one["held_out"] is not None]
         cells = [f"{_mean(held_out)} ({', '.join(f'{value:.2f}' for value in held_out)})" if held_out else ""]
-        for key in ("explained", "reward"):
+        for key, part in (
+            ("explained", slice(0, last)),
+            ("explained", slice(-last, None)),
+            ("reward", slice(-last, None)),
+        ):
             # returns that are all equal explain nothing, and have no line
-            ends = [_mean_of(one["curves"][key][-last:]) for one in seeds.values() if one["curves"][key]]
+            ends = [_mean_of(one["curves"][key][part]) for one in seeds.values() if one["curves"][key]]
             cells.append(_mean(ends) if ends else "")
         reached = [levels.reached(one["curves"]["reward"], LEVEL, 3) for one in seeds.values()]
         cells.append(", ".join("never" if count is None else str(count) for count in reached))
         rows.append([name, *cells])
-    head = ["critic", "held-out explained variance (by seed)", "in training", "reward", f"rollouts to {LEVEL:.2f}"]
+    explained = ["held-out explained variance (by seed)", f"in the first {last} rollouts", f"in the last {last}"]
+    head = ["critic", *explained, "reward", f"rollouts to {LEVEL:.2f}"]
     note = (
         "Each row keeps what the rows above it changed. Held out: completions of the trained policy on other problems, "
-        f"their reward the return of each state. In training and reward: means of the last {last} rollouts, before the "
-        f"critic has learned from them. Rollouts, of 128 completions each, until the mean reward of three in a row is "
-        f"{LEVEL:.2f}, by seed."
+        "their reward the return of each state. In rollouts: before the critic has learned from them; reward: of the "
+        f"last {last}. Rollouts, of 128 completions each, until the mean reward of three in a row is {LEVEL:.2f}, by seed."
     )
     return f"{_table(head, rows)}\n\n{note}"
 

@@ -20,12 +20,12 @@ def test_each_row_of_the_critics_ablation_keeps_the_ones_before(benchmark: Any) 
     assert changed[-1]["args.max_steps"] == 160, "as many steps of the policy with four passes of the critic"
     one = {"curves": {"explained": [0.0, 0.5], "reward": [0.1, 0.3]}, "held_out": 0.25, "train_s": 12.0}
     results = {"rollouts": 2, "rows": {"zero": {"0": one, "1": {**one, "held_out": 0.75}}}}
-    assert "| zero | 0.50 (0.25, 0.75) | 0.50 | 0.30 | never, never |" in render.critic_table(results)
+    assert "| zero | 0.50 (0.25, 0.75) | 0.00 | 0.50 | 0.30 | never, never |" in render.critic_table(results)
     fast = {**one, "curves": {"explained": [0.5], "reward": [0.8, 0.9, 0.96, 1.0, 0.9]}}
     told = render.critic_table({"rollouts": 5, "rows": {"zero": {"0": fast}}})
-    assert "| zero | 0.25 (0.25) | 0.50 | 0.90 | 4 |" in told
+    assert "| zero | 0.25 (0.25) | 0.50 | 0.50 | 0.90 | 4 |" in told
     nothing = {**one, "held_out": None, "curves": {"explained": [], "reward": [0.0]}}
-    assert "| zero |  |  | 0.00 | never |" in render.critic_table({"rollouts": 2, "rows": {"zero": {"0": nothing}}})
+    assert "| zero |  |  |  | 0.00 | never |" in render.critic_table({"rollouts": 2, "rows": {"zero": {"0": nothing}}})
 
 
 def process_rewards() -> dict[str, Any]:

@@ -793,7 +793,8 @@ def critic_table(results: Json) -> str:
     note = (
         "Each row keeps what the rows above it changed. Held out: completions of the trained policy on other problems, "
         "their reward the return of each state. In rollouts: before the critic has learned from them; reward: of the "
-        f"last {last}. Rollouts, of 128 completions each, until the mean reward of three in a row is {LEVEL:.2f}, by seed."
+        f"last {last}. Rollouts, of 128 completions each, until the mean reward of three in a row is {LEVEL:.2f}, by "
+        "seed."
     )
     return f"{_table(head, rows)}\n\n{note}"
 

@@ -82,7 +82,11 @@ def over_seeds(recipe: str, seeds: Mapping[str, Mapping[str, Any]]) -> dict[str,
     found: dict[str, Any] = {"gains": series.gains_of(seeds)}
     if recipe in FOLLOWED:
         found["over_sampled"] = {model: _over_sampled(seeds, model) for model in FOLLOWED[recipe]}
-        must = [(model, way, found["over_sampled"][model][way]) for model, way in FOLLOWED[recipe].items()]
+        must = [
+            (model, way, found["over_sampled"][model][way])
+            for model, way in FOLLOWED[recipe].items()
+            if way in found["over_sampled"][model]  # overrides may ask for others
+        ]
         found["missed"] = [
             f"{way} is {gain['mean']:+.3f} over one sample of {model}, from {gain['low']:+.3f}"
             for model, way, gain in must

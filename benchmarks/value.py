@@ -170,7 +170,7 @@ def unmet(rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
         if ROWS[name].must and seeds:
             share = float(np.mean([one["share"] for one in seeds.values()]))
             if share < SHARE:
-                missed.append(f"{name}: {share:.2f} of the bound, expected {SHARE}")
+                missed.append(f"{name}: {share:.3f} of the bound, expected {SHARE:.2f}")
     return missed
 
 

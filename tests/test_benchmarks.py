@@ -409,7 +409,7 @@ def test_render_fills_every_table_and_check_tells_a_stale_one(benchmark: Any, tm
     assert "1. it cannot (hint: none)" in text
     assert "| `dpo`, lora | 9, 9 | optimizer.pt removed; optimizer.pt removed | 2 of 2 | 1 of 2 | 0 of 2 |" in text
     assert "1 went on from the checkpoint before the damaged one, 1 had none and began anew" in text
-    assert "| zero | 0.25 (0.25) | 0.50 | 0.30 | never |" in text
+    assert "| zero | 0.25 (0.25) | 0.00 | 0.50 | 0.30 | never |" in text
     assert "| SFT | 1.010 [1.000, 1.020] |" in text
     assert (
         "| 64, 64 | 1 | 1.010 [1.000, 1.020] | 1.30 (1.15) | 1.010 [1.000, 1.020] | 40% -> 40% | 9.0 s -> 8.0 s |"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from posttrain_plugins import api
-from posttrain_plugins.errors import RecipeErrors
+from posttrain_plugins.errors import InputError, RecipeErrors
 
 RECIPE = """
     name: judges
@@ -21,10 +21,10 @@ RECIPE = """
       rolled: {use: sample, keep: steps, labels: rollouts, estimate: share, num_rollouts: 2, separator: ";", {drawn}}
       all: {use: sample, keep: all, {drawn}}
       rm: {use: reward, model: base, dataset: pairs, {args}}
-      prm: {use: prm, model: base, dataset: rolled, {args}}
+      prm: {use: prm, model: base, dataset: rolled, separator: ";", {args}}
       value: {use: value, model: base, dataset: all, {args}}
       rm_again: {use: reward, model: rm, dataset: pairs, {same}}
-      prm_again: {use: prm, model: prm, dataset: rolled, adapter: small, {same}}
+      prm_again: {use: prm, model: prm, dataset: rolled, separator: ";", adapter: small, {same}}
       value_again: {use: value, model: value, dataset: all, {same}}
       {more}
       eval:
@@ -70,6 +70,7 @@ def test_a_plan_says_whose_head_it_is(recipe: Callable[..., Path]) -> None:
     ("stage", "told"),
     [
         ("other: {use: value, model: rm, dataset: all}", "stage 'rm' makes a reward, expected a model"),
+        ("typo: {use: sftt, model: base, dataset: all}\n  other: {use: dpo, model: typo, dataset: pairs}", "'sftt'"),
         ("policy: {use: sft, model: value, dataset: all}", "stage 'value' makes a reward, expected a model"),
         (
             "small_rm: {use: reward, model: base, dataset: pairs, adapter: small}\n"
@@ -81,3 +82,23 @@ def test_a_plan_says_whose_head_it_is(recipe: Callable[..., Path]) -> None:
 def test_what_it_cannot_go_on_from(recipe: Callable[..., Path], stage: str, told: str) -> None:
     with pytest.raises(RecipeErrors, match=told):
         api.validate(recipe(stage))
+
+
+def test_a_head_that_is_read_in_another_way_is_no_start(tiny_model: Path, tmp_path: Path) -> None:
+    """And its range is the one that it learned, whatever the new rewards are."""
+    from datasets import Dataset
+
+    from posttrain_plugins.trainers.value import ValueConfig, ValueTrainer
+
+    def trainer(model: Path, rewards: tuple[float, float], **more: object) -> ValueTrainer:
+        rows = [{"prompt": f"{i}:", "completion": f"{i};", "reward": rewards[i % 2]} for i in range(8)]
+        config = ValueConfig(str(tmp_path / "out"), use_cpu=True, bf16=False, report_to="none", **more)  # type: ignore[arg-type]
+        return ValueTrainer(str(model), config, train_dataset=Dataset.from_list(rows))
+
+    first = trainer(tiny_model, (0.0, 1.0))
+    first.save_model(str(tmp_path / "first"))
+    first.form.write(tmp_path / "first")
+    form = trainer(tmp_path / "first", (0.25, 0.5)).form
+    assert (form.low, form.high) == (0.0, 1.0)
+    with pytest.raises(InputError, match=r"value_loss is two_hot with 5 logits, but .* is a value model of binary"):
+        trainer(tmp_path / "first", (0.0, 1.0), value_loss="two_hot", num_classes=5)

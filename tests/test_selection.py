@@ -303,11 +303,11 @@ def test_monte_carlo_labels(tmp_path: Path, opened: list[str], estimate: Any, is
     options = {"model": "sft", "keep": "steps", "labels": "rollouts", "num_rollouts": 4, "estimate": estimate}
     data = [{"prompt": prompt, "solution": "1"}]
     _, rows, notes = run(tmp_path, data, [CORRECT], num_generations=3, **options)
-    assert [row["labels"] for row in rows] == list(LABELS[estimate])
-    assert [row["completions"] for row in rows] == [
-        ["a\n\n", "b\n\n", "<answer>1</answer>"],
-        ["a\n\n", "c\n\n", "<answer>2</answer>"],
-    ]
+    # a share is what is to be expected, a mean over draws; a verdict is of what is written
+    drawn = [0, 1, 0] if estimate == "share" else [0, 1]
+    steps = [["a\n\n", "b\n\n", "<answer>1</answer>"], ["a\n\n", "c\n\n", "<answer>2</answer>"]]
+    assert [row["labels"] for row in rows] == [LABELS[estimate][i] for i in drawn]
+    assert [row["completions"] for row in rows] == [steps[i] for i in drawn]
     assert all(row["prompt"] == prompt and row["solution"] == "1" for row in rows)
     assert sorted(model.asked) == ["p", "pa\n\n", "pa\n\nb\n\n", "pa\n\nc\n\n"]  # the shared prefix once
     assert notes == []
@@ -343,7 +343,7 @@ def test_a_rollout_that_cannot_be_judged_is_no_wrong_one(tmp_path: Path, opened:
     options = {"model": "sft", "keep": "steps", "labels": "rollouts", "num_rollouts": 4, "estimate": "share"}
     reward = ResolvedReward("picky", picky)
     _, rows, notes = run(tmp_path, [{"prompt": "p", "solution": "1"}], [reward], num_generations=3, **options)
-    assert [row["labels"] for row in rows] == [[2 / 3, 1.0, 1.0]]
+    assert [row["labels"] for row in rows] == [[2 / 3, 1.0, 1.0]] * 2, "drawn twice"
     assert len(notes) == 1  # of the other completion nobody can say whether its second step is right
 
 

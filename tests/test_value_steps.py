@@ -15,7 +15,7 @@ from datasets import Dataset
 from posttrain_plugins import api
 from posttrain_plugins.errors import InputError, RecipeErrors
 from posttrain_plugins.models.value_form import form_in
-from posttrain_plugins.trainers.value import ValueConfig, ValueTrainer
+from posttrain_plugins.trainers.value import ValueConfig, ValueTrainer, _returns_of_steps
 
 RIGHT = (["<think>3|7=4;", "4>2=4</think><answer>4</answer>"], [0.75, 1.0])
 WRONG = (["<think>3|7=7;", "7>2=7</think><answer>7</answer>"], [0.25, 0.0])
@@ -107,6 +107,41 @@ def test_a_row_with_a_label_too_few(tiny_model: Path, tmp_path: Path) -> None:
         trainer_of(tiny_model, tmp_path, data)
 
 
+def test_held_out_rows_in_steps_are_not_discounted_either(tiny_model: Path, tmp_path: Path) -> None:
+    whole = [{"prompt": f"{i}:", "completion": f"{i};", "reward": float(i % 2)} for i in range(4)]
+    config = ValueConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", gamma=0.9)
+    steps = Dataset.from_list([{**row, "prompt": "1:"} for row in rows()])
+    with pytest.raises(InputError, match=r"gamma is 0\.9, but rows with `labels` say"):
+        ValueTrainer(str(tiny_model), config, train_dataset=Dataset.from_list(whole), eval_dataset=steps)
+
+
+@pytest.mark.parametrize("trainer", ["value", "oreo"])
+def test_labels_beside_whole_completions_are_a_column_like_any_other(trainer: str, tiny_model: Path) -> None:
+    """Of topics, say: what is learned from is the reward."""
+    from posttrain_plugins.models.load import load_tokenizer
+    from posttrain_plugins.trainers import oreo, stage_rules
+
+    row = {"prompt": "1:", "completion": "2;", "reward": 0.5, "labels": ["algebra"], "completions": ["x"]}
+    assert stage_rules.returns_of(row) == [0.5]
+    assert stage_rules.state_concern(row, 0) is None
+    words = load_tokenizer(str(tiny_model))
+    made = oreo.encode(words, {k: v for k, v in row.items() if k != "completions"}, 0, "response", "")
+    assert made["reward"] == 0.5
+
+
+def test_of_two_ends_within_one_token_the_later_counts() -> None:
+    """An empty step, as two separators in a row make it, may have no token of its own."""
+
+    class Words:
+        eos_token = "<e>"
+
+        def __call__(self, text: str, **options: Any) -> dict[str, Any]:
+            return {"offset_mapping": [(0, 1), (1, 5), (5, 6)]}
+
+    found = _returns_of_steps(Words(), ["x\n\n", "\n\n", "y"], [0.1, 0.5, 0.9], 4)
+    assert found == [0.1, 0.1, 0.5, 0.9]
+
+
 # --- the stage -------------------------------------------------------------------------------------------------------
 
 RECIPE = """
@@ -147,10 +182,12 @@ def recipe(tiny_model: Path, tmp_path: Path, write_recipe: Callable[..., Path]) 
 
 
 def test_the_stage_learns_from_rollouts_of_each_step(recipe: Callable[..., Path], tmp_path: Path) -> None:
-    made = api.run(recipe("saved"), only=["value"], runs_dir=tmp_path / "runs")["value"]
+    made = api.run(recipe("rolled"), runs_dir=tmp_path / "runs")["value"]
     assert math.isfinite(made.metrics["eval_explained_variance"])
     assert form_in(Path(made.model_path)).loss == "binary"
-    assert len((tmp_path / "runs/values/latest/value/seen.txt").read_text(encoding="utf-8").split()) == 22
+    assert len((tmp_path / "runs/values/latest/value/seen.txt").read_text(encoding="utf-8").split()) == 10, (
+        "two of twelve are held out"
+    )
 
 
 def test_a_process_reward_model_takes_shares_and_no_other_numbers(tmp_path: Path, tiny_model: Path) -> None:
@@ -175,6 +212,11 @@ def test_a_process_reward_model_takes_shares_and_no_other_numbers(tmp_path: Path
 @pytest.mark.parametrize(
     ("data", "more", "told"),
     [
+        (
+            [{"prompt": "1:", "completion": "2;"}],
+            "",
+            "missing column: stage .value. needs",
+        ),  # no reward: nothing else is said of it
         (None, ", lam: 0.9", r"lam is 0\.9, but rows with `labels` say what is expected behind each step"),
         ([{**row, "labels": [1.0]} for row in rows(24)], "", "row 1 has 2 steps and 1 labels"),
         ([{**row, "labels": [1.0, 1.0]} for row in rows(24)], "", r"every trajectory has reward 1\.0"),
@@ -183,3 +225,17 @@ def test_a_process_reward_model_takes_shares_and_no_other_numbers(tmp_path: Path
 def test_before_anything_is_loaded(recipe: Callable[..., Path], data: Any, more: str, told: str) -> None:
     with pytest.raises(RecipeErrors, match=told):
         api.validate(recipe("saved", data, more))
+
+
+def test_steps_that_are_cut_at_one_separator_are_not_joined_by_another(recipe: Callable[..., Path]) -> None:
+    file = recipe("rolled")
+    text = file.read_text(encoding="utf-8").replace('dataset: rolled\n    separator: ";"', "dataset: rolled")
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeErrors, match=r"'rolled' cuts completions at ';', and this would put '\\n\\n' behind"):
+        api.validate(file)
+
+
+def test_what_comes_of_rollouts_is_known_by_its_columns(recipe: Callable[..., Path]) -> None:
+    """Before they are drawn, which costs most."""
+    with pytest.raises(RecipeErrors, match=r"gamma is 0\.9, but rows with `labels` say"):
+        api.validate(recipe("rolled", more=", gamma: 0.9"))

@@ -56,6 +56,7 @@ METHODS: Mapping[str, Method] = {
     "RewardConfig": Method("score", "SEQ_CLS", 2),
     "RankingConfig": Method("score", "SEQ_CLS", 2),
     "PRMConfig": Method("score", "TOKEN_CLS"),
+    "ValueConfig": Method("score", "TOKEN_CLS"),
     "CPOConfig": Method("plain", rows_per_item=2),
     "ORPOConfig": Method("plain", rows_per_item=2),
     "OnlineDPOConfig": Method("plain", rows_per_item=2, has_rollouts=True),

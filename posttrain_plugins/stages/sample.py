@@ -27,6 +27,7 @@ from posttrain_plugins.training_data.selection import (
     Selection,
     distinct,
     judge,
+    judgeable,
     read_saved,
     without_texts,
 )
@@ -85,7 +86,7 @@ class Sample:
         separator: what ends a step; the rule of `posttrain_plugins.text.steps`.
         num_rollouts: completions from each step.
         estimate: a step is right where any rollout is (`hard`), or `share_threshold` of them (`soft`); `share` labels
-            it with the share.
+            it with the share, and keeps equal completions, too.
         share_threshold: see `estimate`.
         stop_at_first_error: leave out the steps after the first wrong one.
         temperature: of the draws.
@@ -391,10 +392,14 @@ class Sample:
                 name = context.inputs["rewards"][0].name
                 why = f"reward '{name}' sees other steps in them than separator {self.separator!r} makes"
             context.reporter.note(f"{lost} of {sum(map(len, labels))} completions have no labels: {why}")
-        return [
-            [labelling.row(item, of_one) for item, of_one in zip(items, found, strict=True) if of_one is not None]
-            for items, found in zip(among, labels, strict=True)
-        ]
+        rows = []
+        for of_problem, items, found in zip(judged, among, labels, strict=True):
+            known = {item.text: of_one for item, of_one in zip(items, found, strict=True)}
+            # what is expected of a begun completion is a mean over draws, as with `all`
+            drawn = judgeable(of_problem) if self.estimate == "share" and self.labels == "rollouts" else items
+            found_of = [(item, of_one) for item in drawn if (of_one := known[item.text]) is not None]
+            rows.append([labelling.row(item, of_one) for item, of_one in found_of])
+        return rows
 
     def _selection(self, seed: int) -> Selection:
         return Selection(self.keep, self.top_k, self.threshold, self.max_pairs_per_prompt, seed)

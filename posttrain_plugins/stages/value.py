@@ -40,8 +40,7 @@ class Value:
         dataset: `prompt`, `completion` and `reward` (a number), or `label` (a bool); `sample` with `keep: all` makes
             it, best of one policy: a state is worth what the policy makes of it. Rows longer than `args.max_length`
             are left out. Or `prompt`, `completions` (steps) and `labels` (what is expected behind each), which `sample`
-            makes with `keep: steps`, `labels: rollouts` and `estimate: share`: more is known of each state, so less of
-            them is needed.
+            makes with `keep: steps`, `labels: rollouts` and `estimate: share`: the share of rollouts that are right.
         adapter: what is trainable beside the head; everything where it is left out.
         eval_dataset: held-out trajectories, best whole ones; by default `args.held_out` of the prompts are set aside.
         separator: what ends a step, where the rows are steps.
@@ -72,9 +71,8 @@ class Value:
 
     def issues(self, facts: StageFacts) -> Iterator[Issue]:
         """Yield settings that cannot be used, and the first row that is no trajectory."""
-        is_stepwise = any(row.get("labels") is not None for row in facts.rows)
-        yield from stage_rules.value_concerns(facts.args, is_stepwise)
-        yield from stage_rules.first_concern(facts.rows, stage_rules.trajectory_concern)
+        yield from stage_rules.value_concerns(facts.args, stage_rules.in_steps(facts.columns or ()))
+        yield from stage_rules.first_concern(facts.rows, stage_rules.state_concern)
         if facts.has_all_rows:
             yield from stage_rules.equal_reward_concerns(facts.rows)
 

@@ -6,7 +6,7 @@ takes some forms and options. No paper.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from posttrain_plugins.models.training_templates import marked_twin
@@ -16,12 +16,14 @@ from posttrain_plugins.types import Issue, StageFacts
 __all__ = [
     "equal_reward_concerns",
     "first_concern",
+    "in_steps",
     "mask_concerns",
     "oreo_concerns",
     "pair_concerns",
     "ranking_concern",
     "returns_of",
     "speed_concerns",
+    "state_concern",
     "step_label_concern",
     "stepwise_concern",
     "trajectory_concern",
@@ -137,16 +139,24 @@ def _engine_concerns(args: Any, has_strategy: bool) -> Iterator[Issue]:
             yield Issue(found, f"remove {name}, or rollouts: engine", f"args.{name}")
 
 
+def in_steps(columns: Collection[str]) -> bool:
+    """Tell whether rows with these columns are completions in steps with a label for each, and no whole ones."""
+    return {"completions", "labels"} <= set(columns) and "completion" not in columns
+
+
 def returns_of(row: Mapping[str, Any]) -> list[float]:
-    """Return the reward of a trajectory, or what is expected behind each of its steps, where it has `labels`."""
-    if row.get("labels") is not None:
+    """Return the reward of a trajectory, or what is expected behind each of its steps, where it is in steps."""
+    if in_steps(row):
         return [float(label) for label in row["labels"]]
     return [float(row["reward"] if row.get("reward") is not None else row["label"])]
 
 
 def equal_reward_concerns(rows: Iterable[Mapping[str, Any]]) -> Iterator[Issue]:
     """Yield that all trajectories have one reward, so that no value could tell them apart."""
-    rewards = {value for row in rows for value in returns_of(row)}
+    try:
+        rewards = {value for row in rows for value in returns_of(row)}
+    except (KeyError, TypeError, ValueError):  # of another form, which the check of the columns tells
+        return
     if len(rewards) == 1:
         found = f"there is nothing to tell apart: every trajectory has reward {rewards.pop()}"
         yield Issue(found, "draw more, from an earlier policy too, or at a higher temperature", "dataset")
@@ -184,10 +194,13 @@ def ranking_concern(row: Mapping[str, Any], number: int) -> Issue | None:
     return Issue(f"row {number + 1} has {len(completions)} completions and {count} scores", hint, "dataset")
 
 
+def state_concern(row: Mapping[str, Any], number: int) -> Issue | None:
+    """Return why a row is nothing for a value model: no trajectory, whole or in steps."""
+    return (stepwise_concern if in_steps(row) else trajectory_concern)(row, number)
+
+
 def trajectory_concern(row: Mapping[str, Any], number: int) -> Issue | None:
-    """Return why a row is no trajectory, whole or in steps; `number` is which it is, from 0."""
-    if row.get("labels") is not None:
-        return stepwise_concern(row, number)
+    """Return why a row is no trajectory; `number` is which it is, from 0."""
     completion = row["completion"]
     if is_conversational(completion) and [message["role"] for message in completion] != ["assistant"]:
         hint = "a trajectory is what the model wrote; tools' answers have no place in it"

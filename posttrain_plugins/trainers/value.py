@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import log
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -34,7 +35,7 @@ from trl import RewardConfig, RewardTrainer
 
 from posttrain_plugins.errors import InputError
 from posttrain_plugins.models.load import load_tokenizer
-from posttrain_plugins.models.value_form import ValueForm, ValueLoss
+from posttrain_plugins.models.value_form import ValueForm, ValueLoss, form_in
 from posttrain_plugins.text import fingerprint
 from posttrain_plugins.text.steps import SEPARATOR, closed_steps, last_tokens
 from posttrain_plugins.trainers import compat
@@ -43,7 +44,7 @@ from posttrain_plugins.trainers.oreo import encode
 from posttrain_plugins.trainers.ppo import rules
 from posttrain_plugins.trainers.ppo.advantages import gae, token_rewards
 from posttrain_plugins.trainers.prm import load_token_classifier
-from posttrain_plugins.trainers.stage_rules import returns_of, stepwise_concern, value_concerns
+from posttrain_plugins.trainers.stage_rules import in_steps, returns_of, stepwise_concern, value_concerns
 from posttrain_plugins.trainers.value_figures import HeldOut, fitted, measured
 
 __all__ = ["ValueConfig", "ValueTrainer", "rarity_weights", "split_prompts", "two_hot"]
@@ -110,14 +111,20 @@ class ValueTrainer(EncodedRows, RewardTrainer):  # type: ignore[misc]
     def __init__(self, model: Any, args: ValueConfig | None = None, **kwargs: Any) -> None:
         args = args or ValueConfig()
         returns = [returns_of(row) for row in kwargs["train_dataset"]]
-        rules.refuse(value_concerns(args, "labels" in kwargs["train_dataset"].column_names), "ValueConfig: ")
-        low, high = args.value_range or (min(map(min, returns)), max(map(max, returns)))
+        columns = [getattr(of, "column_names", None) for of in (kwargs["train_dataset"], kwargs.get("eval_dataset"))]
+        rules.refuse(value_concerns(args, any(in_steps(of or ()) for of in columns)), "ValueConfig: ")
+        known = [value for of_row in returns for value in of_row]
+        low, high = args.value_range or (min(known), max(known))
         if args.gamma < 1.0 and args.value_range is None:
             low, high = min(low, 0.0), max(high, 0.0)  # what is discounted lies nearer to 0
         classes = args.num_classes if args.value_loss == "two_hot" else 1
+        earlier = _earlier_form(model, args.value_loss, classes)
+        if earlier is not None and args.value_range is None:  # what its head says is a share of its own range
+            low, high = min(low, earlier.low), max(high, earlier.high)
         self.form = ValueForm(args.value_loss, low, high if high > low else low + 1.0, classes)
         middle = self.form.low + self.form.span / 2
-        self.weights = rarity_weights([of_row[-1] > middle for of_row in returns], args.balance)  # of wrong, of right
+        is_right = [of_row[-1] > middle for of_row in returns if of_row]
+        self.weights = rarity_weights(is_right, args.balance)  # of wrong, of right
         if args.value_loss == "binary":
             self.form = replace(self.form, intercept=log(self.weights[0] / self.weights[1]))
         self.calibrated = self.form
@@ -140,14 +147,18 @@ class ValueTrainer(EncodedRows, RewardTrainer):  # type: ignore[misc]
     def encode_row(self, tokenizer: Any, row: Mapping[str, Any], number: int, args: ValueConfig) -> dict[str, Any]:
         """Return the trajectory's tokens, and a number that rows with one prompt have in common."""
         options, trajectory = args.chat_template_kwargs or {}, dict(row)
-        if row.get("labels") is not None:
+        if in_steps(row):
             rules.refuse([issue] if (issue := stepwise_concern(row, number)) else [])
+            if not tokenizer.is_fast:
+                raise InputError(
+                    f"{type(tokenizer).__name__} does not tell where tokens start", hint="use its fast version"
+                )
             steps = closed_steps(row["completions"], args.step_separator)
             trajectory |= {"completion": "".join(steps), "reward": row["labels"][-1]}
         made = encode(tokenizer, trajectory, number, "response", "", **options)
         count = len(made["input_ids"]) - made["prompt_length"]
         returns = [made["reward"]] * count
-        if row.get("labels") is not None:
+        if in_steps(row):
             returns = _returns_of_steps(tokenizer, steps, row["labels"], count)
         group = int(fingerprint(row["prompt"])[:15], 16)  # 60 bits: Arrow's integers have a sign
         told = {"returns": returns, "group": group, "number": number}
@@ -156,7 +167,7 @@ class ValueTrainer(EncodedRows, RewardTrainer):  # type: ignore[misc]
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """Return the micro-batches of an optimizer step, and what the states of all processes weigh."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        weight = sum((self._weights(batch) * batch["completion_mask"])[:, 1:].sum() for batch in batches)
+        weight = sum((self._weights(batch) * batch["completion_mask"][:, 1:]).sum() for batch in batches)
         weight = torch.as_tensor(weight, dtype=torch.float32, device=device)
         return batches, self.accelerator.gather(weight).sum().clamp(min=1e-6)
 
@@ -168,13 +179,12 @@ class ValueTrainer(EncodedRows, RewardTrainer):  # type: ignore[misc]
         logits = outputs.logits[:, :-1].float()  # (B, T, K); the state before each token
         mask = inputs["completion_mask"][:, 1:].float()  # (B, T)
         values = self.form.values(logits).detach()
-        left = mask.flip(1).cumsum(1).flip(1) - 1  # (B, T), the tokens behind this one
-        returns = inputs["returns"][:, 1:] * self.args.gamma**left * mask
+        returns = self._returns(inputs) * mask
         targets = returns
         if self.args.lam < 1.0:
             paid = token_rewards(mask, inputs["rewards"])
             targets = gae(paid, values * mask, mask, self.args.gamma, self.args.lam)[1]
-        weights = self._weights(inputs)[:, 1:]
+        weights = self._weights(inputs)
         losses = self._losses(logits, self.form.share(targets), weights) * mask  # (B, T)
         if self.model.training:
             total = num_items_in_batch if num_items_in_batch is not None else (weights * mask).sum()
@@ -223,16 +233,22 @@ class ValueTrainer(EncodedRows, RewardTrainer):  # type: ignore[misc]
             self.evaluate()
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
-            from pathlib import Path
-
             self.calibrated.write(Path(output_dir or self.args.output_dir))
 
+    def _returns(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return what comes after each state, discounted, (B, T)."""
+        mask = batch["completion_mask"][:, 1:].float()
+        left = mask.flip(1).cumsum(1).flip(1) - 1  # the tokens behind this one
+        discounted: Tensor = batch["returns"][:, 1:] * self.args.gamma**left
+        return discounted
+
     def _weights(self, batch: Mapping[str, Any]) -> Tensor:
-        """Return what each state weighs, (B, L): of a return in between, of the binary loss, what its two parts do."""
+        """Return what each state weighs, (B, T): by its row's end, of the binary loss by its own return."""
         wrong, right = self.weights
-        shares: Tensor = self.form.share(batch["returns"]).clamp(0.0, 1.0)
+        shares: Tensor = self.form.share(self._returns(batch)).clamp(0.0, 1.0)
         if self.form.loss != "binary":
-            shares = (batch["rewards"] > self.form.low + self.form.span / 2).float().unsqueeze(1).expand_as(shares)
+            is_right = batch["rewards"] > self.form.low + self.form.span / 2
+            shares = is_right.float().unsqueeze(1).expand_as(shares)
         return shares * (right - wrong) + wrong
 
     def _losses(self, logits: Tensor, shares: Tensor, weights: Tensor) -> Tensor:
@@ -340,8 +356,24 @@ def _returns_of_steps(tokenizer: Any, steps: Sequence[str], labels: Sequence[Any
     text = "".join(steps).removesuffix(tokenizer.eos_token)
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     last = last_tokens([start for start, _ in offsets], list(accumulate(map(len, steps))))
-    # behind the last token of a step its label is known, and before it the label of the step that is being written
-    return [float(labels[bisect_left(last[:-1], i - 1)]) for i in range(count)]
+    # Behind the last token of a step its label is known, of two that end in one token the later's; elsewhere the label
+    # of the step that is being written.
+    ended = {token: step for step, token in enumerate(last)}
+    return [float(labels[ended.get(i - 1, bisect_left(last[:-1], i - 1))]) for i in range(count)]
+
+
+def _earlier_form(model: Any, loss: ValueLoss, classes: int) -> ValueForm | None:
+    """Return how the values of a model are read that is a value model already; None for all others.
+
+    Raises:
+        InputError: they are read in another way, for which its head would be no start.
+    """
+    folder = Path(str(model if isinstance(model, str) else getattr(model, "name_or_path", "")))
+    form = form_in(folder) if folder.is_dir() else None
+    if form is not None and (form.loss, form.num_labels) != (loss, classes):
+        found = f"value_loss is {loss} with {classes} logits, but {folder} is a value model of {form.loss}"
+        raise InputError(f"{found} with {form.num_labels}", hint=f"value_loss: {form.loss}, or start from its model")
+    return form
 
 
 def _fit_head(model: Any, count: int) -> None:

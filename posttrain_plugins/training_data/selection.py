@@ -14,8 +14,9 @@ Papers: STaR (https://huggingface.co/papers/2203.14465) and rejection sampling a
 (https://huggingface.co/papers/2307.09288), section 3.2.3, for SFT data; iterative DPO
 (https://huggingface.co/papers/2312.11456) for pairs.
 
-1. Equal completions of one problem are kept once, of several models by the last that wrote it; but `all` keeps every
-   draw: what a begun completion is worth is a mean over what the policy draws, and not over what is distinct among it.
+1. Equal completions of one problem are kept once, of several models by the last that wrote it; but `all`, and `steps`
+   with shares of rollouts, keep every draw: what a begun completion is worth is a mean over what the policy draws, and
+   not over what is distinct among it.
 2. The first reward says what is right (`threshold`), the weighted sum of all rewards says what is better.
 """
 

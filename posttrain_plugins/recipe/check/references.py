@@ -197,10 +197,13 @@ class References:
 
     def earlier_judge(self, plugin: Plugin, schema: Schema, value: Any, scope: Mapping[str, str]) -> FromStage | None:
         """Return the model of a judge from which a stage that makes one of its kind goes on; None for all others."""
-        if schema.declares("produces") != "reward":
+        if schema.declares("produces") != "reward" or not self._is_judge(value, scope):
             return None
         used = registry.own_name("reward", str(schema.declares("reward_plugin")), plugin.distribution)
         return self._judge(registry.find("reward", used), value, scope)
+
+    def _is_judge(self, value: Any, scope: Mapping[str, str]) -> bool:
+        return isinstance(value, str) and self.stages.produces.get(self.stages.meant(value, scope)) == "reward"
 
     def _judge(self, plugin: Plugin, value: Any, scope: Mapping[str, str]) -> FromStage | None:
         """Return the model of a stage whose name stands for this very reward: written out, it takes parameters."""

@@ -60,6 +60,7 @@ def check_training(checker: Checker, stages: RawStages, specs: Mapping[str, Stag
             *_modules(spec, specs),
             *_going_on(spec, specs),
             *_earlier_judge(spec, specs),
+            *_separators(spec, specs),
             *_tools(spec),
         ]
         warnings[id] = tuple(issue for issue in found if issue.is_warning)
@@ -247,9 +248,23 @@ def _going_on(spec: StageSpec, specs: Mapping[str, StageSpec]) -> Iterator[Issue
 def _earlier_judge(spec: StageSpec, specs: Mapping[str, StageSpec]) -> Iterator[Issue]:
     """Yield that a judge would go on from one that is an adapter, whose head belongs to it."""
     model = spec.inputs.get("model")
-    if isinstance(model, FromStage) and specs[model.stage].produces == "reward" and layers(specs, model).adapters:
+    if not isinstance(model, FromStage) or model.stage not in specs or specs[model.stage].produces != "reward":
+        return
+    if layers(specs, model).adapters:
         found = f"'{model.stage}' is an adapter with a head, and a judge goes on from a whole model"
         yield Issue(found, f"leave the adapter out of '{model.stage}', or start from its model", "model")
+
+
+def _separators(spec: StageSpec, specs: Mapping[str, StageSpec]) -> Iterator[Issue]:
+    """Yield that steps which a stage cuts at one separator would be put together with another one."""
+    data = spec.inputs.get("dataset")
+    maker = specs.get(data.stage) if isinstance(data, FromStage) else None
+    if maker is None or maker.params.get("keep") != "steps" or "separator" not in spec.params:
+        return
+    cut, joined = maker.params.get("separator"), spec.params["separator"]
+    if cut != joined:
+        found = f"'{maker.id}' cuts completions at {cut!r}, and this would put {joined!r} behind each step"
+        yield Issue(found, f"separator: {json.dumps(cut)}", "separator")
 
 
 def _config_name(peft_type: str) -> str | None:

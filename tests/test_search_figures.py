@@ -25,7 +25,7 @@ def test_what_a_value_function_can_explain_is_what_lies_between_states(benchmark
     assert value.unmet({"sft": {"0": low, "1": {**found, "share": 0.9}}, "critic": {"0": low}}) == [
         "sft: 0.700 of the bound, expected 0.80"
     ]
-    assert "| sft | 0.96 | 1.00 | 0.96 |" in render.value_table({"rollouts": 4, "rows": {"sft": {"0": found}}})
+    assert "| sft | 0.96 | 1.00 | 0.960 |" in render.value_table({"rollouts": 4, "rows": {"sft": {"0": found}}})
 
 
 def test_what_search_must_show_is_held_against_its_figures(benchmark: Any) -> None:

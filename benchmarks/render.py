@@ -828,9 +828,7 @@ def value_table(results: Json) -> str:
         found = list(seeds.values())
         shares = ", ".join(f"{one['share']:.2f} [{one['share_low']:.2f}, {one['share_high']:.2f}]" for one in found)
         cells = [_mean([one[key] for one in found]) for key in ("explained", "bound")]
-        share = _mean(
-            [one["share"] for one in found], 3
-        )  # .80 is asked for, and may be missed by less than two digits show
+        share = _mean([one["share"] for one in found], 3)  # .80 is asked for, and two digits may hide a miss
         rows.append([name, *cells, share, shares, _mean([one["states"] for one in found], 0)])
     head = ["value function, of", "explained variance", "bound", "share of the bound", "by seed [95 %]", "states"]
     note = (

@@ -27,6 +27,7 @@ __all__ = [
     "Stages",
     "StartingPoint",
     "critic_start",
+    "earlier_judge",
     "identity",
     "is_full",
     "layers",
@@ -130,7 +131,8 @@ def starting_point(stages: Stages, spec: StageSpec) -> StartingPoint | None:
         trains = f"continues the adapter of {start.adapters[-1]}"
     else:
         trains = f"a new adapter{named}" if named else "all parameters"
-    head = f" and {_head(stages, spec)}" if spec.produces == "reward" else ""
+    whose = "its head" if earlier_judge(stages, spec) else "a new head"
+    head = f" and {whose}" if spec.produces == "reward" else ""
     frozen = ["the base", *(f"adapter of {name}" for name in kept)] if named or mode == "continue" else []
     how = spec.loading
     bits = f" (4-bit {how.get('bnb_4bit_quant_type', 'nf4')})" if how.get("load_in_4bit") else ""
@@ -147,11 +149,12 @@ def starting_point(stages: Stages, spec: StageSpec) -> StartingPoint | None:
     )
 
 
-def _head(stages: Stages, spec: StageSpec) -> str:
-    """Tell whose head a judge trains: a judge that goes on from another one keeps it."""
+def earlier_judge(stages: Stages, spec: StageSpec) -> FromStage | None:
+    """Return the judge that a stage goes on from, whose head it keeps; None where its `model` is no judge."""
     model = spec.inputs.get("model")
-    is_judge = isinstance(model, FromStage) and model.stage in stages and stages[model.stage].produces == "reward"
-    return "its head" if is_judge else "a new head"
+    if not isinstance(model, FromStage) or model.stage not in stages:
+        return None
+    return model if stages[model.stage].produces == "reward" else None
 
 
 def mode_of(stages: Stages, spec: StageSpec) -> AdapterMode | None:

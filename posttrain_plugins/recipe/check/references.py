@@ -207,10 +207,10 @@ class References:
 
     def _judge(self, plugin: Plugin, value: Any, scope: Mapping[str, str]) -> FromStage | None:
         """Return the model of a stage whose name stands for this very reward: written out, it takes parameters."""
-        if not isinstance(value, str) or self.look_up("model", value) is not None:
+        if not self._is_judge(value, scope) or self.look_up("model", value) is not None:
             return None
         name = self.stages.meant(value, scope)
-        maker = self.stages.by_id[name].plugin if self.stages.produces.get(name) == "reward" else None
+        maker = self.stages.by_id[name].plugin
         if maker is None:
             return None
         used = registry.own_name("reward", str(maker[1].declares("reward_plugin")), maker[0].distribution)

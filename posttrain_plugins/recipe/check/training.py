@@ -23,7 +23,7 @@ from posttrain_plugins.plugins.source import of_config
 from posttrain_plugins.recipe import files
 from posttrain_plugins.recipe.check.diagnostics import Checker
 from posttrain_plugins.recipe.check.loops import RawStages
-from posttrain_plugins.recipe.lineage import identity, is_full, layers, mode_of
+from posttrain_plugins.recipe.lineage import earlier_judge, identity, is_full, layers, mode_of
 from posttrain_plugins.recipe.spec import DataFile, External, FromStage, StageSpec, Use
 from posttrain_plugins.text import to_text
 from posttrain_plugins.types import Issue
@@ -247,12 +247,10 @@ def _going_on(spec: StageSpec, specs: Mapping[str, StageSpec]) -> Iterator[Issue
 
 def _earlier_judge(spec: StageSpec, specs: Mapping[str, StageSpec]) -> Iterator[Issue]:
     """Yield that a judge would go on from one that is an adapter, whose head belongs to it."""
-    model = spec.inputs.get("model")
-    if not isinstance(model, FromStage) or model.stage not in specs or specs[model.stage].produces != "reward":
-        return
-    if layers(specs, model).adapters:
-        found = f"'{model.stage}' is an adapter with a head, and a judge goes on from a whole model"
-        yield Issue(found, f"leave the adapter out of '{model.stage}', or start from its model", "model")
+    judge = earlier_judge(specs, spec)
+    if judge is not None and layers(specs, judge).adapters:
+        found = f"'{judge.stage}' is an adapter with a head, and a judge goes on from a whole model"
+        yield Issue(found, f"leave the adapter out of '{judge.stage}', or start from its model", "model")
 
 
 def _separators(spec: StageSpec, specs: Mapping[str, StageSpec]) -> Iterator[Issue]:

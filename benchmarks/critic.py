@@ -26,9 +26,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import render
 import series
 import trained_rows as rows
+from result_tables.learning import critic_table
 
 from posttrain_plugins.text import to_text
 
@@ -71,7 +71,7 @@ def main() -> int:
     overrides = [*(QUICK if options.quick else []), *options.override]
 
     def shown(results: Mapping[str, Any]) -> None:
-        print(render.critic_table(results), flush=True)
+        print(critic_table(results), flush=True)
         labels = {"explained": "explained variance", "reward": "reward"}
         rows.draw([rows.Panel(label, rows.lines(results, key), "rollout") for key, label in labels.items()], figure)
 

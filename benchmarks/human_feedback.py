@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import render
 import series
+from result_tables.recipes import recipe_table
 
 from posttrain_plugins.decisions.item import Decision, Item
 from posttrain_plugins.decisions.ledger import Ledger
@@ -130,7 +130,7 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-ALONE = series.Alone(RECIPE, one_seed, over_seeds, render.recipe_table)
+ALONE = series.Alone(RECIPE, one_seed, over_seeds, recipe_table)
 
 
 if __name__ == "__main__":

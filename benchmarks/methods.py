@@ -24,8 +24,8 @@ from typing import Any
 
 import levels
 import record
-import render
 import series
+from result_tables.recipes import methods_table
 
 from posttrain_plugins.record.figures import read_figures
 
@@ -50,7 +50,7 @@ WINDOW = 5  # steps that a point of a curve is the mean of
 def main() -> int:
     options = _options()
     results = write(options.override, options.out)
-    print(render.methods_table(results))
+    print(methods_table(results))
     for what in results["missed"]:
         print(f"error: missed: {what}", file=sys.stderr)
     return 1 if results["missed"] else 0

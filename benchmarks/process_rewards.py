@@ -32,9 +32,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import levels
-import render
 import series
 import trained_rows as rows
+from result_tables.learning import process_rewards_table
 
 STEPS, COMPLETIONS = 60, 128
 QUICK_STEPS, QUICK_COMPLETIONS = 4, 8
@@ -121,7 +121,7 @@ def main() -> int:
     figure = options.out / "process_rewards.svg"
 
     def shown(results: Mapping[str, Any]) -> None:
-        print(render.process_rewards_table(results), flush=True)
+        print(process_rewards_table(results), flush=True)
         rows.draw(panels(results), figure)
 
     def one(row: str, seed: int) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from collections.abc import Iterator, Mapping
 from statistics import fmean
 from typing import Any
 
-import render
 import series
+from result_tables.recipes import quickstart_table
 
 GAINS = ("sft", "dpo", "grpo")
 RM_ACCURACY = 0.8
@@ -108,7 +108,7 @@ def unmet(found: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} was trained on {count} of the held-out problems, expected none"
 
 
-ALONE = series.Alone("quickstart_seeds", one_seed, over_seeds, render.quickstart_table)
+ALONE = series.Alone("quickstart_seeds", one_seed, over_seeds, quickstart_table)
 
 
 if __name__ == "__main__":

@@ -28,10 +28,10 @@ from typing import Any
 import human_feedback
 import methods
 import quickstart_seeds
-import render
 import search
 import series
 import test_time
+from result_tables.recipes import recipe_table
 
 ROOT = Path(__file__).resolve().parent.parent
 OTHERS = {
@@ -63,7 +63,7 @@ def main() -> int:
 
 
 def _alone(recipe: str) -> series.Alone:
-    return series.Alone(f"recipe_{recipe}", partial(one_seed, recipe), partial(over_seeds, recipe), render.recipe_table)
+    return series.Alone(f"recipe_{recipe}", partial(one_seed, recipe), partial(over_seeds, recipe), recipe_table)
 
 
 def one_seed(recipe: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:

@@ -26,9 +26,9 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
-import render
 import series
 import test_time
+from result_tables.strategies import search_table
 
 BASELINES = {"search": ("rm", "prm"), "tree": ("ahead",), "graph": ("errors",)}
 """Recipe -> the verifiers whose best of n stands beside each strategy."""
@@ -142,8 +142,7 @@ def _told(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 RECIPES = {
-    name: series.Alone(name, partial(one_seed, name), partial(over_seeds, name), render.search_table)
-    for name in BASELINES
+    name: series.Alone(name, partial(one_seed, name), partial(over_seeds, name), search_table) for name in BASELINES
 }
 
 

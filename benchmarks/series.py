@@ -28,7 +28,7 @@ os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
 
 import numpy as np
 import record
-from render import TUNED
+from result_tables.text import TUNED
 
 import posttrain_plugins as pp
 from posttrain_plugins.errors import Interrupted
@@ -70,7 +70,7 @@ REPORTED = (0, 1, 2)
 DEVELOPMENT = ("datasets.heldout.seed=5",)
 """Other held-out problems than those that are reported; none is in both."""
 REFUSED = 3.0
-"""Load above which nothing is measured, for each core; `render.BUSY` is the one above which figures are marked."""
+"""Load above which nothing is measured, for each core; above `result_tables.text.BUSY` figures are marked."""
 DRAWS = 10_000
 
 UNRECORDED = "not recorded"

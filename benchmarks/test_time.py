@@ -18,8 +18,8 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-import render
 import series
+from result_tables.strategies import test_time_table
 
 BASELINE = "best/prm"
 ABOVE_SAMPLED = ("self_consistency(n=8)", "best_of_n(n=8, scorer=rm)", "best_of_n(n=8, scorer=prm)")
@@ -123,7 +123,7 @@ def unmet(results: Mapping[str, Any]) -> Iterator[str]:
         yield f"votes weighted by the PRM: {ways[WEIGHTED]['mean']:.3f}, below greedy {ways['greedy']['mean']:.3f}"
 
 
-ALONE = series.Alone("test_time", one_seed, over_seeds, render.test_time_table)
+ALONE = series.Alone("test_time", one_seed, over_seeds, test_time_table)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import render
 import series
 import trained_rows
+from result_tables.learning import value_table
 
 ROLLOUTS = 16
 SHARE = 0.8
@@ -81,7 +81,7 @@ def main() -> int:
     overrides = list(options.override)
 
     def shown(results: Mapping[str, Any]) -> None:
-        print(render.value_table(results), flush=True)
+        print(value_table(results), flush=True)
 
     def one(row: str, seed: int) -> dict[str, Any]:
         return measured(ROWS[row], seed, overrides, options)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_what_a_value_function_can_explain_is_what_lies_between_states(benchmark: Any) -> None:
-    value, render = benchmark("value"), benchmark("render")
+    value, tables = benchmark("value"), benchmark("result_tables.learning")
     # by hand: rewards 1 1 0 0 | 1 0 0 0 of four draws from two states, values as right as can be
     found = value.explained([[0.5], [0.25]], [[0.5], [0.25]], rollouts=4)
     total, within = 3 / 8 * 5 / 8, (0.25 + 0.1875) / 2
@@ -25,7 +25,7 @@ def test_what_a_value_function_can_explain_is_what_lies_between_states(benchmark
     assert value.unmet({"sft": {"0": low, "1": {**found, "share": 0.9}}, "critic": {"0": low}}) == [
         "sft: 0.700 of the bound, expected 0.80"
     ]
-    assert "| sft | 0.96 | 1.00 | 0.960 |" in render.value_table({"rollouts": 4, "rows": {"sft": {"0": found}}})
+    assert "| sft | 0.96 | 1.00 | 0.960 |" in tables.value_table({"rollouts": 4, "rows": {"sft": {"0": found}}})
 
 
 def test_what_search_must_show_is_held_against_its_figures(benchmark: Any) -> None:
@@ -87,7 +87,7 @@ def test_best_of_n_is_given_the_best_of_fewer_where_more_makes_it_worse(benchmar
 
 
 def test_a_value_function_that_is_followed_has_to_be_above_one_sample_of_its_policy(benchmark: Any) -> None:
-    recipes, render = benchmark("recipes"), benchmark("render")
+    recipes, tables = benchmark("recipes"), benchmark("result_tables.recipes")
     [sft, ppo] = recipes.FOLLOWED["value_guided"].values()
 
     def one(of_sft: float, of_ppo: float) -> dict[str, Any]:
@@ -109,5 +109,5 @@ def test_a_value_function_that_is_followed_has_to_be_above_one_sample_of_its_pol
     [missed] = recipes.over_seeds("value_guided", {"0": one(0.7, 0.5), "1": one(0.7, 0.6)})["missed"]
     assert missed.startswith(f"{ppo} is -0.050 over one sample of ppo, from -0.")
     assert "over_sampled" not in recipes.over_seeds("grpo", {"0": one(0.7, 0.9)})
-    table = render.recipe_table({"seeds": {"0": one(0.7, 0.9)}, **good})
+    table = tables.recipe_table({"seeds": {"0": one(0.7, 0.9)}, **good})
     assert f"| sft | `{sft}` | 0.65 | +0.25 [" in table

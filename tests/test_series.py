@@ -286,7 +286,7 @@ def test_the_methods_are_made_of_the_recipes_files(series: Any, benchmark: Any, 
     assert found["methods"]["STaR"]["0"]["load_average"] == [2, 9]
     assert found["settings"] == {"STaR": "tuned on what it reports"}
     assert found["gains"]["STaR"]["mean"] == 0.5, "over SFT, though its recipe measures it over the turn before"
-    table = benchmark("render").methods_table(found)
+    table = benchmark("result_tables.recipes").methods_table(found)
     assert "| STaR (1 seed, **tuned on what it reports**) | +0.50 [+0.00, +1.00] | +0.00 | 7 |" in table
 
 
@@ -301,18 +301,18 @@ def test_methods_json_is_what_the_recipes_files_give(benchmark: Any) -> None:
     [(["0"], "1 seed: 0: means"), (["0", "1"], "2 seeds: 0, 1: means"), (["0", "1", "2"], "Seeds 0, 1, 2: means")],
 )
 def test_a_table_says_of_how_few_seeds_it_is(series: Any, benchmark: Any, seeds: list[str], told: str) -> None:
-    render = benchmark("render")
+    tables = benchmark("result_tables.recipes")
     figures = {seed: one_of([1.0] * 4, seconds={"sft": 60.0}) for seed in seeds}
-    results = {"settings": {"it": render.TUNED}, "seeds": figures, "gains": series.gains_of(figures)}
-    table = render.recipe_table(results)
+    results = {"settings": {"it": series.TUNED}, "seeds": figures, "gains": series.gains_of(figures)}
+    table = tables.recipe_table(results)
     by_seed = ", ".join(["+0.50"] * len(seeds))
     assert f"| it | 0.50 [0.40, 0.60] | +0.50 [+0.00, +1.00] over sft | {by_seed} | 0.50 |" in table
     assert f"\n{told}" in table
     assert "bootstrap over problems" in table
     assert table.endswith("Settings of it: **tuned on what it reports**.")
-    assert "bootstrap" not in render.recipe_table({"seeds": figures}), "earlier files know the seeds' ends alone"
+    assert "bootstrap" not in tables.recipe_table({"seeds": figures}), "earlier files know the seeds' ends alone"
     machine = {"commit": "abc", "load_average": 1.0, "hardware": {"gpu": None, "cpu": "it", "cores": 2}}
-    head = render.recipe_header(results, machine)
+    head = tables.recipe_header(results, machine)
     more = f"; by seed {by_seed}" if len(seeds) > 1 else ""
     assert head[0] == f"Sampled accuracy: sft 0.50, it 0.50 (+0.50 [+0.00, +1.00] over sft{more})."
     assert head[-1] == "Settings of it: tuned on what it reports."
@@ -321,15 +321,15 @@ def test_a_table_says_of_how_few_seeds_it_is(series: Any, benchmark: Any, seeds:
 
 def test_marks_are_of_what_was_measured_and_not_of_the_file(benchmark: Any) -> None:
     """A file is written again after each seed: the commit and load of the last one say nothing of the others."""
-    render = benchmark("render")
+    text = benchmark("result_tables.text")
     file = {"commit": "c-dirty", "load_average": 9.0, "hardware": {"cores": 2, "cpu": "it", "gpu": None}}
     file |= {"date": "2026-11-30", "versions": {"torch": "2", "trl": "1"}}
     seeds = {"0": {"commit": "a", "load_average": [1.0, 2.0]}, "1": {"commit": "b", "load_average": [2.9, 1.0]}}
-    assert render.doubts(file, {"seeds": seeds}) == ""
-    assert "commits a, b, 2026-11-30" in render._source(file, {"seeds": seeds}, "x.json", "")
-    assert "load 3.1 on 2" in render.doubts(file, {"seeds": {**seeds, "2": {"commit": "a", "load_average": [1, 3.1]}}})
-    assert "no commit" in render.doubts(file, {"recipes": {"r": {"seeds": {"0": {"commit": "a-dirty"}}}}})
-    assert "no commit" in render.doubts(file, {"cells": {}}), "a file that has no seeds"
+    assert text.doubts(file, {"seeds": seeds}) == ""
+    assert "commits a, b, 2026-11-30" in text.source(file, {"seeds": seeds}, "x.json", "")
+    assert "load 3.1 on 2" in text.doubts(file, {"seeds": {**seeds, "2": {"commit": "a", "load_average": [1, 3.1]}}})
+    assert "no commit" in text.doubts(file, {"recipes": {"r": {"seeds": {"0": {"commit": "a-dirty"}}}}})
+    assert "no commit" in text.doubts(file, {"cells": {}}), "a file that has no seeds"
 
 
 def test_a_list_of_numbers_is_one_line_and_reads_the_same(benchmark: Any) -> None:

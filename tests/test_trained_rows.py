@@ -13,19 +13,19 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_each_row_of_the_critics_ablation_keeps_the_ones_before(benchmark: Any) -> None:
-    critic, render = benchmark("critic"), benchmark("render")
+    critic, tables = benchmark("critic"), benchmark("result_tables.learning")
     changed = [critic.settings_of(name, rollouts=10) for name in critic.ROWS]
     assert changed[0] == {"args.max_steps": 40}
     assert all(len(more) > len(less) for less, more in itertools.pairwise(changed))
     assert changed[-1]["args.max_steps"] == 160, "as many steps of the policy with four passes of the critic"
     one = {"curves": {"explained": [0.0, 0.5], "reward": [0.1, 0.3]}, "held_out": 0.25, "train_s": 12.0}
     results = {"rollouts": 2, "rows": {"zero": {"0": one, "1": {**one, "held_out": 0.75}}}}
-    assert "| zero | 0.50 (0.25, 0.75) | 0.00 | 0.50 | 0.30 | never, never |" in render.critic_table(results)
+    assert "| zero | 0.50 (0.25, 0.75) | 0.00 | 0.50 | 0.30 | never, never |" in tables.critic_table(results)
     fast = {**one, "curves": {"explained": [0.5], "reward": [0.8, 0.9, 0.96, 1.0, 0.9]}}
-    told = render.critic_table({"rollouts": 5, "rows": {"zero": {"0": fast}}})
+    told = tables.critic_table({"rollouts": 5, "rows": {"zero": {"0": fast}}})
     assert "| zero | 0.25 (0.25) | 0.50 | 0.50 | 0.90 | 4 |" in told
     nothing = {**one, "held_out": None, "curves": {"explained": [], "reward": [0.0]}}
-    assert "| zero |  |  |  | 0.00 | never |" in render.critic_table({"rollouts": 2, "rows": {"zero": {"0": nothing}}})
+    assert "| zero |  |  |  | 0.00 | never |" in tables.critic_table({"rollouts": 2, "rows": {"zero": {"0": nothing}}})
 
 
 def process_rewards() -> dict[str, Any]:
@@ -43,7 +43,7 @@ def process_rewards() -> dict[str, Any]:
 
 
 def test_process_rewards_say_when_a_level_is_reached_and_what_is_hacked(benchmark: Any) -> None:
-    table = benchmark("render").process_rewards_table(process_rewards())
+    table = benchmark("result_tables.learning").process_rewards_table(process_rewards())
     first, second = [line for line in table.splitlines() if line.startswith(("| PPO", "| GRPO"))]
     assert first == "| PPO | outcome | yes | 0.75 (0.75) | 10 (10) | 1,280 | 30 (30) | 3,840 | 0 |  |  |  | 60 |"
     told = "0.75 (0.75, 0.75) | 10 (10, 10) | 1,280 | never |  | 8,000 | -0.50 (-0.50, -0.50) | +1.50 (+1.50, +1.50)"

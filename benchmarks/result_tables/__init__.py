@@ -1,0 +1,1 @@
+"""Tables made of the results files, by what they show; `render.py` puts them into the pages."""

@@ -1,0 +1,72 @@
+"""The table of what is measured: every recipe and seed, with commit and load, from whatever results files there are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = {"commit": "a" * 40, "load_average": 1.25, "hardware": {"cores": 2}}
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """A folder of recipes and an empty one of results."""
+    recipes, results = tmp_path / "recipes", tmp_path / "results"
+    (recipes / "real").mkdir(parents=True)
+    results.mkdir()
+    for name in ("_part", "alone", "lacking", "real/chat"):
+        (recipes / f"{name}.yaml").write_text("", encoding="utf-8")
+    return recipes, results
+
+
+def keep(results: Path, name: str, found: dict[str, Any]) -> None:
+    (results / f"{name}.json").write_text(json.dumps({"environment": ENVIRONMENT, "results": found}), encoding="utf-8")
+
+
+def test_every_recipe_has_a_row_and_every_seed_its_commit_and_load(benchmark: Any, folders: tuple[Path, Path]) -> None:
+    recipes, results = folders
+    seeds = {
+        "0": {"commit": "b" * 40, "load_average": [1.0, 2.5]},
+        "1": {"commit": f"{'c' * 40}-dirty", "load_average": 1.0},
+        "2": {"commit": "d" * 40, "load_average": [3.1, 1.0]},
+    }
+    settings = {"kto": "tuned on what it reports", "others": "seed 10"}
+    keep(results, "any_name", {"recipe": "alone", "seeds": seeds, "settings": settings, "missed": ["it is .7"]})
+    keep(results, "real", {"recipes": {"chat": {"seeds": {"0": {}}, "settings": {"all": "seed 11"}}}})
+    row = {"commit": "e" * 40, "load_average": [0.5, 0.5]}
+    keep(results, "trained", {"rows": {"one": {"0": row, "1": row}, "two": {"0": {**row, "commit": "f" * 40}}}})
+    table = benchmark("result_tables.overview").overview_table(recipes, results)
+    assert (
+        "| `alone` | bbbbbbb, 2.5 | **ccccccc-dirty, 1.0** | **ddddddd, 3.1** "
+        "| kto: tuned on what it reports; others: seed 10 | 1 missed |"
+    ) in table
+    assert "| `lacking` | not measured | not measured | not measured |  |  |" in table
+    assert "| `real/chat` | aaaaaaa, 1.2 | not measured | not measured | seed 11 |  |" in table, (
+        "of the file as a whole"
+    )
+    assert "| `trained.py` | 2 rows, eeeeeee, fffffff, 0.5 | eeeeeee, 0.5 | not measured |  |  |" in table
+    assert "_part" not in table
+    assert "1 of 4 have three seeds." in table
+
+
+@pytest.mark.parametrize(
+    "found",
+    [{"rows": [{"script": "engine"}]}, {"rows": 4, "cells": {}}, {"seeds": ["0"]}, {"recipes": ["grpo"]}, {}],
+    ids=["rows in a list", "a count of rows", "names of seeds", "names of recipes", "nothing"],
+)
+def test_other_results_files_are_passed_over(benchmark: Any, folders: tuple[Path, Path], found: dict[str, Any]) -> None:
+    recipes, results = folders
+    keep(results, "other", found)
+    assert list(benchmark("result_tables.overview").standings(results)) == []
+    assert "0 of 3 have three seeds." in benchmark("result_tables.overview").overview_table(recipes, results)
+
+
+def test_every_packaged_recipe_is_in_the_page() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    names = [file.stem for file in (ROOT / "recipes").glob("[!_]*.yaml")]
+    names += [f"real/{file.stem}" for file in (ROOT / "recipes" / "real").glob("[!_]*.yaml")]
+    assert [name for name in names if f"\n| `{name}` | " not in page] == []

@@ -74,6 +74,8 @@ REFUSED = 3.0
 DRAWS = 10_000
 
 UNRECORDED = "not recorded"
+BEFORE = "not recorded, before seeds 1 and 2 were run"
+FIRST = "nothing: the first that were measured"
 SETTINGS: dict[str, dict[str, str]] = {
     "graph": {"all": "development lists, seed 10"},
     "human_feedback": {"all": "seed 7, with other held-out problems than these"},
@@ -81,15 +83,22 @@ SETTINGS: dict[str, dict[str, str]] = {
     "star": {"all": TUNED},
     "value_guided": {"all": "seeds 10 and 11, with other held-out problems than these"},
     "tree": {"all": "development problems, seed 10"},
-    "iterated_rlhf": {"all": "nothing: the first that were measured"},
+    "iterated_rlhf": {"all": FIRST},
+    "full_deepspeed": {"all": FIRST},
+    "lora": {"all": FIRST},
+    "my_own_data": {"all": FIRST},
+    **{
+        name: {"all": BEFORE}
+        for name in ("iterative_dpo", "qlora", "r1", "raft", "rest", "rlaif", "rlhf_ppo", "rlhf_ppo_qlora")
+    },
     "search": {"all": "seed 10, with other held-out problems than these"},
     "real/chain": {"all": "development problems, seeds 10 and 11"},
     "real/react": {"all": "development problems, seeds 13, 14 and 15, of GRPO seed 13"},
-    "real/ppo": {"all": "nothing: the first that were measured"},
-    "real/qlora": {"all": "nothing: the first that were measured"},
-    "real/strategies": {"all": "nothing: the first that were measured"},
-    "real/reflection": {"all": "nothing: the first that were measured"},
-    "real/forgetting": {"all": "nothing: the first that were measured"},
+    "real/ppo": {"all": FIRST},
+    "real/qlora": {"all": FIRST},
+    "real/strategies": {"all": FIRST},
+    "real/reflection": {"all": FIRST},
+    "real/forgetting": {"all": FIRST},
 }
 """Recipe -> model, `all` or `others` -> what its settings were chosen on. Whoever chooses anew on development problems
 (`recipes.py --development`) says so here, and measures again."""

@@ -70,3 +70,19 @@ def test_every_packaged_recipe_is_in_the_page() -> None:
     names = [file.stem for file in (ROOT / "recipes").glob("[!_]*.yaml")]
     names += [f"real/{file.stem}" for file in (ROOT / "recipes" / "real").glob("[!_]*.yaml")]
     assert [name for name in names if f"\n| `{name}` | " not in page] == []
+
+
+def test_a_header_names_the_best_strategies_that_do_not_know_the_answer(benchmark: Any) -> None:
+    ways = {"greedy": 0.9, "sampled": 0.6, "majority": 0.95, "best_of_n(n=8, scorer=correct) (oracle)": 0.99}
+    ways |= {"dvts(n=8)": 0.92, "beam_search()": 0.7, "self_consistency(n=8)": 0.8, "particle_filtering()": 0.75}
+    strategies: dict[str, Any] = {name: {"mean": mean} for name, mean in ways.items()}
+    strategies["dvts(n=8)"]["over_greedy"] = {"mean": 0.02, "low": 0.01, "high": 0.03}
+    results = {"strategies": strategies, "seeds": {"0": {"seconds": {"sft": 120.0}}}}
+    machine = {**ENVIRONMENT, "hardware": {"cores": 2, "cpu": "It", "gpu": None}}
+    lines = benchmark("result_tables.recipes").recipe_header(results, machine)
+    assert lines == [
+        "Accuracy: sampled 0.60, greedy 0.90, dvts 0.92 (+0.02 [+0.01, +0.03]), self_consistency 0.80, "
+        "particle_filtering",
+        "0.75.",
+        "1 seed: 0; 2 minutes a seed with base and SFT, on It, 2 cores.",
+    ]

@@ -23,9 +23,9 @@ def recipe_header(results: Json, environment: Json) -> list[str]:
         ]
         gain = f" ({_gain_by_seed(found)})" if (found := text.gain_of(results, model)) else ""
         told.append(f"{model} {text.mean_of([one['mean'] for one in sampled]):.2f}{gain}")
-    if any("over_greedy" in way for way in results.get("strategies", {}).values()):
-        told = [f"{name} {results['strategies'][name]['mean']:.2f}" for name in ("sampled", "greedy")]
-        told += _best_strategies(results["strategies"])
+    if strategies := results.get("strategies"):
+        told = [f"{name} {strategies[name]['mean']:.2f}" for name in ("sampled", "greedy")]
+        told += _best_strategies(strategies)
     minutes = text.mean_of([sum(seed["seconds"].values()) / 60 for seed in seeds if "seconds" in seed] or [0.0])
     hardware = environment["hardware"]
     machine = hardware["gpu"] or f"{hardware['cpu']}, {hardware['cores']} cores"
@@ -41,13 +41,14 @@ def recipe_header(results: Json, environment: Json) -> list[str]:
 
 
 def _best_strategies(strategies: Json, count: int = 3) -> list[str]:
-    """The most accurate strategies that do not know the answer, each with its gain over greedy."""
-    known = {name: way for name, way in strategies.items() if "over_greedy" in way and not name.endswith("(oracle)")}
-    best = sorted(known, key=lambda name: -known[name]["mean"])[:count]
-    return [
-        f"{name.partition('(')[0]} {known[name]['mean']:.2f} ({text.signed(known[name]['over_greedy'])})"
-        for name in best
-    ]
+    """The most accurate strategies that do not know the answer, each with its gain over greedy where that is known."""
+    plain = ("sampled", "greedy", "majority")
+    known = {name: way for name, way in strategies.items() if name not in plain and not name.endswith("(oracle)")}
+    told = []
+    for name in sorted(known, key=lambda name: -known[name]["mean"])[:count]:
+        gain = known[name].get("over_greedy")
+        told.append(f"{name.partition('(')[0]} {known[name]['mean']:.2f}" + (f" ({text.signed(gain)})" if gain else ""))
+    return told
 
 
 def _gain_by_seed(gain: Json) -> str:

@@ -79,8 +79,8 @@ FIRST = "nothing: the first that were measured"
 SETTINGS: dict[str, dict[str, str]] = {
     "graph": {"all": "development lists, seed 10"},
     "human_feedback": {"all": "seed 7, with other held-out problems than these"},
-    "offline": {"kto": TUNED, "others": UNRECORDED},
-    "star": {"all": TUNED},
+    "offline": {"kto": "seed 11, with other held-out problems than these", "others": BEFORE},
+    "star": {"all": "seed 11, with other held-out problems than these"},
     "value_guided": {"all": "seeds 10 and 11, with other held-out problems than these"},
     "tree": {"all": "development problems, seed 10"},
     "iterated_rlhf": {"all": FIRST},
@@ -226,7 +226,7 @@ def settings_of(recipe: str) -> dict[str, str]:
 
     Example:
         >>> settings_of("offline")["kto"]
-        'tuned on what it reports'
+        'seed 11, with other held-out problems than these'
     """
     return SETTINGS.get(recipe, {"all": UNRECORDED})
 

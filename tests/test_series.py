@@ -120,7 +120,7 @@ def test_each_seed_is_written_when_it_ends_and_a_stop_costs_the_rest_alone(serie
     assert series.go(fake(series, tried), options(tmp_path)) == 0
     assert tried == [("star", 1), ("grpo", 2), ("star", 2)], "what stands is not run again"
     star = json.loads((tmp_path / "recipe_star.json").read_text(encoding="utf-8"))["results"]
-    assert star["settings"] == {"all": "tuned on what it reports"}
+    assert star["settings"] == series.settings_of("star") != {"all": "not recorded"}
     assert [(gain["model"], gain["mean"]) for gain in star["gains"]] == [("it", 0.5)]
     assert star["gains"][0]["by_seed"] == {"0": 0.5, "1": 0.5, "2": 0.5}
 
@@ -278,7 +278,7 @@ def test_the_methods_are_made_of_the_recipes_files(series: Any, benchmark: Any, 
     told["models"]["star.3.tuned"] = {**told["models"].pop("it"), "parent": "star.1.tuned"}
     told["values"]["star.3.tuned"] = told["values"].pop("it")
     told |= {"metrics": {"star.1.tuned": {"train_s": 3.0}, "star.3.tuned": {"train_s": 4.0}}, "load_average": [2, 9]}
-    settings = series.settings_of("star")
+    settings = {"all": series.TUNED}
     series.record.write("recipe_star", {"overrides": [], "settings": settings, "seeds": {"0": told}}, tmp_path)
     found = methods.of_recipes([], tmp_path)
     assert found["methods"].keys() == {"STaR"}

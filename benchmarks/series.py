@@ -83,7 +83,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "star": {"all": "seed 11, with other held-out problems than these"},
     "value_guided": {"all": "seeds 10 and 11, with other held-out problems than these"},
     "tree": {"all": "development problems, seed 10"},
-    "iterated_rlhf": {"all": FIRST},
+    "iterated_rlhf": {"all": "seed 11, with other held-out problems than these"},
     "full_deepspeed": {"all": FIRST},
     "lora": {"all": FIRST},
     "my_own_data": {"all": FIRST},

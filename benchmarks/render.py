@@ -69,6 +69,8 @@ def render(page: str, results: Path, up: str = "") -> str:
     """The page with every block filled from its results file, links to which start with `up`."""
 
     def fill(block: re.Match[str]) -> str:
+        if block["name"] == OVERVIEW and not any(overview.standings(results)):
+            return block[0]
         if block["name"] == OVERVIEW:
             return f"{block[1]}\n{overview.overview_table(ROOT / 'recipes', results)}\n\n{block[4]}"
         file = results / f"{block['name']}.json"

@@ -83,7 +83,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "star": {"all": "seed 11, with other held-out problems than these"},
     "value_guided": {"all": "seeds 10 and 11, with other held-out problems than these"},
     "tree": {"all": "development problems, seed 10"},
-    "iterated_rlhf": {"all": "seed 11, with other held-out problems than these"},
+    "iterated_rlhf": {"all": "rollouts of seed 11, after the first settings' seeds 0 and 1 had been seen"},
     "full_deepspeed": {"all": FIRST},
     "lora": {"all": FIRST},
     "my_own_data": {"all": FIRST},
@@ -91,7 +91,7 @@ SETTINGS: dict[str, dict[str, str]] = {
         name: {"all": BEFORE}
         for name in ("iterative_dpo", "qlora", "r1", "raft", "rest", "rlaif", "rlhf_ppo", "rlhf_ppo_qlora")
     },
-    "search": {"all": "seed 10, with other held-out problems than these"},
+    "search": {"all": "seeds 10 and 11, with other held-out problems than these"},
     "real/chain": {"all": "development problems, seeds 10 and 11"},
     "real/react": {"all": "development problems, seeds 13, 14 and 15, of GRPO seed 13"},
     "real/ppo": {"all": FIRST},

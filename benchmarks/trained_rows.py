@@ -61,6 +61,7 @@ class Rows:
         overrides: of the recipe, for every row.
         about: what stands in it beside overrides and rows.
         shown: takes the results.
+        over_seeds: what the rows say together, of all that there are; `missed`, if there, is what does not hold.
     """
 
     file: str
@@ -68,6 +69,7 @@ class Rows:
     overrides: list[str]
     about: Mapping[str, Any]
     shown: Callable[[dict[str, Any]], None]
+    over_seeds: Callable[[dict[str, dict[str, Any]]], dict[str, Any]] = lambda rows: {}
 
 
 def series_of(rows: Rows, one: Callable[[str, int], dict[str, Any]], out: Path) -> series.Series:
@@ -81,7 +83,7 @@ def series_of(rows: Rows, one: Callable[[str, int], dict[str, Any]], out: Path) 
         found = {name: seeds for name in rows.order if (seeds := standing(name))}
         found[row] = dict(sorted({**found.get(row, {}), seed: figures}.items()))
         ordered = {name: found[name] for name in rows.order if name in found}
-        results = {"overrides": rows.overrides, **rows.about, "rows": ordered}
+        results = {"overrides": rows.overrides, **rows.about, "rows": ordered, **rows.over_seeds(ordered)}
         print(record.write(rows.file, results, out), file=sys.stderr)
         rows.shown(results)
 

@@ -86,13 +86,18 @@ def main() -> int:
     def one(row: str, seed: int) -> dict[str, Any]:
         return measured(ROWS[row], seed, overrides, options)
 
-    table = trained_rows.Rows("value", tuple(ROWS), overrides, {"rollouts": ROLLOUTS}, shown)
+    table = trained_rows.Rows("value", tuple(ROWS), overrides, {"rollouts": ROLLOUTS}, shown, over_seeds)
     of_rows = trained_rows.series_of(table, one, options.out)
     failed = series.measure(of_rows, options.rows, options)
     missed = unmet({name: of_rows.standing(name) for name in options.rows})
     for what in missed:
         print(f"error: missed: {what}", file=sys.stderr)
     return 1 if failed or missed else 0
+
+
+def over_seeds(rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """What the rows miss together."""
+    return {"missed": unmet(rows)}
 
 
 def measured(row: Row, seed: int, overrides: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Loops whose turns name an earlier model beside `${prev}`: in the first turn they are one, and not one named twice."""
+"""Loops whose turns name an earlier model beside `${prev}`: in the first turn they are one, in later ones two."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from posttrain_plugins.errors import RecipeErrors
 from posttrain_plugins.recipe.check.check import check
 from posttrain_plugins.recipe.read import document
-from posttrain_plugins.recipe.spec import Recipe
+from posttrain_plugins.recipe.spec import FromStage, Recipe
 
 BOTH = """\
 model: ./base
@@ -23,8 +22,8 @@ stages:
     init: sft
     stages:
       s: {use: sample, models: [sft, "${prev}"], dataset: problems, rewards: [correct]}
-      e: {use: evaluate, models: ["${prev}", sft], dataset: problems, rewards: [correct]}
-      t: {use: sft, model: "${prev}", dataset: s}
+      c: {use: combine, models: ["${prev}", sft], weights: [0.25, 0.75]}
+      t: {use: sft, model: c, dataset: s}
 """
 
 
@@ -42,24 +41,25 @@ def read(tmp_path: Path, write_rows: Callable[..., Path]) -> Callable[[str], Rec
     return read_text
 
 
-def test_the_first_turn_has_init_once(read: Callable[..., Recipe]) -> None:
-    parents = {stage.id: stage.parents() for stage in read(BOTH).stages}
-    for name in ("s", "e"):
-        assert parents[f"loop.1.{name}"] == ("sft",)
-        assert set(parents[f"loop.2.{name}"]) == {"sft", "loop.1.t"}
-        assert set(parents[f"loop.3.{name}"]) == {"sft", "loop.2.t"}
+def inputs(recipe: Recipe, id: str) -> list[str]:
+    [stage] = [stage for stage in recipe.stages if stage.id == id]
+    models = stage.inputs["models"]
+    assert isinstance(models, tuple)
+    return [source.stage if isinstance(source, FromStage) else "base" for source in models]
 
 
-def test_init_may_be_the_base(read: Callable[..., Recipe]) -> None:
-    text = BOTH.replace("init: sft", "init: base").replace("[sft, ", "[base, ").replace(", sft]", ", base]")
-    parents = {stage.id: stage.parents() for stage in read(text).stages}
-    assert parents["loop.1.s"] == ()
-    assert parents["loop.2.s"] == ("loop.1.t",)
+def test_init_may_stand_beside_what_the_turn_before_made(read: Callable[[str], Recipe]) -> None:
+    recipe = read(BOTH)
+    assert inputs(recipe, "loop.2.s") == ["sft", "loop.1.t"]
+    assert inputs(recipe, "loop.3.s") == ["sft", "loop.2.t"]
 
 
-@pytest.mark.parametrize("models", ['[sft, sft, "${prev}"]', "[sft, sft]", '["${prev}", "${prev}"]'])
-def test_a_model_that_is_written_twice_is_told(read: Callable[..., Recipe], models: str) -> None:
-    text = BOTH.replace('use: sample, models: [sft, "${prev}"]', f"use: sample, models: {models}")
-    with pytest.raises(RecipeErrors) as caught:
-        read(text)
-    assert any("names a model twice" in mistake.message for mistake in caught.value.mistakes)
+def test_what_has_a_figure_for_each_keeps_both(read: Callable[[str], Recipe]) -> None:
+    recipe = read(BOTH)
+    assert inputs(recipe, "loop.1.c") == ["sft", "sft"], "a weight for each"
+    assert inputs(recipe, "loop.2.c") == ["loop.1.t", "sft"]
+
+
+def test_init_may_be_the_base(read: Callable[[str], Recipe]) -> None:
+    recipe = read(BOTH.replace("init: sft", "init: base").replace("[sft, ", "[base, "))
+    assert inputs(recipe, "loop.2.s") == ["base", "loop.1.t"]

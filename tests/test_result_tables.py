@@ -41,16 +41,19 @@ def test_every_recipe_has_a_row_and_every_seed_its_commit_and_load(benchmark: An
     keep(results, "trained", {"rows": {"one": {"0": row, "1": row}, "two": {"0": {**row, "commit": "f" * 40}}}})
     table = benchmark("result_tables.overview").overview_table(recipes, results)
     assert (
-        "| `alone` | bbbbbbb, 2.5 | **ccccccc-dirty, 1.0** | **ddddddd, 3.1** "
+        "| `alone` | bbbbbbb, 2.50 | **ccccccc-dirty, 1.00** | **ddddddd, 3.10** "
         "| kto: tuned on what it reports; others: seed 10 | 1 missed |"
     ) in table
     assert "| `lacking` | not measured | not measured | not measured |  |  |" in table
-    assert "| `real/chat` | aaaaaaa, 1.2 | not measured | not measured | seed 11 |  |" in table, (
+    assert "| `real/chat` | aaaaaaa, 1.25 | not measured | not measured | seed 11 |  |" in table, (
         "of the file as a whole"
     )
-    assert "| `trained.py` | 2 rows, eeeeeee, fffffff, 0.5 | eeeeeee, 0.5 | not measured |  |  |" in table
+    assert (
+        "| `trained.py` | 2 of 2 rows, eeeeeee, fffffff, 0.50 | 1 of 2 rows, eeeeeee, 0.50 | not measured |  |  |"
+        in table
+    )
     assert "_part" not in table
-    assert "1 of 4 have three seeds." in table
+    assert "1 of 4 have three whole seeds." in table
 
 
 @pytest.mark.parametrize(
@@ -62,7 +65,43 @@ def test_other_results_files_are_passed_over(benchmark: Any, folders: tuple[Path
     recipes, results = folders
     keep(results, "other", found)
     assert list(benchmark("result_tables.overview").standings(results)) == []
-    assert "0 of 3 have three seeds." in benchmark("result_tables.overview").overview_table(recipes, results)
+    assert "0 of 3 have three whole seeds." in benchmark("result_tables.overview").overview_table(recipes, results)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"), [("again", "alone is in two results files"), ("recipe_gone", "no file in")]
+)
+def test_results_that_would_vanish_are_told(
+    benchmark: Any, folders: tuple[Path, Path], file: str, message: str
+) -> None:
+    recipes, results = folders
+    keep(results, "alone", {"seeds": {"0": {}}})
+    keep(results, file, {"recipe": "alone", "seeds": {"1": {}}} if file == "again" else {"seeds": {"0": {}}})
+    with pytest.raises(ValueError, match=message):
+        benchmark("result_tables.overview").overview_table(recipes, results)
+
+
+def test_a_script_has_three_seeds_where_every_row_has(benchmark: Any, folders: tuple[Path, Path]) -> None:
+    recipes, results = folders
+    three = {"0": {}, "1": {}, "2": {}}
+    keep(results, "trained", {"rows": {"one": three, "two": {"0": {}}}})
+    assert "0 of 4 have three whole seeds." in benchmark("result_tables.overview").overview_table(recipes, results)
+    keep(results, "trained", {"rows": {"one": three, "two": three}, "missed": []})
+    table = benchmark("result_tables.overview").overview_table(recipes, results)
+    assert "1 of 4 have three whole seeds." in table
+    assert "|  | hold |" in table
+
+
+def test_a_load_that_nobody_knows_is_no_quiet_machine(benchmark: Any, folders: tuple[Path, Path]) -> None:
+    recipes, results = folders
+    keep(results, "alone", {"seeds": {"0": {"load_average": None}}})
+    table = benchmark("result_tables.overview").overview_table(recipes, results)
+    assert "| `alone` | **aaaaaaa, load unknown** |" in table
+
+
+def test_without_results_a_page_is_left_alone(benchmark: Any, tmp_path: Path) -> None:
+    page = "<!-- results:overview -->\nas it was\n<!-- /results -->\n"
+    assert benchmark("render").render(page, tmp_path) == page
 
 
 def test_every_packaged_recipe_is_in_the_page() -> None:

@@ -201,7 +201,6 @@ def test_rows_of_several_models_say_whose_they_are(tmp_path: Path, backends: dic
     ("options", "message"),
     [
         ({"model": "sft", "models": ["base"]}, "sample has models, and a model beside them"),
-        ({"models": ["base", "base"]}, "sample names a model twice"),
         ({"models": ["base"], "keep": "steps", "labels": "rollouts"}, "labels: rollouts, but several models"),
         ({"models": ["base"], "num_generations": 0}, "and num_generations: 0 beside them"),
     ],
@@ -209,6 +208,17 @@ def test_rows_of_several_models_say_whose_they_are(tmp_path: Path, backends: dic
 def test_models_that_do_not_go_together(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Sample("d", ["r"], **options)
+
+
+def test_a_model_that_is_named_twice_writes_once(tmp_path: Path, backends: dict[str, Scripted]) -> None:
+    def rows(folder: str, *names: str) -> list[Any]:
+        stage = Sample(dataset="d", rewards=["r"], models=list(names), num_generations=4, keep="all")  # type: ignore[arg-type]
+        (tmp_path / folder).mkdir()
+        stage(context(tmp_path / folder, models=[artifact(name) for name in names]))
+        return [json.loads(line) for line in (tmp_path / folder / "data.jsonl").read_text().splitlines()]
+
+    assert rows("twice", "base", "sft", "base") == rows("once", "base", "sft")
+    assert (backends["base"].opened, backends["sft"].opened) == (2, 2)
 
 
 def test_nothing_to_keep_is_a_failed_stage(tmp_path: Path, backends: dict[str, Scripted]) -> None:

@@ -21,7 +21,7 @@ def critic_table(results: Json) -> str:
     rows = []
     for name, seeds in results["rows"].items():
         held_out = [one["held_out"] for one in seeds.values() if one["held_out"] is not None]
-        cells = [f"{text.mean(held_out)} ({', '.join(f'{value:.2f}' for value in held_out)})" if held_out else ""]
+        cells = [f"{text.average(held_out)} ({', '.join(f'{value:.2f}' for value in held_out)})" if held_out else ""]
         for key, part in (
             ("explained", slice(0, last)),
             ("explained", slice(-last, None)),
@@ -29,7 +29,7 @@ def critic_table(results: Json) -> str:
         ):
             # returns that are all equal explain nothing, and have no line
             ends = [text.mean_of(one["curves"][key][part]) for one in seeds.values() if one["curves"][key]]
-            cells.append(text.mean(ends) if ends else "")
+            cells.append(text.average(ends) if ends else "")
         reached = [levels.reached(one["curves"]["reward"], LEVEL, 3) for one in seeds.values()]
         cells.append(", ".join("never" if count is None else str(count) for count in reached))
         rows.append([name, *cells])
@@ -50,9 +50,9 @@ def value_table(results: Json) -> str:
     for name, seeds in results["rows"].items():
         found = list(seeds.values())
         shares = ", ".join(f"{one['share']:.2f} [{one['share_low']:.2f}, {one['share_high']:.2f}]" for one in found)
-        cells = [text.mean([one[key] for one in found]) for key in ("explained", "bound")]
-        share = text.mean([one["share"] for one in found], 3)  # .80 is asked for, and two digits may hide a miss
-        rows.append([name, *cells, share, shares, text.mean([one["states"] for one in found], 0)])
+        cells = [text.average([one[key] for one in found]) for key in ("explained", "bound")]
+        share = text.average([one["share"] for one in found], 3)  # .80 is asked for, and two digits may hide a miss
+        rows.append([name, *cells, share, shares, text.average([one["states"] for one in found], 0)])
     head = ["value function, of", "explained variance", "bound", "share of the bound", "by seed [95 %]", "states"]
     note = (
         f"Of held-out problems; from each state {results['rollouts']} completions, whose rewards are what is to be "
@@ -69,7 +69,7 @@ def process_rewards_table(results: Json) -> str:
         method, source, *alone = name.split("_")
         found = list(seeds.values())
         gold = [one["gold"] for one in found]
-        cells = [f"{text.mean(gold)} ({', '.join(f'{value:.2f}' for value in gold)})"]
+        cells = [f"{text.average(gold)} ({', '.join(f'{value:.2f}' for value in gold)})"]
         for level in told_levels:
             cells.append(_when([one["steps_to"][level] for one in found]))
             reached = [one["completions_to"][level] for one in found]
@@ -83,7 +83,7 @@ def process_rewards_table(results: Json) -> str:
         count = sum(one["is_hacked"] for one in judged)
         cells.append(f"{'**' * (count > 0)}{count} of {len(judged)}{'**' * (count > 0)}" if judged else "")
         paid = "no" if alone else "yes"
-        rows.append([method.upper(), source, paid, *cells, text.mean([one["train_s"] for one in found], 0)])
+        rows.append([method.upper(), source, paid, *cells, text.average([one["train_s"] for one in found], 0)])
     head = ["method", "process reward", "outcome paid", "gold at the end (by seed)"]
     for level in told_levels:
         head += [f"steps to {level} (by seed)", f"completions to {level}"]
@@ -102,4 +102,4 @@ def _when(steps: Sequence[int | None]) -> str:
     """Steps to a level by seed, with their mean where every seed has it."""
     told = ", ".join("never" if step is None else str(step) for step in steps)
     known = [step for step in steps if step is not None]
-    return f"{text.mean(known, 0)} ({told})" if len(known) == len(steps) else told if known else "never"
+    return f"{text.average(known, 0)} ({told})" if len(known) == len(steps) else told if known else "never"

@@ -86,7 +86,8 @@ def share_prompts_table(results: Json) -> str:
     if curves := results.get("curves"):
         ends = {side: [text.mean_of(one[side][-len(one[side]) // 5 :]) for one in curves.values()] for side in WAYS}
         told = "; ".join(
-            f"{text.mean(of)} ({', '.join(f'{value:.3f}' for value in of)}) {WAYS[side]}" for side, of in ends.items()
+            f"{text.average(of)} ({', '.join(f'{value:.3f}' for value in of)}) {WAYS[side]}"
+            for side, of in ends.items()
         )
         note += (
             f" What is learned, the quickstart's GRPO on {text.which_seeds(curves)}: mean reward of the last fifth of "

@@ -75,7 +75,7 @@ def _ways_table(results: Json) -> str:
         for way in sorted(told, key=lambda one: (one["model"], one["tokens"])):
             mean, low, high = (f"{way[name]:.2f}" for name in ("mean", "low", "high"))
             name = _short(way["measure"])
-            few = f" ({text.how_few(range(way['seeds']))})" if way["seeds"] < text.SEEDS else ""
+            few = f" ({text.how_few(range(way['seeds']))})" if way["seeds"] < text.THREE else ""
             rows.append(
                 [f"`real/{recipe}`{few}", way["model"], name, f"{mean} [{low}, {high}]", f"{way['tokens']:.0f}"]
             )

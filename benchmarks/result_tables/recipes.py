@@ -24,13 +24,13 @@ def recipe_header(results: Json, environment: Json) -> list[str]:
         gain = f" ({_gain_by_seed(found)})" if (found := text.gain_of(results, model)) else ""
         told.append(f"{model} {text.mean_of([one['mean'] for one in sampled]):.2f}{gain}")
     if strategies := results.get("strategies"):
-        told = [f"{name} {strategies[name]['mean']:.2f}" for name in ("sampled", "greedy")]
+        told = [f"{name} {strategies[name]['mean']:.2f}" for name in ("sampled", "greedy") if name in strategies]
         told += _best_strategies(strategies)
     minutes = text.mean_of([sum(seed["seconds"].values()) / 60 for seed in seeds if "seconds" in seed] or [0.0])
     hardware = environment["hardware"]
     machine = hardware["gpu"] or f"{hardware['cpu']}, {hardware['cores']} cores"
     took = f"{minutes:.0f} minutes a seed with base and SFT, " if minutes else ""
-    measured = "Accuracy" if not seeds[0].get("models") else "Sampled accuracy"
+    measured = "Accuracy" if strategies or not seeds[0].get("models") else "Sampled accuracy"
     lines = textwrap.wrap(f"{measured}: {', '.join(told)}.", 112) if told else []
     of = text.which_seeds(results["seeds"])
     doubted = text.doubts(environment, results, is_marked_up=False)
@@ -47,8 +47,18 @@ def _best_strategies(strategies: Json, count: int = 3) -> list[str]:
     told = []
     for name in sorted(known, key=lambda name: -known[name]["mean"])[:count]:
         gain = known[name].get("over_greedy")
-        told.append(f"{name.partition('(')[0]} {known[name]['mean']:.2f}" + (f" ({text.signed(gain)})" if gain else ""))
+        told.append(f"{_short(name)} {known[name]['mean']:.2f}" + (f" ({text.signed(gain)})" if gain else ""))
     return told
+
+
+def _short(strategy: str) -> str:
+    """A strategy's name, and what tells one draw-and-pick from another: how many, by whom, by weighted votes.
+
+    Example:
+        >>> _short("best_of_n(n=8, scorer=prm, weighted=True)"), _short("dvts(scorer=prm, n=8, separator=;)")
+        ('best_of_n(n=8, scorer=prm, weighted=True)', 'dvts')
+    """
+    return strategy if strategy.startswith("best_of_n(") else strategy.partition("(")[0]
 
 
 def _gain_by_seed(gain: Json) -> str:
@@ -75,9 +85,12 @@ def quickstart_table(results: Json) -> str:
                 model,
                 text.over_seeds([one["sampled"] for one in found]),
                 *([f"{text.signed(gain)} over {gain['over']}", text.each_seed(gain)] if gain else ["", ""]),
-                *(text.mean([one[name]["mean"] for one in found]) for name in ("greedy", "majority")),
-                *(text.mean([one[name]["mean"] for one in found]) + _followed_too_far(found, name) for name in scorers),
-                text.mean([one["best_of_n_oracle"]["mean"] for one in found]),
+                *(text.average([one[name]["mean"] for one in found]) for name in ("greedy", "majority")),
+                *(
+                    text.average([one[name]["mean"] for one in found]) + _followed_too_far(found, name)
+                    for name in scorers
+                ),
+                text.average([one["best_of_n_oracle"]["mean"] for one in found]),
             ]
         )
     head = ["model", "sampled accuracy", "gain", "by seed", "greedy", "majority"]
@@ -108,7 +121,7 @@ def recipe_table(results: Json) -> str:
                 model,
                 text.over_seeds([one["measures"]["sampled"] for one in found]),
                 *([f"{text.signed(gain)} over {gain['over']}", text.each_seed(gain)] if gain else ["", ""]),
-                text.mean(greedy) if greedy else "",
+                text.average(greedy) if greedy else "",
             ]
         )
     head = ["model", "sampled accuracy", "gain", "by seed", "greedy"]
@@ -116,7 +129,7 @@ def recipe_table(results: Json) -> str:
     if over := results.get("over_sampled"):
         head = ["model", "answered by", "accuracy", "over one sample", "by seed"]
         ways = [
-            [model, f"`{way}`", text.mean([gain["mean_of_model"]]), text.signed(gain), text.each_seed(gain)]
+            [model, f"`{way}`", text.average([gain["mean_of_model"]]), text.signed(gain), text.each_seed(gain)]
             for model, found in over.items()
             for way, gain in found.items()
         ]
@@ -178,7 +191,7 @@ def methods_table(results: Json) -> str:
         marks = [few] if (few := text.how_few(found)) else []
         marks += [f"**{text.TUNED}**"] if settings.get(method) == text.TUNED else []
         name = f"{method} ({', '.join(marks)})" if marks else method
-        rows.append([name, text.signed(gain), *by_seed, text.mean([one["train_s"] for one in found.values()], 0)])
+        rows.append([name, text.signed(gain), *by_seed, text.average([one["train_s"] for one in found.values()], 0)])
     head = ["method", "gain", *(f"seed {seed}" for seed in seeds), "train s"]
     of_all = " over all seeds of a bootstrap over problems, the same for all, and over seeds;" if pooled else ""
     note = (

@@ -8,16 +8,16 @@ from typing import Any
 
 __all__ = [
     "BUSY",
-    "SEEDS",
+    "THREE",
     "TUNED",
     "Json",
     "about_intervals",
+    "average",
     "doubts",
     "each_seed",
     "gain_of",
     "how_few",
     "load_of",
-    "mean",
     "mean_of",
     "measurements",
     "over_seeds",
@@ -32,7 +32,7 @@ __all__ = [
 Json = Mapping[str, Any]
 BUSY = 1.5
 """Load above which a figure is marked, for each core; the script itself makes 1."""
-SEEDS = 3
+THREE = 3
 """Of fewer it is said how many."""
 TUNED = "tuned on what it reports"
 
@@ -92,7 +92,7 @@ def which_seeds(seeds: Collection[str]) -> str:
 
 def how_few(seeds: Collection[object]) -> str:
     """Count the seeds where they are fewer than three."""
-    return f"{len(seeds)} seed{'s' * (len(seeds) != 1)}" if len(seeds) < SEEDS else ""
+    return f"{len(seeds)} seed{'s' * (len(seeds) != 1)}" if len(seeds) < THREE else ""
 
 
 def signed(gain: Json) -> str:
@@ -145,7 +145,7 @@ def ratio(interval: Json) -> str:
     return f"{interval['median']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
 
 
-def mean(values: Sequence[float], digits: int = 2) -> str:
+def average(values: Sequence[float], digits: int = 2) -> str:
     """Write the mean of some figures."""
     return f"{mean_of(values):.{digits}f}"
 

@@ -71,6 +71,7 @@ class Sample:
         models: several who write, in place of `model`, each `num_generations` completions: a column `model` says who
             (of pairs `chosen_model` and `rejected_model`, of rankings `models`). A reward model that follows a policy
             learns from such rows; what a value model learns from them is the worth of a state to a mixture of them.
+            One that is named twice writes once: in a loop's first turn `${prev}` is `init`, which may stand beside it.
         strategy: how completions are made; by default `num_generations` plain draws. All finished candidates count.
         num_generations: completions per problem.
         keep: of the right completions the `best`, the best `top_k`, or all (`all_correct`), as prompt and completion;
@@ -147,8 +148,6 @@ class Sample:
         if self.models and (self.model is not None or self.num_generations == 0):
             what = "a model" if self.model is not None else "num_generations: 0"
             raise InputError(f"sample has models, and {what} beside them", hint="models: [...], who write")
-        if len(set(self.models)) < len(self.models):
-            raise InputError(f"sample names a model twice: {', '.join(map(str, self.models))}", hint="name it once")
         if not self.writes and self.strategy is not None:
             raise InputError("sample has a strategy, but no model", hint="model: who writes")
         if self.keep == "unjudged" and (self.is_offline or self.rewards):
@@ -257,7 +256,7 @@ class Sample:
         judged: list[list[Judged]] = [[] for _ in problems]
         missing: dict[str, float] = {}
         (context.folder / TRACES).unlink(missing_ok=True)  # of a run before that was stopped
-        for artifact in context.inputs["models"]:
+        for artifact in {artifact.name: artifact for artifact in context.inputs["models"]}.values():
             own = replace(context, inputs={**context.inputs, "model": artifact})
             with self._backends(own) as backends, reading(self.reader, is_thinking(backends)):
                 made, lost = self._new(own, problems, columns, self._options(own, log, backends))

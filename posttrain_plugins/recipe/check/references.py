@@ -31,7 +31,7 @@ from posttrain_plugins.recipe.check.local_paths import (
 from posttrain_plugins.recipe.check.loops import RawStages
 from posttrain_plugins.recipe.check.model import Model
 from posttrain_plugins.recipe.plugin_schema import parse_call
-from posttrain_plugins.recipe.read.document import PREV, Keys
+from posttrain_plugins.recipe.read.document import Keys
 from posttrain_plugins.recipe.spec import (
     CriticStart,
     External,
@@ -142,13 +142,7 @@ class References:
         if not isinstance(value, list | tuple):
             self.checker.error(path, f"'{path[-1]}' is {value!r}, expected a list", f"{path[-1]}: [{value}]")
             return ()
-        # in a loop's first turn `${prev}` is `init`, which may stand beside it: one source, and not one that is twice
-        named = {self.stages.meant(item, scope) for item in value if isinstance(item, str) and item != PREV}
-        return tuple(
-            self.source(kind, item, (*path, i), scope, asker)
-            for i, item in enumerate(value)
-            if item != PREV or self.stages.meant(item, scope) not in named
-        )
+        return tuple(self.source(kind, item, (*path, i), scope, asker) for i, item in enumerate(value))
 
     def source(self, kind: str, value: Any, path: Keys, scope: Mapping[str, str], asker: Kind = "stage") -> Source:
         """Return the source that a written value stands for, or None after telling what is wrong.

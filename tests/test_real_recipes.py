@@ -271,7 +271,7 @@ def test_the_table_has_a_row_for_each_gain(benchmark: Any) -> None:
     values = {"sft": {"sampled": [0.0, 1.0]}, "ppo": {"sampled": [1.0, 1.0]}}
     seeds = {str(i): {"values": values, "seconds": {"sft": 90.0, "ppo": 90.0 + 60 * i}} for i in range(2)}
     results = {"threads": 1, "recipes": {"ppo": {"seeds": seeds, "gains": benchmark("real").pooled("ppo", seeds)}}}
-    head, _, row, *_, note = benchmark("render").real_table(results).splitlines()
+    head, _, row, *_, note = benchmark("result_tables.real").real_table(results).splitlines()
     assert head == "| recipe | model, accuracy | over | gain [95 %] | by seed |"
     assert row == (
         "| `real/ppo` | ppo, sampled 1.00 | sft, sampled 0.50 | +0.50 [+0.00, +1.00] | +0.50, +0.50 (2 seeds: 0, 1) |"
@@ -285,7 +285,7 @@ def test_the_ways_of_asking_stand_by_tokens_with_the_checkers_part_named(benchma
     tokens = {"base": {"greedy": 20.4, "best_of_n(n=2, scorer=right) (oracle)": 31.0}}
     seeds = {"0": {"values": values, "tokens": tokens, "seconds": {"eval": 60.0}}}
     found = {"seeds": seeds, "gains": [], "ways": benchmark("real").ways(seeds)}
-    table = benchmark("render").real_table({"threads": 1, "recipes": {"strategies": found}})
+    table = benchmark("result_tables.real").real_table({"threads": 1, "recipes": {"strategies": found}})
     assert "| `real/strategies` (1 seed) | base | `greedy` | 0.50 [0.09, 0.91] | 20 |" in table
     assert "| `real/strategies` (1 seed) | base | `best_of_n(n=2)`, *checker* | 1.00 [0.34, 1.00] | 31 |" in table
 

@@ -76,12 +76,13 @@ DRAWS = 10_000
 UNRECORDED = "not recorded"
 BEFORE = "not recorded, before seeds 1 and 2 were run"
 FIRST = "nothing: the first that were measured"
+ELSEWHERE = "with other held-out problems than these"
 SETTINGS: dict[str, dict[str, str]] = {
     "graph": {"all": "development lists, seed 10"},
-    "human_feedback": {"all": "seed 7, with other held-out problems than these"},
-    "offline": {"kto": "seed 11, with other held-out problems than these", "others": BEFORE},
-    "star": {"all": "seed 11, with other held-out problems than these"},
-    "value_guided": {"all": "seeds 10 and 11, with other held-out problems than these"},
+    "human_feedback": {"all": f"seed 7, {ELSEWHERE}"},
+    "offline": {"kto": f"seed 11, {ELSEWHERE}", "others": BEFORE},
+    "star": {"all": f"seed 11, {ELSEWHERE}"},
+    "value_guided": {"all": f"seeds 10 and 11, {ELSEWHERE}"},
     "tree": {"all": "development problems, seed 10"},
     "iterated_rlhf": {"all": "rollouts of seed 11, after the first settings' seeds 0 and 1 had been seen"},
     "full_deepspeed": {"all": FIRST},
@@ -91,7 +92,7 @@ SETTINGS: dict[str, dict[str, str]] = {
         name: {"all": BEFORE}
         for name in ("iterative_dpo", "qlora", "r1", "raft", "rest", "rlaif", "rlhf_ppo", "rlhf_ppo_qlora")
     },
-    "search": {"all": "seeds 10 and 11, with other held-out problems than these"},
+    "search": {"all": f"seeds 10 and 11, {ELSEWHERE}"},
     "real/chain": {"all": "development problems, seeds 10 and 11"},
     "real/react": {"all": "development problems, seeds 13, 14 and 15, of GRPO seed 13"},
     "real/ppo": {"all": FIRST},

@@ -101,7 +101,7 @@ def _cell(one: Standing, seed: str) -> str:
     commits = list(dict.fromkeys(str(part["commit"]) for part in measured))
     loads = [part.get("load_average") for part in measured]
     load = None if None in loads else max(text.load_of(told) for told in loads)
-    told = ", ".join(f"{sha[:7]}{dash}{dirty}" for sha, dash, dirty in (commit.partition("-") for commit in commits))
+    told = ", ".join(text.short(commit, 7) for commit in commits)
     count = f"{len(measured)} of {one.rows} rows, " if one.rows else ""
     is_doubted = load is None or load > text.BUSY * one.cores or any(commit.endswith("-dirty") for commit in commits)
     mark = "**" if is_doubted else ""

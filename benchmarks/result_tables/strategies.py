@@ -42,8 +42,7 @@ def search_table(results: Json) -> str:
     for name, way in sorted(results["strategies"].items(), key=lambda item: -item[1]["mean"]):
         is_oracle = name.endswith("(oracle)")
         gain = way.get("over_greedy")
-        told = f"{gain['mean']:+.2f} [{gain['low']:+.2f}, {gain['high']:+.2f}]" if gain else ""
-        by_seed = ", ".join(f"{value:+.2f}" for value in gain["by_seed"].values()) if gain else ""
+        told, by_seed = (text.signed(gain), text.each_seed(gain)) if gain else ("", "")
         best = ["" if is_oracle else f"{way['best_at_its_tokens'][by]:.2f}" for by in names]
         rows.append([f"`{name}`", f"{way['mean']:.2f}", f"{way['tokens']:.0f}", told, by_seed, *best])
     best_of = [f"best of n (`{by}`) at as many" for by in names]

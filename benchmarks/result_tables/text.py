@@ -22,6 +22,7 @@ __all__ = [
     "measurements",
     "over_seeds",
     "ratio",
+    "short",
     "signed",
     "source",
     "table",
@@ -128,6 +129,17 @@ def doubts(environment: Json, results: Json = MappingProxyType({}), is_marked_up
     return f". **Measured with {found}.**" if is_marked_up else f", with {found}"
 
 
+def short(commit: str, digits: int) -> str:
+    """Write a commit by its first digits; `-dirty` stays.
+
+    Example:
+        >>> short("60c61e39ee82ecdb-dirty", 7)
+        '60c61e3-dirty'
+    """
+    sha, dash, dirty = commit.partition("-")
+    return f"{sha[:digits]}{dash}{dirty}"
+
+
 def load_of(told: float | Sequence[float] | None) -> float:
     """Return the higher of the loads before and after, where both stand."""
     return max(told) if isinstance(told, Sequence) else float(told or 0.0)
@@ -162,7 +174,7 @@ def source(environment: Json, results: Json, file: str, up: str) -> str:
     machine = hardware["gpu"] or f"{hardware['cpu']}, {hardware['cores']} cores"
     versions = environment["versions"]
     made = dict.fromkeys(str(one["commit"]) for one in measurements(environment, results))
-    commits = ", ".join(f"{sha[:12]}{dash}{dirty}" for sha, dash, dirty in (commit.partition("-") for commit in made))
+    commits = ", ".join(short(commit, 12) for commit in made)
     return (
         f"<sub>{machine}; torch {versions['torch']}, TRL {versions['trl']}; commit{'s' * (len(made) > 1)} {commits}, "
         f"{environment['date'][:10]}; [benchmarks/results/{file}]({up}benchmarks/results/{file})"

@@ -84,15 +84,13 @@ SETTINGS: dict[str, dict[str, str]] = {
     "star": {"all": f"seed 11, {ELSEWHERE}"},
     "value_guided": {"all": f"seeds 10 and 11, {ELSEWHERE}"},
     "tree": {"all": "development problems, seed 10"},
+    "r1": {"all": "seeds 10 and 11, after the first settings' seeds 0, 1 and 2 had been seen"},
     "rlaif": {"grpo": "seeds 10 and 11, after the first settings' seeds 0, 1 and 2 had been seen", "others": BEFORE},
     "iterated_rlhf": {"all": "rollouts of seed 11, after the first settings' seeds 0 and 1 had been seen"},
     "full_deepspeed": {"all": FIRST},
     "lora": {"all": FIRST},
     "my_own_data": {"all": FIRST},
-    **{
-        name: {"all": BEFORE}
-        for name in ("iterative_dpo", "qlora", "r1", "raft", "rest", "rlhf_ppo", "rlhf_ppo_qlora")
-    },
+    **{name: {"all": BEFORE} for name in ("iterative_dpo", "qlora", "raft", "rest", "rlhf_ppo", "rlhf_ppo_qlora")},
     "search": {"all": f"seeds 10 and 11, {ELSEWHERE}"},
     "real/chain": {"all": "development problems, seeds 10 and 11"},
     "real/react": {"all": "development problems, seeds 13, 14 and 15, of GRPO seed 13"},

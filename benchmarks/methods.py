@@ -93,7 +93,7 @@ def of_model(found: Mapping[str, Any], model: str) -> dict[str, Any]:
     told = found["models"][model]
     turns = re.compile(re.sub(r"\\.\d+\\.", r"\\.\\d+\\.", re.escape(model)))  # `raft.3.tuned`: `raft.1.tuned` too
     stages = [name for name in found["metrics"] if turns.fullmatch(name)]
-    made_on = {name: found[name] for name in ("commit", "load_average") if name in found}
+    made_on = {name: found[name] for name in ("commit", "load_average", "cpu") if name in found}
     return {
         **made_on,
         "gain": told["gain"] if told["parent"] == "sft" else _difference(found["models"], model),
@@ -134,7 +134,7 @@ def unmet(methods: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         seeds = methods.get(method, {})
         gains = [one["gain"] for one in seeds.values()]
         for seed, gain in zip(seeds, gains, strict=True):
-            if gain["low"] <= 0:
+            if not gain["low"] > 0:
                 yield f"{method}, seed {seed}: the gain's interval [{gain['low']:.3f}, {gain['high']:.3f}] holds 0"
         means = [gain["mean"] for gain in gains]
         if len(means) > 1 and statistics.fmean(means) <= 2 * statistics.stdev(means):

@@ -87,7 +87,7 @@ def unmet(found: Mapping[str, Any]) -> Iterator[str]:
     models = found["models"]
     for name in GAINS:
         gain = models[name]["gain"]
-        if gain is None or gain["low"] <= 0:
+        if gain is None or not gain["low"] > 0:
             yield f"{name}'s gain over {models[name]['parent']} is {gain}, expected an interval above 0"
     if found["rm_eval_accuracy"] < RM_ACCURACY:
         yield f"reward model on held-out pairs is {found['rm_eval_accuracy']:.3f}, expected at least {RM_ACCURACY}"

@@ -95,7 +95,7 @@ def over_seeds(recipe: str, seeds: Mapping[str, Mapping[str, Any]]) -> dict[str,
         found["missed"] = [
             f"{way} is {gain['mean']:+.3f} over one sample of {model}, from {gain['low']:+.3f}"
             for model, way, gain in must
-            if gain["low"] <= 0
+            if not gain["low"] > 0
         ]
     return found
 

@@ -16,7 +16,18 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["RESULTS", "commit", "cores", "earlier", "environment", "is_ancestor", "median_interval", "text_of", "write"]
+__all__ = [
+    "RESULTS",
+    "commit",
+    "cores",
+    "cpu",
+    "earlier",
+    "environment",
+    "is_ancestor",
+    "median_interval",
+    "text_of",
+    "write",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -26,11 +37,13 @@ NUMBERS = re.compile(r"\[\n\s+(-?\d[^\"\[\]{}]*?)\n\s+\]")
 
 
 def write(name: str, results: dict[str, Any], folder: Path = RESULTS) -> Path:
-    """Writes `<folder>/<name>.json`: the results and the environment they were measured in."""
+    """Writes `<folder>/<name>.json`, whole or not at all: the results and the environment they were measured in."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.json"
     content = {"name": name, "environment": environment(), "results": results}
-    file.write_text(text_of(content), encoding="utf-8")
+    beside = file.with_suffix(".json.new")
+    beside.write_text(text_of(content), encoding="utf-8")
+    beside.replace(file)  # whoever is stopped here has the old file or the new one
     return file
 
 
@@ -41,7 +54,7 @@ def text_of(content: Mapping[str, Any]) -> str:
 
 
 def earlier(name: str, overrides: list[str], folder: Path = RESULTS) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The results that the file holds, empty where there is none, and what they were made on: commit and load.
+    """The results that the file holds, empty where there is none, and what they were made on: commit, load, processor.
 
     Raises:
         SystemExit: they were made with other overrides.
@@ -53,7 +66,7 @@ def earlier(name: str, overrides: list[str], folder: Path = RESULTS) -> tuple[di
     if found["results"]["overrides"] != overrides:
         raise SystemExit(f"error: {file.name} has overrides {found['results']['overrides']}, not {overrides}")
     made_on = {name: found["environment"][name] for name in ("commit", "load_average") if name in found["environment"]}
-    return found["results"], made_on
+    return found["results"], {**made_on, "cpu": found["environment"]["hardware"]["cpu"]}
 
 
 def environment() -> dict[str, Any]:
@@ -62,7 +75,7 @@ def environment() -> dict[str, Any]:
         "commit": commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": {
-            "cpu": _cpu(),
+            "cpu": cpu(),
             "cores": cores(),
             "threads": _threads(),
             "memory_gib": _memory_gib(),
@@ -108,7 +121,8 @@ def is_ancestor(earlier: str, later: str) -> bool:
     return subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0
 
 
-def _cpu() -> str:
+def cpu() -> str:
+    """The processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

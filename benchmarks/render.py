@@ -40,6 +40,9 @@ def fill(file: Path, results: Path, check: bool) -> int:
     """Fills one file, or says with exit code 1 that it is stale."""
     page = file.read_text(encoding="utf-8")
     is_recipe = file.suffix == ".yaml"
+    if lost := _unread(page, HEADER if is_recipe else BLOCK):
+        print(f"error: {file}: {lost}", file=sys.stderr)
+        return 1
     up = "../" if file.resolve().parent == ROOT / "docs" else ""  # links on a page start from its folder
     rendered = render_recipe(page, results) if is_recipe else render(page, results, up)
     if rendered == page:
@@ -57,6 +60,15 @@ def fill(file: Path, results: Path, check: bool) -> int:
     file.write_text(rendered, encoding="utf-8")
     print(f"{file.name}: tables written")
     return 0
+
+
+def _unread(page: str, pattern: re.Pattern[str]) -> str:
+    """What looks like the place of figures and is none, so that what stands there would never be checked."""
+    marks = r"# *Results *:.*" if pattern is HEADER else r"<!-- *results? *:.*?-->"
+    found, read = len(re.findall(marks, page)), len(pattern.findall(page))
+    opened = "`# Results: benchmarks/results/NAME.json`, and nothing behind it"
+    expected = opened if pattern is HEADER else "`<!-- results:NAME -->` on a line, later `<!-- /results -->`"
+    return f"{found - read} of {found} places for figures cannot be read, expected {expected}" if found != read else ""
 
 
 def _told(made: int, unmade: int) -> str:

@@ -117,16 +117,16 @@ def _unmet_of_search(results: Mapping[str, Any], ways: Mapping[str, Any], gains:
         yield f"{len(above)} strategies are above greedy, expected {ABOVE_GREEDY}: {', '.join(above)}"
     if (best := max(gain["mean"] for gain in gains.values())) < BEST_GAIN:
         yield f"the best is {best:+.3f} over greedy, expected {BEST_GAIN:+.2f}"
-    if (over := ways[FOLLOWS_VALUE]["over_sampled"])["low"] <= 0:
+    if not (over := ways[FOLLOWS_VALUE]["over_sampled"])["low"] > 0:
         yield f"{FOLLOWS_VALUE} is {over['mean']:+.3f} over one sample, from {over['low']:+.3f}"
     guided = [name for name in ways if name.startswith(GUIDED_BY_VALUE)]
     if not guided:
         yield "no search is guided by the value function"
     for name in guided:
         way = ways[name]
-        if way["over_sampled"]["low"] <= 0:
+        if not way["over_sampled"]["low"] > 0:
             yield f"{name} is {way['over_sampled']['mean']:+.3f} over one sample"
-        if way["over_greedy"]["high"] < 0:
+        if not way["over_greedy"]["high"] >= 0:
             yield f"{name} is {way['over_greedy']['mean']:+.3f} over greedy"
         if way["mean"] <= (by_rm := way["best_at_its_tokens"]["rm"]):
             yield f"{name} is {way['mean']:.3f}, best of n by the reward model at as many tokens {by_rm:.3f}"

@@ -314,7 +314,7 @@ class Series:
 
 
 def measure(series: Series, names: Sequence[str], options: argparse.Namespace) -> list[str]:
-    """Measure what lacks, each seed with its commit and load, and return what failed.
+    """Measure what lacks, each seed with its commit, load and processor, and return what failed.
 
     One that fails stops none of the others; with `options.next` one is measured and no more.
 
@@ -322,20 +322,20 @@ def measure(series: Series, names: Sequence[str], options: argparse.Namespace) -
         SystemExit: the machine is too busy, or the run was stopped by a signal.
     """
     failed = []
+    loaded = record.commit()  # HEAD may move, when results are committed: what runs is what was loaded in the beginning
 
     def done(name: str) -> list[str]:
         return [seed for seed, one in series.standing(name).items() if stands(one, options.after)]
 
     for name, seed in pending(names, [str(seed) for seed in options.seeds], done):
-        before, commit = quiet(60 * options.wait_minutes), record.commit()
+        before = quiet(60 * options.wait_minutes)
         print(f"{name}, seed {seed}", file=sys.stderr, flush=True)
         try:
             figures = series.one(name, seed)
-            # HEAD may move while it runs, when results are committed: what ran is what was loaded in the beginning
-            if record.commit().endswith("-dirty") and not commit.endswith("-dirty"):
-                commit += "-dirty"
+            if record.commit().endswith("-dirty") and not loaded.endswith("-dirty"):
+                loaded += "-dirty"
             load = [round(before, 2), round(os.getloadavg()[0], 2)]
-            series.keep(name, seed, {"commit": commit, "load_average": load, **figures})
+            series.keep(name, seed, {"commit": loaded, "load_average": load, "cpu": record.cpu(), **figures})
         except Interrupted as stop:  # somebody wants it to end: not the next one either
             print(stop.message, file=sys.stderr, flush=True)
             raise SystemExit(stop.exit_code) from stop
@@ -394,7 +394,9 @@ def go(
     failed = measure(of_files(recipes, options, also), list(recipes), options)
     for name in recipes:
         results, _ = record.earlier(recipes[name].file, options.override, options.out)
-        for what in results.get("missed", ()):
+        # not what the file says of them: a claim may be newer, or the run may have been stopped before they were judged
+        told = recipes[name].over_seeds(results["seeds"]) if results.get("seeds") else {}
+        for what in told.get("missed", ()):
             failed.append(f"{name}: {what}")
             print(f"error: missed: {failed[-1]}", file=sys.stderr)
     return 1 if failed else 0

@@ -28,7 +28,7 @@ def recipe_header(results: Json, environment: Json) -> list[str]:
         told += _best_strategies(strategies)
     minutes = text.mean_of([sum(seed["seconds"].values()) / 60 for seed in seeds if "seconds" in seed] or [0.0])
     hardware = environment["hardware"]
-    machine = hardware["gpu"] or f"{hardware['cpu']}, {hardware['cores']} cores"
+    machine = hardware["gpu"] or f"{text.processors(environment, results)}, {hardware['cores']} cores"
     took = f"{minutes:.0f} minutes a seed with base and SFT, " if minutes else ""
     measured = "Accuracy" if strategies or not seeds[0].get("models") else "Sampled accuracy"
     lines = textwrap.wrap(f"{measured}: {', '.join(told)}.", 112) if told else []

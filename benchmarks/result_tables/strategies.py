@@ -26,11 +26,11 @@ def test_time_table(results: Json) -> str:
         )
     head = ["strategy", "accuracy", "tokens a problem", "best of n (PRM) at as many", "beats it on seeds", "Pareto"]
     problems = next(iter(results["seeds"].values()))["problems"]
-    wide = max(found["high"] - found["low"] for found in results["strategies"].values())
+    wide = max(way["high"] - way["low"] for seed in results["seeds"].values() for way in seed["ways"].values())
     note = (
         f"{problems} held-out problems; means over {text.which_seeds(results['seeds'])}, in brackets the lowest and "
-        f"highest seed. 95 % intervals over problems are at most {wide:.2f} wide. Tokens: read and written, by reward "
-        "models too."
+        f"highest seed. 95 % intervals of a seed, over problems, are at most {wide:.2f} wide. Tokens: read and "
+        "written, by reward models too."
     )
     return f"{text.table(head, rows)}\n\n{note}"
 

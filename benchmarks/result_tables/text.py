@@ -129,6 +129,12 @@ def doubts(environment: Json, results: Json = MappingProxyType({}), is_marked_up
     return f". **Measured with {found}.**" if is_marked_up else f", with {found}"
 
 
+def processors(environment: Json, results: Json) -> str:
+    """Name the processors that figures were measured on; of parts that do not tell, the file's."""
+    found = (str(one.get("cpu", environment["hardware"]["cpu"])) for one in measurements(environment, results))
+    return " and ".join(dict.fromkeys(found))
+
+
 def short(commit: str, digits: int) -> str:
     """Write a commit by its first digits; `-dirty` stays.
 
@@ -171,7 +177,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def source(environment: Json, results: Json, file: str, up: str) -> str:
     """Tell what a table's figures come from: machine, versions, commits, file, and what makes them worth less."""
     hardware = environment["hardware"]
-    machine = hardware["gpu"] or f"{hardware['cpu']}, {hardware['cores']} cores"
+    machine = hardware["gpu"] or f"{processors(environment, results)}, {hardware['cores']} cores"
     versions = environment["versions"]
     made = dict.fromkeys(str(one["commit"]) for one in measurements(environment, results))
     commits = ", ".join(short(commit, 12) for commit in made)

@@ -4,7 +4,8 @@ All recipes of a seed run in one folder, `runs/seeds/seed-N`, so that equal stag
 and taken from the store; which stages were made for a recipe's seed is told with its figures (`made`).
 
 The exam of a recipe is the same for all seeds, so a gain's interval is of a bootstrap that draws problems, the same for
-all seeds, and seeds: 95 %, paired by problem.
+all seeds, and seeds: 95 %, paired by problem. Of three seeds that differ much it is too narrow (benchmarks/README.md
+has figures), so each seed's gain stands beside it.
 
 1. What stands in a results file is not run again; the file is written after each seed of each recipe, so a series that
    was stopped goes on.

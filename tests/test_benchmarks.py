@@ -335,7 +335,9 @@ def results_folder(folder: Path, seeds: Any, record: Any) -> Path:
     record.write("process_rewards", {"steps": 60, "completions_a_step": 128, "levels": [0.7], "rows": rows}, folder)
     record.write("overhead", {"pairs": 5, "steps": 60, "methods": {"sft": method}}, folder)
     ways = dict.fromkeys(("sampled", "greedy", *tried()), way())
-    record.write("test_time", {"seeds": {"0": {"problems": 4}}, "strategies": seeds_summary(ways)}, folder)
+    record.write(
+        "test_time", {"seeds": {"0": {"problems": 4, "ways": ways}}, "strategies": seeds_summary(ways)}, folder
+    )
     one = {"gain": interval(0.3), "sampled": interval(0.9), "greedy": 1.0, "train_s": 50.0}
     loop = {**one, "gain": {"mean": 0.2}}
     compared = importlib.import_module("methods").compare([0.2, 0.4, 0.6, 0.6], [0.4, 0.8, 0.8, 0.8])

@@ -125,3 +125,22 @@ def test_a_header_names_the_best_strategies_that_do_not_know_the_answer(benchmar
         "0.75.",
         "1 seed: 0; 2 minutes a seed with base and SFT, on It, 2 cores.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("page.md", "<!-- results: methods -->\n.99\n<!-- /results -->\n"),
+        ("page.md", "<!-- results:methods -->\n.99\n<!-- /result -->\n"),
+        ("page.md", "<!-- results:methods --> \n.99\n<!-- /results -->\n"),
+        ("it.yaml", "# Results: benchmarks/results/methods.json \n#   sft 0.99\n"),
+        ("it.yaml", "# Results: results/methods.json\n#   sft 0.99\n"),
+    ],
+)
+def test_a_place_for_figures_that_cannot_be_read_is_an_error(
+    benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, text: str
+) -> None:
+    """What stands there would never be checked."""
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert benchmark("render").fill(tmp_path / name, ROOT / "benchmarks" / "results", check=True) == 1
+    assert f"{name}: 1 of 1 places for figures cannot be read" in capsys.readouterr().err

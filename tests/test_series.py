@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
+import itertools
 import json
 from functools import partial
 from pathlib import Path
@@ -209,10 +210,41 @@ def test_other_overrides_are_refused_before_anything_runs(series: Any, tmp_path:
     assert len(tried) == 1
 
 
-def test_seeds_of_earlier_files_keep_the_commit_and_load_of_their_file(series: Any, tmp_path: Path) -> None:
+def test_seeds_of_earlier_files_keep_what_they_were_made_on(
+    series: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(series.record, "cpu", lambda: "an older one")
     series.record.write("recipe_grpo", {"overrides": [], "seeds": {"0": {"problems": 3}}}, tmp_path)
     standing = series.of_files(fake(series, []), options(tmp_path)).standing("grpo")
-    assert standing == {"0": {"commit": "abc", "load_average": 1.0, "problems": 3}}
+    assert standing == {"0": {"commit": "abc", "load_average": 1.0, "cpu": "an older one", "problems": 3}}
+
+
+def test_a_process_measures_the_commit_that_it_loaded(
+    series: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results that are committed beside it move HEAD, and not what runs."""
+    commits = itertools.chain(["abc"], itertools.repeat("def"))
+    monkeypatch.setattr(series.record, "commit", lambda: next(commits))
+    series.go(fake(series, []), options(tmp_path, seeds=[0, 1]))
+    written = json.loads((tmp_path / "recipe_grpo.json").read_text(encoding="utf-8"))["results"]
+    assert [one["commit"] for one in written["seeds"].values()] == ["abc", "abc"]
+
+
+def test_claims_are_judged_on_what_stands(series: Any, tmp_path: Path) -> None:
+    """A file whose summary was never written, or whose claim is newer, is not taken for one that holds."""
+    tried: list[tuple[str, int]] = []
+    recipes = fake(series, tried)
+    assert series.go(recipes, options(tmp_path)) == 0
+    tried.clear()
+    recipes["star"] = dataclasses.replace(recipes["star"], over_seeds=lambda seeds: {"missed": [f"{len(seeds)} seeds"]})
+    assert series.go(recipes, options(tmp_path)) == 1
+    assert tried == []
+
+
+def test_a_gain_that_is_no_number_misses_its_claim(benchmark: Any) -> None:
+    methods = benchmark("methods")
+    gain = dict.fromkeys(("mean", "low", "high"), float("nan"))
+    assert len(list(methods.unmet({methods.MUST_GAIN[0]: {"0": {"gain": gain}}}))) == 1
 
 
 def test_settings_are_chosen_on_no_seed_that_is_reported(
@@ -327,6 +359,8 @@ def test_marks_are_of_what_was_measured_and_not_of_the_file(benchmark: Any) -> N
     seeds = {"0": {"commit": "a", "load_average": [1.0, 2.0]}, "1": {"commit": "b", "load_average": [2.9, 1.0]}}
     assert text.doubts(file, {"seeds": seeds}) == ""
     assert "commits a, b, 2026-11-30" in text.source(file, {"seeds": seeds}, "x.json", "")
+    elsewhere = {"seeds": {**seeds, "2": {"commit": "a", "cpu": "other"}}}
+    assert text.source(file, elsewhere, "x.json", "").startswith("<sub>it and other, 2 cores;")
     assert "load 3.1 on 2" in text.doubts(file, {"seeds": {**seeds, "2": {"commit": "a", "load_average": [1, 3.1]}}})
     assert "no commit" in text.doubts(file, {"recipes": {"r": {"seeds": {"0": {"commit": "a-dirty"}}}}})
     assert "no commit" in text.doubts(file, {"cells": {}}), "a file that has no seeds"

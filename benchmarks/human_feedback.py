@@ -5,9 +5,9 @@ answers what is asked, the same run goes on. It writes demonstrations as the tin
 picks by the world's checker with mistakes: in `--noise` of the questions it takes one at random. Completions are shown
 in a random order, which is recorded.
 
-Settings are those of `rlhf_ppo` and `iterative_dpo`. How many prompts are picked from, and the reward model's learning
-rate and steps, were chosen on seed 7 with other held-out problems (`-o datasets.heldout.seed=5`), which are not
-reported.
+Settings began as those of `rlhf_ppo` and `iterative_dpo`. How many prompts are picked from, and the reward model's
+learning rate and steps, were chosen on seed 7 with other held-out problems (`-o datasets.heldout.seed=5`), which are
+not reported.
 
     python benchmarks/human_feedback.py --seeds 0 1 2
 

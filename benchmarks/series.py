@@ -80,7 +80,7 @@ FIRST = "nothing: the first that were measured"
 ELSEWHERE = "with other held-out problems than these"
 SETTINGS: dict[str, dict[str, str]] = {
     "graph": {"all": "development lists, seed 10"},
-    "human_feedback": {"all": f"seed 7, {ELSEWHERE}"},
+    "human_feedback": {"rm": f"seed 7, {ELSEWHERE}", "others": BEFORE},
     "offline": {"kto": f"seed 11, {ELSEWHERE}", "others": BEFORE},
     "star": {"all": f"seed 11, {ELSEWHERE}"},
     "value_guided": {"all": f"seeds 10 and 11, {ELSEWHERE}"},

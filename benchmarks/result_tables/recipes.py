@@ -35,6 +35,8 @@ def recipe_header(results: Json, environment: Json) -> list[str]:
     of = text.which_seeds(results["seeds"])
     doubted = text.doubts(environment, results, is_marked_up=False)
     lines += textwrap.wrap(f"{of[0].upper()}{of[1:]}; {took}on {machine}{doubted}.", 112)
+    if needed := seeds[0].get("needed"):
+        lines += textwrap.wrap(f"Measured with {', '.join(needed)}.", 112)
     if tuned := text.tuned_models(results.get("settings", {})):
         lines.append(f"Settings of {tuned}: {text.TUNED}.")
     return lines

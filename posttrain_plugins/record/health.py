@@ -311,7 +311,7 @@ CHECKS = (
         bad=0.0,
         what="the critic explains little of the returns",
         source="Stable-Baselines3's logger: 0 is no better than to predict nothing, below 0 worse",
-        cure="args.critic_max_grad_norm: 1.0 and args.cliprange_value: null, or args.critic_iterations: 4, or "
+        cure="critic: {from: STAGE} of a stage `value`, or args.critic_iterations: 4, or "
         "args.critic_warmup_steps: 20, or args.critic_learning_rate: ten times the policy's",
     ),
     Check(

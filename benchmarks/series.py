@@ -83,7 +83,10 @@ SETTINGS: dict[str, dict[str, str]] = {
     "human_feedback": {"rm": f"seed 7, {ELSEWHERE}", "others": BEFORE},
     "offline": {"kto": f"seed 11, {ELSEWHERE}", "others": BEFORE},
     "star": {"all": f"seed 11, {ELSEWHERE}"},
-    "value_guided": {"all": f"seeds 10 and 11, {ELSEWHERE}"},
+    **{
+        name: {"all": "seeds 10 and 11, after the exam had been seen with fewer steps of the value model"}
+        for name in ("search", "value_guided")
+    },
     "tree": {"all": "development problems, seed 10"},
     "r1": {"all": "seeds 10 and 11, after the first settings' seeds 0, 1 and 2 had been seen"},
     "rlaif": {"grpo": "seeds 10 and 11, after the first settings' seeds 0, 1 and 2 had been seen", "others": BEFORE},
@@ -92,7 +95,6 @@ SETTINGS: dict[str, dict[str, str]] = {
     "lora": {"all": FIRST},
     "my_own_data": {"all": FIRST},
     **{name: {"all": BEFORE} for name in ("iterative_dpo", "qlora", "raft", "rest", "rlhf_ppo", "rlhf_ppo_qlora")},
-    "search": {"all": f"seeds 10 and 11, {ELSEWHERE}"},
     "real/chain": {"all": "development problems, seeds 10 and 11"},
     "real/react": {"all": "development problems, seeds 13, 14 and 15, of GRPO seed 13"},
     "real/ppo": {"all": FIRST},
